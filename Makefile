@@ -1,0 +1,40 @@
+# make up: a three-host network on this machine. make test: all tests. make down: no trace.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+.PHONY: up down test lint unit sim netns bench generate setup setup-dev fuzz clean
+
+up: setup
+	@scripts/demo.sh
+
+down:
+	@if [ -x $(BIN)/vxmesh ]; then $(BIN)/vxmesh testbed down; fi
+
+setup:
+	@scripts/setup.sh
+
+setup-dev:
+	@scripts/setup.sh dev
+
+test: setup-dev lint
+	$(BIN)/python -m pytest tests/unit tests/sim tests/netns
+
+lint: setup-dev
+	$(BIN)/ruff format --check agent tests
+	$(BIN)/ruff check agent tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	scripts/generate.sh --check
+
+unit sim netns: setup-dev
+	$(BIN)/python -m pytest tests/$@
+
+bench: setup-dev
+	@scripts/setup.sh bench
+	$(BIN)/python -m tests.bench
+
+generate: setup-dev
+	scripts/generate.sh
+
+clean: down
+	rm -rf $(VENV)

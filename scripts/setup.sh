@@ -1,0 +1,62 @@
+#!/bin/bash
+# Install what this machine lacks: setup.sh [dev|bench]. Twice is no error, and quick.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+what=${1:-run}
+
+need() { # need COMMAND PACKAGE …: the packages whose command is missing
+  local missing=() command package
+  while [ $# -gt 0 ]; do
+    command=$1 package=$2
+    shift 2
+    PATH=$PATH:/usr/sbin:/sbin:/usr/lib/frr command -v "$command" >/dev/null || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return 0
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "setup: these packages are missing: ${missing[*]}. Install them (as root on Debian or Ubuntu this is done for you)" >&2
+    exit 1
+  fi
+  echo "setup: installing ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  local log
+  log=$(mktemp)
+  { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 || {
+    cat "$log" >&2
+    rm -f "$log"
+    exit 1
+  }
+  rm -f "$log"
+}
+
+if [ "$what" = bench ]; then
+  # What cannot be had is said by the benchmark itself, which then runs without it.
+  (need bgpd frr) || true
+  (need iperf3 iperf3) || true
+  exit 0
+fi
+
+need nft nftables ip iproute2 tcpdump tcpdump ping iputils-ping
+[ "$what" = dev ] && need iperf3 iperf3
+
+if [ ! -x .venv/bin/python ]; then
+  python=
+  for name in python3 python3.13 python3.12 python3.11; do
+    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      python=$name
+      break
+    fi
+  done
+  [ -n "$python" ] || { echo "setup: Python 3.11 or later is missing. Install python3.11" >&2; exit 1; }
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || need no-such-command python3-venv
+  echo "setup: making .venv with $("$python" --version)"
+  "$python" -m venv .venv
+fi
+
+extra=
+[ "$what" = dev ] && extra='[dev]'
+stamp=.venv/.installed-$what
+if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraints.txt -nt "$stamp" ]; then
+  echo "setup: installing Python packages ($what)"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$extra"
+  touch "$stamp"
+fi
