@@ -1,0 +1,149 @@
+"""The agent's settings: a flag, else VXMESH_NAME of the environment, else a key of a TOML file.
+
+`vxmesh agent --check-config` prints what holds and from where. What stands opposite:
+cli/agent.py has the flags, daemon.py the use.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from agent.errors import Invalid
+from agent.model import parse_address, parse_name
+
+DEFAULT_FILE = Path("/etc/vxmesh/agent.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set. Each field's metadata says what it is, for --help too."""
+
+    name: str = field(default="", metadata={"help": "this node's name [the host's name]"})
+    advertise: str = field(
+        default="",
+        metadata={"help": "address for peers and VXLAN [the one that leads outside]"},
+    )
+    port: int = field(default=7946, metadata={"help": "TCP port for peers"})
+    data_port: int = field(default=4789, metadata={"help": "UDP port for VXLAN (RFC 7348)"})
+    join: tuple[str, ...] = field(
+        default=(), metadata={"help": "HOST[:PORT] of a node to join; may be repeated"}
+    )
+    mdns: bool = field(default=False, metadata={"help": "find peers on the LAN by mDNS"})
+    state_dir: str = field(
+        default="/var/lib/vxmesh", metadata={"help": "what must outlive a restart"}
+    )
+    run_dir: str = field(
+        default="/run/vxmesh", metadata={"help": "sockets and the namespace, gone at a reboot"}
+    )
+    log_level: str = field(default="info", metadata={"help": "debug, info, warning or error"})
+    log_format: str = field(default="text", metadata={"help": "text for people, json for machines"})
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Settings, and for each where its value came from."""
+
+    settings: Settings
+    sources: dict[str, str]
+
+
+def load(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None
+) -> Resolved:
+    """Put settings together. `flags` has only what was given; `file` must exist if given.
+
+    Invalid names the setting that is wrong and where it came from.
+    """
+    table = _read(file or DEFAULT_FILE, required=file is not None)
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    known = {f.name: f for f in fields(Settings)}
+    for key in table:
+        if key not in known:
+            raise Invalid(f"setting {key}", f"is unknown (in {file or DEFAULT_FILE})", "Remove it")
+    for name, spec in known.items():
+        variable = f"VXMESH_{name.upper()}"
+        if name in flags:
+            values[name], sources[name] = flags[name], f"--{name.replace('_', '-')}"
+        elif variable in environment:
+            values[name], sources[name] = environment[variable], variable
+        elif name in table:
+            values[name], sources[name] = table[name], str(file or DEFAULT_FILE)
+        else:
+            values[name], sources[name] = spec.default, "default"
+        values[name] = _convert(name, values[name], spec.default, sources[name])
+    _check(values)
+    return Resolved(Settings(**values), sources)
+
+
+def _read(path: Path, required: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if required:
+            raise Invalid(f"file {path}", "does not exist", "Give the path of one") from None
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Invalid(f"file {path}", f"cannot be read ({error})", "Mend or remove it") from None
+
+
+def _convert(name: str, value: Any, default: Any, source: str) -> Any:
+    try:
+        if isinstance(default, bool):
+            if isinstance(value, str):
+                return {"1": True, "true": True, "yes": True, "0": False, "false": False,
+                        "no": False, "": False}[value.lower()]  # fmt: skip
+            return bool(value)
+        if isinstance(default, int):
+            return int(value)
+        if isinstance(default, tuple):
+            parts = value.split(",") if isinstance(value, str) else value
+            return tuple(str(part).strip() for part in parts if str(part).strip())
+        return str(value)
+    except (KeyError, ValueError, TypeError):
+        raise Invalid(
+            f"setting {name}", f"is malformed: {value!r} (from {source})", "See 'vxmesh agent -h'"
+        ) from None
+
+
+def _check(values: dict[str, Any]) -> None:
+    values["name"] = parse_name(
+        values["name"] or socket.gethostname().split(".")[0].replace("_", "-"), "node"
+    )
+    if values["advertise"]:
+        parse_address(values["advertise"])
+    for port in ("port", "data_port"):
+        if not 1 <= values[port] <= 65535:
+            raise Invalid(f"setting {port}", f"is out of range: {values[port]}", "Use 1 to 65535")
+    for name, allowed in (
+        ("log_level", ("debug", "info", "warning", "error")),
+        ("log_format", ("text", "json")),
+    ):
+        if values[name] not in allowed:
+            raise Invalid(
+                f"setting {name}", f"is unknown: {values[name]!r}", f"Use {', '.join(allowed)}"
+            )
+    for directory in ("state_dir", "run_dir"):
+        if not os.path.isabs(values[directory]):  # noqa: PTH117
+            raise Invalid(f"setting {directory}", "is not absolute", "Give a whole path")
+
+
+def default_address() -> str:
+    """The address from which this host would reach the outside; Invalid if there is none.
+
+    Connecting a UDP socket only looks up the route; nothing is sent.
+    """
+    for family, outside in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.connect((outside, 9))
+                return str(sock.getsockname()[0])
+            except OSError:
+                continue
+    raise Invalid("--advertise", "cannot be guessed: no route leads outside", "Give an address")

@@ -1,0 +1,137 @@
+"""The endpoints of one network, wherever they live, found by id, MAC, address or name.
+
+Two endpoints can claim one MAC or address for a while (two halves of a cluster that could not
+see each other); both are kept, and everyone picks the same one: the local one where there is
+one, else the smallest id. What stands opposite: drivers/overlay.py makes rows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+from agent.model import Endpoint
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Member(NamedTuple):
+    """An endpoint and the node that it lives on."""
+
+    endpoint: Endpoint
+    node: str
+
+
+class _Index(Generic[K]):
+    """key -> ids. Nearly every key has one id, so only the others pay for a list."""
+
+    __slots__ = ("_more", "_one")
+
+    def __init__(self) -> None:
+        self._one: dict[K, str] = {}
+        self._more: dict[K, list[str]] = {}
+
+    def add(self, key: K, id: str) -> None:
+        if self._one.setdefault(key, id) is not id and self._one[key] != id:
+            rest = self._more.setdefault(key, [])
+            if id not in rest:
+                rest.append(id)
+
+    def remove(self, key: K, id: str) -> None:
+        rest = self._more.get(key)
+        if self._one.get(key) == id:
+            if rest:
+                self._one[key] = rest.pop(0)
+            else:
+                del self._one[key]
+        elif rest and id in rest:
+            rest.remove(id)
+        if rest is not None and not rest:
+            del self._more[key]
+
+    def ids(self, key: K) -> list[str]:
+        first = self._one.get(key)
+        if first is None:
+            return []
+        return [first, *self._more[key]] if key in self._more else [first]
+
+    def sole(self, key: K) -> str | None:
+        """The id of a key that has just one; None if it has none, or several."""
+        return None if self._more and key in self._more else self._one.get(key)
+
+    def other(self, key: K, than: tuple[str | None, ...]) -> bool:
+        """Whether an id that is not in `than` has the key."""
+        return self._one.get(key) not in than or bool(self._more and key in self._more)
+
+    def keys(self) -> Iterator[K]:
+        return iter(self._one)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._one
+
+
+class Members:
+    """The index. `me` is this node's id."""
+
+    def __init__(self, me: str) -> None:
+        self.me = me
+        self.all: dict[str, Member] = {}
+        self.local: dict[str, Endpoint] = {}
+        self.count: dict[str, int] = {}  # node -> endpoints
+        self.by_mac: _Index[bytes] = _Index()
+        self.by_address: _Index[bytes] = _Index()
+        self.by_name: _Index[str] = _Index()
+
+    def put(self, endpoint: Endpoint, node: str) -> Member | None:
+        """Add or replace; what was there before under that id."""
+        id = endpoint.id
+        old = self.drop(id) if id in self.all else None
+        self.all[id] = Member(endpoint, node)
+        self.count[node] = self.count.get(node, 0) + 1
+        if node == self.me:
+            self.local[id] = endpoint
+        self.by_mac.add(endpoint.mac, id)
+        self.by_name.add(endpoint.name, id)
+        for address in endpoint.addresses:
+            self.by_address.add(address, id)
+        return old
+
+    def drop(self, id: str) -> Member | None:
+        """Remove; what was there."""
+        member = self.all.pop(id, None)
+        if member is None:
+            return None
+        self.local.pop(id, None)
+        self.count[member.node] -= 1
+        endpoint = member.endpoint
+        self.by_mac.remove(endpoint.mac, id)
+        self.by_name.remove(endpoint.name, id)
+        for address in endpoint.addresses:
+            self.by_address.remove(address, id)
+        return member
+
+    def with_mac(self, mac: bytes) -> Member | None:
+        """The endpoint that this node believes has `mac`."""
+        sole = self.by_mac.sole(mac)
+        return self.all[sole] if sole is not None else self._choose(self.by_mac.ids(mac))
+
+    def with_address(self, address: bytes) -> Member | None:
+        """The endpoint that this node believes has `address`."""
+        sole = self.by_address.sole(address)
+        return self.all[sole] if sole is not None else self._choose(self.by_address.ids(address))
+
+    def with_name(self, name: str) -> list[Member]:
+        """Those that bear `name` itself, not as an alias."""
+        return [self.all[id] for id in self.by_name.ids(name)]
+
+    def contested(self, endpoint: Endpoint) -> bool:
+        """Whether another endpoint claims its MAC or one of its addresses."""
+        own = (None, endpoint.id)
+        return self.by_mac.other(endpoint.mac, own) or any(
+            self.by_address.other(address, own) for address in endpoint.addresses
+        )
+
+    def _choose(self, ids: list[str]) -> Member | None:
+        if not ids:
+            return None
+        return self.all[min(ids, key=lambda id: (id not in self.local, id))]

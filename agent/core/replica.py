@@ -1,0 +1,290 @@
+"""The replica: what this node knows of every node's records, by origin and version.
+
+Scuttlebutt reconciliation (van Renesse, Dumitriu, Gough, Thomas: "Efficient reconciliation and
+flow control for anti-entropy protocols", 2008). Each node writes records only under its own
+origin, each write under the next version, so merging needs no conflict rule: of one key the
+higher version is the newer. A digest says up to which version one has each origin; a delta
+carries what came after. Values are opaque here.
+
+A delta covers the versions base < v <= upto *completely*: records that were overwritten since
+are absent because a later version of them follows. So who has version `base` and takes it has
+version `upto`, with no holes, and who has less must not take it.
+
+What stands opposite: core/session.py moves deltas between two replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Record(NamedTuple):
+    """One key's newest state. An empty value is a tombstone."""
+
+    key: str
+    version: int
+    value: bytes
+
+
+@dataclass(slots=True)
+class Delta:
+    """Everything that `origin` changed in base < version <= upto, oldest first.
+
+    With `reset` it is a part of a whole state (the first has base 0) that replaces, once the
+    `complete` part has come, all that the receiver had of that origin.
+    """
+
+    origin: str
+    base: int
+    upto: int
+    records: list[Record]
+    floor: int = 0
+    reset: bool = False
+    complete: bool = False
+
+
+class Change(NamedTuple):
+    """A key whose value changed by a merge. An empty `value` says that it is gone."""
+
+    origin: str
+    key: str
+    value: bytes
+
+
+@dataclass(slots=True)
+class _Origin:
+    # Always in the order of versions: an overwritten key leaves its place and goes to the end,
+    # so that what came after a version is a tail, found without looking at the rest.
+    records: dict[str, Record] = field(default_factory=dict)
+    version: int = 0
+    tombstones: dict[str, int] = field(default_factory=dict)  # key -> version, in that order
+    floor: int = 0  # tombstones up to here are collected; who has less needs the whole state
+    generation: int = 0  # counts whole states taken in place of what was here
+
+    def put(self, record: Record) -> None:
+        self.records.pop(record.key, None)
+        self.records[record.key] = record
+        self.tombstones.pop(record.key, None)
+        if not record.value:
+            self.tombstones[record.key] = record.version
+        self.version = record.version
+
+    def raise_floor(self, floor: int) -> None:
+        if floor <= self.floor:
+            return
+        self.floor = floor
+        for key, version in list(self.tombstones.items()):
+            if version > floor:
+                break
+            del self.tombstones[key]
+            del self.records[key]
+
+    def since(self, version: int) -> list[Record]:
+        if version <= 0:
+            return list(self.records.values())
+        tail: list[Record] = []
+        for record in reversed(self.records.values()):
+            if record.version <= version:
+                break
+            tail.append(record)
+        tail.reverse()
+        return tail
+
+
+class Replica:
+    """All origins' records as this node has them.
+
+    Own records become visible to others only by `publish`, which the owner calls once they
+    are on disk: what peers have seen can then never be unknown to its writer after a crash.
+    """
+
+    def __init__(self, me: str) -> None:
+        self.me = me
+        self.published = 0
+        self._origins: dict[str, _Origin] = {me: _Origin()}
+        self._incoming: dict[str, _Origin] = {}  # whole states that are not complete yet
+
+    def put(self, key: str, value: bytes) -> Record:
+        """Write one of our own records."""
+        own = self._origins[self.me]
+        record = Record(key, own.version + 1, value)
+        own.put(record)
+        return record
+
+    def delete(self, key: str) -> Record:
+        """Write a tombstone over one of our own records."""
+        return self.put(key, b"")
+
+    def publish(self, version: int) -> None:
+        """Let others see our own records up to `version`."""
+        self.published = max(self.published, version)
+
+    def restore(self, records: Iterable[Record], version: int, floor: int) -> None:
+        """Take our own records from disk, at start, oldest first."""
+        own = self._origins[self.me]
+        for record in records:
+            own.put(record)
+        own.version = max(own.version, version)
+        own.floor = floor
+        self.published = own.version
+
+    def restore_peer(
+        self, origin: str, records: Iterable[Record], version: int, floor: int
+    ) -> list[Change]:
+        """Take what was known of another origin from disk, at start, oldest first."""
+        state = self._origins.setdefault(origin, _Origin())
+        for record in records:
+            state.put(record)
+        state.version, state.floor = version, floor
+        return [Change(origin, r.key, r.value) for r in state.records.values() if r.value]
+
+    def generation(self, origin: str) -> int:
+        """Differs once an origin's records were replaced as a whole."""
+        state = self._origins.get(origin)
+        return state.generation if state else -1
+
+    def origins(self) -> list[str]:
+        """Every origin of which something is known."""
+        return list(self._origins)
+
+    def version(self, origin: str) -> int:
+        """The highest version of `origin` that is here without holes; 0 if none."""
+        if origin == self.me:
+            return self.published
+        state = self._origins.get(origin)
+        return state.version if state else 0
+
+    def written(self) -> int:
+        """The version of our own last write, published or not."""
+        return self._origins[self.me].version
+
+    def floor(self, origin: str) -> int:
+        """The version up to which tombstones of `origin` have been collected here."""
+        state = self._origins.get(origin)
+        return state.floor if state else 0
+
+    def digest(self) -> dict[str, tuple[int, int]]:
+        """Origin -> (version, floor)."""
+        return {
+            origin: (self.version(origin), state.floor) for origin, state in self._origins.items()
+        }
+
+    def get(self, origin: str, key: str) -> bytes:
+        """The value of a key; empty if there is none."""
+        state = self._origins.get(origin)
+        record = state.records.get(key) if state else None
+        return record.value if record else b""
+
+    def records(self, origin: str) -> list[Record]:
+        """Every record of an origin, tombstones and unpublished ones too, oldest first."""
+        state = self._origins.get(origin)
+        return list(state.records.values()) if state else []
+
+    def items(self, origin: str) -> list[Record]:
+        """The live records of an origin, oldest first."""
+        state = self._origins.get(origin)
+        return [r for r in state.records.values() if r.value] if state else []
+
+    def since(self, origin: str, version: int) -> list[Record]:
+        """The records of `origin` after `version`, oldest first; the cost is their number."""
+        state = self._origins.get(origin)
+        if state is None:
+            return []
+        tail = state.since(version)
+        if origin == self.me:
+            while tail and tail[-1].version > self.published:
+                tail.pop()
+        return tail
+
+    def merge(self, delta: Delta) -> list[Change] | None:
+        """Take a peer's delta; what changed by it, or None if something before it is missing.
+
+        Deltas may come twice, late and out of order. A delta about our own origin is only
+        looked at for its version: see `surpass`.
+        """
+        if delta.origin == self.me:
+            return []
+        state = self._origins.setdefault(delta.origin, _Origin())
+        if delta.reset:
+            return self._merge_reset(state, delta)
+        if delta.upto <= state.version:
+            return []
+        if delta.base > state.version:
+            return None
+        changes: list[Change] = []
+        known = state.version
+        for record in delta.records:
+            if record.version > known:
+                state.put(record)
+                changes.append(Change(delta.origin, record.key, record.value))
+        state.version = delta.upto
+        state.raise_floor(delta.floor)
+        return changes
+
+    def _merge_reset(self, state: _Origin, delta: Delta) -> list[Change] | None:
+        if delta.upto <= state.version and delta.complete:
+            self._incoming.pop(delta.origin, None)
+            return []
+        incoming = self._incoming.get(delta.origin)
+        if delta.base == 0:
+            incoming = self._incoming[delta.origin] = _Origin()
+        if incoming is None or delta.base > incoming.version:
+            return None
+        for record in delta.records:
+            if record.version > incoming.version:
+                incoming.put(record)
+        incoming.version = max(incoming.version, delta.upto)
+        if not delta.complete:
+            return []
+        del self._incoming[delta.origin]
+        if incoming.version <= state.version:
+            return []
+        incoming.floor = max(delta.floor, state.floor)
+        incoming.generation = state.generation + 1
+        before = state.records
+        self._origins[delta.origin] = incoming
+        changes = [
+            Change(delta.origin, key, b"")
+            for key, record in before.items()
+            if record.value and key not in incoming.records
+        ]
+        for key, record in incoming.records.items():
+            old = before.get(key)
+            if old is None or old.value != record.value:
+                changes.append(Change(delta.origin, key, record.value))
+        return changes
+
+    def surpass(self, version: int) -> bool:
+        """Called when a peer has `version` of *our* origin: True if we had lost that.
+
+        Our disk forgot what we had already published (a power cut, an old backup). We go on
+        above it, and our floor there makes every peer take our whole state instead of ours
+        on top of what we no longer know.
+        """
+        own = self._origins[self.me]
+        if version <= own.version:
+            return False
+        live = [r for r in own.records.values() if r.value]
+        fresh = self._origins[self.me] = _Origin(version=version + 1, floor=version + 1)
+        for record in live:
+            fresh.put(Record(record.key, fresh.version + 1, record.value))
+        return True
+
+    def collect(self, origin: str, upto: int) -> int:
+        """Drop the tombstones of `origin` up to `upto`; how many. Everyone must have them."""
+        state = self._origins.get(origin)
+        if state is None or upto <= state.floor:
+            return 0
+        before = len(state.records)
+        state.raise_floor(upto)
+        return before - len(state.records)
+
+    def forget(self, origin: str) -> list[Change]:
+        """Drop an origin altogether; the keys that go with it."""
+        self._incoming.pop(origin, None)
+        state = self._origins.pop(origin, None)
+        if state is None:
+            return []
+        return [Change(origin, r.key, b"") for r in state.records.values() if r.value]

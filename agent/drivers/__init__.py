@@ -1,0 +1,1 @@
+"""PURE: what turns networks and endpoints into the kernel state that this node should hold."""

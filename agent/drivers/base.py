@@ -1,0 +1,91 @@
+"""The desired kernel state, as values, and the one interface through which it is asked for.
+
+A driver says what the kernel should hold; datapath/ makes it so and never asks why. The
+reconciler is only ever told *what to look at again* and pulls the newest desired value at the
+moment it applies it, so that changes coalesce and their order cannot matter.
+What stands opposite: datapath/reconciler.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agent.model import Publish
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One local endpoint: a veth pair, one end on the bridge, the other in the sandbox."""
+
+    endpoint: str  # endpoint id, 16 hex digits
+    device: str  # name of the end on the bridge, in our namespace
+    mac: bytes  # of the end in the sandbox
+    addresses: tuple[str, ...]  # interface notation: 10.1.0.2/24
+    netns: str  # path of the sandbox's network namespace
+    inode: int  # which namespace is meant; another one at that path is not it
+    ifname: str  # name of the end in the sandbox
+    gateways: tuple[str, ...]  # default routes of the sandbox through this port; often empty
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """One network's bridge on this node and, for an overlay, the VXLAN device on it."""
+
+    network: str  # network id: our mark on the devices
+    vni: int
+    device: str  # bridge
+    vxlan: str  # VXLAN device
+    mtu: int  # of the bridge, the ports and the VXLAN device, in bytes
+    router_mac: bytes  # of the bridge itself, which answers for the gateways
+    gateways: tuple[str, ...]  # interface notation, first address of each subnet as a rule
+    subnets: tuple[str, ...]
+    internal: bool  # no way out through the host
+    vtep: str  # our own underlay address
+    data_port: int
+    ports: Mapping[str, Port] = field(default_factory=dict)  # by endpoint id
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one VXLAN device. A value of None says that there should be none for that key."""
+
+    fdb: list[tuple[bytes, bytes | None]]  # MAC -> VTEP (4 or 16 bytes)
+    neighbours: list[tuple[bytes, bytes | None]]  # address (4 or 16 bytes) -> MAC
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A published port of this host and where it leads."""
+
+    publish: Publish
+    address: str  # of the endpoint
+
+
+class DesiredState(Protocol):
+    """What the reconciler pulls. Every method answers for this very moment, without waiting."""
+
+    def bridges(self) -> Mapping[int, Bridge]:
+        """All bridges that should exist, by VNI."""
+
+    def bridge(self, vni: int) -> Bridge | None:
+        """One of them; None if it should not exist."""
+
+    def rows(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> Rows:
+        """The desired rows of just these keys; None as value where there should be none."""
+
+    def all_rows(self, vni: int) -> Rows:
+        """Every desired row of a network; no value is None. Empty if it has no bridge here."""
+
+    def complete(self) -> bool:
+        """False while rows may be right that this node has not heard of yet, after a start.
+
+        A full compare then leaves rows that are not desired; it is made again once all is known.
+        """
+
+    def forwards(self) -> tuple[Forward, ...]:
+        """All published ports of this host."""
+
+    def mark(self) -> object:
+        """An opaque token of what has been taken in so far; given back when it is applied."""

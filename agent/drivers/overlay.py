@@ -1,0 +1,121 @@
+"""The overlay driver: a bridge and a VXLAN device a network, rows for who lives elsewhere.
+
+Learning is off and nothing is flooded, so the rows written here are the only way out of a
+host; ARP and ND are answered by the VXLAN device from the neighbour rows. Every host answers
+for the gateway itself, each with a router MAC of its own.
+Source: RFC 7348; Linux drivers/net/vxlan (proxy, arp_reduce, neigh_reduce).
+What stands opposite: datapath/reconciler.py makes it so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from agent.core.members import Members
+from agent.drivers.base import Bridge, Port, Rows
+from agent.model import (
+    VXLAN_OVERHEAD_V4,
+    VXLAN_OVERHEAD_V6,
+    Endpoint,
+    Network,
+    Node,
+    Sandbox,
+    format_address,
+)
+
+UNDERLAY_MTU = 1500  # of a node that has not said
+
+
+def mtu(network: Network, nodes: Iterable[Node]) -> int:
+    """The MTU of a network's interfaces: as asked, else what fits through every underlay."""
+    if network.mtu:
+        return network.mtu
+    return min(
+        (n.mtu or UNDERLAY_MTU) - (VXLAN_OVERHEAD_V6 if ":" in n.vtep else VXLAN_OVERHEAD_V4)
+        for n in nodes
+    )
+
+
+def router_mac(network: str, node: str) -> bytes:
+    """The MAC of a node's bridge in a network: its own, and the same after every restart."""
+    return b"\x0a" + hashlib.blake2s(f"{network}/{node}".encode(), digest_size=5).digest()
+
+
+def bridge(
+    network: Network,
+    me: Node,
+    nodes: Iterable[Node],
+    endpoints: Iterable[Endpoint],
+    sandboxes: Mapping[str, Sandbox],
+) -> Bridge:
+    """A network on this node, with a port for each of `endpoints` that is in a sandbox."""
+    ports = {}
+    for endpoint in endpoints:
+        sandbox = sandboxes.get(endpoint.sandbox)
+        if sandbox and endpoint.id in sandbox.endpoints:
+            ports[endpoint.id] = _port(network, endpoint, sandbox)
+    return Bridge(
+        network=network.id,
+        vni=network.vni,
+        device=f"vxb{network.vni}",
+        vxlan=f"vxl{network.vni}",
+        mtu=mtu(network, nodes),
+        router_mac=router_mac(network.id, me.id),
+        gateways=tuple(_interface(g, network.subnets) for g in network.gateways),
+        subnets=network.subnets,
+        internal=network.internal,
+        vtep=me.vtep,
+        data_port=me.data_port,
+        ports=ports,
+    )
+
+
+def _port(network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Port:
+    position = sandbox.endpoints.index(endpoint.id)
+    return Port(
+        endpoint=endpoint.id,
+        device=f"vxp{endpoint.id[:12]}",
+        mac=endpoint.mac,
+        addresses=tuple(_interface(format_address(a), network.subnets) for a in endpoint.addresses),
+        netns=sandbox.netns,
+        inode=sandbox.inode,
+        ifname=sandbox.ifnames[position],
+        gateways=network.gateways if sandbox.default == endpoint.id else (),
+    )
+
+
+def _interface(address: str, subnets: Iterable[str]) -> str:
+    """`address` with the prefix length of the subnet that it is in."""
+    parsed = ipaddress.ip_address(address)
+    for text in subnets:
+        subnet = ipaddress.ip_network(text)
+        if parsed in subnet:
+            return f"{address}/{subnet.prefixlen}"
+    return f"{address}/{parsed.max_prefixlen}"
+
+
+def rows(
+    members: Members, vteps: Mapping[str, bytes], macs: Iterable[bytes], addresses: Iterable[bytes]
+) -> Rows:
+    """What the VXLAN device should hold for these keys: None where nothing, or a local one.
+
+    `vteps` are the underlay addresses of the other nodes by id, 4 or 16 bytes.
+    """
+    fdb: list[tuple[bytes, bytes | None]] = []
+    for mac in macs:
+        member = members.with_mac(mac)
+        fdb.append((mac, vteps.get(member.node) if member else None))
+    neighbours: list[tuple[bytes, bytes | None]] = []
+    for address in addresses:
+        member = members.with_address(address)
+        away = member is not None and member.node in vteps
+        neighbours.append((address, member.endpoint.mac if member and away else None))
+    return Rows(fdb, neighbours)
+
+
+def all_rows(members: Members, vteps: Mapping[str, bytes]) -> Rows:
+    """Every row of a network; no value is None."""
+    found = rows(members, vteps, members.by_mac.keys(), members.by_address.keys())
+    return Rows([r for r in found.fdb if r[1]], [r for r in found.neighbours if r[1]])

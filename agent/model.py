@@ -1,0 +1,277 @@
+"""The words of vxmesh as frozen values, and the parsers that make them.
+
+Parse and check once, at the edge: past this module a MAC is six bytes, an address four or
+sixteen, a name is a DNS label. The structs are also the stored and gossiped form, as msgpack
+arrays: a field is only ever added, at the end and with a default, so that old and new agents
+read each other. What stands opposite: proto/types.proto, the form that users see.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from agent.errors import Invalid
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+VNI_MAX = (1 << 24) - 1  # RFC 7348, section 5
+LABEL_BYTES_MAX = 255  # one label, key or value; a thing to select by, not a place for files
+LABELS_MAX = 64
+ALIASES_MAX = 32
+VXLAN_OVERHEAD_V4 = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
+VXLAN_OVERHEAD_V6 = 70
+
+
+class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A host that runs an agent, as that agent describes itself."""
+
+    id: str
+    name: str
+    address: str  # where its peers reach the agent
+    port: int
+    vtep: str  # where its VXLAN packets come from and go to
+    data_port: int
+    version: str
+    since: float  # when this agent started, seconds since the epoch
+    mtu: int  # of the underlay, towards the default route, in bytes
+    routes: tuple[str, ...] = ()  # what the host itself can route to, CIDR; not the default
+
+
+class Network(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An isolated layer-2 segment. `stamp` and `writer` decide when two nodes wrote at once."""
+
+    id: str
+    name: str
+    driver: str
+    subnets: tuple[str, ...]
+    gateways: tuple[str, ...]
+    ip_range: str
+    vni: int
+    mtu: int  # 0: from the underlay
+    internal: bool
+    encrypted: bool
+    options: dict[str, str]
+    labels: dict[str, str]
+    created: float
+    creator: str  # node id; the first owner of its address range
+    stamp: int = 0
+    deleted: bool = False
+
+
+class Endpoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One interface of one workload in one network. Its node is the record's origin."""
+
+    id: str
+    network: str  # network id
+    name: str
+    mac: bytes  # 6
+    addresses: tuple[bytes, ...]  # 4 or 16 each
+    aliases: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    sandbox: str = ""  # sandbox id; empty for an announced interface
+
+
+class Segment(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Who owns the addresses start..end (inclusive, as integers) of a network, since `epoch`."""
+
+    family: int  # 4 or 6
+    start: bytes  # big-endian, 4 or 16 bytes, so that msgpack holds IPv6 too
+    end: bytes
+    owner: str
+    epoch: int
+
+
+class Claims(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one node states about the ownership of one network's addresses."""
+
+    network: str
+    segments: tuple[Segment, ...]
+
+
+class Publish(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A port of this host that leads to a port of a sandbox."""
+
+    host_port: int
+    target_port: int
+    protocol: str = "tcp"
+    host_address: str = ""
+
+
+class Sandbox(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A workload's network stack on this node. Local: never gossiped.
+
+    `netns` is a path; `inode` says which namespace was meant when it was taken, so that
+    another one at the same path (a pid or a name used again) is never mistaken for it.
+    With a `pid` the sandbox lives as long as that process, else as long as the path.
+    """
+
+    id: str
+    name: str
+    netns: str
+    inode: int
+    pid: int
+    start_time: int
+    created: float
+    endpoints: tuple[str, ...] = ()  # ids, eth0 first
+    ifnames: tuple[str, ...] = ()
+    publishes: tuple[Publish, ...] = ()
+    log: str = ""
+    default: str = ""  # the endpoint with the default route
+
+
+T = TypeVar("T")
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """The stored and gossiped form of a struct of this module."""
+    return _encoder.encode(value)
+
+
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(?:([:-])[0-9A-Fa-f]{2})(?:\1[0-9A-Fa-f]{2}){4}\Z")
+_LABEL_KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*[A-Za-z0-9])?\Z")
+
+
+def shorten(text: str, limit: int = 40) -> str:
+    """`text` fit for a message: quoted, and cut where it is long."""
+    return repr(text if len(text) <= limit else text[:limit] + "…")
+
+
+def parse_name(text: str, what: str) -> str:
+    """A DNS label (RFC 1123, section 2.1) in lower case; Invalid if it is none."""
+    name = text.lower()
+    if not _LABEL.match(name):
+        raise Invalid(
+            f"{what} name {shorten(text)}",
+            "is not a DNS label",
+            "Use 1 to 63 letters, digits and hyphens, not a hyphen first or last",
+        )
+    return name
+
+
+def parse_mac(text: str) -> bytes:
+    """Six bytes from aa:bb:cc:dd:ee:ff; Invalid if malformed, multicast or zero."""
+    if not _MAC.match(text):
+        raise Invalid(
+            f"MAC {shorten(text)}", "is malformed", "Write six bytes as 02:00:5e:00:53:01"
+        )
+    mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
+    if mac[0] & 1 or not any(mac):
+        raise Invalid(
+            f"MAC {text}", "is no station's address", "Use one whose first byte is even, not all 0"
+        )
+    return mac
+
+
+def format_mac(mac: bytes) -> str:
+    """aa:bb:cc:dd:ee:ff."""
+    return mac.hex(":")
+
+
+def parse_address(text: str) -> bytes:
+    """Four or sixteen bytes; Invalid if `text` is no address."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        raise Invalid(
+            f"address {shorten(text)}", "is malformed", "Write it as 10.1.2.3 or fd00::3"
+        ) from None
+
+
+def format_address(address: bytes) -> str:
+    """Text of four or sixteen bytes."""
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
+
+
+def parse_subnet(text: str) -> IPNetwork:
+    """A subnet that a network can have; Invalid if malformed, with host bits, or unusable."""
+    try:
+        subnet = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise Invalid(
+            f"subnet {shorten(text)}", "is malformed", "Write it as 10.1.0.0/24 or fd00:1::/64"
+        ) from None
+    if str(ipaddress.ip_interface(text).ip) != str(subnet.network_address):
+        raise Invalid(f"subnet {shorten(text)}", "has host bits set", f"Write it as {subnet}")
+    if subnet.num_addresses < 4:
+        raise Invalid(
+            f"subnet {subnet}",
+            "has no room for a gateway and a workload",
+            f"Use a prefix of /{subnet.max_prefixlen - 2} or shorter",
+        )
+    if subnet.is_multicast or subnet.is_loopback or subnet.is_unspecified or subnet.is_link_local:
+        raise Invalid(
+            f"subnet {subnet}", "is reserved", "Use a private range, such as one in 10.0.0.0/8"
+        )
+    return subnet
+
+
+def parse_labels(pairs: dict[str, str], what: str = "label") -> dict[str, str]:
+    """Labels or options with bounded keys and values; Invalid if one is malformed or too long."""
+    if len(pairs) > LABELS_MAX:
+        raise Invalid(f"{what}s", f"{len(pairs)} are too many", f"Give at most {LABELS_MAX}")
+    for key, value in pairs.items():
+        if max(len(key.encode()), len(value.encode())) > LABEL_BYTES_MAX:
+            raise Invalid(
+                f"{what} {shorten(key)}",
+                f"is too long ({len(key.encode())} bytes of key, {len(value.encode())} of value)",
+                f"Use at most {LABEL_BYTES_MAX} bytes each",
+            )
+        if not _LABEL_KEY.match(key):
+            raise Invalid(
+                f"{what} key {shorten(key)}",
+                "is malformed",
+                "Use letters, digits, dots, hyphens, slashes and underscores",
+            )
+    return dict(pairs)
+
+
+def check_sound(value: Node | Network | Endpoint | Claims, id: str) -> None:
+    """Whether what another agent wrote can be worked with; Invalid or ValueError if not.
+
+    `id` is the one in the record's key. Types are msgspec's to check, this is the rest.
+    """
+    if isinstance(value, Endpoint):
+        sound = value.id == id and len(value.mac) == 6
+        for address in value.addresses:
+            sound = sound and len(address) in (4, 16)
+    elif isinstance(value, Network):
+        for text in (*value.subnets, *([value.ip_range] if value.ip_range else ())):
+            ipaddress.ip_network(text)
+        for text in value.gateways:
+            parse_address(text)
+        sound = value.id == id and 1 <= value.vni <= VNI_MAX and 0 <= value.mtu <= 65535
+        sound = sound and len(value.gateways) == len(value.subnets)
+    elif isinstance(value, Node):
+        parse_address(value.address)
+        parse_address(value.vtep)
+        for text in value.routes:
+            ipaddress.ip_network(text, strict=False)
+        sound = value.id == id and 0 < value.port < 65536 and 0 < value.data_port < 65536
+    else:
+        sound = value.network == id
+    if not sound:
+        raise Invalid("record", f"is not sound: {shorten(repr(value), 120)}")
+
+
+def holds(subnets: Iterable[str], address: bytes) -> bool:
+    """Whether `address` (4 or 16 bytes) lies in one of `subnets` (CIDR)."""
+    parsed = ipaddress.ip_address(address)
+    return any(parsed in ipaddress.ip_network(subnet) for subnet in subnets)
+
+
+def find_overlap(subnet: IPNetwork, others: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
+    """The first (name, CIDR) of `others` that overlaps `subnet`, if any."""
+    for name, cidr in others:
+        other: Any = ipaddress.ip_network(cidr, strict=False)
+        if other.version == subnet.version and subnet.overlaps(other):
+            return name, cidr
+    return None

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.config import default_address, load
+from agent.errors import Invalid
+
+
+def test_a_flag_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('name = "filed"\nport = 1\njoin = ["a", "b:1"]\nmdns = true\n')
+    found = load({"port": 3}, {"VXMESH_NAME": "Envied", "VXMESH_PORT": "2"}, file)
+    settings = found.settings
+    assert (settings.name, settings.port, settings.join) == ("envied", 3, ("a", "b:1"))
+    assert settings.mdns is True
+    assert found.sources["port"] == "--port"
+    assert found.sources["name"] == "VXMESH_NAME"
+    assert found.sources["join"] == str(file)
+    assert found.sources["data_port"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "words"),
+    [
+        ({"port": 0}, {}, "setting port: is out of range"),
+        ({}, {"VXMESH_PORT": "seven"}, "from VXMESH_PORT"),
+        ({}, {"VXMESH_MDNS": "perhaps"}, "setting mdns: is malformed"),
+        ({"advertise": "nowhere"}, {}, "address 'nowhere'"),
+        ({"name": "a.b"}, {}, "is not a DNS label"),
+        ({"run_dir": "run"}, {}, "is not absolute"),
+        ({"log_level": "loud"}, {}, "Use debug, info"),
+    ],
+)
+def test_bad_settings_are_named(
+    flags: dict[str, object], environment: dict[str, str], words: str
+) -> None:
+    with pytest.raises(Invalid) as caught:
+        load(flags, environment)
+    assert words in str(caught.value)
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="does not exist"):
+        load({}, {}, tmp_path / "none")
+    file = tmp_path / "a.toml"
+    for text, words in (("nonsense", "cannot be read"), ("colour = 1", "setting colour")):
+        file.write_text(text)
+        with pytest.raises(Invalid, match=words):
+            load({}, {}, file)
+
+
+def test_the_default_address_is_an_address() -> None:
+    try:
+        assert default_address().count(".") == 3 or ":" in default_address()
+    except Invalid as error:
+        assert "no route leads outside" in str(error)
