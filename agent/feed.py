@@ -1,0 +1,164 @@
+"""What the name server of this host is told: the networks that sandboxes here are in.
+
+Only those, with all their endpoints wherever they live: a host is not to hold names that
+nobody on it may ask for. What stands opposite: resolver/, in a process of its own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dns.rdatatype
+import msgspec
+
+from agent.core.names import Answer, Kind, Names
+from agent.core.question import parse_question, reverse_prefix
+from agent.errors import Invalid
+from agent.model import Network, format_address
+from agent.node import NodeState
+from agent.resolver.client import ResolverClient
+from agent.resolver.feed import Batch, State, View
+from agent.rpc import control_pb2 as pb
+from agent.views import Change
+
+TTL = 5
+
+
+class ToResolver:
+    """Feeds the name server, and asks it for the command line."""
+
+    def __init__(self, node: NodeState, run_dir: Path, netns: Path) -> None:
+        self.node = node
+        self._fed: set[str] = set()  # network ids
+        self._views: dict[bytes, tuple[str, ...]] = {}
+        self._client = ResolverClient(run_dir, str(netns), self._snapshot)
+
+    async def start(self) -> None:
+        """Find the running name server or start one; Unavailable if there can be none."""
+        self.node.listeners.append(self._changed)
+        await self._client.connect_or_spawn()
+
+    async def stop(self) -> None:
+        """Leave the name server to itself: names go on resolving while the agent is away."""
+        self.node.listeners.remove(self._changed)
+        await self._client.close()
+
+    async def settle(self) -> None:
+        """Return when what has changed so far is in force."""
+        await self._client.flush()
+
+    # -- feeding --
+
+    def _wanted(self) -> tuple[set[str], dict[bytes, tuple[str, ...]]]:
+        """The networks to feed, and which of them each address of a sandbox here may see."""
+        networks: set[str] = set()
+        views: dict[bytes, tuple[str, ...]] = {}
+        for sandbox in self.node.sandboxes.values():
+            held = [e for e in map(self.node.local_endpoint, sandbox.endpoints) if e]
+            seen = tuple(
+                dict.fromkeys(e.network for e in held if self.node.catalogue.get(e.network))
+            )
+            networks.update(seen)
+            for endpoint in held:
+                for address in endpoint.addresses:
+                    views[address] = seen
+        return networks, views
+
+    def _shown(self, id: str) -> Network:
+        network = self.node.catalogue.get(id)
+        assert network is not None
+        return msgspec.structs.replace(network, name=self.node.catalogue.name(id))
+
+    def _snapshot(self) -> State:
+        self._fed, self._views = self._wanted()
+        return State(
+            [self._shown(id) for id in self._fed],
+            [m.endpoint for id in self._fed for m in self.node.members[id].all.values()],
+            [View(address, seen) for address, seen in self._views.items()],
+        )
+
+    def _changed(self, change: Change) -> None:
+        batch = Batch()
+        before = self._fed
+        if change.sandboxes or change.networks or any(
+            (m.endpoint.sandbox and m.node == self.node.me)
+            for c in change.endpoints for m in (c.old, c.new) if m
+        ):  # fmt: skip
+            self._refresh(change, batch)
+        for network, old, new in change.endpoints:
+            if network not in self._fed or network not in before:
+                continue
+            if new:
+                batch.put(new.endpoint)
+            elif old:
+                batch.drop(network, old.endpoint.id)
+        if len(batch):
+            self._client.send(batch)
+
+    def _refresh(self, change: Change, batch: Batch) -> None:
+        fed, views = self._wanted()
+        for id in self._fed - fed:
+            batch.drop_network(id)
+        for id in fed:
+            if id not in self._fed or id in change.networks:
+                batch.put_network(self._shown(id))
+            if id not in self._fed:
+                for member in self.node.members[id].all.values():
+                    batch.put(member.endpoint)
+        for address in self._views.keys() - views.keys():
+            batch.drop_view(address)
+        for address, seen in views.items():
+            if self._views.get(address) != seen:
+                batch.put_view(address, seen)
+        self._fed, self._views = fed, views
+
+    # -- asking --
+
+    async def resolve(self, name: str, type: str, networks: list[str]) -> pb.ResolveReply:
+        """What a sandbox in just these networks (ids) is answered, and why."""
+        types = [type] if type else ["A", "AAAA"]
+        reply = pb.ResolveReply()
+        for each in types:
+            kind, records, why = await self._ask(name, each, networks)
+            if not reply.result or kind == "answer":
+                reply.result = kind
+            for line in why:
+                if line not in reply.why:
+                    reply.why.append(line)
+            for record in records:
+                label, _, data = record.partition(" ")
+                reply.records.add(name=name, type=label, ttl=TTL, data=data)
+        return reply
+
+    async def _ask(
+        self, name: str, type: str, networks: list[str]
+    ) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+        if set(networks) <= self._fed:
+            verdict = await self._client.query(name, type, networks=tuple(networks))
+            return verdict.kind, verdict.records, verdict.why
+        # No sandbox here is in that network, so the name server was not told of it.
+        try:
+            number = int(dns.rdatatype.from_text(type))
+        except Exception:
+            raise Invalid(f"type {type[:20]!r}", "is unknown", "Use A, AAAA or PTR") from None
+        question = parse_question(name, number)
+        names = Names()
+        prefix = reverse_prefix(question.labels)
+        address = prefix.address if prefix else None
+        for id in networks:
+            network = self._shown(id)
+            names.put_network(id, network.name, network.subnets, network.internal)
+            members = self.node.members.get(id)
+            for member in members.all.values() if members else ():
+                held = member.endpoint
+                label = question.labels[0] if question.labels else ""
+                if label == held.name or label in held.aliases or address in held.addresses:
+                    names.put(id, held.id, held.name, held.aliases, held.addresses)
+        view = tuple(networks)
+        answer: Answer = names.answer(question, view)
+        lines = tuple(
+            f"{dns.rdatatype.to_text(dns.rdatatype.RdataType(r.type))} "
+            f"{format_address(r.data) if isinstance(r.data, bytes) else r.data}"
+            for r in (answer.records if answer.kind is Kind.ANSWER else ())
+        )
+        return answer.kind.name.lower(), lines, tuple(names.explain(question, view))

@@ -1,0 +1,155 @@
+"""The listeners of the node's changes, none of which knows the others.
+
+ToStore writes own records and publishes them once they are on disk; ToKernel says what to
+look at again; ToResolver feeds the name server. (cluster/ listens by itself, for new nodes.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import structlog
+
+from agent.node import NodeState
+from agent.plan import Plan
+from agent.store import Batch, PeerBatch, Store
+from agent.views import Change
+
+log = structlog.get_logger()
+
+PEERS_BEHIND = 1.0  # s; what others wrote may be lost for this long: they tell it again
+RETRY_AFTER = 1.0  # s; after a write that failed
+PEER_ROWS = 5000  # a transaction; between two of them own records get their turn
+
+
+class ToStore:
+    """Own records to disk, then to everyone."""
+
+    def __init__(self, node: NodeState, store: Store, published: Callable[[], None]) -> None:
+        self.node = node
+        self.store = store
+        self._published = published
+        self._last: asyncio.Future[None] | None = None
+        self._broken = False  # a write was lost: until one succeeds, each is of everything
+        self._behind: asyncio.TimerHandle | None = None
+        self._kept: dict[str, tuple[int, int, int]] = {
+            o: self._state(o) for o in node.replica.origins()
+        }
+        node.listeners.append(self.changed)
+
+    def changed(self, change: Change) -> None:
+        """Queue what has to be written."""
+        if self._behind is None:
+            loop = asyncio.get_running_loop()
+            self._behind = loop.call_later(PEERS_BEHIND, self.keep_peers)
+        if not (change.own or change.sandboxes or change.floor or change.rewritten):
+            return
+        whole = change.rewritten or self._broken
+        if change.own:
+            # What we write rests on what others wrote (an endpoint on its network): together.
+            self.keep_peers()
+        version = self.node.replica.written()
+        batch = Batch(
+            records=self.node.replica.records(self.node.me) if whole else change.own,
+            version=version,
+            floor=self.node.floor(self.node.me) if change.floor or whole else 0,
+            replace=whole,
+            sandboxes={id: self.node.sandboxes.get(id) for id in change.sandboxes},
+        )
+        future = self.store.write(batch)
+        future.add_done_callback(lambda done: self._written(version, whole, done))
+        self._last = future
+
+    def _written(self, version: int, whole: bool, done: asyncio.Future[None]) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error:
+            # Not published: peers must not know what we could forget. Callers get the error.
+            # What is written next is all there is, or the disk would have a hole.
+            log.error("store.failed", error=str(error))
+            self._broken = True
+            asyncio.get_running_loop().call_later(RETRY_AFTER, self._retry)
+            return
+        if self._broken and not whole:
+            return  # there is a hole before it, until all has been written anew
+        self._broken = False
+        self.node.replica.publish(version)
+        self._published()
+
+    def _state(self, origin: str) -> tuple[int, int, int]:
+        replica = self.node.replica
+        return replica.generation(origin), replica.version(origin), replica.floor(origin)
+
+    def keep_peers(self) -> None:
+        """Write what came of other origins since the last time."""
+        if self._behind:
+            self._behind.cancel()
+            self._behind = None
+        for origin in self.node.replica.origins():
+            now = self._state(origin)
+            before = self._kept.get(origin, (-1, 0, 0))
+            if origin == self.node.me or now == before:
+                continue
+            # Below the floor tombstones are gone: what came after `before` does not tell them.
+            replace = now[0] != before[0] or before[1] < now[2]
+            records = self.node.since(origin, 0 if replace else before[1])
+            for start in range(0, max(1, len(records)), PEER_ROWS):
+                part = records[start : start + PEER_ROWS]
+                last = start + PEER_ROWS >= len(records)
+                version = now[1] if last else part[-1].version
+                batch = PeerBatch(origin, part, version, now[2], replace and start == 0)
+                done = self.store.write(batch)
+                done.add_done_callback(functools.partial(self._peer_written, origin))
+            self._kept[origin] = now
+
+    def _peer_written(self, origin: str, done: asyncio.Future[None]) -> None:
+        if not done.cancelled() and done.exception():
+            log.error("store.failed", peer=origin, error=str(done.exception()))
+            self._kept[origin] = (-1, 0, 0)  # all of it again, with the next change
+
+    def _retry(self) -> None:
+        if self._broken:
+            sandboxes = set(self.node.sandboxes)
+            self.changed(Change(rewritten=True, sandboxes=sandboxes))
+
+    async def durable(self) -> None:
+        """Return when everything changed so far is on disk; raise what kept it from there."""
+        if self._last is not None:
+            await asyncio.shield(self._last)
+
+
+class Touch(Protocol):
+    """The synchronous half of datapath's reconciler."""
+
+    def touch_bridge(self, vni: int) -> None: ...
+
+    def touch_rows(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None: ...
+
+    def touch_forwards(self) -> None: ...
+
+    def touch_all(self) -> None: ...
+
+
+class ToKernel:
+    """What changed, as what to look at again in the kernel."""
+
+    def __init__(self, node: NodeState, plan: Plan, kernel: Touch) -> None:
+        self._plan = plan
+        self._kernel = kernel
+        node.listeners.append(self.changed)
+
+    def changed(self, change: Change) -> None:
+        """Pass a change on."""
+        touched = self._plan.touched(change)
+        if touched.everything:
+            self._kernel.touch_all()
+        for vni in touched.bridges:
+            self._kernel.touch_bridge(vni)
+        for vni, macs in touched.macs.items():
+            self._kernel.touch_rows(vni, macs, touched.addresses[vni])
+        if touched.forwards:
+            self._kernel.touch_forwards()

@@ -1,0 +1,156 @@
+"""This node's desired kernel state, out of the node's views by each network's driver.
+
+Two directions meet here: `touched` turns a change of the node into what should be looked at
+again, and the DesiredState methods answer what should be there, whenever they are asked.
+What stands opposite: node.py before it, datapath/reconciler.py behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from agent.drivers import overlay
+from agent.drivers.base import Bridge, Forward, Rows
+from agent.model import Network, format_address, parse_address
+from agent.node import NodeState
+from agent.views import Change
+
+
+@dataclass(slots=True)
+class Touched:
+    """What to look at again."""
+
+    bridges: set[int] = field(default_factory=set)
+    macs: dict[int, list[bytes]] = field(default_factory=dict)
+    addresses: dict[int, list[bytes]] = field(default_factory=dict)
+    forwards: bool = False
+    everything: bool = False
+
+
+class Plan:
+    """DesiredState of one node."""
+
+    def __init__(self, node: NodeState) -> None:
+        self.node = node
+        self.is_complete = True
+        self._vteps: dict[str, bytes] = {}
+        self._described: dict[str, tuple[str, int]] = {}
+        self.nodes_changed()
+
+    def nodes_changed(self) -> bool:
+        """Take in the nodes; True if a VTEP or an MTU that rows or bridges rest on changed."""
+        described = {n.id: (n.vtep, n.mtu) for n in self.node.nodes.values()}
+        if described == self._described:
+            return False
+        self._described = described
+        self._vteps = {
+            id: parse_address(vtep) for id, (vtep, _) in described.items() if id != self.node.me
+        }
+        return True
+
+    def touched(self, change: Change) -> Touched:
+        """What a change of the node may have changed in the kernel."""
+        touched = Touched()
+        if change.nodes and self.nodes_changed():
+            touched.everything = True
+        for id, old in change.networks.items():
+            for network in (old, self.node.catalogue.get(id)):
+                if network:
+                    touched.bridges.add(network.vni)
+        me = self.node.me
+        networks: dict[str, Network | None] = {}
+        for network_id, old_member, new in change.endpoints:
+            if network_id not in networks:
+                networks[network_id] = self.node.catalogue.get(network_id)
+            network = networks[network_id]
+            if network is None:
+                continue
+            macs = touched.macs.setdefault(network.vni, [])
+            addresses = touched.addresses.setdefault(network.vni, [])
+            for member in (old_member, new):
+                if member is None:
+                    continue
+                if member.node == me:
+                    touched.bridges.add(network.vni)
+                    members = self.node.members.get(network_id)
+                    if members is None or not members.contested(member.endpoint):
+                        continue  # there is no row for what lives here, and was none
+                macs.append(member.endpoint.mac)
+                addresses.extend(member.endpoint.addresses)
+        for id in change.sandboxes:
+            touched.forwards = True
+            sandbox = self.node.sandboxes.get(id)
+            for endpoint in sandbox.endpoints if sandbox else ():
+                held = self.node.catalogue.get(self.node.network_of(endpoint))
+                if held:
+                    touched.bridges.add(held.vni)
+        return touched
+
+    # -- DesiredState --
+
+    def bridges(self) -> Mapping[int, Bridge]:
+        """All bridges that should exist: of the overlay networks with an endpoint here."""
+        return {n.vni: self._bridge(n) for n in self.node.local_networks()}
+
+    def bridge(self, vni: int) -> Bridge | None:
+        """The bridge of a VNI, if it should exist."""
+        network = self._network(vni)
+        return self._bridge(network) if network else None
+
+    def rows(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> Rows:
+        """The desired rows of these keys."""
+        network = self._network(vni)
+        if network is None:
+            return Rows([(mac, None) for mac in macs], [(a, None) for a in addresses])
+        return overlay.rows(self.node.members[network.id], self._vteps, macs, addresses)
+
+    def all_rows(self, vni: int) -> Rows:
+        """Every desired row of a network."""
+        network = self._network(vni)
+        if network is None:
+            return Rows([], [])
+        return overlay.all_rows(self.node.members[network.id], self._vteps)
+
+    def complete(self) -> bool:
+        """Whether all that peers wrote while this agent was away has come."""
+        return self.is_complete
+
+    def forwards(self) -> tuple[Forward, ...]:
+        """The published ports of this node's sandboxes: to the default endpoint's address."""
+        found = []
+        for sandbox in self.node.sandboxes.values():
+            if not sandbox.publishes:
+                continue
+            endpoint = self.node.local_endpoint(sandbox.default)
+            if endpoint is None:
+                continue
+            for publish in sandbox.publishes:
+                for address in endpoint.addresses:
+                    text = format_address(address)
+                    if not publish.host_address or (":" in publish.host_address) == (":" in text):
+                        found.append(Forward(publish, text))
+        return tuple(found)
+
+    def mark(self) -> object:
+        """Origin -> version taken in so far; NodeState.kernel_has takes it back."""
+        return self.node.versions()
+
+    def _network(self, vni: int) -> Network | None:
+        for network in self.node.local_networks():
+            if network.vni == vni:
+                return network
+        return None
+
+    def _bridge(self, network: Network) -> Bridge:
+        node = self.node
+        local = node.members[network.id].local
+        # By the sandboxes: announced endpoints can be many, and have no port.
+        ids = (id for sandbox in node.sandboxes.values() for id in sandbox.endpoints)
+        return overlay.bridge(
+            network,
+            node.nodes[node.me],
+            node.nodes.values(),
+            [local[id] for id in ids if id in local],
+            node.sandboxes,
+        )

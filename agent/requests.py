@@ -1,0 +1,221 @@
+"""What callers ask for, parsed and checked once: past here every field is sound by itself.
+
+Whether it fits what exists (names, MACs and addresses taken, subnets that overlap) is
+node.py's to say. What stands opposite: proto/control.proto, and the lines of an announce file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from agent import model
+from agent.errors import Invalid, Unsupported
+
+DRIVERS = ("overlay",)
+KNOWN_DRIVERS = ("overlay", "bridge", "macvlan", "host", "none")
+MTU_MIN_V4 = 68  # RFC 791
+MTU_MIN_V6 = 1280  # RFC 8200, section 5
+MTU_MAX = 65535 - model.VXLAN_OVERHEAD_V6
+_IFNAME = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """A network to create."""
+
+    name: str
+    driver: str = "overlay"
+    subnets: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    ip_range: str = ""
+    internal: bool = False
+    mtu: int = 0
+    vni: int = 0
+    ipv6: bool = False
+    options: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class EndpointSpec(msgspec.Struct, frozen=True, gc=False):
+    """An endpoint to create. No MAC or address: one is chosen."""
+
+    name: str
+    addresses: tuple[bytes, ...] = ()
+    mac: bytes = b""
+    aliases: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    mac: str
+    addresses: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+
+
+_lines = msgspec.json.Decoder(_Line)
+
+
+def parse_network(
+    name: str,
+    *,
+    driver: str = "",
+    subnets: Sequence[str] = (),
+    gateways: Sequence[str] = (),
+    ip_range: str = "",
+    internal: bool = False,
+    mtu: int = 0,
+    vni: int = 0,
+    encrypted: bool = False,
+    ipv6: bool = False,
+    options: dict[str, str] | None = None,
+    labels: dict[str, str] | None = None,
+) -> NetworkSpec:
+    """Check each field of a network; Invalid or Unsupported names the first that is wrong."""
+    name = model.parse_name(name, "network")
+    driver = driver or "overlay"
+    if driver not in DRIVERS:
+        if driver in KNOWN_DRIVERS or driver.startswith("remote:"):
+            raise Unsupported(
+                f"driver {driver}", "is not in this version", "Use the overlay driver"
+            )
+        raise Invalid(
+            f"driver {model.shorten(driver)}", "is unknown", f"Use one of {', '.join(DRIVERS)}"
+        )
+    if encrypted:
+        raise Unsupported("encrypted networks", "are not in this version", "Leave --encrypted out")
+    parsed = [model.parse_subnet(s) for s in subnets]
+    for i, subnet in enumerate(parsed):
+        clash = model.find_overlap(subnet, [(str(s), str(s)) for s in parsed[:i]])
+        if clash:
+            raise Invalid(f"subnet {subnet}", f"overlaps {clash[0]}", "Give separate subnets")
+    for gateway in gateways:
+        address = ipaddress.ip_address(model.parse_address(gateway))
+        home = next((s for s in parsed if address in s), None)
+        if home is None:
+            raise Invalid(
+                f"gateway {gateway}", "is in none of the subnets", "Give its --subnet as well"
+            )
+        if address == home.network_address or (
+            home.version == 4 and address == home.broadcast_address
+        ):
+            raise Invalid(f"gateway {gateway}", f"is no host's address in {home}", "Use another")
+    if ip_range:
+        inner = model.parse_subnet(ip_range) if "/" in ip_range else None
+        if inner is None or not any(
+            inner.version == s.version and inner.subnet_of(s)  # type: ignore[arg-type]
+            for s in parsed
+        ):
+            raise Invalid(
+                f"IP range {model.shorten(ip_range)}",
+                "lies in none of the subnets",
+                "Write it as 10.1.0.64/26, with the --subnet that it is a part of",
+            )
+    lowest = MTU_MIN_V6 if ipv6 or any(s.version == 6 for s in parsed) else MTU_MIN_V4
+    if mtu and not lowest <= mtu <= MTU_MAX:
+        raise Invalid(f"MTU {mtu}", "is out of range", f"Use {lowest} to {MTU_MAX}")
+    if vni and not 1 <= vni <= model.VNI_MAX:
+        raise Invalid(f"VNI {vni}", "is out of range", f"Use 1 to {model.VNI_MAX}")
+    return NetworkSpec(
+        name,
+        driver,
+        tuple(str(s) for s in parsed),
+        tuple(gateways),
+        ip_range,
+        internal,
+        mtu,
+        vni,
+        ipv6,
+        model.parse_labels(options or {}, "option"),
+        model.parse_labels(labels or {}),
+    )
+
+
+def parse_endpoint(
+    name: str,
+    *,
+    addresses: Sequence[str] = (),
+    mac: str = "",
+    aliases: Sequence[str] = (),
+    labels: dict[str, str] | None = None,
+) -> EndpointSpec:
+    """Check each field of an endpoint; Invalid names the first that is wrong."""
+    if len(aliases) > model.ALIASES_MAX:
+        raise Invalid(
+            f"endpoint {model.shorten(name)}",
+            f"has {len(aliases)} aliases",
+            f"Give at most {model.ALIASES_MAX}",
+        )
+    return EndpointSpec(
+        model.parse_name(name, "endpoint"),
+        tuple(dict.fromkeys(model.parse_address(a) for a in addresses)),
+        model.parse_mac(mac) if mac else b"",
+        tuple(dict.fromkeys(model.parse_name(a, "alias") for a in aliases)),
+        model.parse_labels(labels) if labels else {},
+    )
+
+
+def parse_lines(lines: Sequence[bytes], first: int) -> list[EndpointSpec]:
+    """Endpoints out of JSON lines; `first` is the number of the first line, for messages.
+
+    Invalid names the line. Blank lines are passed over.
+    """
+    specs = []
+    for number, text in enumerate(lines, first):
+        if not text.strip():
+            continue
+        try:
+            line = _lines.decode(text)
+            specs.append(
+                parse_endpoint(
+                    line.name,
+                    addresses=line.addresses,
+                    mac=line.mac,
+                    aliases=line.aliases,
+                    labels=line.labels,
+                )
+            )
+        except msgspec.MsgspecError as error:
+            raise Invalid(
+                f"line {number}",
+                f"is no endpoint ({error})",
+                'Write {"name": …, "mac": …, "addresses": […]}',
+            ) from None
+        except Invalid as error:
+            raise Invalid(f"line {number}, {error.what}", error.why, error.fix) from None
+        if not line.addresses or not line.mac:
+            raise Invalid(
+                f"line {number}", "lacks a MAC or an address", "Announce what the interface has"
+            )
+    return specs
+
+
+def parse_ifname(name: str) -> str:
+    """An interface name as the kernel takes it (dev_valid_name); Invalid otherwise."""
+    if not _IFNAME.match(name) or name in (".", ".."):
+        raise Invalid(
+            f"interface name {model.shorten(name)}",
+            "is malformed",
+            "Use 1 to 15 letters, digits, dots, hyphens and underscores",
+        )
+    return name
+
+
+def parse_publish(
+    host_port: int, target_port: int, protocol: str = "tcp", host_address: str = ""
+) -> model.Publish:
+    """A published port; Invalid if a port or the protocol is out of range."""
+    for port in (host_port, target_port):
+        if not 1 <= port <= 65535:
+            raise Invalid(f"port {port}", "is out of range", "Use 1 to 65535")
+    if protocol not in ("tcp", "udp"):
+        raise Invalid(f"protocol {model.shorten(protocol)}", "is unknown", "Use tcp or udp")
+    if host_address:
+        model.parse_address(host_address)
+    return model.Publish(host_port, target_port, protocol, host_address)

@@ -1,0 +1,264 @@
+"""What follows from all records that this node has: nodes, networks, endpoints, addresses.
+
+Records go in as `apply` gets them, from peers or from disk, in any order between origins
+(an endpoint can come before its network); the views are the same whichever came first.
+What stands opposite: node.py, which writes this node's own records and looks things up here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import structlog
+
+from agent.core.addresses import Addresses
+from agent.core.catalogue import Catalogue
+from agent.core.members import Member, Members
+from agent.core.replica import Change as Update
+from agent.core.replica import Record
+from agent.errors import Invalid, NotFound, VxmeshError
+from agent.model import Claims, Endpoint, Network, Node, Sandbox, check_sound, shorten
+
+NODE, NETWORK, ENDPOINT, CLAIMS = "n/", "w/", "e/", "r/"
+
+_endpoint = msgspec.msgpack.Decoder(Endpoint)
+_network = msgspec.msgpack.Decoder(Network)
+_claims = msgspec.msgpack.Decoder(Claims)
+_node = msgspec.msgpack.Decoder(Node)
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    ENDPOINT: _endpoint,
+    NETWORK: _network,
+    CLAIMS: _claims,
+    NODE: _node,
+}
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+class EndpointChange(NamedTuple):
+    """An endpoint before and after; None where there was or is none."""
+
+    network: str
+    old: Member | None
+    new: Member | None
+
+
+@dataclass(slots=True)
+class Change:
+    """What one method call changed."""
+
+    own: list[Record] = field(default_factory=list)  # to be stored, then published
+    nodes: set[str] = field(default_factory=set)
+    networks: dict[str, Network | None] = field(default_factory=dict)  # id -> as it was before
+    endpoints: list[EndpointChange] = field(default_factory=list)
+    sandboxes: set[str] = field(default_factory=set)
+    floor: int = 0  # our own tombstones up to here were dropped
+    rewritten: bool = False  # our own records got new versions: store all of them
+
+
+class Views:
+    """The views of one node. `me` is its id."""
+
+    def __init__(self, me: Node) -> None:
+        self.me = me.id
+        self.catalogue = Catalogue()
+        self.nodes: dict[str, Node] = {me.id: me}
+        self.members: dict[str, Members] = {}
+        self.addresses: dict[str, Addresses] = {}
+        self.sandboxes: dict[str, Sandbox] = {}
+        self._claims: dict[str, dict[str, Claims]] = {}  # network -> origin -> claims
+        self._network_of: dict[str, str] = {}  # endpoint id -> network id
+
+    # -- looking things up --
+
+    def find_network(self, ref: str) -> Network:
+        """A network by name, id or unambiguous prefix of its id; NotFound or Invalid."""
+        named = self.catalogue.named(ref.lower())
+        if named:
+            return named
+        return _by_prefix("network", ref, {n.id: n for n in self.catalogue.all()})
+
+    def find_endpoint(self, ref: str, network: str = "") -> tuple[Network, Member]:
+        """An endpoint by name, id or prefix, in one network or any; NotFound or Invalid."""
+        if network:
+            networks = [self.find_network(network)]
+        else:
+            networks = sorted(self.catalogue.all(), key=lambda n: n.id)
+        found = [
+            (n, m) for n in networks if n.id in self.members
+            for m in self.members[n.id].with_name(ref.lower())
+        ]  # fmt: skip
+        if len(found) == 1:
+            return found[0]
+        if found:
+            where = ", ".join(f"{self.catalogue.name(n.id)} ({m.endpoint.id})" for n, m in found)
+            raise Invalid(f"endpoint {ref}", f"is in several: {where}", "Give --network or the id")
+        known = self.catalogue.get(self.network_of(ref))
+        if known and (not network or known in networks):
+            return known, self.members[known.id].all[ref]
+        every = {
+            id: (n, m) for n in networks if n.id in self.members
+            for id, m in self.members[n.id].all.items()
+        }  # fmt: skip
+        return _by_prefix("endpoint", ref, every)
+
+    def find_sandbox(self, ref: str) -> Sandbox:
+        """A sandbox of this node by name, id or prefix; NotFound or Invalid."""
+        for sandbox in self.sandboxes.values():
+            if sandbox.name == ref.lower():
+                return sandbox
+        return _by_prefix("sandbox", ref, self.sandboxes)
+
+    def network_of(self, endpoint: str) -> str:
+        """The id of the network that an endpoint is in; empty if there is no such endpoint."""
+        return self._network_of.get(endpoint, "")
+
+    def local_endpoint(self, id: str) -> Endpoint | None:
+        """An endpoint of this node by its whole id."""
+        members = self.members.get(self.network_of(id))
+        return members.local.get(id) if members else None
+
+    def node_name(self, id: str) -> str:
+        """A node's name; its id if it is not known."""
+        node = self.nodes.get(id)
+        return node.name if node else id
+
+    def find_node(self, ref: str) -> Node:
+        """A node by name, id or prefix; NotFound or Invalid."""
+        for node in self.nodes.values():
+            if node.name == ref.lower():
+                return node
+        return _by_prefix("node", ref, self.nodes)
+
+    def local_networks(self) -> list[Network]:
+        """The networks that have an endpoint on this node."""
+        local = [
+            n for n in self.catalogue.all() if n.id in self.members and self.members[n.id].local
+        ]
+        # Two nodes that could not see each other may have chosen one VNI: the older network has
+        # it on every node, or their workloads would meet.
+        holders = self.catalogue.vni_holders()
+        return [n for n in local if holders[n.vni] == n.id]
+
+    # -- how records become views --
+
+    def apply(self, updates: list[Update], change: Change) -> set[str]:
+        """Take changed records; the networks whose ownership of addresses may have moved."""
+        touched: set[str] = set()
+        for origin, key, value in updates:
+            kind = key[:2]
+            try:
+                found = _decoders[kind].decode(value) if value and kind in _decoders else None
+                if found is not None:
+                    check_sound(found, key[2:])
+            except (msgspec.MsgspecError, VxmeshError, ValueError) as error:
+                # Of a newer agent, a broken or a hostile one. What it had before stands.
+                log.warning("record.unusable", peer=origin, key=key[:60], error=str(error)[:200])
+                continue
+            if kind == ENDPOINT:
+                if isinstance(found, Endpoint):
+                    self._take_endpoint(origin, found, change)
+                else:
+                    self._drop_endpoint(key[2:], change)
+            elif kind == NETWORK:
+                if isinstance(found, Network):
+                    self._take_network(origin, found, change)
+                else:
+                    old = self.catalogue.get(key[2:])
+                    ids = self.catalogue.drop(origin, key[2:])
+                    self._note_networks(ids, key[2:], old, change)
+            elif kind == CLAIMS:
+                self._take_claims(origin, key[2:], found if isinstance(found, Claims) else None)
+                touched.add(key[2:])
+            elif kind == NODE and key[2:] == origin:
+                if isinstance(found, Node):
+                    self.nodes[origin] = found
+                elif origin != self.me:
+                    self.nodes.pop(origin, None)
+                change.nodes.add(origin)
+        return touched | set(change.networks)
+
+    def _take_network(self, origin: str, network: Network, change: Change) -> None:
+        old = self.catalogue.get(network.id)
+        self._note_networks(self.catalogue.put(origin, network), network.id, old, change)
+
+    def _note_networks(
+        self, ids: set[str], about: str, old: Network | None, change: Change
+    ) -> None:
+        for id in ids:
+            network = self.catalogue.get(id)
+            # Others look different because of a name that they share: they were there before.
+            change.networks.setdefault(id, old if id == about else network)
+            if network is None:
+                self.addresses.pop(id, None)
+            elif id not in self.addresses:
+                addresses = self.addresses[id] = Addresses(network, self.me)
+                for origin, claims in self._claims.get(id, {}).items():
+                    addresses.ring.merge(origin, claims)
+                for member in self._members(id).all.values():
+                    for address in member.endpoint.addresses:
+                        addresses.space.take(address)
+
+    def _take_claims(self, origin: str, network: str, claims: Claims | None) -> None:
+        stated = self._claims.setdefault(network, {})
+        addresses = self.addresses.get(network)
+        if claims is None:
+            stated.pop(origin, None)
+            if addresses:
+                addresses.ring.forget(origin)
+        else:
+            stated[origin] = claims
+            if addresses:
+                addresses.ring.merge(origin, claims)
+
+    def _take_endpoint(self, origin: str, endpoint: Endpoint, change: Change) -> None:
+        network = endpoint.network
+        members = self.members.get(network) or self._members(network)
+        old = members.put(endpoint, origin)
+        self._network_of[endpoint.id] = network
+        if old:
+            self._release(old.endpoint)
+        addresses = self.addresses.get(network)
+        if addresses:
+            for address in endpoint.addresses:
+                addresses.space.take(address)
+        change.endpoints.append(EndpointChange(network, old, Member(endpoint, origin)))
+
+    def _drop_endpoint(self, id: str, change: Change) -> None:
+        network = self._network_of.pop(id, None)
+        if network is None:
+            return
+        old = self.members[network].drop(id)
+        if old:
+            self._release(old.endpoint)
+            change.endpoints.append(EndpointChange(network, old, None))
+        if not self.members[network].all and not self.catalogue.get(network):
+            del self.members[network]
+
+    def _members(self, network: str) -> Members:
+        found = self.members.get(network)
+        if found is None:
+            found = self.members[network] = Members(self.me)
+        return found
+
+    def _release(self, endpoint: Endpoint) -> None:
+        addresses = self.addresses.get(endpoint.network)
+        if addresses:
+            for address in endpoint.addresses:
+                addresses.space.release(address)
+
+
+def _by_prefix(noun: str, ref: str, objects: dict[str, T]) -> T:
+    """The object whose id is `ref` or alone begins with it."""
+    if ref in objects:
+        return objects[ref]
+    found = [id for id in objects if ref and id.startswith(ref)]
+    if len(found) == 1:
+        return objects[found[0]]
+    if found:
+        raise Invalid(
+            f"{noun} {ref}", f"is ambiguous: {len(found)} ids begin so", "Give more of it"
+        )
+    raise NotFound(f"{noun} {shorten(ref)}", "does not exist", f"See 'vxmesh {noun} ls'")

@@ -1,0 +1,98 @@
+"""Namespaces of workloads: which one is meant, whether it lives, and how to step into it.
+
+Used by the agent (to know) and by the command line's run and exec (to enter); see
+namespaces(7), pidfd_open(2), ioctl_ns(2).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent import syscalls
+from agent.errors import Conflict, Invalid, NotFound
+from agent.model import Sandbox
+
+NS_GET_NSTYPE = 0xB703
+NETNS_DIR = "/run/netns"
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A network namespace: where it is found, and which one it is."""
+
+    path: str
+    inode: int
+    start_time: int = 0
+
+
+def identify(ref: str, pid: int = 0) -> Namespace:
+    """The network namespace with that name (of `ip netns`) or path; with `pid`, of a process.
+
+    NotFound if there is none, Invalid if it is something else, Conflict if it is the host's.
+    """
+    path = ref if "/" in ref else f"{NETNS_DIR}/{ref}"
+    what = f"process {pid}" if pid else f"network namespace {ref[:80]}"
+    if "\0" in path:
+        raise Invalid(what[:-1], "is no path", "Give a name of 'ip netns' or a path")
+    started = syscalls.start_time(pid) if pid else 0
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        fix = "Start it first" if pid else "See 'ip netns', or give the path of one"
+        raise NotFound(what, "does not exist", fix) from None
+    except OSError as error:
+        raise Invalid(
+            what, f"cannot be opened ({error.strerror})", "Give the path of a network namespace"
+        ) from None
+    try:
+        kind = fcntl.ioctl(fd, NS_GET_NSTYPE) if stat.S_ISREG(os.fstat(fd).st_mode) else 0
+        inode = os.fstat(fd).st_ino
+    except OSError:
+        kind = inode = 0
+    finally:
+        os.close(fd)
+    if kind != syscalls.CLONE_NEWNET:
+        raise Invalid(what, f"is no network namespace ({path})", "Give the path of one")
+    if pid and not started:
+        raise NotFound(what, "has ended", "Start it again")
+    if inode == Path("/proc/self/ns/net").stat().st_ino:
+        raise Conflict(
+            what, "is in the host's own network namespace", "Give it one of its own first"
+        )
+    return Namespace(path, inode, started)
+
+
+def is_alive(sandbox: Sandbox) -> bool:
+    """Whether the sandbox's process (or without one, its namespace) is still the one meant."""
+    if sandbox.pid:
+        return syscalls.start_time(sandbox.pid) == sandbox.start_time
+    try:
+        return Path(sandbox.netns).stat().st_ino == sandbox.inode
+    except OSError:
+        return False
+
+
+def own_resolver(content: str) -> None:
+    """Give the calling process a mount namespace in which /etc/resolv.conf says `content`.
+
+    The file lives on a tmpfs that only this namespace knows, so nothing is left when the last
+    process in it ends, however it ends.
+    """
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", flags=syscalls.MS_REC | syscalls.MS_SLAVE)
+    target = os.path.realpath("/etc/resolv.conf")
+    if not Path(target).exists():
+        raise FileNotFoundError(2, f"this host has no {target} to cover; make an empty one")
+    with tempfile.TemporaryDirectory() as directory:
+        syscalls.mount(
+            "vxmesh", directory, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=64k"
+        )
+        file = Path(directory, "resolv.conf")
+        file.write_text(content)
+        syscalls.mount(str(file), target, flags=syscalls.MS_BIND)
+        syscalls.umount(directory, syscalls.MNT_DETACH)

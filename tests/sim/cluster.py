@@ -1,0 +1,202 @@
+"""The nodes of a simulation, their streams, and what must hold at every step and at the end."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from agent.allocator import with_space
+from agent.core.addresses import Range
+from agent.core.replica import Delta
+from agent.core.session import Hello, Message, Session
+from agent.errors import Unavailable
+from agent.model import Endpoint, Network, Node, format_address
+from agent.node import NodeState
+from agent.views import Change
+from tests.sim.network import Clock, Weather, Wire
+
+T = TypeVar("T")
+
+
+def run_now(work: Coroutine[Any, Any, T]) -> T:
+    """Drive a coroutine that never really waits: the simulation's requests answer at once."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+    raise AssertionError("the coroutine waited")
+
+
+class SimNode:
+    """A node, its sessions, and its way to ask others for addresses."""
+
+    def __init__(self, cluster: Cluster, index: int) -> None:
+        self.cluster = cluster
+        self.id = f"{index + 1:016x}"
+        address = f"10.99.0.{index + 1}"
+        node = Node(self.id, f"n{index + 1}", address, 7946, address, 4789, "sim", 0.0, 1500)
+        rng = random.Random(cluster.rng.random())
+        self.state = NodeState(node, lambda: cluster.clock.now, rng)
+        self.state.collect_after = 1.0  # so that a run of seconds sees it happen often
+        self.sessions: dict[str, Session] = {}
+        self.timers: set[str] = set()
+        self.state.listeners.append(self._changed)
+        self.state.describe(node)
+
+    def _changed(self, change: Change) -> None:
+        self.state.replica.publish(self.state.replica.written())
+        self.state.kernel_has(self.state.versions())
+        self.cluster.clock.after(0.0, self.flush_all)
+
+    def flush_all(self) -> None:
+        for peer in list(self.sessions):
+            self.flush(peer)
+
+    def connect(self, peer: str) -> None:
+        """Open our end of a new stream to `peer`, in place of one that there was."""
+        hello = Hello(self.id, "boot", "sim", self.id)
+        rng = random.Random(self.cluster.rng.random())
+        session = Session(self.state, hello, rng, self.cluster.clock.now)
+        session.peer = Hello(peer, "boot", "sim", peer)
+        self.sessions[peer] = session
+        self.flush(peer)
+
+    def flush(self, peer: str) -> None:
+        session = self.sessions[peer]
+        clock = self.cluster.clock
+        for message in session.to_send(clock.now):
+            self.cluster.send(self.id, peer, session, message)
+        if peer not in self.timers:
+            self.timers.add(peer)
+            clock.at(session.next_timer(), lambda: self._timer(peer))
+
+    def _timer(self, peer: str) -> None:
+        self.timers.discard(peer)
+        self.flush(peer)
+
+    def receive(self, peer: str, session: Session, message: Message) -> None:
+        if self.sessions.get(peer) is session:
+            session.receive(message, self.cluster.clock.now)
+            self.flush(peer)
+
+    async def request_space(
+        self, owner: str, network: Network, family: int, ranges: list[Range]
+    ) -> str:
+        """As cluster/ does it: the request, the donation and the answer can each be lost."""
+        donor = self.cluster.nodes[owner]
+        wire = self.cluster.wire
+        if not wire.passes(self.id, owner):
+            raise Unavailable(owner, "does not answer")
+        known = self.state.version(owner)
+        refused = donor.state.donate(network.id, self.id, family, ranges)
+        if not wire.passes(owner, self.id):
+            raise Unavailable(owner, "does not answer")
+        if not refused:
+            state = donor.state
+            floor = state.floor(owner)
+            reset = known < floor
+            base = 0 if reset else known
+            records = state.since(owner, base)
+            self.state.merge(Delta(owner, base, state.version(owner), records, floor, reset, reset))
+        return refused
+
+    def allocate(self, action: Callable[[], T]) -> T:
+        """Run an allocating call with the owners' help."""
+        return run_now(with_space(self.state, self, action))
+
+
+class Cluster:
+    """`count` nodes, every pair with a stream."""
+
+    def __init__(self, seed: int, count: int, weather: Weather) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.clock = Clock()
+        self.wire = Wire(self.clock, self.rng, weather)
+        self.nodes: dict[str, SimNode] = {}
+        for index in range(count):
+            node = SimNode(self, index)
+            self.nodes[node.id] = node
+        for a in self.nodes.values():
+            for b in self.nodes.values():
+                if a is not b:
+                    a.connect(b.id)
+
+    def send(self, a: str, b: str, session: Session, message: Message) -> None:
+        sender, receiver = self.nodes[a], self.nodes[b]
+
+        def deliver() -> None:
+            # A stream that was replaced takes what was on it along.
+            if sender.sessions.get(b) is session and a in receiver.sessions:
+                receiver.receive(a, receiver.sessions[a], message)
+
+        self.wire.carry(a, b, deliver)
+
+    def reconnect(self, a: str, b: str) -> None:
+        self.nodes[a].connect(b)
+        self.nodes[b].connect(a)
+
+    def partition(self, group: set[str], one_way: bool) -> None:
+        """Cut `group` off from the rest."""
+        for a in group:
+            for b in set(self.nodes) - group:
+                self.wire.cut.add((a, b))
+                if not one_way:
+                    self.wire.cut.add((b, a))
+
+    def heal(self) -> None:
+        """Mend every cut; streams over it are new ones as often as not."""
+        pairs = {(min(a, b), max(a, b)) for a, b in self.wire.cut}
+        self.wire.cut.clear()
+        for a, b in sorted(pairs):
+            if self.rng.random() < 0.5:
+                self.reconnect(a, b)
+
+    # -- what must hold --
+
+    def living(self) -> list[tuple[str, Endpoint]]:
+        """Every endpoint as its own node has it: the truth that all must come to."""
+        return [
+            (node.id, endpoint)
+            for node in self.nodes.values()
+            for members in node.state.members.values()
+            for endpoint in members.local.values()
+        ]
+
+    def check_always(self) -> None:
+        """At every step: no address twice, every ring whole, nobody owns what another does."""
+        held = Counter((e.network, a) for _, e in self.living() for a in e.addresses)
+        twice = [f"{format_address(a)} in {n}" for (n, a), count in held.items() if count > 1]
+        assert not twice, f"seed {self.seed}: addresses handed out twice: {twice}"
+        owned: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
+        for node in self.nodes.values():
+            for network, addresses in node.state.addresses.items():
+                addresses.ring.check()
+                for start, end in addresses.ring.owned(node.id, 4):
+                    owned.setdefault((network, 4), []).append((start, end, node.id))
+        for key, ranges in owned.items():
+            ranges.sort()
+            for (_, end, a), (start, _, b) in itertools.pairwise(ranges):
+                assert start > end, f"seed {self.seed}: {a} and {b} both own {start} of {key}"
+
+    def check_equal(self) -> None:
+        """At the end: every node has the same records and sees the same of everything."""
+        seen = {}
+        for node in self.nodes.values():
+            state = node.state
+            seen[node.id] = (
+                {o: state.replica.version(o) for o in sorted(self.nodes)},
+                {o: state.replica.items(o) for o in sorted(self.nodes)},
+                {n.id: state.catalogue.name(n.id) for n in state.catalogue.all()},
+                {(id, m.node) for net in state.members for id, m in state.members[net].all.items()},
+                {n: a.ring.segments() for n, a in state.addresses.items()},
+            )
+        first = next(iter(seen.values()))
+        for id, view in seen.items():
+            for part, (mine, theirs) in enumerate(zip(first, view, strict=True)):
+                assert mine == theirs, f"seed {self.seed}: {id} differs in part {part}"
+        truth = {(e.id, node) for node, e in self.living()}
+        assert truth == first[3], f"seed {self.seed}: endpoints are not those that live"

@@ -1,0 +1,130 @@
+"""What reaches the disk, and that a restart from it knows what was known."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from agent.core.replica import Delta, Record
+from agent.errors import Unavailable
+from agent.listeners import ToStore
+from agent.model import Network, Node, encode
+from agent.node import NodeState
+from agent.requests import parse_endpoint, parse_network
+from agent.store import PeerBatch, Store
+
+OTHER = "2" * 16
+
+
+def make(id: str = "1" * 16) -> NodeState:
+    node = Node(id, f"n{id[0]}", "10.99.0.1", 7946, "10.99.0.1", 4789, "0", 0.0, 1500)
+    return NodeState(node, lambda: 1.0, random.Random(1))
+
+
+def reload(store: Store) -> NodeState:
+    fresh = make()
+    meta, records, sandboxes = store.load()
+    fresh.restore(records, sandboxes, int(meta.get("version", 0)), int(meta.get("floor", 0)))
+    for known in store.load_peers():
+        fresh.restore_peer(known.origin, known.records, known.version, known.floor)
+    return fresh
+
+
+def network(name: str) -> Record:
+    spec = Network(name * 16, name, "overlay", (f"10.{ord(name)}.0.0/24",),
+                   (f"10.{ord(name)}.0.1",), "", ord(name), 0, False, False, {}, {}, 0.0,
+                   OTHER)  # fmt: skip
+    return Record(f"w/{name * 16}", 0, encode(spec))
+
+
+async def test_published_only_when_on_disk(tmp_path: Path) -> None:
+    node, store = make(), Store(tmp_path)
+    published: list[int] = []
+    storing = ToStore(node, store, lambda: published.append(node.replica.published))
+    web = node.create_network(parse_network("web", subnets=["10.1.0.0/24"]))
+    assert node.version(node.me) == 0
+    await storing.durable()
+    assert node.version(node.me) == node.replica.written() > 0
+    assert published == [node.replica.written()]
+    node.create_endpoint(web.id, parse_endpoint("a"))
+    await storing.durable()
+    back = reload(store)
+    assert back.find_endpoint("a")[1] == node.find_endpoint("a")[1]
+    assert back.addresses[web.id].ring.segments() == node.addresses[web.id].ring.segments()
+    await store.close()
+
+
+async def test_what_others_wrote_is_kept_behind(tmp_path: Path) -> None:
+    node, store = make(), Store(tmp_path)
+    storing = ToStore(node, store, lambda: None)
+    a, b = (network(n)._replace(version=v) for n, v in (("a", 1), ("b", 2)))
+    node.merge(Delta(OTHER, 0, 2, [a, b]))
+    storing.keep_peers()
+    await store.close()
+    store = Store(tmp_path)
+    back = reload(store)
+    assert {n.name for n in back.catalogue.all()} == {"a", "b"}
+    assert back.digest()[OTHER] == (2, 0)
+    await store.close()
+
+
+async def test_a_removal_whose_tombstone_is_collected_at_once_is_kept(tmp_path: Path) -> None:
+    node, store = make(), Store(tmp_path)
+    storing = ToStore(node, store, lambda: None)
+    a, b = (network(n)._replace(version=v) for n, v in (("a", 1), ("b", 2)))
+    node.merge(Delta(OTHER, 0, 2, [a, b]))
+    storing.keep_peers()
+    # Removed and collected before the next write: the records after 2 say nothing of it.
+    node.merge(Delta(OTHER, 2, 3, [Record(a.key, 3, b"")], 3))
+    assert node.since(OTHER, 2) == []
+    storing.keep_peers()
+    await store.close()
+    store = Store(tmp_path)
+    assert {n.name for n in reload(store).catalogue.all()} == {"b"}
+    await store.close()
+
+
+async def test_an_own_record_goes_to_disk_with_what_it_rests_on(tmp_path: Path) -> None:
+    node, store = make(), Store(tmp_path)
+    storing = ToStore(node, store, lambda: None)
+    node.merge(Delta(OTHER, 0, 1, [network("a")._replace(version=1)]))
+    node.describe(node.nodes[node.me])
+    await storing.durable()
+    assert {n.name for n in reload(store).catalogue.all()} == {"a"}
+    await store.close()
+
+
+async def test_a_failed_write_is_made_up_for_before_anything_is_published(tmp_path: Path) -> None:
+    node, store = make(), Store(tmp_path)
+    storing = ToStore(node, store, lambda: None)
+    node.create_network(parse_network("a", subnets=["10.1.0.0/24"]))
+    await storing.durable()
+    before = node.version(node.me)
+    commit = store._commit
+
+    def full(batches: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    store._commit = full  # type: ignore[method-assign]
+    node.create_network(parse_network("b", subnets=["10.2.0.0/24"]))
+    with pytest.raises(Unavailable, match="disk is full"):
+        await storing.durable()
+    assert node.version(node.me) == before, "what is not on disk is not told"
+    store._commit = commit  # type: ignore[method-assign]
+    node.create_network(parse_network("c", subnets=["10.3.0.0/24"]))
+    await storing.durable()
+    assert node.version(node.me) == node.replica.written()
+    assert {n.name for n in reload(store).catalogue.all()} == {"a", "b", "c"}
+    await store.close()
+
+
+async def test_a_number_too_large_for_the_disk_does_not_stop_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(Unavailable):
+        await store.write(PeerBatch(OTHER, [], 1 << 63, 0))
+    await store.write(PeerBatch(OTHER, [], 5, 0))
+    assert [known.version for known in store.load_peers()] == [5]
+    await store.close()

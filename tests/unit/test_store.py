@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from agent.core.replica import Record
+from agent.errors import InUse, Unavailable
+from agent.model import Publish, Sandbox
+from agent.store import Batch, Store, reset
+
+BOX = Sandbox("1" * 16, "box", "/proc/1/ns/net", 7, 1, 2, 3.0, publishes=(Publish(80, 8080),))
+
+
+async def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.set_meta({"node": "n"})
+    await store.write(Batch([Record("b", 1, b"x"), Record("a", 2, b"y")], 2))
+    await store.write(Batch([Record("b", 3, b"z")], 3, sandboxes={BOX.id: BOX}))
+    await store.close()
+    back = Store(tmp_path)
+    meta, records, boxes = back.load()
+    assert meta == {"node": "n", "version": "3"}
+    assert records == [Record("a", 2, b"y"), Record("b", 3, b"z")]
+    assert boxes == [BOX]
+    await back.write(Batch(version=4, floor=4, sandboxes={BOX.id: None}))
+    await back.write(Batch([Record("c", 5, b"")], 5))
+    await back.write(Batch(version=6, floor=5))
+    assert back.load()[1] == [Record("a", 2, b"y"), Record("b", 3, b"z")]
+    assert back.load()[2] == []
+    await back.write(Batch([Record("n", 9, b"1")], 9, replace=True))
+    assert back.load()[1] == [Record("n", 9, b"1")]
+    await back.close()
+
+
+async def test_many_writes_are_acknowledged_in_order(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    done: list[int] = []
+    futures = []
+    for number in range(200):
+        future = store.write(Batch([Record("k", number + 1, b"v")], number + 1))
+        future.add_done_callback(lambda _, n=number: done.append(n))  # type: ignore[misc]
+        futures.append(future)
+    await asyncio.gather(*futures)
+    await asyncio.sleep(0)
+    assert done == list(range(200))
+    await store.close()
+
+
+async def test_a_second_agent_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(InUse, match="held by another agent"):
+        Store(tmp_path)
+    await store.close()
+
+
+async def test_a_damaged_file_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    await store.write(Batch([Record(f"k{n}", n + 1, b"v" * 99) for n in range(500)], 500))
+    await store.close()
+    path = tmp_path / "state.db"
+    whole = path.read_bytes()
+    for damaged in (b"not a database at all" * 100, whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(Unavailable, match="--reset-state"):
+            Store(tmp_path).load()
+        assert path.read_bytes() == damaged, "nothing is thrown away without being asked to"
+    aside = reset(tmp_path)
+    assert aside is not None and aside.exists()
+    fresh = Store(tmp_path)
+    assert fresh.load() == ({}, [], [])
+    await fresh.close()
+    assert reset(tmp_path / "nowhere") is None
