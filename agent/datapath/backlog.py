@@ -1,0 +1,135 @@
+"""What the reconciler has still to look at, and what failed and is to be tried again.
+
+What stands opposite: reconciler.py, which works it off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import structlog
+
+from agent.errors import VxmeshError
+
+log = structlog.get_logger()
+
+RETRY_FIRST, RETRY_MOST = 0.5, 30.0  # s; doubled with every failure in between
+
+Key = tuple[
+    str, int, str
+]  # kind (bridge, port, rows, tables, routes, uplink), VNI or 0, endpoint or ""
+Rows = dict[int, tuple[set[bytes], set[bytes]]]  # VNI -> MACs, addresses
+
+
+@dataclass(slots=True)
+class Backlog:
+    """Things to look at again. Sets, so that however often one is named it is looked at once."""
+
+    bridges: set[int] = field(default_factory=set)
+    rows: Rows = field(default_factory=dict)
+    forwards: bool = False
+    everything: bool = False
+    again: set[int] = field(default_factory=set)  # bridges of which something failed
+    # Of what follows nobody asked for a change: what is found wrong there is drift.
+    suspects: set[int] = field(default_factory=set)  # bridges with a device that was lost or down
+    audits: set[int] = field(default_factory=set)  # bridges to compare whole, rows and all
+    lost: Rows = field(default_factory=dict)  # rows that were deleted
+    uplink: bool = False
+    tables: bool = False
+    overrun: bool = False  # everything, because events were lost
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.bridges
+            or self.rows
+            or self.forwards
+            or self.everything
+            or self.again
+            or self.suspects
+            or self.audits
+            or self.lost
+            or self.uplink
+            or self.tables
+            or self.overrun
+        )
+
+
+def add_rows(rows: Rows, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
+    """Note keys of a network."""
+    held = rows.get(vni)
+    if held is None:
+        held = rows[vni] = (set(), set())
+    held[0].update(macs)
+    held[1].update(addresses)
+
+
+@dataclass(slots=True)
+class _Failure:
+    error: VxmeshError
+    times: int
+    timer: asyncio.TimerHandle
+
+
+class Failures:
+    """What failed last time, each with the time of its next attempt."""
+
+    def __init__(self, retry: Callable[[Key], None]) -> None:
+        """`retry` is called with the key when its time has come."""
+        self._retry = retry
+        self._failures: dict[Key, _Failure] = {}
+
+    def failed(self, key: Key, error: Exception) -> None:
+        """Note a failure; the next attempt is later each time, and no other waits for it."""
+        before = self._failures.get(key)
+        times = before.times + 1 if before else 1
+        if before:
+            before.timer.cancel()
+        if not isinstance(error, VxmeshError):
+            why = str(error) or type(error).__name__
+            error = VxmeshError(_text(key), why, "It is tried again by itself")
+        delay = min(RETRY_FIRST * 2 ** min(times - 1, 10), RETRY_MOST)
+        timer = asyncio.get_running_loop().call_later(delay, self._retry, key)
+        self._failures[key] = _Failure(error, times, timer)
+        log.warning("datapath.failed", what=_text(key), error=str(error), again_in=delay)
+
+    def succeeded(self, key: Key) -> None:
+        """Forget a failure, if there was one."""
+        failure = self._failures.pop(key, None)
+        if failure:
+            failure.timer.cancel()
+
+    def stands(self, key: Key) -> bool:
+        """Whether the last attempt failed."""
+        return key in self._failures
+
+    def forget(self, vni: int, endpoints: Iterable[str] | None = None) -> bool:
+        """Forget the failures of a network that is gone, or of all its ports but `endpoints`.
+
+        True if there was any.
+        """
+        keep = None if endpoints is None else set(endpoints)
+        gone = [
+            key
+            for key in self._failures
+            if key[1] == vni and (keep is None or (key[0] == "port" and key[2] not in keep))
+        ]
+        for key in gone:
+            self.succeeded(key)
+        return bool(gone)
+
+    def items(self) -> dict[Key, VxmeshError]:
+        """All that stands."""
+        return {key: failure.error for key, failure in self._failures.items()}
+
+    def clear(self) -> None:
+        """Forget all, and try nothing again."""
+        for key in list(self._failures):
+            self.succeeded(key)
+
+
+def _text(key: Key) -> str:
+    kind, vni, endpoint = key
+    of = f" of endpoint {endpoint}" if endpoint else f" of VNI {vni}" if vni else ""
+    return f"{kind}{of}"

@@ -1,0 +1,206 @@
+"""The rules of our own namespace and of the host, as text for nftables. Pure.
+
+Both tables are called `inet vxmesh`. The chains never change; what does is in sets and maps,
+so that a new network or a published port is a few elements and not a new ruleset.
+What stands opposite: nftables.py loads them; tests/unit/datapath/golden/ shows them whole.
+Source: nft(8).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from agent.drivers.base import Bridge, Forward
+from agent.model import IPNetwork
+
+TABLE = "inet vxmesh"
+UPLINK, HOST_UPLINK = "uplink", "vxmesh0"
+
+# No connection tracking in here: it would cost every packet and decide nothing. What comes
+# over the uplink has passed the host's table, and a sandbox is known by its bridge.
+OWN_CHAINS = f"""\
+	chain input {{
+		type filter hook input priority filter; policy drop;
+		iifname "lo" accept
+		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+		iifname . ip daddr @gateways4 accept
+		iifname . ip6 daddr @gateways6 accept
+	}}
+
+	chain forward {{
+		type filter hook forward priority filter; policy drop;
+		iifname "{UPLINK}" oifname @open accept
+		oifname "{UPLINK}" iifname . ip saddr @egress4 accept
+		oifname "{UPLINK}" iifname . ip6 saddr @egress6 accept
+		iifname . oifname @hairpin accept
+	}}
+"""
+
+# raw: route_localnet on the uplink, which lets the host reach a published port at 127.0.0.1,
+# must not let a sandbox reach what listens there.
+# postrouting: a sandbox that uses a port published on its own host, its neighbour's or its
+# own, gets its answers from the host only if the host is who asked.
+# forward: nobody but the host itself gets into a sandbox, except through a published port.
+HOST_CHAINS = f"""\
+	chain raw {{
+		type filter hook prerouting priority raw; policy accept;
+		iifname "{HOST_UPLINK}" ip daddr 127.0.0.0/8 drop
+	}}
+
+	chain published {{
+		dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
+		fib daddr type local dnat ip to meta l4proto . th dport map @ports4
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6_at
+		ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @ports6
+	}}
+
+	chain prerouting {{
+		type nat hook prerouting priority dstnat; policy accept;
+		jump published
+	}}
+
+	chain output {{
+		type nat hook output priority -100; policy accept;
+		jump published
+	}}
+
+	chain postrouting {{
+		type nat hook postrouting priority srcnat; policy accept;
+		oifname != "{HOST_UPLINK}" ip saddr @subnets4 masquerade
+		oifname != "{HOST_UPLINK}" ip6 saddr @subnets6 masquerade
+		oifname "{HOST_UPLINK}" ip saddr 127.0.0.0/8 masquerade
+		oifname "{HOST_UPLINK}" ip saddr @subnets4 ct status dnat masquerade
+		oifname "{HOST_UPLINK}" ip6 saddr @subnets6 ct status dnat masquerade
+	}}
+
+	chain forward {{
+		type filter hook forward priority filter; policy accept;
+		oifname "{HOST_UPLINK}" ct state established,related accept
+		oifname "{HOST_UPLINK}" ct status dnat accept
+		oifname "{HOST_UPLINK}" drop
+	}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """A set or a map: its declaration, and its elements as text, key -> value ("" in a set)."""
+
+    declaration: str  # "set" or "map", name, type and flags
+    elements: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """One table: what is in its sets by name, and its chains."""
+
+    sets: Mapping[str, Elements]
+    chains: str
+
+
+def own(bridges: Iterable[Bridge]) -> Ruleset:
+    """The table of our namespace.
+
+    Input: a bridge's sandboxes reach that bridge's gateways and nothing else of ours.
+    Forward: never from one bridge to another; through the uplink only networks that are not
+    internal, and only with a source of their own.
+    """
+    gateways: dict[int, set[str]] = {4: set(), 6: set()}
+    egress: dict[int, set[str]] = {4: set(), 6: set()}
+    hairpin, open_ = set(), set()
+    for bridge in bridges:
+        name = f'"{bridge.device}"'
+        hairpin.add(f"{name} . {name}")
+        for gateway in bridge.gateways:
+            address = ipaddress.ip_interface(gateway).ip
+            gateways[address.version].add(f"{name} . {address}")
+        if not bridge.internal:
+            open_.add(name)
+            for subnet in _collapse(bridge.subnets):
+                egress[subnet.version].add(f"{name} . {subnet}")
+    return Ruleset(
+        {
+            "gateways4": _set("gateways4", "ifname . ipv4_addr", gateways[4]),
+            "gateways6": _set("gateways6", "ifname . ipv6_addr", gateways[6]),
+            "egress4": _set("egress4", "ifname . ipv4_addr; flags interval", egress[4]),
+            "egress6": _set("egress6", "ifname . ipv6_addr; flags interval", egress[6]),
+            "hairpin": _set("hairpin", "ifname . ifname", hairpin),
+            "open": _set("open", "ifname", open_),
+        },
+        OWN_CHAINS,
+    )
+
+
+def host(bridges: Iterable[Bridge], forwards: Iterable[Forward]) -> Ruleset:
+    """The table of the host: masquerade, published ports, and who may not come in.
+
+    A forward to an address in no network that is open to the host is left out: its packets
+    would follow the host's default route. Of two for one port the first holds.
+    """
+    subnets = list(_collapse(s for b in bridges if not b.internal for s in b.subnets))
+    maps: dict[str, dict[str, str]] = {"ports4": {}, "ports6": {}, "ports4_at": {}, "ports6_at": {}}
+    for forward in forwards:
+        address, publish = ipaddress.ip_address(forward.address), forward.publish
+        if not any(address in subnet for subnet in subnets):
+            continue
+        key = f"{publish.protocol} . {publish.host_port}"
+        name = f"ports{address.version}"
+        if publish.host_address and not ipaddress.ip_address(publish.host_address).is_unspecified:
+            name, key = f"{name}_at", f"{publish.host_address} . {key}"
+        maps[name].setdefault(key, f"{address} . {publish.target_port}")
+    by_version = {v: {str(s) for s in subnets if s.version == v} for v in (4, 6)}
+    sets = {
+        "subnets4": _set("subnets4", "ipv4_addr; flags interval", by_version[4]),
+        "subnets6": _set("subnets6", "ipv6_addr; flags interval", by_version[6]),
+    }
+    for name, elements in maps.items():
+        kind = f"ipv{name[5]}_addr"
+        at = f"{kind} . " if name.endswith("_at") else ""
+        types = f"{at}inet_proto . inet_service : {kind} . inet_service"
+        sets[name] = Elements(f"map {name} {{ type {types}; }}", elements)
+    return Ruleset(sets, HOST_CHAINS)
+
+
+def render(ruleset: Ruleset) -> str:
+    """The whole table as one transaction that replaces whatever was there."""
+    lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
+    lines += [f"\t{s.declaration}" for s in ruleset.sets.values()]
+    lines += ["", ruleset.chains.rstrip("\n"), "}"]
+    for name, elements in ruleset.sets.items():
+        lines += _change("add", name, elements.elements)
+    return "\n".join(lines) + "\n"
+
+
+def delta(old: Ruleset, new: Ruleset) -> str:
+    """One transaction that makes the sets of `old` those of `new`; empty if they are the same."""
+    lines: list[str] = []
+    for name, after in new.sets.items():
+        before = old.sets[name].elements
+        if before is after.elements:
+            continue
+        gone = {k: v for k, v in before.items() if after.elements.get(k) != v}
+        come = {k: v for k, v in after.elements.items() if before.get(k) != v}
+        lines += _change("delete", name, gone) + _change("add", name, come)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _change(verb: str, name: str, elements: Mapping[str, str]) -> list[str]:
+    if not elements:
+        return []
+    inside = ", ".join(f"{k} : {v}" if v else k for k, v in sorted(elements.items()))
+    return [f"{verb} element {TABLE} {name} {{ {inside} }}"]
+
+
+def _set(name: str, type_: str, elements: set[str]) -> Elements:
+    return Elements(f"set {name} {{ type {type_}; }}", dict.fromkeys(elements, ""))
+
+
+def _collapse(subnets: Iterable[str]) -> list[IPNetwork]:
+    """The subnets without overlaps, which a set of intervals would refuse."""
+    parsed = [ipaddress.ip_network(s) for s in subnets]
+    return [
+        *ipaddress.collapse_addresses(n for n in parsed if isinstance(n, ipaddress.IPv4Network)),
+        *ipaddress.collapse_addresses(n for n in parsed if isinstance(n, ipaddress.IPv6Network)),
+    ]

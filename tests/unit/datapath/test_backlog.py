@@ -1,0 +1,91 @@
+"""What failed is tried again, later each time, and only then."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import fields
+
+import pytest
+
+from agent.datapath import backlog
+from agent.datapath.backlog import Backlog, Failures, Key, add_rows
+from agent.errors import Conflict, VxmeshError
+
+PORT: Key = ("port", 7, "00000000000000e1")
+OTHER: Key = ("port", 7, "00000000000000e2")
+BRIDGE: Key = ("bridge", 7, "")
+
+
+def test_an_empty_backlog_is_false_and_any_entry_makes_it_true() -> None:
+    assert not Backlog()
+    names = [field.name for field in fields(Backlog)]
+    assert len(names) == 11
+    for name in names:
+        entry = Backlog()
+        kind = type(getattr(entry, name))
+        setattr(entry, name, {bool: True, set: {7}, dict: {7: (set(), set())}}[kind])
+        assert entry, name
+
+
+def test_a_key_named_often_is_there_once() -> None:
+    rows: backlog.Rows = {}
+    add_rows(rows, 7, [b"a", b"b"], [b"x"])
+    add_rows(rows, 7, [b"b"], [b"x"])
+    add_rows(rows, 8, [b"c"], [])
+    assert rows == {7: ({b"a", b"b"}, {b"x"}), 8: ({b"c"}, set())}
+
+
+async def test_delays_double_up_to_the_most() -> None:
+    failures = Failures(lambda key: None)
+    loop, seen = asyncio.get_running_loop(), []
+    for _ in range(9):
+        now = loop.time()
+        failures.failed(PORT, OSError(16, "busy"))
+        seen.append(round(failures._failures[PORT].timer.when() - now, 1))
+    assert seen == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    failures.clear()
+
+
+async def test_the_next_attempt_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "RETRY_FIRST", 0.01)
+    again: asyncio.Queue[Key] = asyncio.Queue()
+    failures = Failures(again.put_nowait)
+    failures.failed(PORT, OSError(16, "busy"))
+    assert await asyncio.wait_for(again.get(), 5) == PORT
+    assert failures.stands(PORT)  # until it succeeds
+
+
+async def test_success_ends_it_and_begins_anew_with_the_first_delay() -> None:
+    failures = Failures(lambda key: None)
+    failures.failed(PORT, OSError(16, "busy"))
+    failures.failed(PORT, OSError(16, "busy"))
+    timer = failures._failures[PORT].timer
+    failures.succeeded(PORT)
+    assert timer.cancelled() and not failures.items()
+    failures.failed(PORT, OSError(16, "busy"))
+    assert failures._failures[PORT].times == 1
+    failures.clear()
+
+
+async def test_a_failure_for_people_is_kept_and_another_is_explained() -> None:
+    failures = Failures(lambda key: None)
+    conflict = Conflict("VNI 7", "is taken", "Delete it")
+    failures.failed(BRIDGE, conflict)
+    failures.failed(PORT, OSError(19, "No such device"))
+    assert failures.items()[BRIDGE] is conflict
+    error = failures.items()[PORT]
+    assert type(error) is VxmeshError
+    assert str(error).startswith("port of endpoint 00000000000000e1: [Errno 19] No such device.")
+    failures.clear()
+
+
+async def test_what_is_no_longer_wanted_is_forgotten() -> None:
+    failures = Failures(lambda key: None)
+    for key in (PORT, OTHER, BRIDGE):
+        failures.failed(key, OSError(16, "busy"))
+    assert not failures.forget(8)
+    assert failures.forget(7, [OTHER[2]])
+    assert set(failures.items()) == {OTHER, BRIDGE}
+    assert not failures.forget(7, [OTHER[2]])
+    assert failures.forget(7)
+    assert not failures.items()
