@@ -1,0 +1,219 @@
+"""The resolver's half of the feed: takes in the agent's state and answers its questions.
+
+A full state is built aside while names go on resolving from the old one, and a connection that
+breaks leaves the state as it is: that is how names outlive the agent. Only the connection that
+sent the last `Reset` may change anything, so that an agent that was replaced cannot.
+What stands opposite: client.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import dns.exception
+import dns.message
+import dns.rdatatype
+import msgspec
+
+from agent.core.names import Answer, Kind, Names
+from agent.core.question import Question, parse_question
+from agent.errors import Invalid, VxmeshError
+from agent.model import shorten
+from agent.resolver import feed
+from agent.resolver.forward import Forwarder
+from agent.resolver.messages import Asked, describe, read
+from agent.resolver.server import Server
+
+_STREAM_BYTES = 1 << 20
+
+_log = logging.getLogger("vxmesh.resolver.intake")
+
+
+class Intake:
+    """Serves the feed's socket. `on_stop` is called once when the resolver should end."""
+
+    def __init__(
+        self,
+        path: Path,
+        setup: str,
+        server: Server,
+        forwarder: Forwarder,
+        on_stop: Callable[[], None],
+    ) -> None:
+        self._path = path
+        self._setup = setup
+        self._server = server
+        self._forwarder = forwarder
+        self._on_stop = on_stop
+        self._feeder: asyncio.StreamWriter | None = None
+        self._listener: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen; whatever lies at the path is a leftover, as the caller holds the lock."""
+        self._path.unlink(missing_ok=True)
+        mask = os.umask(0o177)  # between bind and chmod anybody could connect
+        try:
+            self._listener = await asyncio.start_unix_server(
+                self._converse, str(self._path), limit=_STREAM_BYTES
+            )
+        finally:
+            os.umask(mask)
+
+    async def close(self) -> None:
+        """No more feeds; the socket goes first, so that nobody finds a resolver that ends."""
+        self._path.unlink(missing_ok=True)
+        if self._listener is not None:
+            self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._take(reader, writer)
+        except (EOFError, OSError):
+            pass
+        except (ValueError, msgspec.MsgspecError) as error:
+            _log.error("feed malformed", extra={"fields": {"error": str(error)}})
+        finally:
+            if self._feeder is writer:
+                self._feeder = None
+                _log.info("feed lost", extra={"fields": self._server.names.counts()})
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        aside: Names | None = None
+        greeted = False
+        while True:
+            message = feed.to_resolver_decoder.decode(await feed.read_frame(reader))
+            if isinstance(message, feed.Hello):
+                greeted = message.protocol == feed.PROTOCOL and message.setup == self._setup
+                welcome = feed.Welcome(feed.PROTOCOL, greeted, os.getpid(), self._setup)
+                writer.write(feed.frame(welcome))
+                await writer.drain()
+                if not greeted:
+                    fields = {"asked": message.setup, "protocol": message.protocol}
+                    _log.warning("agent of another setup: ending", extra={"fields": fields})
+                    self._on_stop()
+                    return
+            elif not greeted:
+                raise ValueError("no hello")
+            elif isinstance(message, feed.Reset):
+                aside = Names()
+                self._feeder = writer
+            elif isinstance(message, feed.Query):
+                self._spawn(self._query(message), writer)
+            elif isinstance(message, feed.StatsQuery):
+                writer.write(feed.frame(self._stats(message)))
+            elif isinstance(message, feed.Stop):
+                _log.info("told to stop", extra={"fields": {}})
+                self._on_stop()
+                return
+            elif self._feeder is not writer:
+                raise ValueError("another agent feeds this resolver now")
+            elif isinstance(message, feed.Changes):
+                _apply(message, self._server.names if aside is None else aside)
+                if message.seq:
+                    writer.write(feed.frame(feed.Done(message.seq)))
+                # Reading what is already here does not wait: give the askers their turn.
+                await asyncio.sleep(0)
+            else:
+                if aside is None:
+                    raise ValueError("a commit without a reset")
+                self._server.names, aside = aside, None
+                await self._server.start()
+                writer.write(feed.frame(feed.Done(message.seq)))
+                _log.info("state taken", extra={"fields": self._server.names.counts()})
+                # What is there now stays: without this the collector walks all of it again
+                # and again, tens of milliseconds each time at 100,000 names. Nothing in it is
+                # a cycle, so a state that is replaced is freed all the same.
+                gc.freeze()
+
+    def _spawn(self, work: Awaitable[feed.ToAgent], writer: asyncio.StreamWriter) -> None:
+        async def run() -> None:
+            reply = await work
+            if not writer.is_closing():
+                writer.write(feed.frame(reply))
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _query(self, query: feed.Query) -> feed.Verdict:
+        names = self._server.names
+        try:
+            question, asked = _parse(query)
+        except VxmeshError as error:
+            failure = (error.code, error.what, error.why, error.fix)
+            return feed.Verdict(query.id, "", (), (), failure)
+        view = names.view(query.address) if query.address else query.networks
+        answer: Answer = names.answer(question, view)
+        why = names.explain(question, view)
+        records = tuple(describe(answer.records))
+        if answer.kind is Kind.FORWARD:
+            message, upstream = await self._forwarder.resolve(asked)
+            if message is None:
+                why.append("no resolver of the host gave an answer (SERVFAIL)")
+            else:
+                why.append(f"{upstream} answered")
+                records = tuple(
+                    f"{dns.rdatatype.to_text(rrset.rdtype)} {rdata}"
+                    for rrset in message.answer
+                    for rdata in rrset
+                )
+        return feed.Verdict(query.id, answer.kind.value, records, tuple(why))
+
+    def _stats(self, query: feed.StatsQuery) -> feed.Stats:
+        counters = {
+            **self._server.names.counts(),
+            **self._server.counters,
+            **self._forwarder.counters,
+        }
+        upstreams = tuple(upstream.text for upstream in self._forwarder.upstreams())
+        return feed.Stats(query.id, os.getpid(), counters, upstreams)
+
+
+def _parse(query: feed.Query) -> tuple[Question, Asked]:
+    """The question that a person typed, and the same as if it had come by the wire."""
+    try:
+        type = dns.rdatatype.from_text(query.rdtype)
+    except (dns.exception.DNSException, ValueError):
+        raise Invalid(
+            f"record type {shorten(query.rdtype)}", "is unknown", "Use A, AAAA, PTR, MX …"
+        ) from None
+    question = parse_question(query.name, int(type))
+    text = ".".join(question.labels) + "."
+    try:
+        asked = read(dns.message.make_query(text, type).to_wire(), udp=False)
+    except dns.exception.DNSException as error:
+        raise Invalid(f"name {shorten(query.name)}", str(error)) from None
+    if not isinstance(asked, Asked):
+        raise Invalid(
+            f"record type {query.rdtype}", "cannot be asked for", "Use A, AAAA, PTR, MX …"
+        )
+    return question, asked
+
+
+def _apply(changes: feed.Changes, names: Names) -> None:
+    for id in changes.dropped_networks:
+        names.drop_network(id)
+    for network in changes.networks:
+        names.put_network(network.id, network.name, network.subnets, network.internal)
+    for network_id, endpoint_id in changes.dropped:
+        names.drop(network_id, endpoint_id)
+    for row in changes.endpoints:
+        names.put(row.network, row.id, row.name, row.aliases, row.addresses)
+    for address in changes.dropped_views:
+        names.drop_view(address)
+    for view in changes.views:
+        names.put_view(view.address, view.networks)

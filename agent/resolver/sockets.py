@@ -1,0 +1,190 @@
+"""Listening sockets in the namespace of ours, and which address a datagram was sent to.
+
+The gateways that sandboxes ask come and go with their bridges, so the sockets are bound to the
+wildcard address; an answer must leave from the address that was asked, which IP_PKTINFO (ip(7))
+and IPV6_PKTINFO (RFC 3542, section 6) tell and set, a datagram at a time.
+What stands opposite: server.py, which reads and writes here.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import Conflict, Invalid, Unavailable, VxmeshError
+from agent.model import shorten
+from agent.syscalls import in_netns, socket_in
+
+PORT = 53
+DEFAULT_LISTEN = ("0.0.0.0:53", "[::]:53")
+
+_IP_PKTINFO = 8  # linux/in.h; the socket module lacks it
+_PKTINFO4 = struct.Struct("=i4s4s")  # interface, local address, destination in the header
+_PKTINFO6 = struct.Struct("=16si")  # destination, interface
+_ANCILLARY_BYTES = 128
+_RECEIVE_BYTES = 1 << 20  # some thousand questions may wait while a feed is taken in
+_SEND_BYTES = 128 << 10  # of a TCP connection: two of the largest answers, not megabytes
+_BACKLOG = 128
+_LINK_LOCAL6 = b"\xfe\x80"
+
+Ancillary = list[tuple[int, int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """An address and port to listen on; the address may be the wildcard."""
+
+    address: str
+    port: int
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """AF_INET or AF_INET6."""
+        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
+
+
+def parse_listen(text: str) -> Listen:
+    """ADDRESS:PORT, [ADDRESS]:PORT for IPv6; Invalid if malformed."""
+    host, _, port = text.rpartition(":")
+    try:
+        address = str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
+        number = int(port)
+        if not 0 <= number <= 65535:
+            raise ValueError(port)
+    except ValueError:
+        raise Invalid(
+            f"listening address {shorten(text)}",
+            "is malformed",
+            "Write it as 0.0.0.0:53 or [::]:53",
+        ) from None
+    return Listen(address, number)
+
+
+def _open(listen: Listen, kind: socket.SocketKind, netns: str | None) -> socket.socket:
+    if netns is None:
+        sock = socket.socket(listen.family, kind)
+    else:
+        sock = socket_in(netns, listen.family, kind)
+    try:
+        sock.setblocking(False)
+        if listen.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
+        elif listen.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        if kind == socket.SOCK_DGRAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
+        sock.bind((listen.address, listen.port))
+        if kind == socket.SOCK_STREAM:
+            sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def open_sockets(
+    listens: Sequence[Listen], netns: str | None, optional: bool = False
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    """UDP and TCP sockets on `listens`, in the namespace at the path `netns` (None: our own).
+
+    With port 0 the kernel chooses the UDP port and TCP takes the same. With `optional`, what
+    the kernel has no address family for is left out, as long as one is there. Raises Conflict
+    if a port is taken, Unavailable if it cannot be listened on.
+    """
+    udp: list[socket.socket] = []
+    tcp: list[socket.socket] = []
+    try:
+        for listen in listens:
+            try:
+                udp.append(_open(listen, socket.SOCK_DGRAM, netns))
+                chosen = Listen(listen.address, udp[-1].getsockname()[1])
+                tcp.append(_open(chosen, socket.SOCK_STREAM, netns))
+            except OSError as error:
+                no_family = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+                if not (optional and no_family and listen.family == socket.AF_INET6):
+                    raise _failure(listen, netns, error) from error
+                for sock in udp[len(tcp) :]:
+                    sock.close()
+                del udp[len(tcp) :]
+    except BaseException:
+        for sock in (*udp, *tcp):
+            sock.close()
+        raise
+    return udp, tcp
+
+
+def _failure(listen: Listen, netns: str | None, error: OSError) -> VxmeshError:
+    where = f"{listen.address} port {listen.port}" + (f" in {netns}" if netns else "")
+    what = f"name server on {where}"
+    if error.errno == errno.EADDRINUSE:
+        return Conflict(what, "the port is taken", "Stop what listens there")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Unavailable(what, "permission denied", "Run it as root")
+    if error.errno in (errno.ENOENT, errno.EINVAL):
+        return Unavailable(what, "that is no network namespace", "Start the agent, which makes it")
+    return Unavailable(what, error.strerror or str(error))
+
+
+def is_ours(address: str, port: int, listens: Sequence[Listen], netns: str | None) -> bool:
+    """True if a question sent from the host to `address` and `port` would reach ourselves.
+
+    A loopback address is ours only if we listen in the host's own namespace. For others the
+    kernel is asked: what can be bound to in our namespace is an address of it.
+    """
+    here = netns is None or Path(netns).samefile("/proc/self/ns/net")
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if (parsed.is_loopback or parsed.is_unspecified) and not here:
+        return False
+    candidates = [listen for listen in listens if listen.port == port]
+    if any(listen.address == str(parsed) for listen in candidates):
+        return True
+    family = socket.AF_INET if parsed.version == 4 else socket.AF_INET6
+
+    def bindable() -> bool:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((str(parsed), 0))
+            except OSError:
+                return False
+            return True
+
+    wildcard = any(
+        ipaddress.ip_address(listen.address).is_unspecified and listen.family == family
+        for listen in candidates
+    )
+    return wildcard and (bindable() if netns is None else in_netns(netns, bindable))
+
+
+def receive(sock: socket.socket, size: int) -> tuple[bytes, Ancillary, tuple[str, int]]:
+    """One datagram: its bytes, what `send` needs to answer it, and who sent it.
+
+    Raises BlockingIOError if none is there.
+    """
+    wire, ancillary, _, peer = sock.recvmsg(size, _ANCILLARY_BYTES)
+    for level, type, data in ancillary:
+        if level == socket.IPPROTO_IP and type == _IP_PKTINFO:
+            _, local, _ = _PKTINFO4.unpack_from(data)
+            # Interface 0: the routes decide, as the sandbox may ask by another interface.
+            return wire, [(level, type, _PKTINFO4.pack(0, local, bytes(4)))], peer
+        if level == socket.IPPROTO_IPV6 and type == socket.IPV6_PKTINFO:
+            destination, interface = _PKTINFO6.unpack_from(data)
+            if not destination.startswith(_LINK_LOCAL6):
+                interface = 0
+            return wire, [(level, type, _PKTINFO6.pack(destination, interface))], peer
+    return wire, [], peer
+
+
+def source_address(peer: tuple[str, int]) -> bytes:
+    """The address of a peer name as 4 or 16 bytes, without its scope."""
+    host = peer[0].partition("%")[0]
+    return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
