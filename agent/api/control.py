@@ -1,0 +1,272 @@
+"""vxmesh.v1.Control: requests in, one call of operations.py or a look at the node, replies out.
+
+What stands opposite: client.py and, through it, the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import grpc.aio
+
+from agent.api import convert
+from agent.api.errors import reports, reports_stream
+from agent.api.watch import Watchers
+from agent.core.members import Member
+from agent.core.names import resolv_conf
+from agent.errors import Invalid
+from agent.model import Network, Sandbox
+from agent.node import NodeState
+from agent.operations import Operations
+from agent.requests import parse_endpoint, parse_ifname, parse_network, parse_publish
+from agent.rpc import control_pb2 as pb
+from agent.rpc import control_pb2_grpc as pb_grpc
+from agent.rpc import types_pb2 as types
+
+PAGE = 1000  # endpoints a message of ListEndpoints
+WAIT_MAX = 3600.0  # s
+ANNOUNCE_MAX = 256 << 20  # bytes; some 2,000,000 lines, held in memory until the last has come
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Resolver(Protocol):
+    """What resolver/ offers: the name server's own answer, and why."""
+
+    async def resolve(self, name: str, type: str, networks: list[str]) -> pb.ResolveReply:
+        """As a sandbox in just these networks (ids) would get it."""
+
+
+class Control(pb_grpc.ControlServicer):
+    """The servicer."""
+
+    def __init__(
+        self,
+        node: NodeState,
+        operations: Operations,
+        health: convert.Health,
+        resolver: Resolver,
+        watchers: Watchers,
+    ) -> None:
+        self.node = node
+        self.operations = operations
+        self.health = health
+        self.resolver = resolver
+        self.watchers = watchers
+
+    @reports
+    async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:
+        me = self.node.nodes[self.node.me]
+        return pb.Info(node_id=me.id, name=me.name, version=me.version, revision=self.node.revision)
+
+    # -- nodes --
+
+    @reports
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesReply:
+        nodes = sorted(self.node.nodes.values(), key=lambda n: (n.name, n.id))
+        return pb.ListNodesReply(nodes=[convert.node(self.node, self.health, n) for n in nodes])
+
+    @reports
+    async def GetNode(self, request: pb.GetRequest, context: Context) -> types.Node:
+        return convert.node(self.node, self.health, self.node.find_node(request.ref))
+
+    # -- networks --
+
+    @reports
+    async def CreateNetwork(
+        self, request: pb.CreateNetworkRequest, context: Context
+    ) -> types.Network:
+        spec = parse_network(
+            request.name,
+            driver=request.driver,
+            subnets=request.subnets,
+            gateways=request.gateways,
+            ip_range=request.ip_range,
+            internal=request.internal,
+            mtu=request.mtu,
+            vni=request.vni,
+            encrypted=request.encrypted,
+            ipv6=request.ipv6,
+            options=dict(request.options),
+            labels=dict(request.labels),
+        )
+        network = await self.operations.create_network(spec, _wait(request))
+        return convert.network(self.node, network)
+
+    @reports
+    async def ListNetworks(
+        self, request: pb.ListNetworksRequest, context: Context
+    ) -> pb.ListNetworksReply:
+        found = sorted(self.node.catalogue.all(), key=lambda n: self.node.catalogue.name(n.id))
+        return pb.ListNetworksReply(networks=[convert.network(self.node, n) for n in found])
+
+    @reports
+    async def GetNetwork(self, request: pb.GetRequest, context: Context) -> types.Network:
+        return convert.network(self.node, self.node.find_network(request.ref), ranges=True)
+
+    @reports
+    async def RemoveNetwork(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
+        ids = await self.operations.remove_networks(request.refs, _wait(request))
+        return pb.RemoveReply(removed=ids)
+
+    @reports
+    async def PruneNetworks(
+        self, request: pb.PruneNetworksRequest, context: Context
+    ) -> pb.RemoveReply:
+        return pb.RemoveReply(removed=await self.operations.prune_networks(_wait(request)))
+
+    # -- endpoints --
+
+    @reports
+    async def CreateEndpoint(
+        self, request: pb.CreateEndpointRequest, context: Context
+    ) -> types.Endpoint:
+        spec = parse_endpoint(
+            request.name,
+            addresses=request.addresses,
+            mac=request.mac,
+            aliases=request.aliases,
+            labels=dict(request.labels),
+        )
+        if request.ifname:
+            parse_ifname(request.ifname)
+            if not request.netns:
+                raise Invalid("--ifname", "has no namespace to be in", "Give --netns as well")
+        endpoint = await self.operations.create_endpoint(
+            request.network, spec, request.netns, request.ifname, _wait(request)
+        )
+        return convert.endpoint(self.node, Member(endpoint, self.node.me))
+
+    @reports
+    async def Announce(
+        self, requests: AsyncIterator[pb.AnnounceRequest], context: Context
+    ) -> pb.AnnounceReply:
+        header: pb.AnnounceHeader | None = None
+        parts: list[bytes] = []
+        size = 0
+        async for request in requests:
+            if request.WhichOneof("part") == "header":
+                header = request.header
+                self.node.find_network(header.network)  # better now than after a long upload
+                continue
+            size += len(request.lines)
+            if size > ANNOUNCE_MAX:
+                raise Invalid("the file", f"is larger than {ANNOUNCE_MAX >> 20} MiB", "Split it")
+            parts.append(request.lines)
+        if header is None:
+            raise Invalid("Announce", "has no header", "Send the header first")
+        lines = b"".join(parts).split(b"\n")
+        count = await self.operations.announce(header.network, lines, _wait(header))
+        return pb.AnnounceReply(announced=count)
+
+    @reports_stream
+    async def ListEndpoints(
+        self, request: pb.ListEndpointsRequest, context: Context
+    ) -> AsyncIterator[pb.ListEndpointsReply]:
+        networks: list[Network]
+        if request.network:
+            networks = [self.node.find_network(request.network)]
+        else:
+            networks = sorted(
+                self.node.catalogue.all(), key=lambda n: self.node.catalogue.name(n.id)
+            )
+        only = self.node.find_node(request.node).id if request.node else ""
+        for network in networks:
+            members = self.node.members.get(network.id)
+            found = [
+                m for m in (members.all.values() if members else ()) if not only or m.node == only
+            ]
+            found.sort(key=lambda m: m.endpoint.name)
+            for start in range(0, len(found), PAGE):
+                page = found[start : start + PAGE]
+                yield pb.ListEndpointsReply(
+                    endpoints=[convert.endpoint(self.node, m) for m in page]
+                )
+
+    @reports
+    async def GetEndpoint(self, request: pb.GetRequest, context: Context) -> types.Endpoint:
+        _, member = self.node.find_endpoint(request.ref, request.network)
+        return convert.endpoint(self.node, member)
+
+    @reports
+    async def RemoveEndpoint(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
+        ids = await self.operations.remove_endpoints(
+            request.refs, request.network, _wait(request), request.all
+        )
+        return pb.RemoveReply(removed=ids)
+
+    # -- sandboxes --
+
+    @reports
+    async def CreateSandbox(
+        self, request: pb.CreateSandboxRequest, context: Context
+    ) -> types.Sandbox:
+        spec = parse_endpoint(
+            request.name or "unnamed",
+            addresses=request.addresses,
+            aliases=request.aliases,
+            labels=dict(request.labels),
+        )
+        publishes = [
+            parse_publish(p.host_port, p.target_port, p.protocol or "tcp", p.host_address)
+            for p in request.publishes
+        ]
+        sandbox = await self.operations.create_sandbox(
+            request.name,
+            request.networks,
+            request.pid,
+            spec=spec,
+            publishes=publishes,
+            log=request.log,
+            wait=_wait(request),
+        )
+        return self._sandbox(sandbox)
+
+    @reports
+    async def ListSandboxes(
+        self, request: pb.ListSandboxesRequest, context: Context
+    ) -> pb.ListSandboxesReply:
+        found = sorted(self.node.sandboxes.values(), key=lambda s: s.name)
+        return pb.ListSandboxesReply(sandboxes=[self._sandbox(s) for s in found])
+
+    @reports
+    async def GetSandbox(self, request: pb.GetRequest, context: Context) -> types.Sandbox:
+        return self._sandbox(self.node.find_sandbox(request.ref))
+
+    @reports
+    async def RemoveSandbox(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
+        ids = await self.operations.remove_sandboxes(request.refs, _wait(request))
+        return pb.RemoveReply(removed=ids)
+
+    def _sandbox(self, sandbox: Sandbox) -> types.Sandbox:
+        networks: list[Network] = []
+        for id in sandbox.endpoints:
+            network = self.node.catalogue.get(self.node.network_of(id))
+            if network and network not in networks:
+                networks.append(network)
+        servers = networks[0].gateways if networks else ()
+        names = [self.node.catalogue.name(n.id) for n in networks]
+        return convert.sandbox(self.node, sandbox, resolv_conf(servers, names))
+
+    # -- names, changes --
+
+    @reports
+    async def Resolve(self, request: pb.ResolveRequest, context: Context) -> pb.ResolveReply:
+        if request.network:
+            networks = [self.node.find_network(request.network).id]
+        else:
+            networks = [n.id for n in self.node.local_networks()]
+        return await self.resolver.resolve(request.name, request.type, networks)
+
+    @reports_stream
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
+        async for event in self.watchers.watch(request.since):
+            yield event
+
+
+def _wait(request: Any) -> float:
+    seconds = request.wait.seconds if request.HasField("wait") else 0.0
+    if not 0 <= seconds <= WAIT_MAX:
+        raise Invalid(f"--wait={seconds:g}", "is out of range", f"Use 0 to {WAIT_MAX:g} seconds")
+    return float(seconds)

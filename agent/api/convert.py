@@ -1,0 +1,127 @@
+"""agent/model.py's values as proto/types.proto's messages: what users see."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Protocol
+
+from agent.core.members import Member
+from agent.drivers import overlay
+from agent.model import Network, Node, Publish, Sandbox, format_address, format_mac
+from agent.node import NodeState
+from agent.rpc import types_pb2 as pb
+
+
+class Health(Protocol):
+    """What cluster/ knows of other nodes."""
+
+    def state(self, node: str) -> tuple[str, str]:
+        """(state, reason)."""
+
+    def rtt(self, node: str) -> float:
+        """Seconds."""
+
+
+def time_text(seconds: float) -> str:
+    """RFC 3339 in UTC."""
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def node(state: NodeState, health: Health, value: Node) -> pb.Node:
+    """A node."""
+    condition, reason = health.state(value.id)
+    host = f"[{value.address}]" if ":" in value.address else value.address
+    count = sum(members.count.get(value.id, 0) for members in state.members.values())
+    return pb.Node(
+        id=value.id,
+        name=value.name,
+        address=f"{host}:{value.port}",
+        vtep=value.vtep,
+        state=condition,
+        reason=reason,
+        version=value.version,
+        endpoints=count,
+        rtt_ms=round(health.rtt(value.id) * 1000, 3),
+        since=time_text(value.since),
+        mtu=value.mtu,
+        routes=value.routes,
+    )
+
+
+def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Network:
+    """A network; with `ranges`, who owns which of its addresses."""
+    members = state.members.get(value.id)
+    message = pb.Network(
+        id=value.id,
+        name=state.catalogue.name(value.id) if state.catalogue.get(value.id) else value.name,
+        driver=value.driver,
+        subnets=value.subnets,
+        gateways=value.gateways,
+        ip_range=value.ip_range,
+        vni=value.vni,
+        mtu=overlay.mtu(value, state.nodes.values()),
+        internal=value.internal,
+        encrypted=value.encrypted,
+        options=value.options,
+        labels=value.labels,
+        created=time_text(value.created),
+        creator=state.node_name(value.creator),
+        endpoints=len(members.all) if members else 0,
+    )
+    addresses = state.addresses.get(value.id)
+    if ranges and addresses:
+        for segment in addresses.ring.segments():
+            message.ranges.add(
+                first=format_address(segment.start),
+                last=format_address(segment.end),
+                node=state.node_name(segment.owner),
+            )
+    return message
+
+
+def endpoint(state: NodeState, value: Member) -> pb.Endpoint:
+    """An endpoint."""
+    held = value.endpoint
+    return pb.Endpoint(
+        id=held.id,
+        name=held.name,
+        aliases=held.aliases,
+        network=state.catalogue.name(held.network),
+        network_id=held.network,
+        node=state.node_name(value.node),
+        sandbox=held.sandbox,
+        mac=format_mac(held.mac),
+        addresses=[format_address(a) for a in held.addresses],
+        labels=held.labels,
+        health="unknown",
+        state="up" if held.sandbox else "announced",
+    )
+
+
+def publish(value: Publish) -> pb.Publish:
+    """A published port."""
+    return pb.Publish(
+        host_address=value.host_address,
+        host_port=value.host_port,
+        target_port=value.target_port,
+        protocol=value.protocol,
+    )
+
+
+def sandbox(state: NodeState, value: Sandbox, resolv_conf: str) -> pb.Sandbox:
+    """A sandbox of this node."""
+    held = [state.local_endpoint(id) for id in value.endpoints]
+    return pb.Sandbox(
+        id=value.id,
+        name=value.name,
+        node=state.node_name(state.me),
+        netns=value.netns,
+        pid=value.pid,
+        state="running",
+        created=time_text(value.created),
+        endpoints=[endpoint(state, Member(e, state.me)) for e in held if e],
+        publishes=[publish(p) for p in value.publishes],
+        resolv_conf=resolv_conf,
+        log=value.log,
+    )

@@ -1,0 +1,282 @@
+"""The typed async client of vxmesh.v1.Control; the command line uses nothing else.
+
+    async with Client() as client:
+        network = await client.create_network("web")
+
+Every call raises a VxmeshError (errors.py) when the agent refuses, NoAgent when none answers.
+Replies are the messages of proto/types.proto. What stands opposite: api/control.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable, Sequence
+from types import TracebackType
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+from agent.errors import Invalid, NoAgent, VxmeshError, from_code
+from agent.rpc import control_pb2 as pb
+from agent.rpc import control_pb2_grpc as pb_grpc
+from agent.rpc import types_pb2 as types
+
+DEFAULT_HOST = "unix:///run/vxmesh/agent.sock"
+_CHUNK = 1 << 20  # bytes of an announce file a message
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+]
+
+
+class Client:
+    """A connection to one agent. `host` is a gRPC target, by default VXMESH_HOST's."""
+
+    def __init__(self, host: str = "") -> None:
+        self.host = host or os.environ.get("VXMESH_HOST", "") or DEFAULT_HOST
+        self._channel = grpc.aio.insecure_channel(self.host, options=_OPTIONS)
+        self._stub: Any = pb_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def info(self) -> pb.Info:
+        """The agent's node id, name, version and revision."""
+        return cast(pb.Info, await self._call(self._stub.GetInfo, pb.GetInfoRequest()))
+
+    async def nodes(self) -> list[types.Node]:
+        """Every node, by name."""
+        return list((await self._call(self._stub.ListNodes, pb.ListNodesRequest())).nodes)
+
+    async def node(self, ref: str) -> types.Node:
+        """A node by name, id or prefix."""
+        return cast(types.Node, await self._call(self._stub.GetNode, pb.GetRequest(ref=ref)))
+
+    async def create_network(
+        self,
+        name: str,
+        *,
+        driver: str = "overlay",
+        subnets: Sequence[str] = (),
+        gateways: Sequence[str] = (),
+        ip_range: str = "",
+        internal: bool = False,
+        mtu: int = 0,
+        vni: int = 0,
+        encrypted: bool = False,
+        ipv6: bool = False,
+        options: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
+        wait: float = 0.0,
+    ) -> types.Network:
+        """Make a network. Without `subnets` a free one is chosen; `wait` is in seconds."""
+        request = pb.CreateNetworkRequest(
+            name=name,
+            driver=driver,
+            subnets=subnets,
+            gateways=gateways,
+            ip_range=ip_range,
+            internal=internal,
+            mtu=_unsigned("--mtu", mtu),
+            vni=_unsigned("--vni", vni),
+            encrypted=encrypted,
+            ipv6=ipv6,
+            options=options,
+            labels=labels,
+            wait=_wait(wait),
+        )
+        return cast(types.Network, await self._call(self._stub.CreateNetwork, request))
+
+    async def networks(self) -> list[types.Network]:
+        """Every network, by name."""
+        reply = await self._call(self._stub.ListNetworks, pb.ListNetworksRequest())
+        return list(reply.networks)
+
+    async def network(self, ref: str) -> types.Network:
+        """A network by name, id or prefix, with who owns which of its addresses."""
+        return cast(types.Network, await self._call(self._stub.GetNetwork, pb.GetRequest(ref=ref)))
+
+    async def remove_networks(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
+        """Remove networks that have no endpoints; their ids."""
+        request = pb.RemoveRequest(refs=refs, wait=_wait(wait))
+        return list((await self._call(self._stub.RemoveNetwork, request)).removed)
+
+    async def prune_networks(self, wait: float = 0.0) -> list[str]:
+        """Remove every network without an endpoint; their ids."""
+        request = pb.PruneNetworksRequest(wait=_wait(wait))
+        return list((await self._call(self._stub.PruneNetworks, request)).removed)
+
+    async def create_endpoint(
+        self,
+        network: str,
+        name: str,
+        *,
+        addresses: Sequence[str] = (),
+        mac: str = "",
+        aliases: Sequence[str] = (),
+        labels: dict[str, str] | None = None,
+        netns: str = "",
+        ifname: str = "",
+        wait: float = 0.0,
+    ) -> types.Endpoint:
+        """Make an endpoint; with `netns` (a name or path) an interface in that namespace."""
+        request = pb.CreateEndpointRequest(
+            network=network,
+            name=name,
+            addresses=addresses,
+            mac=mac,
+            aliases=aliases,
+            labels=labels,
+            netns=netns,
+            ifname=ifname,
+            wait=_wait(wait),
+        )
+        return cast(types.Endpoint, await self._call(self._stub.CreateEndpoint, request))
+
+    async def announce(self, network: str, lines: Iterable[bytes], wait: float = 0.0) -> int:
+        """Announce interfaces that exist, all or none: pieces of a file of JSON lines; how many."""
+
+        async def requests() -> AsyncIterator[pb.AnnounceRequest]:
+            header = pb.AnnounceHeader(network=network, wait=_wait(wait))
+            yield pb.AnnounceRequest(header=header)
+            for piece in lines:
+                for start in range(0, len(piece), _CHUNK):
+                    yield pb.AnnounceRequest(lines=piece[start : start + _CHUNK])
+
+        reply: pb.AnnounceReply = await self._call(self._stub.Announce, requests())
+        return reply.announced
+
+    async def endpoints(self, network: str = "", node: str = "") -> list[types.Endpoint]:
+        """Endpoints, of one network or node or of all."""
+        request = pb.ListEndpointsRequest(network=network, node=node)
+        found: list[types.Endpoint] = []
+        async for reply in self._stream(self._stub.ListEndpoints(request)):
+            found.extend(reply.endpoints)
+        return found
+
+    async def endpoint(self, ref: str, network: str = "") -> types.Endpoint:
+        """An endpoint by name, id or prefix."""
+        return cast(
+            types.Endpoint,
+            await self._call(self._stub.GetEndpoint, pb.GetRequest(ref=ref, network=network)),
+        )
+
+    async def remove_endpoints(
+        self, refs: Sequence[str] = (), network: str = "", *, all: bool = False, wait: float = 0.0
+    ) -> list[str]:
+        """Remove endpoints of the agent's node; with `all`, all in `network`. Their ids."""
+        request = pb.RemoveRequest(refs=refs, network=network, all=all, wait=_wait(wait))
+        return list((await self._call(self._stub.RemoveEndpoint, request)).removed)
+
+    async def create_sandbox(
+        self,
+        pid: int,
+        networks: Sequence[str],
+        *,
+        name: str = "",
+        addresses: Sequence[str] = (),
+        aliases: Sequence[str] = (),
+        labels: dict[str, str] | None = None,
+        publishes: Sequence[types.Publish] = (),
+        log: str = "",
+        wait: float = 0.0,
+    ) -> types.Sandbox:
+        """Give the network namespace of a process an interface in each network."""
+        request = pb.CreateSandboxRequest(
+            name=name,
+            networks=networks,
+            pid=pid,
+            addresses=addresses,
+            aliases=aliases,
+            labels=labels,
+            publishes=publishes,
+            log=log,
+            wait=_wait(wait),
+        )
+        return cast(types.Sandbox, await self._call(self._stub.CreateSandbox, request))
+
+    async def sandboxes(self) -> list[types.Sandbox]:
+        """The sandboxes of the agent's node."""
+        reply = await self._call(self._stub.ListSandboxes, pb.ListSandboxesRequest())
+        return list(reply.sandboxes)
+
+    async def sandbox(self, ref: str) -> types.Sandbox:
+        """A sandbox by name, id or prefix."""
+        return cast(types.Sandbox, await self._call(self._stub.GetSandbox, pb.GetRequest(ref=ref)))
+
+    async def remove_sandboxes(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
+        """Take the interfaces of sandboxes away; their ids."""
+        request = pb.RemoveRequest(refs=refs, wait=_wait(wait))
+        return list((await self._call(self._stub.RemoveSandbox, request)).removed)
+
+    async def resolve(self, name: str, type: str = "", network: str = "") -> pb.ResolveReply:
+        """What the name server answers, and why."""
+        request = pb.ResolveRequest(name=name, type=type, network=network)
+        return cast(pb.ResolveReply, await self._call(self._stub.Resolve, request))
+
+    async def watch(self, since: int = 0) -> AsyncIterator[pb.Event]:
+        """Changes after revision `since`; with 0 the present state first, then `synced`."""
+        async for event in self._stream(self._stub.Watch(pb.WatchRequest(since=since))):
+            yield event
+
+    async def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return await method(request)
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+
+    async def _stream(self, call: Any) -> AsyncIterator[Any]:
+        try:
+            async for reply in call:
+                yield reply
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+
+    def _error(self, error: grpc.aio.AioRpcError) -> VxmeshError:
+        for key, value in error.trailing_metadata() or ():
+            if key == "grpc-status-details-bin":
+                return _from_details(value)
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return NoAgent(
+                f"agent at {self.host}",
+                "does not answer",
+                "Start one with 'vxmesh agent', or say where it is with --host or VXMESH_HOST",
+            )
+        return from_code(error.code().name, "the request", error.details() or "was refused")
+
+
+def _from_details(data: bytes | str) -> VxmeshError:
+    from google.rpc import error_details_pb2, status_pb2
+
+    raw = data if isinstance(data, bytes) else data.encode("latin-1")
+    status = status_pb2.Status.FromString(raw)
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            parts = info.metadata
+            return from_code(info.reason, parts["what"], parts["why"], parts["fix"])
+    return VxmeshError("the request", status.message)
+
+
+def _wait(seconds: float) -> pb.Wait | None:
+    return pb.Wait(seconds=seconds) if seconds else None
+
+
+def _unsigned(what: str, number: int) -> int:
+    if not 0 <= number < 1 << 32:
+        raise Invalid(f"{what} {number}", "is out of range", "Use a positive number")
+    return number

@@ -1,0 +1,126 @@
+"""The session's messages as bytes of proto/peer.proto, and back.
+
+What stands opposite: core/session.py, which knows no wire. Bytes rather than messages cross
+gRPC's API, so that a batch that goes to every peer is encoded once.
+"""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+
+from agent.core.replica import Delta, Record
+from agent.core.session import Applied, Digest, Hello, Message
+from agent.errors import Invalid
+from agent.rpc import peer_pb2 as pb
+
+# What a peer may say in one message; past it the peer is broken or hostile.
+RECORDS_MAX = 100_000
+VALUE_BYTES_MAX = 256 * 1024
+VERSION_MAX = 1 << 62  # a thousand writes a second for a hundred million years; fits SQLite
+
+
+def delta_to_proto(delta: Delta) -> pb.Delta:
+    """A delta as its message."""
+    record = pb.Record
+    return pb.Delta(
+        origin=delta.origin,
+        base=delta.base,
+        upto=delta.upto,
+        floor=delta.floor,
+        reset=delta.reset,
+        complete=delta.complete,
+        records=[record(key=k, version=v, value=b) for k, v, b in delta.records],
+    )
+
+
+def delta_from_proto(message: pb.Delta) -> Delta:
+    """A delta out of its message; Invalid if it cannot be one."""
+    if len(message.records) > RECORDS_MAX:
+        raise Invalid("delta", f"has {len(message.records)} records", "")
+    records = [Record(r.key, r.version, r.value) for r in message.records]
+    last = message.base
+    for key, version, value in records:
+        if not last < version <= message.upto or len(value) > VALUE_BYTES_MAX or key[1:2] != "/":
+            raise Invalid("delta", f"record {key[:40]!r} does not fit", "")
+        last = version
+    if max(message.upto, message.floor) > VERSION_MAX:
+        raise Invalid("delta", f"has version {message.upto}", "")
+    if not message.origin or message.upto < message.base:
+        raise Invalid("delta", "has no origin, or ends before it begins", "")
+    return Delta(
+        message.origin,
+        message.base,
+        message.upto,
+        records,
+        message.floor,
+        message.reset,
+        message.complete,
+    )
+
+
+class Encoder:
+    """Messages to bytes. The last deltas are kept: every peer is sent the same ones."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int, int, int, bool, bool], bytes] = {}
+
+    def encode(self, message: Message) -> bytes:
+        """One message's bytes."""
+        match message:
+            case Delta():
+                return self._delta(message)
+            case Digest():
+                entries = [
+                    pb.DigestEntry(origin=origin, version=version, floor=floor)
+                    for origin, (version, floor) in message.entries.items()
+                ]
+                digest = pb.Digest(
+                    entries=entries, time=message.time, echo=message.echo, held=message.held
+                )
+                return pb.PeerMessage(digest=digest).SerializeToString()
+            case Hello():
+                hello = pb.Hello(
+                    node=message.node,
+                    boot=message.boot,
+                    version=message.version,
+                    name=message.name,
+                )
+                return pb.PeerMessage(hello=hello).SerializeToString()
+            case Applied():
+                applied = pb.Applied(version=message.version)
+                return pb.PeerMessage(applied=applied).SerializeToString()
+
+    def _delta(self, delta: Delta) -> bytes:
+        key = (delta.origin, delta.base, delta.upto, delta.floor, delta.reset, delta.complete)
+        data = self._kept.get(key)
+        if data is None:
+            data = pb.PeerMessage(delta=delta_to_proto(delta)).SerializeToString()
+            self._kept[key] = data
+            if len(self._kept) > 64:
+                del self._kept[next(iter(self._kept))]
+        return data
+
+
+def decode(data: bytes) -> Message:
+    """A message out of bytes; Invalid if they are none."""
+    try:
+        message = pb.PeerMessage.FromString(data)
+    except DecodeError as error:
+        raise Invalid("peer message", f"cannot be read ({error})", "") from None
+    match message.WhichOneof("kind"):
+        case "delta":
+            return delta_from_proto(message.delta)
+        case "digest":
+            digest = message.digest
+            entries = {e.origin: (e.version, e.floor) for e in digest.entries}
+            if any(max(pair) > VERSION_MAX for pair in entries.values()):
+                raise Invalid("digest", "has a version that cannot be", "")
+            return Digest(entries, digest.time, digest.echo, digest.held)
+        case "hello":
+            hello = message.hello
+            if not hello.node:
+                raise Invalid("hello", "has no node", "")
+            return Hello(hello.node, hello.boot, hello.version, hello.name)
+        case "applied":
+            return Applied(message.applied.version)
+    raise Invalid("peer message", "is of an unknown kind", "")

@@ -1,0 +1,128 @@
+"""A session on a real stream: the one thin piece of asyncio around core/session.py."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable
+
+import structlog
+
+from agent.cluster.codec import Encoder, decode
+from agent.core.session import Hello, Message, Session, Store
+from agent.errors import Unavailable, VxmeshError
+
+log = structlog.get_logger()
+
+SILENCE = 3.0  # s; three digests missed: the stream is dead even if TCP has not noticed
+WATCH_INTERVAL = 0.25  # s; how late a silent stream may be ended
+HELLO_WITHIN = 3.0  # s; for the peer to say who it is
+
+Write = Callable[[bytes], Awaitable[None]]
+
+
+class Link:
+    """One stream to one peer. `dialer` is the id of the node that opened it."""
+
+    def __init__(
+        self,
+        store: Store,
+        hello: Hello,
+        encoder: Encoder,
+        heard: Callable[[Message], None],
+        dialed: bool,
+    ) -> None:
+        self.dialed = dialed
+        self.me = hello.node
+        self.session = Session(store, hello, random.Random(), time.monotonic())
+        self.closed = asyncio.Event()  # told to end
+        self.ended = asyncio.Event()  # and out of the table of streams
+        self.greeted = asyncio.Event()
+        self._encoder = encoder
+        self._heard = heard
+        self._wake = asyncio.Event()
+
+    @property
+    def peer(self) -> str:
+        """The peer's node id; empty before its Hello."""
+        return self.session.peer.node if self.session.peer else ""
+
+    @property
+    def dialer(self) -> str:
+        """The id of the node that opened the stream."""
+        return self.me if self.dialed else self.peer
+
+    def wake(self) -> None:
+        """Something may have to be sent."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """End `run` soon."""
+        self.closed.set()
+        self._wake.set()
+
+    async def run(
+        self, read: AsyncIterable[bytes], write: Write, greeted: Callable[[Link], bool]
+    ) -> None:
+        """Carry messages until the stream ends, is closed, or falls silent.
+
+        `greeted` is called once the peer has said who it is; it says whether to go on.
+        """
+        tasks = [
+            asyncio.ensure_future(self._read(read, greeted)),
+            asyncio.ensure_future(self._write(write)),
+            asyncio.ensure_future(self.closed.wait()),
+            asyncio.ensure_future(self._watch()),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except VxmeshError as error:
+            log.warning("peer.refused", peer=self.peer, error=str(error))
+        except Exception as error:
+            if type(error).__module__.startswith("grpc"):
+                raise  # the stream's own end
+            log.exception("peer.failed", peer=self.peer, error=repr(error))
+        finally:
+            self.closed.set()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, read: AsyncIterable[bytes], greeted: Callable[[Link], bool]) -> None:
+        async for data in read:
+            message = decode(data)
+            self.session.receive(message, time.monotonic())
+            self._heard(message)
+            if not self.greeted.is_set():
+                if not self.session.peer:
+                    raise Unavailable("peer", "did not say who it is", "")
+                self.greeted.set()
+                if not greeted(self):
+                    return
+            self._wake.set()
+
+    async def _write(self, write: Write) -> None:
+        while True:
+            self._wake.clear()
+            now = time.monotonic()
+            for message in self.session.to_send(now):
+                await write(self._encoder.encode(message))
+            try:
+                wait = max(0.0, self.session.next_timer() - time.monotonic())
+                await asyncio.wait_for(self._wake.wait(), min(wait, SILENCE))
+            except TimeoutError:
+                pass
+
+    async def _watch(self) -> None:
+        """End a silent stream; apart from the writer, which a dead peer can hold up for ever."""
+        started = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now - self.session.heard > SILENCE:
+                raise Unavailable("peer", f"has been silent for {SILENCE:.0f} s", "")
+            if not self.greeted.is_set() and now - started > HELLO_WITHIN:
+                raise Unavailable("peer", "did not say who it is", "")
+            await asyncio.sleep(WATCH_INTERVAL)

@@ -1,0 +1,125 @@
+"""The peer port: takes streams and requests for addresses. Opposite: peers.py of another node."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+import grpc.aio
+
+from agent.cluster.codec import delta_to_proto
+from agent.core.replica import Delta
+from agent.errors import Conflict, Invalid
+from agent.node import NodeState
+from agent.rpc import peer_pb2 as pb
+
+SYNC = "/vxmesh.v1.Peer/Sync"
+DEFAULT_PORT = 7946
+BEHIND_MAX = 20_000  # records that fit into the answer to a request for addresses
+
+Accept = Callable[[AsyncIterator[bytes], Callable[[bytes], Awaitable[None]]], Awaitable[None]]
+
+
+def split_address(text: str) -> str:
+    """host[:port] or [v6]:port as host:port with the default port; Invalid if malformed."""
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":")
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if not host or (port and not (port.isdigit() and 0 < int(port) < 65536)):
+        raise Invalid(f"address {text!r}", "is malformed", "Write HOST or HOST:PORT")
+    return f"[{host}]:{port or DEFAULT_PORT}" if ":" in host else f"{host}:{port or DEFAULT_PORT}"
+
+
+def check_port(address: str, port: int) -> None:
+    """Conflict if something else holds the port, or the address is not this host's."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise Conflict(
+                f"peer port {address}:{port}",
+                f"cannot be taken ({error.strerror})",
+                "Stop what holds it, or choose another with --port (and --advertise)",
+            ) from None
+
+
+class PeerServer:
+    """vxmesh.v1.Peer, in bytes for Sync so that batches are encoded once."""
+
+    def __init__(
+        self, node: NodeState, accept: Accept, durable: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.node = node
+        self._accept = accept
+        self._durable = durable
+        self._server: grpc.aio.Server | None = None
+        self._streams: set[asyncio.Task[None]] = set()
+
+    async def start(self, address: str, port: int) -> None:
+        """Listen on `address`; Conflict if something else holds the port."""
+        check_port(address, port)
+        server = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)]
+        )
+        handlers = {
+            "Sync": grpc.stream_stream_rpc_method_handler(self._sync),
+            "RequestSpace": grpc.unary_unary_rpc_method_handler(
+                self._request_space,
+                request_deserializer=pb.SpaceRequest.FromString,
+                response_serializer=pb.SpaceReply.SerializeToString,
+            ),
+        }
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("vxmesh.v1.Peer", handlers),)
+        )
+        target = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        if server.add_insecure_port(target) == 0:
+            raise Conflict(f"peer port {target}", "cannot be taken", "Choose another with --port")
+        await server.start()
+        self._server = server
+
+    async def stop(self) -> None:
+        """Close the port and every stream."""
+        if self._server:
+            await self._server.stop(0.2)
+
+    async def _sync(
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> None:
+        await self._accept(requests, context.write)
+
+    async def _request_space(
+        self,
+        request: pb.SpaceRequest,
+        context: grpc.aio.ServicerContext[pb.SpaceRequest, pb.SpaceReply],
+    ) -> pb.SpaceReply:
+        width = {4: 4, 6: 16}.get(request.family, 0)
+        ranges = [(r.start, r.end) for r in request.ranges]
+        if not width or any(len(a) != width or len(b) != width or a > b for a, b in ranges):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed ranges")
+        me = self.node.me
+        known = request.known if request.known >= self.node.floor(me) else 0
+        if len(self.node.since(me, known)) > BEHIND_MAX:
+            return pb.SpaceReply(refused="the asker has not caught up yet; try again shortly")
+        refused = self.node.donate(request.network, request.requester, request.family, ranges)
+        if refused:
+            return pb.SpaceReply(refused=refused)
+        # Before the answer: a donation that a crash could undo would be an address twice.
+        await self._durable()
+        delta = Delta(
+            me,
+            known,
+            self.node.version(me),
+            self.node.since(me, known),
+            self.node.floor(me),
+            known != request.known,
+            known != request.known,
+        )
+        return pb.SpaceReply(delta=delta_to_proto(delta))

@@ -1,0 +1,237 @@
+"""The composition root: builds the parts of an agent, starts them in order, stops them in turn.
+
+Order: state from disk, kernel as it should be from that alone (so that a restart mends before
+it talks), peers, name server, and last the socket for users, so that who is answered is
+answered by something whole. On the way down the kernel and the name server are left as they
+are: traffic and names go on while the agent is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+
+import grpc.aio
+import msgspec
+import structlog
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from agent import __version__, store
+from agent.api.control import Control
+from agent.api.watch import Watchers
+from agent.cluster.discovery import Mdns
+from agent.cluster.peers import Peers
+from agent.cluster.server import check_port, split_address
+from agent.config import Settings, default_address
+from agent.datapath.reconciler import Reconciler
+from agent.datapath.underlay import describe
+from agent.errors import Conflict, VxmeshError
+from agent.feed import ToResolver
+from agent.listeners import ToKernel, ToStore
+from agent.logs import configure
+from agent.model import Node
+from agent.node import NodeState
+from agent.operations import Operations
+from agent.plan import Plan
+from agent.rpc import control_pb2, control_pb2_grpc
+from agent.watcher import Watcher
+
+log = structlog.get_logger()
+
+# A Python process with 100,000 endpoints has a million objects that live on; looking through
+# them for cycles at the default rate stalls the loop for 100 ms and more at a time.
+GC_THRESHOLDS = (50_000, 50, 1_000)
+# s; the datapath's threads hold the interpreter while they pack rows: with the default of 5 ms
+# the loop would wait for each of them that long.
+SWITCH_INTERVAL = 0.0005
+UNDERLAY_INTERVAL = 10.0  # s; routes and the MTU of the host change seldom, and cost 2 ms to read
+CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
+NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
+MESSAGE_MAX = 16 << 20  # bytes of one request
+
+
+def main(settings: Settings, reset_state: bool) -> None:
+    """Run an agent until SIGTERM or SIGINT. VxmeshError says what keeps it from starting."""
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    configure(settings.log_level, settings.log_format)
+    if os.geteuid() != 0:
+        raise VxmeshError("the agent", "needs root to change the kernel", "Start it as root")
+    gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    asyncio.run(run(settings, reset_state))
+
+
+async def run(settings: Settings, reset_state: bool) -> None:
+    """Build an agent, run it until it is told to stop, and take it apart."""
+    run_dir, state_dir = Path(settings.run_dir), Path(settings.state_dir)
+    socket = await free_socket(run_dir / "agent.sock")
+    if reset_state and (aside := store.reset(state_dir)):
+        log.warning("state.reset", aside=str(aside))
+    async with contextlib.AsyncExitStack() as stack:
+        disk = store.Store(state_dir)
+        stack.push_async_callback(disk.close)
+        meta, records, sandboxes = disk.load()
+        if "node" not in meta:
+            meta["node"] = secrets.token_hex(8)
+            disk.set_meta({"node": meta["node"]})
+        me = await _describe(settings, meta["node"])
+        check_port(me.address, me.port)  # before anything is changed in the kernel
+        node = NodeState(me, time.time, random.SystemRandom())
+        node.restore(records, sandboxes, int(meta.get("version", 0)), int(meta.get("floor", 0)))
+        for known in disk.load_peers():
+            node.restore_peer(known.origin, known.records, known.version, known.floor)
+        plan = Plan(node)
+        plan.is_complete = len(node.nodes) == 1  # alone: nobody knows more than this node
+        peers: Peers | None = None
+
+        def published() -> None:
+            if peers:
+                peers.wake()
+
+        def applied(mark: object) -> None:
+            node.kernel_has(mark)  # type: ignore[arg-type]
+            if peers:
+                peers.wake()
+
+        storing = ToStore(node, disk, published)
+        stack.callback(storing.keep_peers)
+        kernel = Reconciler(plan, run_dir, on_applied=applied)
+        peers = Peers(node, me, secrets.token_hex(8), storing.durable)
+        operations = Operations(node, peers, kernel, storing.durable)
+        kernel.on_port_gone = operations.lost_port
+        watcher = Watcher(node, operations.drop_sandbox)
+        operations.adopt()
+        ToKernel(node, plan, kernel)
+        node.describe(me)
+        try:
+            await kernel.start()
+        except OSError as error:
+            raise VxmeshError(
+                "this host's kernel",
+                f"cannot be prepared ({error})",
+                "See whether another agent runs here with another --run-dir, and dmesg",
+            ) from error
+        stack.push_async_callback(kernel.stop)
+        watcher.start()
+        stack.callback(watcher.stop)
+        feed = ToResolver(node, run_dir, run_dir / NETNS)
+        await feed.start()
+        stack.push_async_callback(feed.stop)
+        await storing.durable()
+        await peers.start([split_address(seed) for seed in settings.join])
+        stack.push_async_callback(peers.stop)
+        if settings.mdns:
+            mdns = Mdns(me, peers.dial)
+            await mdns.start()
+            stack.push_async_callback(mdns.stop)
+        watchers = Watchers(node, peers)
+        stack.callback(watchers.close)
+        control = Control(node, operations, peers, feed, watchers)
+        await _serve(control, socket, stack)
+        catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
+        stack.callback(catching_up.cancel)
+        underlay = asyncio.create_task(_watch_underlay(settings, node))
+        stack.callback(underlay.cancel)
+        gc.freeze()
+        log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))
+        await _until_told()
+        log.info("agent.stopping", node=me.id)
+
+
+async def _catch_up(peers: Peers, plan: Plan, kernel: Reconciler) -> None:
+    """Only once it has heard from all does a restarted agent take rows away."""
+    if plan.is_complete:
+        return
+    try:
+        missing = await peers.catch_up(CATCH_UP_WITHIN)
+        if missing:
+            log.warning("peers.missing", nodes=missing, waited=CATCH_UP_WITHIN)
+    finally:
+        plan.is_complete = True
+        kernel.touch_all()
+
+
+async def free_socket(path: Path) -> Path:
+    """`path`, with a dead agent's socket removed; Conflict if a living one answers there."""
+    await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+    try:
+        _, writer = await asyncio.open_unix_connection(str(path))
+    except FileNotFoundError:
+        return path
+    except OSError:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        return path
+    writer.close()
+    raise Conflict(
+        f"socket {path}", "is another agent's", "Stop that one, or give another --run-dir"
+    )
+
+
+async def _describe(settings: Settings, id: str) -> Node:
+    address = settings.advertise or default_address()
+    underlay = await describe(address)
+    return Node(
+        id=id,
+        name=settings.name,
+        address=address,
+        port=settings.port,
+        vtep=address,
+        data_port=settings.data_port,
+        version=__version__,
+        since=time.time(),
+        mtu=underlay.mtu,
+        routes=underlay.routes,
+    )
+
+
+async def _watch_underlay(settings: Settings, node: NodeState) -> None:
+    """Tell the others when this host's routes or MTU change: subnets and MTUs rest on them."""
+    while True:
+        await asyncio.sleep(UNDERLAY_INTERVAL)
+        try:
+            underlay = await describe(node.nodes[node.me].vtep)
+        except (OSError, VxmeshError) as error:
+            log.warning("underlay.unreadable", error=str(error))
+            continue
+        known = node.nodes[node.me]
+        if (underlay.mtu, underlay.routes) != (known.mtu, known.routes):
+            log.info("underlay.changed", mtu=underlay.mtu, routes=len(underlay.routes))
+            node.describe(msgspec.structs.replace(known, mtu=underlay.mtu, routes=underlay.routes))
+
+
+async def _serve(control: Control, path: Path, stack: contextlib.AsyncExitStack) -> None:
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", MESSAGE_MAX)])
+    control_pb2_grpc.add_ControlServicer_to_server(control, server)  # type: ignore[no-untyped-call]
+    health = grpc_health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    name = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
+    for service in ("", name):
+        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection(
+        (name, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    before = os.umask(0o117)  # gRPC makes the socket when the port is added
+    try:
+        server.add_insecure_port(f"unix://{path}")
+        await server.start()
+    finally:
+        os.umask(before)
+    stack.push_async_callback(server.stop, 0.5)
+
+
+async def _until_told() -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()

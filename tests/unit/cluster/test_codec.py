@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.cluster.codec import Encoder, decode
+from agent.cluster.server import split_address
+from agent.core.replica import Delta, Record
+from agent.core.session import Applied, Digest, Hello, Message
+from agent.errors import Invalid
+from agent.rpc import peer_pb2 as pb
+
+MESSAGES: list[Message] = [
+    Hello("n", "b", "0.1", "host"),
+    Digest({"a": (5, 2), "b": (0, 0)}, 1.5, 2.5, 0.25),
+    Delta("a", 3, 5, [Record("e/1", 4, b"x"), Record("e/2", 5, b"")], 2, True, True),
+    Applied(17),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_come_back_as_they_were(message: Message) -> None:
+    assert decode(Encoder().encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        Delta("", 0, 1, []),
+        Delta("a", 5, 4, []),
+        Delta("a", 0, 5, [Record("e/1", 6, b"")]),
+        Delta("a", 3, 5, [Record("e/1", 3, b"")]),
+        Delta("a", 0, 5, [Record("e/1", 2, b""), Record("e/2", 2, b"")]),
+        Delta("a", 0, 5, [Record("nokind", 2, b"")]),
+        Delta("a", 0, 5, [Record("e/1", 2, b"x" * 300_000)]),
+    ],
+)
+def test_deltas_that_cannot_be_are_refused(delta: Delta) -> None:
+    with pytest.raises(Invalid):
+        decode(Encoder().encode(delta))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
+    try:
+        decode(data)
+    except Invalid:
+        pass
+
+
+def test_empty_messages_are_refused() -> None:
+    for message in (pb.PeerMessage(), pb.PeerMessage(hello=pb.Hello())):
+        with pytest.raises(Invalid):
+            decode(message.SerializeToString())
+
+
+def test_one_batch_is_encoded_once_for_all() -> None:
+    encoder = Encoder()
+    delta = Delta("a", 0, 1, [Record("e/1", 1, b"x")])
+    assert encoder.encode(delta) is encoder.encode(Delta("a", 0, 1, [Record("e/1", 1, b"x")]))
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("h1", "h1:7946"),
+        ("10.0.0.1:7000", "10.0.0.1:7000"),
+        ("fd00::1", "[fd00::1]:7946"),
+        ("[fd00::1]:7", "[fd00::1]:7"),
+    ],
+)
+def test_addresses_get_the_default_port(text: str, target: str) -> None:
+    assert split_address(text) == target
+
+
+@pytest.mark.parametrize("text", ["", ":7946", "h:x", "h:0", "h:70000"])
+def test_bad_addresses_are_refused(text: str) -> None:
+    with pytest.raises(Invalid):
+        split_address(text)
