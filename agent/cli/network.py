@@ -1,0 +1,125 @@
+"""vxmesh network create | ls | inspect | rm | prune."""
+
+from __future__ import annotations
+
+import click
+
+from agent.cli.calls import call, pairs, to_dict
+from agent.cli.output import (
+    emit_done,
+    emit_list,
+    emit_object,
+    host_option,
+    output_option,
+    wait_option,
+)
+
+COLUMNS = [
+    ("NAME", "name"),
+    ("DRIVER", "driver"),
+    ("SUBNETS", lambda n: ", ".join(n["subnets"])),
+    ("VNI", "vni"),
+    ("MTU", "mtu"),
+    ("ENDPOINTS", "endpoints"),
+    ("INTERNAL", lambda n: "yes" if n["internal"] else "no"),
+    ("ID", "id"),
+]
+
+
+@click.group()
+def network() -> None:
+    """Isolated networks."""
+
+
+@network.command()
+@click.argument("name")
+@click.option("--driver", default="overlay", show_default=True, help="overlay in this version")
+@click.option("--subnet", "subnets", multiple=True, metavar="CIDR", help="[a free one]")
+@click.option("--gateway", "gateways", multiple=True, metavar="IP", help="[the first address]")
+@click.option("--ip-range", default="", metavar="CIDR", help="choose addresses only from here")
+@click.option("--ipv6", is_flag=True, help="without --subnet: an IPv6 one too")
+@click.option("--internal", is_flag=True, help="no way out through the hosts")
+@click.option("--mtu", default=0, help="[what fits through the underlay]")
+@click.option("--vni", default=0, help="[a free one]")
+@click.option("--encrypted", is_flag=True, help="not in this version")
+@click.option("-O", "--opt", "options", multiple=True, metavar="KEY=VALUE", help="driver option")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE")
+@wait_option
+@host_option
+@output_option
+def create(
+    name: str,
+    driver: str,
+    subnets: tuple[str, ...],
+    gateways: tuple[str, ...],
+    ip_range: str,
+    ipv6: bool,
+    internal: bool,
+    mtu: int,
+    vni: int,
+    encrypted: bool,
+    options: tuple[str, ...],
+    labels: tuple[str, ...],
+    wait: float,
+    host: str,
+    output: str,
+) -> None:
+    """Make a network; prints its id."""
+    made = call(
+        host,
+        lambda client: client.create_network(
+            name,
+            driver=driver,
+            subnets=subnets,
+            gateways=gateways,
+            ip_range=ip_range,
+            internal=internal,
+            mtu=mtu,
+            vni=vni,
+            encrypted=encrypted,
+            ipv6=ipv6,
+            options=pairs(options, "-O"),
+            labels=pairs(labels, "--label"),
+            wait=wait,
+        ),
+    )
+    emit_done(made.id, to_dict(made, "ranges"), output)
+
+
+@network.command()
+@host_option
+@output_option
+def ls(host: str, output: str) -> None:
+    """List the networks."""
+    found = call(host, lambda client: client.networks())
+    emit_list([to_dict(n, "ranges") for n in found], COLUMNS, output)
+
+
+@network.command()
+@click.argument("ref", metavar="NET")
+@host_option
+@output_option
+def inspect(ref: str, host: str, output: str) -> None:
+    """Show one network, and which node may hand out which of its addresses."""
+    emit_object(to_dict(call(host, lambda client: client.network(ref))), output)
+
+
+@network.command()
+@click.argument("refs", metavar="NET...", nargs=-1, required=True)
+@wait_option
+@host_option
+@output_option
+def rm(refs: tuple[str, ...], wait: float, host: str, output: str) -> None:
+    """Remove networks that have no endpoints."""
+    removed = call(host, lambda client: client.remove_networks(refs, wait))
+    emit_done("\n".join(removed), {"removed": removed}, output)
+
+
+@network.command()
+@wait_option
+@host_option
+@output_option
+def prune(wait: float, host: str, output: str) -> None:
+    """Remove every network that has no endpoint."""
+    removed = call(host, lambda client: client.prune_networks(wait))
+    emit_done("\n".join(removed), {"removed": removed}, output)

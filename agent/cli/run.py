@@ -1,0 +1,280 @@
+"""vxmesh run and vxmesh exec: a command in a sandbox.
+
+`run` forks before anything heavy is imported: the child takes new namespaces and waits, the
+parent asks the agent to give them interfaces, then the child becomes the command. Nothing
+names these namespaces but the processes in them, so when the last one ends the kernel takes
+all of it away, whether an agent is there to see it or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from agent import syscalls
+from agent.cli.output import emit_done, host_option, output_option, wait_option
+from agent.errors import Invalid, Unsupported, VxmeshError
+from agent.workload import own_resolver
+
+CANNOT_RUN = 126  # as sh and docker have it
+NOT_FOUND = 127
+LOG_DIR = "/run/vxmesh/logs"
+COMMAND = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@click.command(context_settings=COMMAND)
+@click.option("--network", required=True, metavar="NET[,NET2]", help="eth0 is in the first")
+@click.option("--name", default="", help="of the sandbox and its endpoints [made up]")
+@click.option("--ip", "addresses", multiple=True, metavar="IP", help="[a free one]")
+@click.option("--alias", "aliases", multiple=True, help="a further name; may be shared")
+@click.option(
+    "--publish", "-p", "publishes", multiple=True, metavar="HOST:PORT[/udp]", help="open a port"
+)
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE")
+@click.option("-d", "--detach", is_flag=True, help="in the background; prints its name")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@wait_option
+@host_option
+@output_option
+def run(
+    network: str,
+    name: str,
+    addresses: tuple[str, ...],
+    aliases: tuple[str, ...],
+    publishes: tuple[str, ...],
+    labels: tuple[str, ...],
+    detach: bool,
+    command: tuple[str, ...],
+    wait: float,
+    host: str,
+    output: str,
+) -> None:
+    """Run a command in a sandbox of its own, which goes when the command ends."""
+    ports = [_parse_publish(text) for text in publishes]
+    log = f"{LOG_DIR}/{name or secrets.token_hex(6)}.log" if detach else ""
+    child = _Child(command, detach, log)
+    try:
+        # Only now: gRPC must not have threads when the child is forked.
+        from agent.cli.calls import call, pairs, to_dict
+        from agent.rpc.types_pb2 import Publish
+
+        sandbox = call(
+            host,
+            lambda client: client.create_sandbox(
+                child.pid,
+                [n for n in network.split(",") if n],
+                name=name,
+                addresses=addresses,
+                aliases=aliases,
+                labels=pairs(labels, "--label"),
+                publishes=[
+                    Publish(host_address=a, host_port=h, target_port=t, protocol=k)
+                    for a, h, t, k in ports
+                ],
+                log=log,
+                wait=wait,
+            ),
+        )
+        child.start(sandbox.resolv_conf)
+    except BaseException:
+        child.kill()
+        raise
+    if detach:
+        emit_done(sandbox.name, to_dict(sandbox, "resolv_conf"), output)
+        return
+    status = child.wait()
+    # The agent sees the end by itself; asking makes sure it is cleaned up before we return.
+    with contextlib.suppress(VxmeshError):
+        call(host, lambda client: client.remove_sandboxes([sandbox.id]))
+    sys.exit(status)
+
+
+@click.command("exec", context_settings=COMMAND)
+@click.argument("name")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@host_option
+def exec_(name: str, command: tuple[str, ...], host: str) -> None:
+    """Run a command in a sandbox that exists, with its resolver."""
+    from agent.cli.calls import call
+
+    command = command[1:] if command[0] == "--" else command  # click keeps it after a name
+    if not command:
+        raise click.UsageError("give a command after --")
+    sandbox = call(host, lambda client: client.sandbox(name))
+    child = _fork()
+    if child == 0:
+        _enter(sandbox.pid, sandbox.netns, sandbox.resolv_conf, command)
+    _forward_signals(child)
+    sys.exit(_reap(child))
+
+
+def _enter(pid: int, netns: str, resolv_conf: str, command: Sequence[str]) -> NoReturn:
+    """Become `command` inside a sandbox; never returns."""
+    try:
+        net = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        mnt = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if pid else -1
+        syscalls.setns(net, syscalls.CLONE_NEWNET)
+        if mnt >= 0:
+            directory = Path.cwd()
+            syscalls.setns(mnt, syscalls.CLONE_NEWNS)
+            with contextlib.suppress(OSError):
+                os.chdir(directory)
+        else:
+            own_resolver(resolv_conf)
+    except OSError as error:
+        _die(f"the sandbox: cannot be entered ({error}). It may have ended", CANNOT_RUN)
+    _become(command)
+
+
+class _Child:
+    """A process in new namespaces that waits to become the command."""
+
+    def __init__(self, command: Sequence[str], detach: bool, log: str) -> None:
+        ready, self._ready = os.pipe()
+        self._go, go = os.pipe()
+        # A detached child is a grandchild, so that this process leaves no zombie to anyone.
+        first = _fork()
+        if first == 0:
+            os.close(ready)
+            os.close(go)
+            if detach:
+                os.setsid()
+                if _fork():
+                    os._exit(0)
+            self._wait_and_become(command, detach, log)
+        os.close(self._ready)
+        os.close(self._go)
+        self._write = go
+        if detach:
+            os.waitpid(first, 0)
+        said = b""
+        while piece := os.read(ready, 200):
+            said += piece
+            if said.endswith(b"\n"):
+                break
+        os.close(ready)
+        text = said.decode().strip()
+        if not text.isdigit():
+            if not detach:
+                os.waitpid(first, 0)
+            raise Unsupported(
+                "a sandbox", f"cannot be made ({text or 'the child ended'})", "Run it as root"
+            )
+        self.pid = int(text)
+        self._direct = not detach
+
+    def _wait_and_become(self, command: Sequence[str], detach: bool, log: str) -> NoReturn:
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
+            os.write(self._ready, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            os.write(self._ready, f"{error}\n".encode())
+            os._exit(1)
+        os.close(self._ready)
+        content = b""
+        while piece := os.read(self._go, 4096):
+            content += piece
+        if not content:
+            os._exit(1)  # the parent gave up, or was killed
+        try:
+            own_resolver(content.decode())
+            if detach:
+                _redirect(log)
+        except OSError as error:
+            _die(f"the sandbox: cannot be prepared ({error}). Run it as root", CANNOT_RUN)
+        _become(command)
+
+    def start(self, resolv_conf: str) -> None:
+        """Let the child become its command."""
+        os.write(self._write, resolv_conf.encode() or b"\n")
+        os.close(self._write)
+        if self._direct:
+            _forward_signals(self.pid)
+
+    def wait(self) -> int:
+        """The command's exit status, 128 + n if signal n ended it."""
+        return _reap(self.pid)
+
+    def kill(self) -> None:
+        """End the child before it became anything."""
+        with contextlib.suppress(OSError):
+            os.close(self._write)
+        if self._direct:
+            _reap(self.pid)
+
+
+def _fork() -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return os.fork()
+
+
+def _become(command: Sequence[str]) -> NoReturn:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(command[0], list(command))
+    except FileNotFoundError:
+        _die(f"{command[0]}: is not there. Give a command that this host has", NOT_FOUND)
+    except OSError as error:
+        _die(f"{command[0]}: cannot be run ({error.strerror})", CANNOT_RUN)
+
+
+def _die(text: str, status: int) -> NoReturn:
+    os.write(2, f"vxmesh: {text}\n".encode())
+    os._exit(status)
+
+
+def _redirect(log: str) -> None:
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+
+
+def _forward_signals(pid: int) -> None:
+    """What ends us ends the command; the terminal's ^C reaches it by itself."""
+
+    def forward(number: int, frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGHUP, forward)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _reap(pid: int) -> int:
+    while True:
+        try:
+            _, status = os.waitpid(pid, 0)
+            break
+        except InterruptedError:
+            continue
+        except ChildProcessError:
+            return 1
+    if os.WIFSIGNALED(status):
+        return 128 + os.WTERMSIG(status)
+    return os.WEXITSTATUS(status)
+
+
+def _parse_publish(text: str) -> tuple[str, int, int, str]:
+    """[ADDRESS:]HOST:PORT[/PROTOCOL] as (address, host port, target port, protocol)."""
+    ports, _, protocol = text.partition("/")
+    address, _, rest = ports.rpartition(":")
+    address, _, outer = address.rpartition(":")
+    if not (rest.isdigit() and outer.isdigit() and max(len(rest), len(outer)) <= 5):
+        raise Invalid(
+            f"--publish {text[:60]!r}", "is malformed", "Write it as 8080:80 or 10.0.0.5:53:53/udp"
+        )
+    return address.strip("[]"), int(outer), int(rest), protocol or "tcp"
