@@ -1,0 +1,410 @@
+"""The datapath's parts on the real kernel: namespaces, rows in bulk, events, underlay."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from agent.datapath import namespaces
+from agent.datapath.bulk import Bulk
+from agent.datapath.monitor import Events, Monitor, TableMonitor
+from agent.datapath.netlink import Netlink
+from agent.datapath.packing import Row
+from agent.datapath.underlay import describe
+from agent.drivers.base import Rows
+from agent.errors import Conflict
+from tests.netns.datapath_hosts import Sandbox, longest_pause, opened, run, until
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def netns() -> Iterator[Path]:
+    """One namespace."""
+    name = f"vxt-part-{os.getpid()}"
+    run("ip", "netns", "add", name)
+    yield Path("/run/netns") / name
+    run("ip", "netns", "delete", name)
+
+
+# -- namespaces --
+
+
+def test_a_namespace_is_made_once_and_removed(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "netns"
+    assert namespaces.inode(path) == 0
+    assert namespaces.ensure(path)
+    try:
+        inode = namespaces.inode(path)
+        assert inode and namespaces.is_network_namespace(path)
+        assert inode != namespaces.inode("/proc/self/ns/net")
+        assert not namespaces.ensure(path)
+        assert namespaces.inode(path) == inode
+    finally:
+        namespaces.remove(path)
+    assert not path.exists() and namespaces.inode(path) == 0
+    namespaces.remove(path)  # again is no error
+
+
+def test_a_file_that_a_reboot_left_becomes_a_namespace(tmp_path: Path) -> None:
+    path = tmp_path / "netns"
+    path.touch()
+    assert namespaces.ensure(path)
+    namespaces.remove(path)
+
+
+def test_a_directory_in_its_place_is_a_conflict(tmp_path: Path) -> None:
+    path = tmp_path / "netns"
+    path.mkdir()
+    with pytest.raises(Conflict, match="cannot be made"):
+        namespaces.ensure(path)
+    assert path.is_dir()
+
+
+def test_the_agents_own_thread_stays_where_it_was(tmp_path: Path) -> None:
+    before = namespaces.inode("/proc/thread-self/ns/net")
+    path = tmp_path / "netns"
+    namespaces.ensure(path)
+    try:
+        namespaces.set_sysctls(path, namespaces.OWN)
+        assert namespaces.inode("/proc/thread-self/ns/net") == before
+        for name, value in namespaces.OWN.items():
+            assert namespaces.get_sysctl(path, name) == value, name
+        for name in namespaces.FORWARDING:
+            assert namespaces.get_sysctl(path, name) == "0", name
+        assert namespaces.get_sysctl(path, "ipv4/nonsense") == ""
+    finally:
+        namespaces.remove(path)
+
+
+@pytest.mark.parametrize("propagation", ["shared", "private"])
+def test_copies_in_other_mount_namespaces_do_not_keep_it_alive(
+    tmp_path: Path, propagation: str
+) -> None:
+    """As a workload's mount namespace has them, made while ours was there."""
+    run("mount", "-t", "tmpfs", "vxt", str(tmp_path))
+    path = tmp_path / "netns"
+    try:
+        run("mount", f"--make-{propagation}", str(tmp_path))
+        namespaces.ensure(path)
+        inode = namespaces.inode(path)
+        copy = subprocess.Popen(["unshare", "--mount", "--propagation", "unchanged", "sleep", "30"])
+        try:
+            mounted = Path(f"/proc/{copy.pid}/mountinfo")
+            deadline = time.monotonic() + 5
+            while f"net:[{inode}]" not in mounted.read_text():
+                assert time.monotonic() < deadline
+            namespaces.remove(path)
+            assert f"net:[{inode}]" not in mounted.read_text()
+        finally:
+            copy.kill()
+            copy.wait()
+    finally:
+        namespaces.remove(path)
+        run("umount", str(tmp_path))
+
+
+# -- rows in bulk --
+
+
+def vxlan(netns: Path) -> int:
+    """A VXLAN device in the namespace; its index."""
+    device = ("vxlan", "id", "7", "dstport", "4789", "local", "10.99.0.1", "nolearning", "proxy")
+    run("ip", "link", "add", "vxl7", "type", *device, netns=netns)
+    run("ip", "link", "set", "vxl7", "up", netns=netns)
+    return int(run("ip", "-o", "link", "show", "vxl7", netns=netns).split(":")[0])
+
+
+def many(n: int) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+    """MAC -> VTEP and address -> MAC of n endpoints; a tenth of both with IPv6."""
+    fdb, neighbours = {}, {}
+    for i in range(n):
+        mac = b"\x02\x50" + i.to_bytes(4, "big")
+        fdb[mac] = (
+            b"\xfd" + bytes(14) + bytes([i % 50]) if i % 10 == 0 else bytes([10, 99, 0, i % 50])
+        )
+        address = (10 << 24 | i).to_bytes(4, "big")
+        neighbours[b"\xfd" + bytes(11) + address if i % 10 == 0 else address] = mac
+    return fdb, neighbours
+
+
+async def test_rows_are_written_read_compared_and_deleted(netns: Path) -> None:
+    index = vxlan(netns)
+    bulk = Bulk(netns)
+    fdb, neighbours = many(2500)
+    # A device of IPv4 takes no VTEP of IPv6: the families do not mix.
+    fdb = {mac: vtep for mac, vtep in fdb.items() if len(vtep) == 4}
+    rows = Rows(list(fdb.items()), list(neighbours.items()))
+    try:
+        await bulk.write(index, rows)
+        assert await bulk.dump_fdb(index) == fdb
+        assert await bulk.dump_neighbours(index) == neighbours
+        shown = run("ip", "neigh", "show", "dev", "vxl7", netns=netns)
+        assert "fd00::a00:a lladdr 02:50:00:00:00:0a PERMANENT" in shown
+        assert await bulk.reconcile(index, rows) == (0, 0)
+        # One missing, one wrong, one too many, of each.
+        (mac, vtep), (other, _), *_ = fdb.items()
+        (address, _), (wrong, _), *_ = neighbours.items()
+        extra = b"\x02\x66" + bytes(4)
+        await bulk.write(
+            index,
+            Rows(
+                [(mac, None), (other, b"\x0a\x63\x00\xc8"), (extra, vtep)],
+                [(address, None), (wrong, extra), (b"\x0b\x00\x00\x01", extra)],
+            ),
+        )
+        assert await bulk.reconcile(index, rows) == (3, 3)
+        assert await bulk.dump_fdb(index) == fdb
+        assert await bulk.dump_neighbours(index) == neighbours
+        # Restoring puts back only what is not there.
+        await bulk.write(index, Rows([(mac, None)], [(address, None)]))
+        assert await bulk.restore(index, rows) == (1, 1)
+        # Deleting what is gone is fine.
+        nothing = Rows([(k, None) for k in fdb], [(k, None) for k in neighbours])
+        await bulk.write(index, nothing)
+        await bulk.write(index, nothing)
+        assert await bulk.dump_fdb(index) == await bulk.dump_neighbours(index) == {}
+    finally:
+        bulk.close()
+
+
+async def test_learned_neighbours_are_not_ours(netns: Path) -> None:
+    index = vxlan(netns)
+    lladdr = ("lladdr", "02:00:00:00:00:01", "dev", "vxl7")
+    run("ip", "neigh", "add", "10.0.0.1", *lladdr, "nud", "reachable", netns=netns)
+    run("ip", "neigh", "add", "10.0.0.2", *lladdr, "nud", "permanent", netns=netns)
+    bulk = Bulk(netns)
+    try:
+        assert set(await bulk.dump_neighbours(index)) == {b"\x0a\x00\x00\x02"}
+    finally:
+        bulk.close()
+
+
+async def test_a_refused_row_is_named_and_stops_no_other(netns: Path) -> None:
+    index = vxlan(netns)
+    bulk = Bulk(netns)
+    good: list[Row] = [
+        (b"\x02\x50" + i.to_bytes(4, "big"), b"\x0a\x63\x00\x02") for i in range(2000)
+    ]
+    multicast = (b"\x02\xee\x00\x00\x00\x01", b"\xe0\x00\x00\x01" * 4)  # of the wrong family
+    try:
+        for at in (0, 500, len(good)):
+            with pytest.raises(OSError, match="02:ee:00:00:00:01"):
+                await bulk.write(index, Rows([*good[:at], multicast, *good[at:]], []))
+            assert await bulk.dump_fdb(index) == dict(good)
+            await bulk.write(index, Rows([(mac, None) for mac, _ in good], []))
+        with pytest.raises(OSError, match="No such device"):
+            await bulk.write(99999, Rows(good, []))
+        await bulk.write(index, Rows(good, []))  # and it goes on
+        assert await bulk.dump_fdb(index) == dict(good)
+    finally:
+        bulk.close()
+
+
+async def test_bulk_leaves_the_loop_free_and_says_how_long_it_took(
+    netns: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = vxlan(netns)
+    bulk = Bulk(netns)
+    said = []
+    try:
+        for n in (10_000, 100_000):
+            fdb, neighbours = many(n)
+            rows = Rows([(m, b"\x0a\x63\x00\x02") for m in fdb], list(neighbours.items()))
+            lag = asyncio.create_task(longest_pause())
+            await asyncio.sleep(0.01)
+            begin = time.perf_counter()
+            await bulk.write(index, rows)
+            written = time.perf_counter() - begin
+            lag.cancel()
+            begin = time.perf_counter()
+            assert await bulk.reconcile(index, rows) == (0, 0)
+            compared = time.perf_counter() - begin
+            begin = time.perf_counter()
+            nothing = Rows([(k, None) for k in fdb], [(k, None) for k in neighbours])
+            await bulk.write(index, nothing)
+            deleted = time.perf_counter() - begin
+            (pause,) = await asyncio.gather(lag)
+            said.append(
+                f"{n} + {n} rows: written {written:.3f} s, compared {compared:.3f} s, "
+                f"deleted {deleted:.3f} s; the loop's longest pause {pause * 1000:.1f} ms"
+            )
+    finally:
+        bulk.close()
+    with capsys.disabled():
+        print("", *said, sep="\n")
+
+
+# -- events --
+
+
+async def test_only_losses_are_heard_and_not_of_muted_devices(netns: Path) -> None:
+    index = vxlan(netns)
+    seen: list[Events] = []
+    monitor = Monitor(netns, seen.append, lambda: None)
+    bulk = Bulk(netns)
+    mac, address = b"\x02\x00\x00\x00\x00\x01", b"\x0a\x00\x00\x01"
+    six = b"\xfd" + bytes(14) + b"\x01"
+    here = Rows([(mac, b"\x0a\x63\x00\x02")], [(address, mac), (six, mac)])
+    gone = Rows([(mac, None)], [(address, None), (six, None)])
+    try:
+        await bulk.write(index, here)
+        with monitor.muting(index), monitor.muting(index + 1):
+            await bulk.write(index, gone)
+            await bulk.write(index, here)
+        run("ip", "link", "set", "lo", "up", netns=netns)
+        await asyncio.sleep(0.05)
+        assert not any(e.macs or e.addresses or e.lost or index in e.down for e in seen)
+        seen.clear()
+        await bulk.write(index, gone)
+        await until(lambda: sum(len(e.addresses.get(index, [])) for e in seen) == 2, "rows gone")
+        assert [m for e in seen for m in e.macs.get(index, [])] == [mac]
+        assert [a for e in seen for a in e.addresses.get(index, [])] == [address, six]
+        run("ip", "link", "set", "vxl7", "down", netns=netns)
+        await until(lambda: any(index in e.down for e in seen), "the device is down")
+        run("ip", "link", "del", "vxl7", netns=netns)
+        await until(lambda: any(index in e.lost for e in seen), "the device is gone")
+    finally:
+        bulk.close()
+        monitor.close()
+
+
+async def test_of_other_tables_nothing_is_heard(netns: Path) -> None:
+    heard: list[bool] = []
+    monitor = TableMonitor(netns, lambda: heard.append(True))
+    try:
+        run("nft", "add", "table", "inet", "theirs", netns=netns)
+        run("nft", "delete", "table", "inet", "theirs", netns=netns)
+        run("nft", "add", "table", "inet", "vxmesh", netns=netns)
+        await asyncio.sleep(0.05)
+        assert not heard
+        run("nft", "flush", "ruleset", netns=netns)
+        await until(lambda: heard, "our table is gone")
+    finally:
+        monitor.close()
+
+
+# -- the host --
+
+
+async def test_the_underlay_is_described(tmp_path: Path) -> None:
+    async with opened(tmp_path) as fabric:
+        a = fabric.a
+        a.run("ip", "link", "set", "wire", "mtu", "1400")
+        for route in (
+            ("10.60.0.0/16", "via", "10.99.0.2"),
+            ("default", "via", "10.98.0.9"),
+            ("10.61.0.0/16", "via", "10.98.0.9", "table", "100"),
+            ("blackhole", "10.62.0.0/16"),
+        ):
+            a.run("ip", "route", "add", *route)
+        a.run("ip", "-6", "route", "add", "fd60::/48", "via", "fd98::9")
+        hops = ("nexthop", "via", "10.98.0.9", "nexthop", "via", "10.99.0.2")
+        a.run("ip", "route", "add", "10.63.0.0/16", *hops)
+        a.add_network(7)
+        await a.reconciler.settle()
+        assert "10.7.0.0/24" in a.run("ip", "route")
+        seen = await describe(a.vtep, str(a.path))
+        assert seen.mtu == 1400
+        assert seen.routes == (
+            "10.60.0.0/16",
+            "10.63.0.0/16",
+            "10.98.0.0/24",
+            "10.99.0.0/24",
+            "fd60::/48",
+            "fd98::/64",
+        )
+        # An address that no device has: then what the default route leads through.
+        a.run("ip", "link", "set", "side", "mtu", "1300")
+        assert (await describe("203.0.113.1", str(a.path))).mtu == 1300
+        a.run("ip", "route", "change", "10.60.0.0/16", "via", "10.99.0.2", "mtu", "1280")
+        assert (await describe(a.vtep, str(a.path))).mtu == 1280
+        empty = fabric.namespace("empty")
+        assert await describe("203.0.113.1", str(empty)) == type(seen)(1500, ())
+
+
+async def test_links_that_are_not_there(netns: Path) -> None:
+    async with Netlink(netns) as netlink:
+        assert await netlink.link("vxt-none") is None
+        await netlink.delete_link(99999)
+        with pytest.raises(OSError, match="vxt-none"):
+            await netlink.index("vxt-none")
+        with pytest.raises(OSError, match="No such device"):
+            await netlink.set_link(99999, state="up")
+        with pytest.raises(TypeError):
+            await netlink.set_link(1, totally_bogus=5)
+        await netlink.delete_address(1, "10.0.0.1/32")
+        await netlink.delete_route("10.0.0.0/8", "10.0.0.1", 1)
+    with pytest.raises(OSError):
+        Netlink("/run/netns/vxt-not-there")
+
+
+async def test_what_one_change_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed, never asserted: how long one row and one port take, from touching to settled."""
+    async with opened(tmp_path) as fabric:
+        a = fabric.a
+        a.add_network(7)
+        await a.reconciler.settle()
+        costs: dict[str, list[float]] = {}
+        pauses: dict[str, float] = {}
+
+        async def measure(what: str, changes: Iterator[Callable[[], object]]) -> None:
+            lag = asyncio.create_task(longest_pause())
+            for change in changes:
+                await asyncio.sleep(0.002)
+                change()
+                begin = time.perf_counter()
+                await a.reconciler.settle()
+                costs.setdefault(what, []).append(time.perf_counter() - begin)
+            lag.cancel()
+            pauses[what] = (await asyncio.gather(lag))[0]
+
+        def row(i: int) -> Callable[[], object]:
+            mac, address = b"\x02\x50" + i.to_bytes(4, "big"), socket.inet_aton(f"10.7.1.{i}")
+            a.desired.fdb.setdefault(7, {})[mac] = b"\x0a\x63\x00\x02"
+            a.desired.neighbours.setdefault(7, {})[address] = mac
+            return lambda: a.reconciler.touch_rows(7, [mac], [address])
+
+        sandboxes = [Sandbox(fabric) for _ in range(20)]
+
+        def remove() -> None:
+            held = dict(a.desired.networks[7].ports)
+            held.popitem()
+            a.set_ports(7, held)
+
+        await measure("row", (row(i) for i in range(200)))
+        await measure("port", (partial(a.add_port, 7, 2 + i, s) for i, s in enumerate(sandboxes)))
+        await measure("port removed", (remove for _ in sandboxes))
+        await measure("network", (partial(a.add_network, 20 + i) for i in range(10)))
+        await measure("restart's compare", (a.reconciler.touch_all for _ in range(5)))
+    with capsys.disabled():
+        print()
+        for what, times in costs.items():
+            times.sort()
+            print(
+                f"one {what}: median {times[len(times) // 2] * 1000:.2f} ms, worst "
+                f"{times[-1] * 1000:.2f} ms; the loop's longest pause {pauses[what] * 1000:.1f} ms"
+            )
+
+
+def test_a_fabric_is_gone_when_it_is_closed(tmp_path: Path) -> None:
+    """The tests' own tidiness."""
+
+    async def use() -> str:
+        async with opened(tmp_path) as fabric:
+            fabric.a.add_network(7)
+            fabric.a.add_port(7, 2, Sandbox(fabric))
+            await fabric.settle()
+            return fabric.id
+
+    id = asyncio.run(use())
+    assert id not in run("ip", "netns", "list")
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()

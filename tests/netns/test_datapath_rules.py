@@ -1,0 +1,122 @@
+"""The rules in the kernel: loaded by the library and by the binary, changed, mended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from agent.datapath import nft
+from agent.datapath.nftables import Nftables
+from agent.drivers.base import Forward
+from agent.errors import VxmeshError
+from agent.model import Publish
+from tests.netns.datapath_hosts import run
+from tests.unit.datapath.test_nft import DATABASE, FORWARDS, WEB
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def netns() -> Iterator[Path]:
+    """One namespace."""
+    name = f"vxt-part-{os.getpid()}"
+    run("ip", "netns", "add", name)
+    yield Path("/run/netns") / name
+    run("ip", "netns", "delete", name)
+
+
+RULESETS: dict[str, Callable[[], nft.Ruleset]] = {
+    "own": lambda: nft.own([WEB, DATABASE]),
+    "own, empty": lambda: nft.own([]),
+    "host": lambda: nft.host([WEB, DATABASE], FORWARDS),
+    "host, empty": lambda: nft.host([], []),
+}
+
+
+@pytest.fixture(params=["library", "binary"])
+def table(netns: Path, request: pytest.FixtureRequest) -> Iterator[Nftables]:
+    """Both ways to run nftables."""
+    options = {} if request.param == "library" else {"library": "libnowhere.so"}
+    made = Nftables(netns, **options)
+    yield made
+    made.close()
+
+
+def listed(netns: Path) -> str:
+    return run("nft", "list", "ruleset", netns=netns)
+
+
+def golden_listing(netns: Path, ruleset: nft.Ruleset) -> str:
+    """How the kernel shows a ruleset that the nft binary loaded whole."""
+    run("nft", "-f", "-", netns=netns, text=nft.render(ruleset))
+    shown = listed(netns)
+    run("nft", "flush", "ruleset", netns=netns)
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(f, t) for f, t in product(RULESETS, RULESETS) if f.split(",")[0] == t.split(",")[0]],
+)
+async def test_from_any_ruleset_to_any_other(
+    netns: Path, table: Nftables, first: str, then: str
+) -> None:
+    wanted = golden_listing(netns, RULESETS[then]())
+    await table.load(RULESETS[first]())
+    await table.load(RULESETS[then]())
+    assert sorted(listed(netns).split()) == sorted(wanted.split())
+    assert await table.check()
+    await table.remove()
+    assert listed(netns) == ""
+    await table.remove()
+
+
+async def test_a_table_that_was_there_is_replaced(netns: Path, table: Nftables) -> None:
+    run("nft", "add", "table", "inet", "vxmesh", "{ chain old { drop; } ; }", netns=netns)
+    await table.load(nft.own([WEB]))
+    assert "chain old" not in listed(netns) and "gateways4" in listed(netns)
+
+
+async def test_what_somebody_changed_is_found_and_mended(netns: Path, table: Nftables) -> None:
+    await table.load(nft.own([WEB]))
+    before = listed(netns)
+    for change in (
+        ("flush", "ruleset"),
+        ("flush", "chain", "inet", "vxmesh", "input"),
+        ("add", "element", "inet", "vxmesh", "open", "{ eth9 }"),
+        ("insert", "rule", "inet", "vxmesh", "input", "accept"),
+    ):
+        run("nft", *change, netns=netns)
+        assert not await table.check(), change
+        assert listed(netns) == before
+        assert await table.check()
+
+
+async def test_a_change_that_is_refused_leads_to_the_whole_table(
+    netns: Path, table: Nftables
+) -> None:
+    await table.load(nft.own([WEB, DATABASE]))
+    run("nft", "flush", "set", "inet", "vxmesh", "open", netns=netns)
+    await table.load(nft.own([]))  # deletes an element that is not there
+    assert await table.check() and "vxb" not in listed(netns)
+
+
+async def test_what_nftables_refuses_is_an_error_that_says_so(netns: Path, table: Nftables) -> None:
+    ruleset = nft.own([WEB])
+    bad = replace(ruleset, chains=ruleset.chains.replace("policy drop", "policy perhaps"))
+    with pytest.raises(VxmeshError, match="firewall rules: nftables refused them"):
+        await table.load(bad)
+    assert listed(netns) == ""
+    await table.load(ruleset)
+    assert "gateways4" in listed(netns)
+
+
+async def test_a_port_that_leads_elsewhere_follows(netns: Path, table: Nftables) -> None:
+    await table.load(nft.host([WEB], [Forward(Publish(80, 80), "10.1.0.5")]))
+    await table.load(nft.host([WEB], [Forward(Publish(80, 80), "10.1.0.6")]))
+    assert "tcp . 80 : 10.1.0.6 . 80" in listed(netns) and "10.1.0.5" not in listed(netns)

@@ -1,0 +1,182 @@
+"""What tests do with a testbed, in their words: networks, workloads, pings, looks at the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent.client import Client
+from agent.errors import NotFound
+from agent.testbed import Testbed
+from agent.testbed.host import Host
+
+VXMESH = str(Path(sys.executable).parent / "vxmesh")
+_numbers = itertools.count(1)
+
+
+class Failed(AssertionError):
+    """A command that should have worked did not."""
+
+
+class World:
+    """A testbed and what a test made on it."""
+
+    def __init__(self, bed: Testbed) -> None:
+        self.bed = bed
+        self._undo: list[Callable[[], object]] = []
+
+    def clean(self) -> None:
+        """Take away what was made, last first."""
+        for name in ("h1", "h2", "h3"):
+            self.bed.heal(name)
+        for undo in reversed(self._undo):
+            undo()
+        for host in self.bed.hosts:
+            if not host.is_running:
+                self.bed.start(host.name)
+        asyncio.run(self._empty())
+
+    async def _empty(self) -> None:
+        """Take sandboxes, endpoints and networks away, by the API: the command line is slower."""
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(Client(h.target)) for h in self.bed.hosts]
+            for client in clients:
+                for sandbox in await client.sandboxes():
+                    if sandbox.pid:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(sandbox.pid, signal.SIGKILL)
+                    with contextlib.suppress(NotFound):
+                        await client.remove_sandboxes([sandbox.id])
+                for network in await client.networks():
+                    await client.remove_endpoints(network=network.id, all=True)
+            async with asyncio.timeout(10):
+                while await clients[0].endpoints():
+                    await asyncio.sleep(0.01)
+            await clients[0].prune_networks(wait=10)
+            for client in clients:
+                left = [n.name for n in await client.networks()]
+                if left:
+                    raise Failed(f"networks are left: {left}\n{self._picture()}")
+
+    def later(self, undo: Callable[[], object]) -> None:
+        self._undo.append(undo)
+
+    # -- commands --
+
+    def host(self, name: str) -> Host:
+        return self.bed.host(name)
+
+    def run(self, host: str, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.host(host).run(command, **options)
+
+    def try_vx(self, host: str, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.run(host, VXMESH, *words, **options)
+
+    def vx(self, host: str, *words: str, **options: Any) -> str:
+        done = self.try_vx(host, *words, **options)
+        if done.returncode:
+            raise Failed(f"{host}: vxmesh {' '.join(words)}: {done.returncode}: {done.stderr}")
+        return done.stdout.strip()
+
+    def read(self, host: str, *words: str) -> Any:
+        return json.loads(self.vx(host, *words, "-o", "json"))
+
+    def wait(self, holds: Callable[[], object], text: str, seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if time.monotonic() > deadline:
+                raise Failed(f"not within {seconds:g} s: {text}\n{self._picture()}")
+            time.sleep(0.02)
+
+    def _picture(self) -> str:
+        """What each host sees, for the message of a failure."""
+        seen = []
+        for host in self.bed.hosts:
+            for noun in ("node", "network", "endpoint", "sandbox"):
+                seen.append(f"{host.name}: {noun}\n{self.try_vx(host.name, noun, 'ls').stdout}")
+            seen.append("\n".join(host.log.read_text().splitlines()[-15:]))
+        return "\n".join(seen)
+
+    # -- things --
+
+    def network(self, *options: str, host: str = "h1") -> str:
+        name = f"net{next(_numbers)}"
+        self.vx(host, "network", "create", name, "--wait=10", *options)
+        return name
+
+    def workload(self, host: str, network: str, name: str = "", *options: str) -> str:
+        """A sandbox that sleeps; its name. On return all hosts have it in their kernels."""
+        name = name or f"w{next(_numbers)}"
+        self.vx(
+            host, "run", "--network", network, "--name", name, "-d", "--wait=10", *options,
+            "--", "sleep", "3600",
+        )  # fmt: skip
+        return name
+
+    def inside(
+        self, host: str, sandbox: str, *command: str, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        return self.try_vx(host, "exec", sandbox, "--", *command, **options)
+
+    def link(self, host: str, sandbox: str, name: str = "eth0") -> Any:
+        """An interface of a sandbox, as `ip -j link` tells of it."""
+        text = self.vx(host, "exec", sandbox, "--", "ip", "-j", "link", "show", name)
+        return json.loads(text)[0]
+
+    def address(self, host: str, name: str, network: str = "") -> str:
+        more = ("--network", network) if network else ()
+        return str(self.read(host, "endpoint", "inspect", name, *more)["addresses"][0])
+
+    def pings(self, host: str, sandbox: str, target: str, count: int = 1) -> bool:
+        done = self.inside(host, sandbox, "ping", "-c", str(count), "-i", "0.2", "-W", "1", target)
+        return done.returncode == 0
+
+    # -- the kernel --
+
+    def in_own(self, host: str, *command: str) -> str:
+        """A command in the namespace that the host's agent made."""
+        done = self.run(host, "nsenter", "--net=/run/vxmesh/netns", *command)
+        if done.returncode:
+            raise Failed(f"{host}: {command}: {done.stderr}")
+        return done.stdout
+
+    def fdb(self, host: str, vni: int) -> dict[str, str]:
+        """MAC -> VTEP of a network's VXLAN device; empty if there is none."""
+        done = self.run(
+            host, "nsenter", "--net=/run/vxmesh/netns", "bridge", "-j", "fdb", "show", "dev",
+            f"vxl{vni}",
+        )  # fmt: skip
+        if done.returncode:
+            return {}
+        return {row["mac"]: row["dst"] for row in json.loads(done.stdout) if "dst" in row}
+
+    def neighbours(self, host: str, vni: int) -> dict[str, str]:
+        """Address -> MAC of a network's VXLAN device; empty if there is none."""
+        done = self.run(
+            host, "nsenter", "--net=/run/vxmesh/netns", "ip", "-j", "neigh", "show", "dev",
+            f"vxl{vni}",
+        )  # fmt: skip
+        if done.returncode:
+            return {}
+        return {
+            row["dst"]: row["lladdr"]
+            for row in json.loads(done.stdout)
+            if "PERMANENT" in row.get("state", [])
+        }
+
+    def links(self, host: str) -> set[str]:
+        """Names of the devices in the namespace that the host's agent made."""
+        return {link["ifname"] for link in json.loads(self.in_own(host, "ip", "-j", "link"))}
+
+    def vni(self, network: str) -> int:
+        return int(self.read("h1", "network", "inspect", network)["vni"])
