@@ -131,6 +131,8 @@ class Touch(Protocol):
 
     def touch_forwards(self) -> None: ...
 
+    def touch_nothing(self) -> None: ...
+
     def touch_all(self) -> None: ...
 
 
@@ -153,3 +155,6 @@ class ToKernel:
             self._kernel.touch_rows(vni, macs, touched.addresses[vni])
         if touched.forwards:
             self._kernel.touch_forwards()
+        # A network that was made and removed again before we heard of it changes nothing here,
+        # and who waits for all kernels waits for ours as well.
+        self._kernel.touch_nothing()

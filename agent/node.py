@@ -98,10 +98,12 @@ class NodeState(Views):
 
     def merge(self, delta: Delta) -> bool:
         """Take a peer's delta; False if something before it is missing."""
+        before = self.replica.version(delta.origin)
         updates = self.replica.merge(delta)
         if updates is None:
             return False
-        if updates:
+        # Also when no view changes by it: how far we have got is news to who waits for it.
+        if updates or self.replica.version(delta.origin) != before:
             with _Recording(self) as change:
                 self._take(updates, change)
         return True

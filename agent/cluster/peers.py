@@ -18,7 +18,7 @@ import grpc.aio
 import structlog
 
 from agent.cluster.codec import Encoder, delta_from_proto
-from agent.cluster.link import Link, Write
+from agent.cluster.link import SILENCE, Link, Write
 from agent.cluster.server import SYNC, PeerServer
 from agent.core.session import Hello, Message
 from agent.errors import Unavailable
@@ -62,6 +62,7 @@ class Peers:
         self._dialers: dict[str, asyncio.Task[None]] = {}  # host:port -> task
         self._server = PeerServer(node, self._accept, durable)
         self._progress = asyncio.Event()
+        self._started = time.monotonic()
         node.listeners.append(self._changed)
 
     async def start(self, seeds: list[str]) -> None:
@@ -110,7 +111,13 @@ class Peers:
         deadline = time.monotonic() + seconds
 
         def lacking() -> list[str]:
-            return [id for id, k in self.links.items() if k.session.peer_applied < version]
+            behind = []
+            for id in self.node.nodes:
+                link = self.links.get(id)
+                known = link.session.peer_applied if link else -1
+                if id != self.me.id and known < version and (link or self._just_lost(id)):
+                    behind.append(id)
+            return behind
 
         while lacking():
             left = deadline - time.monotonic()
@@ -144,6 +151,11 @@ class Peers:
             except TimeoutError:
                 break
         return behind()
+
+    def _just_lost(self, node: str) -> bool:
+        """Whether a node without a stream may well be about to have one."""
+        since, _ = self.down_since.get(node, (self._started, ""))
+        return time.monotonic() - since < SILENCE
 
     def _heard(self, message: Message) -> None:
         if not isinstance(message, Hello):

@@ -80,6 +80,10 @@ class Reconciler:
         self._backlog.forwards = True
         self._wake.set()
 
+    def touch_nothing(self) -> None:
+        """Something was taken in that needs nothing here: that it is applied is to be told."""
+        self._wake.set()
+
     def touch_all(self) -> None:
         """Everything."""
         self._backlog.everything = True

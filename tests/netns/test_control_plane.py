@@ -94,6 +94,17 @@ def test_wait_names_who_lacks_it(world: World) -> None:
     assert world.read("h1", "network", "inspect", "slow")["name"] == "slow"
 
 
+def test_what_came_and_went_unheard_does_not_hold_up_a_wait(world: World) -> None:
+    # h3 gets only the tombstone of a network that it never knew: nothing in its kernel changes
+    # by it, and who waits for h3 must be told that all the same.
+    world.bed.cut("h3")
+    world.vx("h1", "network", "create", "brief")
+    world.vx("h1", "network", "rm", "brief")
+    world.bed.heal("h3")
+    world.vx("h1", "network", "create", "after", "--wait=10")
+    world.vx("h1", "network", "rm", "after", "--wait=10")
+
+
 def test_an_interface_in_a_namespace_that_exists(world: World) -> None:
     net = world.network()
     one = world.workload("h1", net)
