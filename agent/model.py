@@ -126,6 +126,18 @@ class Sandbox(msgspec.Struct, frozen=True, array_like=True, gc=False):
     default: str = ""  # the endpoint with the default route
 
 
+class Notice(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Something that an operator wants to hear of and that is no object of its own.
+
+    `kind` is one of a few fixed words with a dot (member.dead, drift.repaired, space.low,
+    network.conflict …), `message` a sentence for people, `fields` the same for machines.
+    """
+
+    kind: str
+    message: str
+    fields: dict[str, str] = {}
+
+
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
 

@@ -19,7 +19,16 @@ from agent.core.members import Member, Members
 from agent.core.replica import Change as Update
 from agent.core.replica import Record
 from agent.errors import Invalid, NotFound, VxmeshError
-from agent.model import Claims, Endpoint, Network, Node, Sandbox, check_sound, shorten
+from agent.model import (
+    Claims,
+    Endpoint,
+    Network,
+    Node,
+    Notice,
+    Sandbox,
+    check_sound,
+    shorten,
+)
 
 NODE, NETWORK, ENDPOINT, CLAIMS = "n/", "w/", "e/", "r/"
 
@@ -45,6 +54,20 @@ class EndpointChange(NamedTuple):
     new: Member | None
 
 
+class Status(NamedTuple):
+    """What this node believes of another one, and why.
+
+    `state` is alive, suspect, unreachable or left. `withdrawn`: its endpoints count as gone,
+    their rows and names are taken back until it returns.
+    """
+
+    state: str
+    reason: str
+    since: float  # seconds since the epoch
+    withdrawn: bool = False
+    incarnation: int = 0
+
+
 @dataclass(slots=True)
 class Change:
     """What one method call changed."""
@@ -55,6 +78,8 @@ class Change:
     endpoints: list[EndpointChange] = field(default_factory=list)
     sandboxes: set[str] = field(default_factory=set)
     floor: int = 0  # our own tombstones up to here were dropped
+    statuses: dict[str, Status | None] = field(default_factory=dict)  # node -> as it was before
+    notices: list[Notice] = field(default_factory=list)
     rewritten: bool = False  # our own records got new versions: store all of them
 
 
@@ -68,6 +93,8 @@ class Views:
         self.members: dict[str, Members] = {}
         self.addresses: dict[str, Addresses] = {}
         self.sandboxes: dict[str, Sandbox] = {}
+        self.status: dict[str, Status] = {}  # of other nodes; none: not decided yet
+        self.withdrawn: set[str] = set()  # nodes whose endpoints count as gone
         self._claims: dict[str, dict[str, Claims]] = {}  # network -> origin -> claims
         self._network_of: dict[str, str] = {}  # endpoint id -> network id
 

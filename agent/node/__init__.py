@@ -1,0 +1,11 @@
+"""The one owner of this node's state: every change is one synchronous method, so no locks.
+
+records.py writes this node's own records and tells listeners of changes; networks.py,
+endpoints.py and state.py stand on it, each with the methods of its concept. What stands
+opposite: api/ calls the methods, agent/allocator.py waits for donated addresses.
+"""
+
+from agent.node.endpoints import NeedSpace
+from agent.node.state import NodeState
+
+__all__ = ["NeedSpace", "NodeState"]

@@ -1,0 +1,234 @@
+"""Endpoints of this node: checked, given what they lack, and made known.
+
+What stands opposite: agent/allocator.py, which has addresses donated when NeedSpace is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from agent.core.addresses import Range
+from agent.core.members import Member, Members
+from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound
+from agent.model import Endpoint, Network, format_address, format_mac
+from agent.node.networks import Networks
+from agent.node.records import Recording
+from agent.requests import EndpointSpec
+from agent.views import ENDPOINT, EndpointChange
+
+
+class NeedSpace(Exception):
+    """This node does not own the addresses; `owners` may donate them, best first.
+
+    `ranges` are the addresses meant; empty: any.
+    """
+
+    def __init__(
+        self, network: Network, family: int, owners: dict[str, list[Range]], label: str
+    ) -> None:
+        super().__init__(label)
+        self.network = network
+        self.family = family
+        self.owners = owners
+        self.label = label
+
+
+class Endpoints(Networks):
+    """The methods of a node that are about endpoints."""
+
+    # -- endpoints --
+
+    def create_endpoint(self, network_id: str, spec: EndpointSpec, sandbox: str = "") -> Endpoint:
+        """Make an endpoint of this node.
+
+        NeedSpace if another node must donate an address first; Conflict or Exhausted say what
+        is taken. Nothing is changed by a call that raises.
+        """
+        network = self.find_network(network_id)
+        endpoint = self._prepare(network, spec, sandbox)
+        self._reserve(endpoint)
+        self.commit([endpoint])
+        return endpoint
+
+    def reserve(self, network_id: str, specs: Sequence[EndpointSpec]) -> list[Endpoint]:
+        """Take names, MACs and addresses of endpoints that `commit` will make known.
+
+        All or none; raises as `create_endpoint` does. What is reserved must be committed or
+        given back with `cancel`.
+        """
+        network = self.find_network(network_id)
+        self._check_owned(network, [a for s in specs for a in s.addresses])
+        members, space = self._members(network.id), self.addresses[network.id].space
+        subnet = self.addresses[network.id].ring.owner
+        ids = self.rng.randbytes(8 * len(specs)).hex()
+        done: list[Endpoint] = []
+        try:
+            for number, spec in enumerate(specs):
+                name, mac, given = spec.name, spec.mac, spec.addresses
+                # What is free and whole needs no more than this; the rest is looked at closely.
+                plain = mac and given and name not in members.by_name and mac not in members.by_mac
+                for address in given:
+                    plain = (
+                        plain
+                        and address not in members.by_address
+                        and not space.reserved(address)
+                        and subnet(address) is not None
+                    )
+                if plain:
+                    id = ids[16 * number : 16 * number + 16]
+                    endpoint = Endpoint(id, network.id, name, mac, given, spec.aliases, spec.labels)
+                else:
+                    endpoint = self._prepare(network, spec, "", owned=True)
+                self._reserve(endpoint)
+                done.append(endpoint)
+        except BaseException:
+            self.cancel(done)
+            raise
+        return done
+
+    def cancel(self, endpoints: Iterable[Endpoint]) -> None:
+        """Give back what was reserved and not committed."""
+        for endpoint in endpoints:
+            self.members[endpoint.network].drop(endpoint.id)
+            self._network_of.pop(endpoint.id, None)
+            self._release(endpoint)
+
+    def commit(self, endpoints: Iterable[Endpoint]) -> None:
+        """Make reserved endpoints known to all."""
+        with Recording(self) as change:
+            for endpoint in endpoints:
+                self._put(ENDPOINT + endpoint.id, endpoint)
+                change.endpoints.append(
+                    EndpointChange(endpoint.network, None, Member(endpoint, self.me))
+                )
+
+    def remove_endpoints(self, ids: Iterable[str]) -> list[str]:
+        """Remove endpoints of this node; InUse if one lives elsewhere. All or none."""
+        ids = list(ids)
+        for id in ids:
+            network = self._network_of.get(id)
+            member = self.members[network].all.get(id) if network else None
+            if member is None or (member.node == self.me and not self.is_committed(id)):
+                raise NotFound(f"endpoint {id}", "does not exist")
+            if member.node != self.me:
+                raise InUse(
+                    f"endpoint {member.endpoint.name}",
+                    f"lives on {self.node_name(member.node)}",
+                    "Remove it there",
+                )
+        with Recording(self) as change:
+            for id in ids:
+                self._delete(ENDPOINT + id)
+                self._drop_endpoint(id, change)
+        return ids
+
+    def is_committed(self, id: str) -> bool:
+        """Whether an endpoint of this node is more than reserved."""
+        return bool(self.replica.get(self.me, ENDPOINT + id))
+
+    def _prepare(
+        self, network: Network, spec: EndpointSpec, sandbox: str, owned: bool = False
+    ) -> Endpoint:
+        members = self._members(network.id)
+        for other in members.with_name(spec.name):
+            raise Conflict(
+                f"endpoint {spec.name}",
+                f"exists in network {self.catalogue.name(network.id)} on "
+                f"{self.node_name(other.node)}",
+                "Choose another name, or use an alias, which may be shared",
+            )
+        if spec.mac:
+            holder = members.with_mac(spec.mac)
+            if holder:
+                raise Conflict(
+                    f"MAC {format_mac(spec.mac)}",
+                    f"is taken by {holder.endpoint.name} on {self.node_name(holder.node)}",
+                    "Choose another, or leave --mac out",
+                )
+        for address in spec.addresses:
+            self._check_static(network, members, address)
+        if not owned:
+            self._check_owned(network, spec.addresses)
+        chosen = list(spec.addresses)
+        given = {len(address) for address in chosen}
+        for family, width in ((4, 4), (6, 16)):
+            has = any((":" in s) == (family == 6) for s in network.subnets)
+            if has and width not in given and not (given and owned):
+                chosen.append(self._pick(network, family))
+        mac = spec.mac or self._choose_mac(members, chosen)
+        return Endpoint(
+            self._new_id(),
+            network.id,
+            spec.name,
+            mac,
+            tuple(chosen),
+            spec.aliases,
+            spec.labels,
+            sandbox,
+        )
+
+    def _check_static(self, network: Network, members: Members, address: bytes) -> None:
+        text = format_address(address)
+        space = self.addresses[network.id].space
+        if self.addresses[network.id].ring.owner(address) is None:
+            raise Invalid(
+                f"address {text}",
+                f"is in no subnet of {self.catalogue.name(network.id)}",
+                f"Use one of {', '.join(network.subnets)}",
+            )
+        holder = members.with_address(address)
+        if holder:
+            raise Conflict(
+                f"address {text}",
+                f"is taken by {holder.endpoint.name} on {self.node_name(holder.node)}",
+                "Choose another, or leave it out",
+            )
+        if space.reserved(address):
+            raise Conflict(
+                f"address {text}",
+                "is the gateway's, or no host's (first or last of its subnet)",
+                "Choose another",
+            )
+
+    def _check_owned(self, network: Network, addresses: Iterable[bytes]) -> None:
+        foreign = self.addresses[network.id].foreign(addresses)
+        for owner, ranges in foreign.items():
+            label = f"address {format_address(ranges[0][0])}"
+            family = 4 if len(ranges[0][0]) == 4 else 6
+            raise NeedSpace(
+                network,
+                family,
+                {owner: [r for r in ranges if len(r[0]) == len(ranges[0][0])]},
+                label,
+            )
+
+    def _pick(self, network: Network, family: int) -> bytes:
+        addresses = self.addresses[network.id]
+        address = addresses.pick(family)
+        if address is not None:
+            return address
+        donors = addresses.donors(family)
+        if donors:
+            label = f"an address in network {self.catalogue.name(network.id)}"
+            raise NeedSpace(network, family, {owner: [] for owner in donors}, label)
+        total, used = addresses.space.usage(family)
+        raise Exhausted(
+            f"network {self.catalogue.name(network.id)}",
+            f"has no free address: {used} of {total} are used",
+            "Remove endpoints, or create a network with a larger subnet",
+        )
+
+    def _choose_mac(self, members: Members, addresses: Sequence[bytes]) -> bytes:
+        # From the address, so that who gets an address again has the MAC that neighbours
+        # still remember for it.
+        mac = b"\x02\x76" + addresses[0][-4:]
+        while mac in members.by_mac or not addresses:
+            mac = b"\x06" + self.rng.randbytes(5)
+        return mac
+
+    def _reserve(self, endpoint: Endpoint) -> None:
+        self._members(endpoint.network).put(endpoint, self.me)
+        self._network_of[endpoint.id] = endpoint.network
+        space = self.addresses[endpoint.network].space
+        for address in endpoint.addresses:
+            space.take(address)

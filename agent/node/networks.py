@@ -1,0 +1,143 @@
+"""Networks: making and removing them, and the addresses of each that this node owns.
+
+What stands opposite: core/catalogue.py decides when two nodes wrote at once, core/ring.py who
+owns which addresses.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent.core.addresses import Range
+from agent.core.catalogue import next_stamp
+from agent.errors import Conflict, Exhausted, InUse
+from agent.model import VNI_MAX, Network, encode, format_address
+from agent.node.records import Recording, Records
+from agent.requests import NetworkSpec
+from agent.subnets import check_subnets, choose_subnets, first_gateway
+from agent.views import CLAIMS, NETWORK
+
+VNI_MIN_CHOSEN = 4096  # below: left for those who choose their own
+
+
+class Networks(Records):
+    """The methods of a node that are about networks."""
+
+    # -- networks --
+
+    def create_network(self, spec: NetworkSpec) -> Network:
+        """Make a network; Conflict names what stands in the way, and nothing is changed."""
+        if self.catalogue.named(spec.name):
+            raise Conflict(f"network {spec.name}", "exists", "Choose another name")
+        taken = [
+            (f"network {self.catalogue.name(n.id)}", s)
+            for n in self.catalogue.all()
+            for s in n.subnets
+        ] + [(f"a route of host {n.name}", r) for n in self.nodes.values() for r in n.routes]
+        id = self._new_id()
+        if spec.subnets:
+            check_subnets(spec.subnets, taken)
+        subnets = spec.subnets or choose_subnets(id, spec.ipv6, taken)
+        gateways = tuple(first_gateway(subnet, spec.gateways) for subnet in subnets)
+        now = self.clock()
+        network = Network(
+            id,
+            spec.name,
+            spec.driver,
+            subnets,
+            gateways,
+            spec.ip_range,
+            self._choose_vni(spec.vni, id),
+            spec.mtu,
+            spec.internal,
+            False,
+            spec.options,
+            spec.labels,
+            now,
+            self.me,
+            next_stamp(now, self.catalogue.stamp),
+        )
+        with Recording(self) as change:
+            self._put(NETWORK + id, network)
+            self._take_network(self.me, network, change)
+            self._state_claims(id)
+        return network
+
+    def remove_network(self, id: str) -> None:
+        """Remove a network; InUse names its endpoints, NotFound if there is none."""
+        network = self.find_network(id)
+        held = self.members.get(network.id)
+        if held and held.all:
+            some = sorted(held.all.values(), key=lambda m: m.endpoint.name)[:3]
+            names = ", ".join(f"{m.endpoint.name} on {self.node_name(m.node)}" for m in some) + (
+                f" and {len(held.all) - 3} more" if len(held.all) > 3 else ""
+            )
+            raise InUse(
+                f"network {self.catalogue.name(network.id)}",
+                f"has endpoints: {names}",
+                "Remove them first with 'vxmesh endpoint rm' on their node",
+            )
+        with Recording(self) as change:
+            if self.catalogue.writers(network.id) == {self.me}:
+                self._delete(NETWORK + network.id)
+                ids = self.catalogue.drop(self.me, network.id)
+                self._note_networks(ids, network.id, network, change)
+            else:
+                stamp = next_stamp(self.clock(), self.catalogue.stamp)
+                gone = msgspec.structs.replace(network, stamp=stamp, deleted=True)
+                self._put(NETWORK + network.id, gone)
+                self._take_network(self.me, gone, change)
+            self._state_claims(network.id)
+
+    def _choose_vni(self, wanted: int, id: str) -> int:
+        used = {n.vni: n for n in self.catalogue.all()}
+        if wanted:
+            if wanted in used:
+                other = self.catalogue.name(used[wanted].id)
+                raise Conflict(f"VNI {wanted}", f"is network {other}'s", "Choose another")
+            return wanted
+        count = VNI_MAX - VNI_MIN_CHOSEN + 1
+        if len(used) >= count:
+            raise Exhausted("VNIs", "are all taken", "Remove networks that nobody uses")
+        vni = int(id, 16) % count
+        while vni + VNI_MIN_CHOSEN in used:
+            vni = (vni + 1) % count
+        return vni + VNI_MIN_CHOSEN
+
+    # -- addresses --
+
+    def donate(self, network_id: str, to: str, family: int, ranges: list[Range]) -> str:
+        """Another node asks for addresses; why none went, or nothing if some did."""
+        addresses = self.addresses.get(network_id)
+        if addresses is None:
+            return "the network is not known here"
+        if to not in self.nodes or to == self.me:
+            return "who asks is not known here yet; try again shortly"
+        before = addresses.claims()
+        kept = addresses.donate(to, family, ranges)
+        if addresses.claims() != before:
+            with Recording(self):
+                self._state_claims(network_id)
+        elif kept:
+            holder = self._members(network_id).with_address(kept[0])
+            name = holder.endpoint.name if holder else "someone who has not been heard of"
+            return f"{format_address(kept[0])} is taken by {name}"
+        elif ranges:
+            return "this node does not own them any more"
+        else:
+            total, used = addresses.space.usage(family)
+            return f"nothing is free here ({used} of the network's {total} are used)"
+        return ""
+
+    def _state_claims(self, network: str) -> None:
+        addresses = self.addresses.get(network)
+        claims = addresses.claims() if addresses else None  # none: the network was removed
+        key = CLAIMS + network
+        stated = self.replica.get(self.me, key)
+        if claims is None or not claims.segments:
+            if stated:
+                self._delete(key)
+        elif stated != encode(claims):
+            self._put(key, claims)
+            # A network that goes from here and comes back finds its ring in what was stated.
+            self._claims.setdefault(network, {})[self.me] = claims

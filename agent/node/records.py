@@ -1,0 +1,95 @@
+"""This node's own records, and how a change of the node is told.
+
+A change goes into the replica and comes out as one `Change` to listeners that do not know each
+other: cluster/ pushes records, drivers/ and datapath/ mend the kernel, resolver/ is fed, the
+store writes. Time and chance come from outside, so that a simulation can own them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from agent.core.replica import Replica
+from agent.model import Node, Notice, encode
+from agent.views import Change, Status, Views
+
+log = structlog.get_logger()
+
+
+class Records(Views):
+    """The writing half of a node. `clock` gives seconds since the epoch."""
+
+    def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
+        super().__init__(me)
+        self.clock = clock
+        self.rng = rng
+        self.replica = Replica(me.id)
+        self.listeners: list[Callable[[Change], None]] = []
+        # Milliseconds of the start: a watcher of this agent's earlier life is told apart.
+        self.revision = int(clock() * 1000)
+        self._change: Change | None = None
+
+    def tell(self, kind: str, message: str, **fields: str) -> None:
+        """Tell an operator of something that is no object of its own; see model.Notice."""
+        log.info(kind, message=message, **fields)
+        with Recording(self) as change:
+            change.notices.append(Notice(kind, message, fields))
+
+    def set_status(self, node: str, status: Status) -> None:
+        """What this node now believes of another one (core/membership.py decides it)."""
+        before = self.status.get(node)
+        if before == status:
+            return
+        with Recording(self) as change:
+            self.status[node] = status
+            change.statuses.setdefault(node, before)
+            if status.withdrawn:
+                self.withdrawn.add(node)
+            else:
+                self.withdrawn.discard(node)
+
+    def versions(self) -> dict[str, int]:
+        """Origin -> version, of all that has been taken in: a mark for `kernel_has`."""
+        versions = {origin: self.replica.version(origin) for origin in self.replica.origins()}
+        versions[self.me] = self.replica.written()
+        return versions
+
+    def _put(self, key: str, value: msgspec.Struct) -> None:
+        assert self._change is not None
+        self._change.own.append(self.replica.put(key, encode(value)))
+
+    def _delete(self, key: str) -> None:
+        assert self._change is not None
+        self._change.own.append(self.replica.delete(key))
+
+    def _new_id(self) -> str:
+        return self.rng.randbytes(8).hex()
+
+
+class Recording:
+    """Collects one Change, nested calls into one, and tells the listeners at its end."""
+
+    def __init__(self, node: Records) -> None:
+        self.node = node
+        self.outer = node._change
+
+    def __enter__(self) -> Change:
+        if self.node._change is None:
+            self.node._change = Change()
+        return self.node._change
+
+    def __exit__(self, *error: object) -> None:
+        node, change = self.node, self.node._change
+        node._change = self.outer
+        if self.outer is None and change is not None:
+            node.revision += 1
+            for listener in list(node.listeners):
+                try:
+                    listener(change)
+                except Exception as failure:
+                    # One that fails must not keep the change from the others.
+                    log.exception("listener.failed", error=repr(failure))
