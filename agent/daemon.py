@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import os
 import random
@@ -29,10 +30,12 @@ from grpc_reflection.v1alpha import reflection
 from agent import __version__, store
 from agent.api.control import Control
 from agent.api.watch import Watchers
+from agent.cluster.detector import Detector
 from agent.cluster.discovery import Mdns
 from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
 from agent.config import Settings, default_address
+from agent.core.membership import PRESETS
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.underlay import describe
 from agent.errors import Conflict, VxmeshError
@@ -58,6 +61,7 @@ UNDERLAY_INTERVAL = 10.0  # s; routes and the MTU of the host change seldom, and
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
 MESSAGE_MAX = 16 << 20  # bytes of one request
+INCARNATIONS_A_LIFE = 1 << 20
 
 
 def main(settings: Settings, reset_state: bool) -> None:
@@ -84,7 +88,10 @@ async def run(settings: Settings, reset_state: bool) -> None:
         if "node" not in meta:
             meta["node"] = secrets.token_hex(8)
             disk.set_meta({"node": meta["node"]})
-        me = await _describe(settings, meta["node"])
+        # Room for refutations, which raise it while the agent runs and are not written down.
+        lives = int(meta.get("lives", 0)) + 1
+        disk.set_meta({"lives": str(lives)})
+        me = await _describe(settings, meta["node"], lives * INCARNATIONS_A_LIFE)
         check_port(me.address, me.port)  # before anything is changed in the kernel
         node = NodeState(me, time.time, random.SystemRandom())
         node.restore(records, sandboxes, int(meta.get("version", 0)), int(meta.get("floor", 0)))
@@ -107,6 +114,12 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(storing.keep_peers)
         kernel = Reconciler(plan, run_dir, on_applied=applied)
         peers = Peers(node, me, secrets.token_hex(8), storing.durable)
+        links = peers.links
+        tuning = dataclasses.replace(PRESETS[settings.detection], agent_grace=settings.agent_grace)
+        detector = Detector(node, tuning, me.incarnation, lambda: links)
+        peers.server.pings = detector
+        peers.on_rumours = detector.take
+        peers.on_link.append(detector.stream_changed)
         operations = Operations(node, peers, kernel, storing.durable)
         kernel.on_port_gone = operations.lost_port
         watcher = Watcher(node, operations.drop_sandbox)
@@ -130,6 +143,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await storing.durable()
         await peers.start([split_address(seed) for seed in settings.join])
         stack.push_async_callback(peers.stop)
+        await detector.start()
+        stack.push_async_callback(detector.stop)
         if settings.mdns:
             mdns = Mdns(me, peers.dial)
             await mdns.start()
@@ -177,7 +192,7 @@ async def free_socket(path: Path) -> Path:
     )
 
 
-async def _describe(settings: Settings, id: str) -> Node:
+async def _describe(settings: Settings, id: str, incarnation: int) -> Node:
     address = settings.advertise or default_address()
     underlay = await describe(address)
     return Node(
@@ -191,6 +206,7 @@ async def _describe(settings: Settings, id: str) -> Node:
         since=time.time(),
         mtu=underlay.mtu,
         routes=underlay.routes,
+        incarnation=incarnation,
     )
 
 

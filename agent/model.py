@@ -42,6 +42,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     since: float  # when this agent started, seconds since the epoch
     mtu: int  # of the underlay, towards the default route, in bytes
     routes: tuple[str, ...] = ()  # what the host itself can route to, CIDR; not the default
+    incarnation: int = 0  # at its start; higher than anything said of its earlier lives
 
 
 class Network(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -44,10 +44,16 @@ class Plan:
         if described == self._described:
             return False
         self._described = described
-        self._vteps = {
-            id: parse_address(vtep) for id, (vtep, _) in described.items() if id != self.node.me
-        }
+        self._reach()
         return True
+
+    def _reach(self) -> None:
+        """Where rows may lead: to every other node that does not count as gone."""
+        self._vteps = {
+            id: parse_address(vtep)
+            for id, (vtep, _) in self._described.items()
+            if id != self.node.me and id not in self.node.withdrawn
+        }
 
     def touched(self, change: Change) -> Touched:
         """What a change of the node may have changed in the kernel."""
@@ -58,6 +64,7 @@ class Plan:
             for network in (old, self.node.catalogue.get(id)):
                 if network:
                     touched.bridges.add(network.vni)
+        self._touch_statuses(change, touched)
         me = self.node.me
         networks: dict[str, Network | None] = {}
         for network_id, old_member, new in change.endpoints:
@@ -86,6 +93,23 @@ class Plan:
                 if held:
                     touched.bridges.add(held.vni)
         return touched
+
+    def _touch_statuses(self, change: Change, touched: Touched) -> None:
+        """The rows of nodes that were withdrawn, or are there again."""
+        flipped = [
+            id
+            for id, before in change.statuses.items()
+            if (before is not None and before.withdrawn) != (id in self.node.withdrawn)
+        ]
+        if flipped:
+            self._reach()
+        for id in flipped:
+            for network_id, member in self.node.endpoints_of(id):
+                network = self.node.catalogue.get(network_id)
+                if network:
+                    touched.macs.setdefault(network.vni, []).append(member.endpoint.mac)
+                    addresses = touched.addresses.setdefault(network.vni, [])
+                    addresses.extend(member.endpoint.addresses)
 
     # -- DesiredState --
 

@@ -152,6 +152,12 @@ class Views:
         node = self.nodes.get(id)
         return node.name if node else id
 
+    def condition(self, id: str) -> Status:
+        """What this node believes of a node; unreachable if it has not been heard of yet."""
+        if id == self.me:
+            return Status("alive", "", self.nodes[id].since)
+        return self.status.get(id) or Status("unreachable", "has not answered yet", 0.0)
+
     def find_node(self, ref: str) -> Node:
         """A node by name, id or prefix; NotFound or Invalid."""
         for node in self.nodes.values():
@@ -267,7 +273,7 @@ class Views:
     def _members(self, network: str) -> Members:
         found = self.members.get(network)
         if found is None:
-            found = self.members[network] = Members(self.me)
+            found = self.members[network] = Members(self.me, self.withdrawn)
         return found
 
     def _release(self, endpoint: Endpoint) -> None:

@@ -13,10 +13,7 @@ from agent.rpc import types_pb2 as pb
 
 
 class Health(Protocol):
-    """What cluster/ knows of other nodes."""
-
-    def state(self, node: str) -> tuple[str, str]:
-        """(state, reason)."""
+    """What cluster/ measures of other nodes."""
 
     def rtt(self, node: str) -> float:
         """Seconds."""
@@ -30,7 +27,7 @@ def time_text(seconds: float) -> str:
 
 def node(state: NodeState, health: Health, value: Node) -> pb.Node:
     """A node."""
-    condition, reason = health.state(value.id)
+    status = state.condition(value.id)
     host = f"[{value.address}]" if ":" in value.address else value.address
     count = sum(members.count.get(value.id, 0) for members in state.members.values())
     return pb.Node(
@@ -38,8 +35,9 @@ def node(state: NodeState, health: Health, value: Node) -> pb.Node:
         name=value.name,
         address=f"{host}:{value.port}",
         vtep=value.vtep,
-        state=condition,
-        reason=reason,
+        state=status.state,
+        reason=status.reason,
+        incarnation=status.incarnation or value.incarnation,
         version=value.version,
         endpoints=count,
         rtt_ms=round(health.rtt(value.id) * 1000, 3),
@@ -83,6 +81,10 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
 def endpoint(state: NodeState, value: Member) -> pb.Endpoint:
     """An endpoint."""
     held = value.endpoint
+    if value.node in state.withdrawn:
+        condition = "unreachable"  # with its node: its rows and names are taken back
+    else:
+        condition = "up" if held.sandbox else "announced"
     return pb.Endpoint(
         id=held.id,
         name=held.name,
@@ -95,7 +97,7 @@ def endpoint(state: NodeState, value: Member) -> pb.Endpoint:
         addresses=[format_address(a) for a in held.addresses],
         labels=held.labels,
         health="unknown",
-        state="up" if held.sandbox else "announced",
+        state=condition,
     )
 
 

@@ -6,8 +6,11 @@ gRPC's API, so that a batch that goes to every peer is encoded once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google.protobuf.message import DecodeError
 
+from agent.core.membership import Rumour, State
 from agent.core.replica import Delta, Record
 from agent.core.session import Applied, Digest, Hello, Message
 from agent.errors import Invalid
@@ -16,7 +19,38 @@ from agent.rpc import peer_pb2 as pb
 # What a peer may say in one message; past it the peer is broken or hostile.
 RECORDS_MAX = 100_000
 VALUE_BYTES_MAX = 256 * 1024
+RUMOURS_MAX = 20_000  # a table of a cluster far larger than is meant, suspicions and all
 VERSION_MAX = 1 << 62  # a thousand writes a second for a hundred million years; fits SQLite
+
+
+class Rumours(tuple[Rumour, ...]):
+    """A message that is for failure detection, not for the session."""
+
+
+def rumours_to_proto(rumours: Iterable[Rumour]) -> list[pb.Rumour]:
+    """Rumours as messages."""
+    return [
+        pb.Rumour(node=node, incarnation=incarnation, state=state, by=by)
+        for node, incarnation, state, by in rumours
+    ]
+
+
+def rumours_from_proto(messages: Iterable[pb.Rumour]) -> Rumours:
+    """Rumours out of their messages; Invalid if one cannot be one."""
+    found = []
+    for m in messages:
+        if m.state > State.LEFT or m.incarnation > VERSION_MAX or not m.node:
+            raise Invalid("rumour", f"about {m.node[:40]!r} cannot be", "")
+        found.append(Rumour(m.node, m.incarnation, State(m.state), m.by))
+    if len(found) > RUMOURS_MAX:
+        raise Invalid("rumours", f"are {len(found)}", "")
+    return Rumours(found)
+
+
+def encode_rumours(rumours: Iterable[Rumour]) -> bytes:
+    """Rumours as a message of a stream."""
+    message = pb.PeerMessage(rumours=pb.Rumours(rumours=rumours_to_proto(rumours)))
+    return message.SerializeToString()
 
 
 def delta_to_proto(delta: Delta) -> pb.Delta:
@@ -101,7 +135,7 @@ class Encoder:
         return data
 
 
-def decode(data: bytes) -> Message:
+def decode(data: bytes) -> Message | Rumours:
     """A message out of bytes; Invalid if they are none."""
     try:
         message = pb.PeerMessage.FromString(data)
@@ -123,4 +157,6 @@ def decode(data: bytes) -> Message:
             return Hello(hello.node, hello.boot, hello.version, hello.name)
         case "applied":
             return Applied(message.applied.version)
+        case "rumours":
+            return rumours_from_proto(message.rumours.rumours)
     raise Invalid("peer message", "is of an unknown kind", "")

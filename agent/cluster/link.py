@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 
 import structlog
 
-from agent.cluster.codec import Encoder, decode
+from agent.cluster.codec import Encoder, Rumours, decode
 from agent.core.session import Hello, Message, Session, Store
 from agent.errors import Unavailable, VxmeshError
 
@@ -30,9 +30,10 @@ class Link:
         store: Store,
         hello: Hello,
         encoder: Encoder,
-        heard: Callable[[Message], None],
+        heard: Callable[[str, Message | Rumours], None],
         dialed: bool,
     ) -> None:
+        """`heard` is given the peer's id and each message, once the session has taken it."""
         self.dialed = dialed
         self.me = hello.node
         self.session = Session(store, hello, random.Random(), time.monotonic())
@@ -42,6 +43,17 @@ class Link:
         self._encoder = encoder
         self._heard = heard
         self._wake = asyncio.Event()
+        self._posted: list[bytes] = []
+
+    @property
+    def last_heard(self) -> float:
+        """When the peer's last message came, on the monotonic clock."""
+        return self.session.heard
+
+    def post(self, data: bytes) -> None:
+        """Send an encoded message that is none of the session's, before those that are."""
+        self._posted.append(data)
+        self._wake.set()
 
     @property
     def peer(self) -> str:
@@ -94,8 +106,11 @@ class Link:
     async def _read(self, read: AsyncIterable[bytes], greeted: Callable[[Link], bool]) -> None:
         async for data in read:
             message = decode(data)
-            self.session.receive(message, time.monotonic())
-            self._heard(message)
+            if isinstance(message, Rumours):
+                self.session.heard = time.monotonic()
+            else:
+                self.session.receive(message, time.monotonic())
+            self._heard(self.peer, message)
             if not self.greeted.is_set():
                 if not self.session.peer:
                     raise Unavailable("peer", "did not say who it is", "")
@@ -110,6 +125,10 @@ class Link:
             now = time.monotonic()
             for message in self.session.to_send(now):
                 await write(self._encoder.encode(message))
+                while self._posted and self.greeted.is_set():
+                    await write(self._posted.pop(0))
+            while self._posted and self.greeted.is_set():
+                await write(self._posted.pop(0))
             try:
                 wait = max(0.0, self.session.next_timer() - time.monotonic())
                 await asyncio.wait_for(self._wake.wait(), min(wait, SILENCE))

@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from agent.cluster.codec import Encoder, delta_from_proto
+from agent.cluster.codec import Encoder, Rumours, delta_from_proto
 from agent.cluster.link import SILENCE, Link, Write
 from agent.cluster.server import SYNC, PeerServer
 from agent.core.session import Hello, Message
@@ -57,17 +57,18 @@ class Peers:
         self.hello = Hello(me.id, boot, me.version, me.name)
         self.links: dict[str, Link] = {}
         self.down_since: dict[str, tuple[float, str]] = {}  # node -> (monotonic, why)
+        self.on_rumours: Callable[[str, Rumours], None] = lambda peer, rumours: None
         self.on_link: list[Callable[[str], None]] = []  # told a node id at each up and down
         self._encoder = Encoder()
         self._dialers: dict[str, asyncio.Task[None]] = {}  # host:port -> task
-        self._server = PeerServer(node, self._accept, durable)
+        self.server = PeerServer(node, self._accept, durable)
         self._progress = asyncio.Event()
         self._started = time.monotonic()
         node.listeners.append(self._changed)
 
     async def start(self, seeds: list[str]) -> None:
         """Listen, and dial `seeds` (host:port); Conflict if the port is taken."""
-        await self._server.start(self.me.address, self.me.port)
+        await self.server.start(self.me.address, self.me.port)
         for seed in seeds:
             self.dial(seed)
         for node in list(self.node.nodes.values()):
@@ -82,7 +83,7 @@ class Peers:
         for link in list(self.links.values()):
             link.close()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._server.stop()
+        await self.server.stop()
 
     def wake(self) -> None:
         """Records were published, or the kernel got further: let sessions look."""
@@ -157,8 +158,12 @@ class Peers:
         since, _ = self.down_since.get(node, (self._started, ""))
         return time.monotonic() - since < SILENCE
 
-    def _heard(self, message: Message) -> None:
-        if not isinstance(message, Hello):
+    def _heard(self, peer: str, message: Message | Rumours) -> None:
+        if isinstance(message, Rumours):
+            # Of a stream that was given up for another one: that one has told it too.
+            if peer in self.links:
+                self.on_rumours(peer, message)
+        elif not isinstance(message, Hello):
             self._progress.set()
             self._progress = asyncio.Event()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -50,6 +51,14 @@ def check_port(address: str, port: int) -> None:
             ) from None
 
 
+class Pings(Protocol):
+    """Who answers for failure detection (detector.py)."""
+
+    def answer(self, request: pb.PingRequest) -> pb.PingReply: ...
+
+    async def answer_for(self, request: pb.PingForRequest) -> pb.PingForReply: ...
+
+
 class PeerServer:
     """vxmesh.v1.Peer, in bytes for Sync so that batches are encoded once."""
 
@@ -59,6 +68,7 @@ class PeerServer:
         self.node = node
         self._accept = accept
         self._durable = durable
+        self.pings: Pings | None = None
         self._server: grpc.aio.Server | None = None
         self._streams: set[asyncio.Task[None]] = set()
 
@@ -68,12 +78,22 @@ class PeerServer:
         server = grpc.aio.server(
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)]
         )
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Sync": grpc.stream_stream_rpc_method_handler(self._sync),
             "RequestSpace": grpc.unary_unary_rpc_method_handler(
                 self._request_space,
                 request_deserializer=pb.SpaceRequest.FromString,
                 response_serializer=pb.SpaceReply.SerializeToString,
+            ),
+            "Ping": grpc.unary_unary_rpc_method_handler(
+                self._ping,
+                request_deserializer=pb.PingRequest.FromString,
+                response_serializer=pb.PingReply.SerializeToString,
+            ),
+            "PingFor": grpc.unary_unary_rpc_method_handler(
+                self._ping_for,
+                request_deserializer=pb.PingForRequest.FromString,
+                response_serializer=pb.PingForReply.SerializeToString,
             ),
         }
         server.add_generic_rpc_handlers(
@@ -94,6 +114,26 @@ class PeerServer:
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> None:
         await self._accept(requests, context.write)
+
+    async def _ping(
+        self, request: pb.PingRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.PingReply:
+        try:
+            return (await self._pings(context)).answer(request)
+        except Invalid as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise
+
+    async def _ping_for(
+        self, request: pb.PingForRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.PingForReply:
+        return await (await self._pings(context)).answer_for(request)
+
+    async def _pings(self, context: grpc.aio.ServicerContext[Any, Any]) -> Pings:
+        if self.pings is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this agent is starting")
+            raise AssertionError("abort raises")
+        return self.pings
 
     async def _request_space(
         self,

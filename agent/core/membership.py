@@ -219,6 +219,11 @@ class Membership:
             self.health.better()
             self._refused(pending.node, now)
 
+    def refuses(self, node: str, now: float) -> None:
+        """The same, too late for the probe: the host took a connection at once, and then its
+        agent was given time that it did not use."""
+        self._refused(node, now)
+
     def answered(self, seq: int, helper: str, outcome: Outcome, now: float) -> None:
         """A helper tells how its ping went."""
         pending = self._prober.get(seq)
@@ -296,6 +301,12 @@ class Membership:
         self._reviving = True
         interval = self.tuning.dead_interval(self._roll.size)
         self._at(now + interval * self._rng.uniform(0.9, 1.1), _REVIVE)
+
+    def hasten(self, node: str, now: float) -> None:
+        """Probe `node` now, whoever's turn it is: something says that it may have gone."""
+        member = self._members.get(node)
+        if member is not None and member.shown < DEAD:
+            self._look(member, now)
 
     def _look(self, member: Member, now: float) -> None:
         if not self._left and not self._prober.under_way(member.node):

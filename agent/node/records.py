@@ -13,9 +13,10 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
+from agent.core.members import Member
 from agent.core.replica import Replica
 from agent.model import Node, Notice, encode
-from agent.views import Change, Status, Views
+from agent.views import ENDPOINT, Change, Status, Views
 
 log = structlog.get_logger()
 
@@ -32,6 +33,21 @@ class Records(Views):
         # Milliseconds of the start: a watcher of this agent's earlier life is told apart.
         self.revision = int(clock() * 1000)
         self._change: Change | None = None
+
+    def endpoints_of(self, node: str) -> list[tuple[str, Member]]:
+        """The endpoints that live on a node, with the ids of their networks.
+
+        The cost is their number, not that of all there are.
+        """
+        found = []
+        for record in self.replica.items(node):
+            if record.key.startswith(ENDPOINT):
+                id = record.key[len(ENDPOINT) :]
+                network = self.network_of(id)
+                member = self.members[network].all.get(id) if network else None
+                if member and member.node == node:
+                    found.append((network, member))
+        return found
 
     def tell(self, kind: str, message: str, **fields: str) -> None:
         """Tell an operator of something that is no object of its own; see model.Notice."""

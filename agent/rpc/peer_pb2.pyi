@@ -7,16 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PeerMessage(_message.Message):
-    __slots__ = ("hello", "digest", "delta", "applied")
+    __slots__ = ("hello", "digest", "delta", "applied", "rumours")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
+    RUMOURS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     digest: Digest
     delta: Delta
     applied: Applied
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ...) -> None: ...
+    rumours: Rumours
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., rumours: _Optional[_Union[Rumours, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("node", "boot", "version", "name")
@@ -85,6 +87,64 @@ class Applied(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     version: int
     def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class Rumours(_message.Message):
+    __slots__ = ("rumours",)
+    RUMOURS_FIELD_NUMBER: _ClassVar[int]
+    rumours: _containers.RepeatedCompositeFieldContainer[Rumour]
+    def __init__(self, rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ...) -> None: ...
+
+class Rumour(_message.Message):
+    __slots__ = ("node", "incarnation", "state", "by")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    incarnation: int
+    state: int
+    by: str
+    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[int] = ..., by: _Optional[str] = ...) -> None: ...
+
+class PingRequest(_message.Message):
+    __slots__ = ("node", "incarnation", "target", "rumours")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    RUMOURS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    incarnation: int
+    target: str
+    rumours: _containers.RepeatedCompositeFieldContainer[Rumour]
+    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., target: _Optional[str] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ...) -> None: ...
+
+class PingReply(_message.Message):
+    __slots__ = ("node", "incarnation", "rumours")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    RUMOURS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    incarnation: int
+    rumours: _containers.RepeatedCompositeFieldContainer[Rumour]
+    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ...) -> None: ...
+
+class PingForRequest(_message.Message):
+    __slots__ = ("node", "target", "seconds")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    target: str
+    seconds: float
+    def __init__(self, node: _Optional[str] = ..., target: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class PingForReply(_message.Message):
+    __slots__ = ("outcome", "incarnation")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    outcome: int
+    incarnation: int
+    def __init__(self, outcome: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class SpaceRequest(_message.Message):
     __slots__ = ("network", "requester", "family", "ranges", "known")
