@@ -2,10 +2,10 @@
 
 PURE. Up to `everybody` nodes: everyone to everyone. Above, nodes stand on a ring of hashed ids
 (Chord; Stoica and others, 2001) and each opens a stream to its successor and to one of the
-first few nodes after each of the points 2^64/3^k from itself. Streams are used both ways, so distances are written in
-balanced ternary digits and 3 is the base that reaches furthest for the number of links; a node
-opens about log3 n and is opened as many. The successors alone keep the graph connected, and a
-node that comes or goes moves only the fingers that point at it.
+first few nodes after each of the points 2^64/3^k from itself. Streams are used both ways, so
+distances are written in balanced ternary digits and 3 is the base that reaches furthest for the
+number of links; a node opens about log3 n and is opened as many. The successors alone keep the
+graph connected, and a node that comes or goes moves only the fingers that point at it.
 Why not HyParView: docs/decisions/0006-streams-follow-from-the-ids.md.
 
 What stands opposite: cluster/peers.py opens what this says, core/stability.py sends what is

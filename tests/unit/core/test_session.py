@@ -39,6 +39,9 @@ class Store:
     def seen(self, peer: str, entries: dict[str, tuple[int, int]]) -> None:
         pass
 
+    def stable(self, version: int) -> None:
+        self.replica.collect(self.me, version)
+
     def applied(self, origin: str) -> int:
         return self.kernel.get(origin, 0)
 
