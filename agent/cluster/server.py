@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -17,6 +19,7 @@ from agent.rpc import peer_pb2 as pb
 
 SYNC = "/vxmesh.v1.Peer/Sync"
 DEFAULT_PORT = 7946
+AWAIT_MOST = 60.0  # s; that who asks what our kernel has is kept waiting
 BEHIND_MAX = 20_000  # records that fit into the answer to a request for addresses
 
 Accept = Callable[[AsyncIterator[bytes], Callable[[bytes], Awaitable[None]]], Awaitable[None]]
@@ -60,7 +63,7 @@ class PeerServer:
         self._accept = accept
         self._durable = durable
         self._server: grpc.aio.Server | None = None
-        self._streams: set[asyncio.Task[None]] = set()
+        self._moved = asyncio.Event()
 
     async def start(self, address: str, port: int) -> None:
         """Listen on `address`; Conflict if something else holds the port."""
@@ -68,12 +71,17 @@ class PeerServer:
         server = grpc.aio.server(
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)]
         )
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Sync": grpc.stream_stream_rpc_method_handler(self._sync),
             "RequestSpace": grpc.unary_unary_rpc_method_handler(
                 self._request_space,
                 request_deserializer=pb.SpaceRequest.FromString,
                 response_serializer=pb.SpaceReply.SerializeToString,
+            ),
+            "AwaitApplied": grpc.unary_unary_rpc_method_handler(
+                self._await_applied,
+                request_deserializer=pb.AppliedRequest.FromString,
+                response_serializer=pb.Applied.SerializeToString,
             ),
         }
         server.add_generic_rpc_handlers(
@@ -89,6 +97,27 @@ class PeerServer:
         """Close the port and every stream."""
         if self._server:
             await self._server.stop(0.2)
+
+    def kernel_moved(self) -> None:
+        """The kernel has got further: let those who wait for it look."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def _await_applied(
+        self,
+        request: pb.AppliedRequest,
+        context: grpc.aio.ServicerContext[pb.AppliedRequest, pb.Applied],
+    ) -> pb.Applied:
+        deadline = time.monotonic() + min(request.seconds, AWAIT_MOST)
+        while self.node.applied(request.origin) < request.version:
+            left = deadline - time.monotonic()
+            if not left > 0:  # nor if it is no number
+                break
+            try:
+                await asyncio.wait_for(self._moved.wait(), left)
+            except TimeoutError:
+                break
+        return pb.Applied(version=self.node.applied(request.origin))
 
     async def _sync(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]

@@ -51,6 +51,9 @@ class Topology:
         self._index = {node: index for index, node in enumerate(self._ring)}
         self.is_bounded = len(ring) > everybody  # not everyone has a stream to everyone
 
+    def __contains__(self, node: str) -> bool:
+        return node in self._index
+
     def neighbours(self, node: str) -> set[str]:
         """Whom `node`, one of the set, opens streams to. Others open some to it."""
         if not self.is_bounded:
@@ -64,9 +67,9 @@ class Topology:
             step //= BASE
         return found - {node}
 
-    def is_wanted(self, a: str, b: str) -> bool:
-        """Whether one of two nodes of the set opens a stream to the other."""
-        return b in self.neighbours(a) or a in self.neighbours(b)
+    def opens(self, a: str, b: str) -> bool:
+        """Whether `a` opens a stream to `b`; False if one of them is not of the set."""
+        return a in self and b in self and b in self.neighbours(a)
 
     def _after(self, point: int) -> list[str]:
         """The first nodes at or after a point."""

@@ -141,7 +141,7 @@ class Cluster:
         topology = Topology(self.nodes, everybody)
         for a in self.nodes.values():
             for b in self.nodes.values():
-                if a is not b and topology.is_wanted(a.id, b.id):
+                if topology.opens(a.id, b.id) or topology.opens(b.id, a.id):
                     a.connect(b.id)
 
     def send(self, a: str, b: str, session: Session, message: Message) -> None:
