@@ -50,9 +50,8 @@ class Summarizer:
         """The hashes of `digest`: origin -> (version, floor). Floors are not looked at: they
         come with records, so two nodes that have the same may well have different ones."""
         counted = self._counted
-        if len(counted) > len(digest):
-            for origin in [o for o in counted if o not in digest]:
-                self._buckets[bucket(origin)] ^= _mix(origin, counted.pop(origin))
+        for origin in counted.keys() - digest.keys():
+            self._buckets[bucket(origin)] ^= _mix(origin, counted.pop(origin))
         for origin, (version, _) in digest.items():
             before = counted.get(origin, 0)
             if version != before:

@@ -78,6 +78,7 @@ class Net:
         }
         self.sessions: dict[tuple[str, str], Session] = {}
         self.timers: dict[tuple[str, str], float] = {}
+        self._last: dict[tuple[str, str], float] = {}  # when the last message arrives
         self.messages: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.weigh = False  # count bytes as well
@@ -157,7 +158,13 @@ class Net:
             if self.sessions.get(pair) is session and (b, a) in self.sessions:
                 self._receive(b, a, message)
 
-        self.wire.carry(a, b, deliver)
+        if self.wire.weather.loss:
+            self.wire.carry(a, b, deliver)
+            return
+        # A stream that loses nothing keeps the order, as gRPC's do.
+        when = self.clock.now + self.rng.uniform(*self.wire.weather.delay)
+        when = self._last[pair] = max(when, self._last.get(pair, 0.0))
+        self.clock.at(when, deliver)
 
     def _receive(self, node: str, peer: str, message: Message) -> None:
         session = self.sessions[node, peer]
