@@ -376,7 +376,7 @@ class Session:
             patience = self._patience(GRAFT_RETRY)
             wanted.due = self._mesh.expected(origin) + patience
             if wanted.due <= now:
-                wanted.due = now + patience
+                wanted.due = now + 1.3 * patience  # the others who have it are next
                 wanted.tries += 1
                 entries[origin] = have
                 self._cursor(origin).eager = True
