@@ -36,6 +36,7 @@ from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
 from agent.config import Settings, default_address
 from agent.core.membership import PRESETS
+from agent.datapath.monitor import CarrierMonitor
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.underlay import describe
 from agent.errors import Conflict, VxmeshError
@@ -120,6 +121,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
         peers.server.pings = detector
         peers.on_rumours = detector.take
         peers.on_link.append(detector.stream_changed)
+        peers.live = detector.live
+        detector.on_change.append(peers.membership_changed)
         operations = Operations(node, peers, kernel, storing.durable)
         kernel.on_port_gone = operations.lost_port
         watcher = Watcher(node, operations.drop_sandbox)
@@ -143,6 +146,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await storing.durable()
         await peers.start([split_address(seed) for seed in settings.join])
         stack.push_async_callback(peers.stop)
+        carrier = CarrierMonitor("/proc/self/ns/net", peers.redial)
+        stack.callback(carrier.close)
         await detector.start()
         stack.push_async_callback(detector.stop)
         if settings.mdns:

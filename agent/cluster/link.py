@@ -10,11 +10,13 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 import structlog
 
 from agent.cluster.codec import Encoder, Rumours, decode
+from agent.core.plumtree import Mesh
 from agent.core.session import Hello, Message, Session, Store
 from agent.errors import Unavailable, VxmeshError
 
 log = structlog.get_logger()
 
+STALE = 1.5  # s; a digest missed: another stream is tried, and takes this one's place
 SILENCE = 3.0  # s; three digests missed: the stream is dead even if TCP has not noticed
 WATCH_INTERVAL = 0.25  # s; how late a silent stream may be ended
 HELLO_WITHIN = 3.0  # s; for the peer to say who it is
@@ -30,15 +32,17 @@ class Link:
         store: Store,
         hello: Hello,
         encoder: Encoder,
+        mesh: Mesh,
         heard: Callable[[str, Message | Rumours], None],
         dialed: bool,
     ) -> None:
         """`heard` is given the peer's id and each message, once the session has taken it."""
         self.dialed = dialed
         self.me = hello.node
-        self.session = Session(store, hello, random.Random(), time.monotonic())
+        self.session = Session(store, hello, random.Random(), time.monotonic(), mesh)
         self.closed = asyncio.Event()  # told to end
         self.ended = asyncio.Event()  # and out of the table of streams
+        self.stale = asyncio.Event()  # silent for `STALE`, or ended
         self.greeted = asyncio.Event()
         self._encoder = encoder
         self._heard = heard
@@ -54,6 +58,11 @@ class Link:
         """Send an encoded message that is none of the session's, before those that are."""
         self._posted.append(data)
         self._wake.set()
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether nothing has come for `STALE`."""
+        return time.monotonic() - self.session.heard > STALE
 
     @property
     def peer(self) -> str:
@@ -144,4 +153,8 @@ class Link:
                 raise Unavailable("peer", f"has been silent for {SILENCE:.0f} s", "")
             if not self.greeted.is_set() and now - started > HELLO_WITHIN:
                 raise Unavailable("peer", "did not say who it is", "")
+            if self.is_stale:
+                self.stale.set()
+            else:
+                self.stale.clear()
             await asyncio.sleep(WATCH_INTERVAL)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
+from agent.cluster.calls import AWAIT_MOST, await_applied
 from agent.cluster.codec import delta_to_proto
 from agent.core.replica import Delta
 from agent.errors import Conflict, Invalid
@@ -70,7 +72,7 @@ class PeerServer:
         self._durable = durable
         self.pings: Pings | None = None
         self._server: grpc.aio.Server | None = None
-        self._streams: set[asyncio.Task[None]] = set()
+        self._moved = asyncio.Event()
 
     async def start(self, address: str, port: int) -> None:
         """Listen on `address`; Conflict if something else holds the port."""
@@ -95,6 +97,11 @@ class PeerServer:
                 request_deserializer=pb.PingForRequest.FromString,
                 response_serializer=pb.PingForReply.SerializeToString,
             ),
+            "AwaitApplied": grpc.unary_unary_rpc_method_handler(
+                self._await_applied,
+                request_deserializer=pb.AppliedRequest.FromString,
+                response_serializer=pb.Applied.SerializeToString,
+            ),
         }
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("vxmesh.v1.Peer", handlers),)
@@ -109,6 +116,35 @@ class PeerServer:
         """Close the port and every stream."""
         if self._server:
             await self._server.stop(0.2)
+
+    def kernel_moved(self) -> None:
+        """The kernel has got further: let those who wait for it look."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def _await_applied(
+        self,
+        request: pb.AppliedRequest,
+        context: grpc.aio.ServicerContext[pb.AppliedRequest, pb.Applied],
+    ) -> pb.Applied:
+        deadline = time.monotonic() + min(request.seconds, AWAIT_MOST)
+        if request.node and request.node != self.node.me:
+            return await self._await_for_another(request, deadline)
+        while self.node.applied(request.origin) < request.version:
+            left = deadline - time.monotonic()
+            if not left > 0:  # nor if it is no number
+                break
+            try:
+                await asyncio.wait_for(self._moved.wait(), left)
+            except TimeoutError:
+                break
+        return pb.Applied(version=self.node.applied(request.origin))
+
+    async def _await_for_another(self, request: pb.AppliedRequest, deadline: float) -> pb.Applied:
+        """For one who cannot reach that node itself."""
+        node = self.node.nodes.get(request.node)
+        has = node and await await_applied(node, request.origin, request.version, deadline)
+        return pb.Applied(version=request.version if has else 0)
 
     async def _sync(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]

@@ -7,18 +7,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PeerMessage(_message.Message):
-    __slots__ = ("hello", "digest", "delta", "applied", "rumours")
+    __slots__ = ("hello", "digest", "delta", "applied", "rumours", "summary", "have", "graft", "prune", "seen")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     RUMOURS_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    HAVE_FIELD_NUMBER: _ClassVar[int]
+    GRAFT_FIELD_NUMBER: _ClassVar[int]
+    PRUNE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     digest: Digest
     delta: Delta
     applied: Applied
     rumours: Rumours
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., rumours: _Optional[_Union[Rumours, _Mapping]] = ...) -> None: ...
+    summary: Summary
+    have: Have
+    graft: Graft
+    prune: Prune
+    seen: Seen
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., rumours: _Optional[_Union[Rumours, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., graft: _Optional[_Union[Graft, _Mapping]] = ..., prune: _Optional[_Union[Prune, _Mapping]] = ..., seen: _Optional[_Union[Seen, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("node", "boot", "version", "name")
@@ -33,16 +43,18 @@ class Hello(_message.Message):
     def __init__(self, node: _Optional[str] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Digest(_message.Message):
-    __slots__ = ("entries", "time", "echo", "held")
+    __slots__ = ("entries", "time", "echo", "held", "buckets")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     ECHO_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[DigestEntry]
     time: float
     echo: float
     held: float
-    def __init__(self, entries: _Optional[_Iterable[_Union[DigestEntry, _Mapping]]] = ..., time: _Optional[float] = ..., echo: _Optional[float] = ..., held: _Optional[float] = ...) -> None: ...
+    buckets: int
+    def __init__(self, entries: _Optional[_Iterable[_Union[DigestEntry, _Mapping]]] = ..., time: _Optional[float] = ..., echo: _Optional[float] = ..., held: _Optional[float] = ..., buckets: _Optional[int] = ...) -> None: ...
 
 class DigestEntry(_message.Message):
     __slots__ = ("origin", "version", "floor")
@@ -145,6 +157,74 @@ class PingForReply(_message.Message):
     outcome: int
     incarnation: int
     def __init__(self, outcome: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class AppliedRequest(_message.Message):
+    __slots__ = ("origin", "version", "seconds", "node")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    origin: str
+    version: int
+    seconds: float
+    node: str
+    def __init__(self, origin: _Optional[str] = ..., version: _Optional[int] = ..., seconds: _Optional[float] = ..., node: _Optional[str] = ...) -> None: ...
+
+class Summary(_message.Message):
+    __slots__ = ("buckets", "time", "echo", "held")
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    ECHO_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    buckets: _containers.RepeatedScalarFieldContainer[int]
+    time: float
+    echo: float
+    held: float
+    def __init__(self, buckets: _Optional[_Iterable[int]] = ..., time: _Optional[float] = ..., echo: _Optional[float] = ..., held: _Optional[float] = ...) -> None: ...
+
+class Have(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[VersionEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[VersionEntry, _Mapping]]] = ...) -> None: ...
+
+class Graft(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[VersionEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[VersionEntry, _Mapping]]] = ...) -> None: ...
+
+class Prune(_message.Message):
+    __slots__ = ("origins",)
+    ORIGINS_FIELD_NUMBER: _ClassVar[int]
+    origins: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, origins: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class VersionEntry(_message.Message):
+    __slots__ = ("origin", "version")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    origin: str
+    version: int
+    def __init__(self, origin: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class Seen(_message.Message):
+    __slots__ = ("entries", "whole")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[SeenEntry]
+    whole: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[SeenEntry, _Mapping]]] = ..., whole: _Optional[bool] = ...) -> None: ...
+
+class SeenEntry(_message.Message):
+    __slots__ = ("origin", "version", "members")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    origin: str
+    version: int
+    members: int
+    def __init__(self, origin: _Optional[str] = ..., version: _Optional[int] = ..., members: _Optional[int] = ...) -> None: ...
 
 class SpaceRequest(_message.Message):
     __slots__ = ("network", "requester", "family", "ranges", "known")

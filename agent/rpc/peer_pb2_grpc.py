@@ -54,6 +54,11 @@ class PeerStub:
                 request_serializer=agent_dot_rpc_dot_peer__pb2.PingForRequest.SerializeToString,
                 response_deserializer=agent_dot_rpc_dot_peer__pb2.PingForReply.FromString,
                 _registered_method=True)
+        self.AwaitApplied = channel.unary_unary(
+                '/vxmesh.v1.Peer/AwaitApplied',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.AppliedRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.Applied.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -87,6 +92,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AwaitApplied(self, request, context):
+        """Returns when this node's kernel has the asker's records, or the time is up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +121,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.PingFor,
                     request_deserializer=agent_dot_rpc_dot_peer__pb2.PingForRequest.FromString,
                     response_serializer=agent_dot_rpc_dot_peer__pb2.PingForReply.SerializeToString,
+            ),
+            'AwaitApplied': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitApplied,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.AppliedRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.Applied.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class Peer:
             '/vxmesh.v1.Peer/PingFor',
             agent_dot_rpc_dot_peer__pb2.PingForRequest.SerializeToString,
             agent_dot_rpc_dot_peer__pb2.PingForReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitApplied(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Peer/AwaitApplied',
+            agent_dot_rpc_dot_peer__pb2.AppliedRequest.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.Applied.FromString,
             options,
             channel_credentials,
             insecure,

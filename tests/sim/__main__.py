@@ -1,4 +1,4 @@
-"""python -m tests.sim --seeds N [--first SEED] | --seed SEED [--trace]."""
+"""python -m tests.sim --seeds N [--first SEED] | --seed SEED [--trace] [--bounded]."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1, help="the first of them")
     parser.add_argument("--seed", type=int, help="just this one, again")
     parser.add_argument("--trace", action="store_true", help="print every step")
+    parser.add_argument("--bounded", action="store_true", help="streams to a few nodes only")
     options = parser.parse_args()
     seeds = (
         [options.seed]
@@ -26,12 +27,15 @@ def main() -> int:
     begin = time.monotonic()
     for seed in seeds:
         try:
-            run = Run(seed, print if options.trace else None).play()
+            run = Run(seed, print if options.trace else None, options.bounded).play()
             done, refused = done + run.done, refused + run.refused
             sent += run.cluster.wire.sent
         except AssertionError as error:
             failed.append(seed)
-            print(f"FAILED: {error}\n  replay: python -m tests.sim --seed {seed} --trace")
+            print(
+                f"FAILED: {error}\n  replay: python -m tests.sim --seed {seed} --trace"
+                + " --bounded" * options.bounded
+            )
     took = time.monotonic() - begin
     print(
         f"{len(seeds)} seeds in {took:.1f} s: {len(failed)} failed; "
