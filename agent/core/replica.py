@@ -19,6 +19,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+# How far own versions jump when some may have been lost: more than were written since anything
+# was synced to the disk. 67 million jumps fit below 2^62.
+JUMP = 1 << 36
+
 
 class Record(NamedTuple):
     """One key's newest state. An empty value is a tombstone."""
@@ -259,18 +263,28 @@ class Replica:
     def surpass(self, version: int) -> bool:
         """Called when a peer has `version` of *our* origin: True if we had lost that.
 
-        Our disk forgot what we had already published (a power cut, an old backup). We go on
-        above it, and our floor there makes every peer take our whole state instead of ours
-        on top of what we no longer know.
+        Our disk forgot what we had already published (an old backup, a disk that lied about
+        what it had written). Peers that were not heard of yet may have more of it, so we go on
+        well above: see `renew`.
+        """
+        if version <= self._origins[self.me].version:
+            return False
+        self.renew(version)
+        return True
+
+    def renew(self, above: int = 0) -> None:
+        """Give every own record a new version, well above all that peers can have of us.
+
+        Our floor there makes every peer take our whole state instead of ours on top of what
+        we may no longer know. These versions must be on disk for good before they are told.
         """
         own = self._origins[self.me]
-        if version <= own.version:
-            return False
         live = [r for r in own.records.values() if r.value]
-        fresh = self._origins[self.me] = _Origin(version=version + 1, floor=version + 1)
+        start = (max(above, own.version) // JUMP + 1) * JUMP
+        self.published = 0
+        fresh = self._origins[self.me] = _Origin(version=start, floor=start)
         for record in live:
             fresh.put(Record(record.key, fresh.version + 1, record.value))
-        return True
 
     def collect(self, origin: str, upto: int) -> int:
         """Drop the tombstones of `origin` up to `upto`; how many. Everyone must have them."""
