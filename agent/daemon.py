@@ -101,7 +101,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
 
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
-        restart.resume(node, life)
+        node.settle_conflicts(quietly=True)
         kernel = Reconciler(plan, run_dir, on_applied=applied)
         peers = Peers(node, me, secrets.token_hex(8), storing.durable)
         operations = Operations(node, peers, kernel, storing.durable)

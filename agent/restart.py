@@ -3,8 +3,9 @@
 A process that was killed lost nothing that it had told: what is published was committed, and
 commits outlive the process. A machine that lost its power may have lost the last commits that
 were not synced; this shows in the kernel's boot id, which is kept beside the records. Peers
-may then have records of ours that we know nothing of, under versions that we would use again,
-so everything is said anew under versions that nobody can have (core/replica.py: renew).
+may then have records of ours that we know nothing of, under versions that we would use again.
+So versions go on far above, and the floor with them: every peer takes our whole state, what it
+has and we lost goes, and no version is used twice (core/replica.py).
 What stands opposite: store.py, or the disk of the simulation (tests/sim/disk.py).
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from agent.core.replica import Record
+from agent.core.replica import Record, beyond
 from agent.errors import Unavailable
 from agent.model import Sandbox
 from agent.node import NodeState
@@ -57,13 +58,18 @@ def begin(disk: Disk, boot_id: str, new_id: Callable[[], str]) -> Life:
         raise Unavailable(
             "state", "has records, but not whose", "Start with --reset-state to set it aside"
         )
-    node = meta.get("node") or new_id()
-    incarnation = int(meta.get("incarnation", 0)) + 1
-    disk.set_meta({"node": node, "incarnation": str(incarnation), "boot": boot_id})
+    lost = "node" in meta and meta.get("boot") != boot_id
+    if lost:
+        marks = [int(meta.get("version", 0)), *(record.version for record in records)]
+        meta["version"] = meta["floor"] = str(beyond(max(marks)))
+    meta["node"] = meta.get("node") or new_id()
+    meta["incarnation"] = str(int(meta.get("incarnation", 0)) + 1)
+    meta["boot"] = boot_id
+    disk.set_meta(meta)  # all at once: a boot id of today beside versions of before would lie
     return Life(
-        node,
-        incarnation,
-        bool(records) and meta.get("boot") != boot_id,
+        meta["node"],
+        int(meta["incarnation"]),
+        lost,
         records,
         sandboxes,
         int(meta.get("version", 0)),
@@ -76,10 +82,3 @@ def recall(node: NodeState, disk: Disk, life: Life) -> None:
     node.restore(life.records, life.sandboxes, life.version, life.floor)
     for known in disk.load_peers():
         node.restore_peer(known.origin, known.records, known.version, known.floor)
-
-
-def resume(node: NodeState, life: Life) -> None:
-    """What a node does first, once what it writes is stored."""
-    if life.may_have_lost:
-        node.renew()
-    node.settle_conflicts(quietly=True)

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from agent.core.replica import Record
-from agent.errors import Unavailable
+from agent.errors import Unavailable, VxmeshError
 from agent.model import Sandbox, encode
 from agent.statefile import TABLES, Damaged, checksum, open_state, reset, unreadable
 
@@ -42,7 +42,7 @@ class Batch:
     records: list[Record] = field(default_factory=list)
     version: int = 0  # our highest version with this batch
     floor: int = 0  # drop tombstones up to here
-    replace: bool = False  # `records` are all there are
+    replace: bool = False  # `records` and `sandboxes` are all there are
     sandboxes: dict[str, Sandbox | None] = field(default_factory=dict)
 
 
@@ -72,12 +72,44 @@ def must_outlive_power(batches: Iterable[Batch | PeerBatch]) -> bool:
     )
 
 
+class Holes:
+    """What may be written after a write that failed: nothing that rests on what was lost.
+
+    Records say what changed since the last batch, so one batch that is missing makes those
+    behind it false until all is written anew, of this node's own as of each other origin.
+    """
+
+    def __init__(self) -> None:
+        self._holed: set[str] = set()  # origins; this node is ""
+        self._then: set[str] = set()  # the same once a transaction has succeeded
+
+    def admit(self, batches: Sequence[Batch | PeerBatch]) -> list[bool]:
+        """Which of the batches of a transaction leave the disk true, were it to succeed."""
+        self._then = set(self._holed)
+        admitted = []
+        for batch in batches:
+            origin = _origin(batch)
+            if batch.replace:
+                self._then.discard(origin)
+            admitted.append(origin not in self._then)
+        return admitted
+
+    def settle(self, batches: Sequence[Batch | PeerBatch], written: bool) -> None:
+        """What became of the transaction that was asked for last."""
+        self._holed = self._then if written else self._holed | set(map(_origin, batches))
+
+
+def _origin(batch: Batch | PeerBatch) -> str:
+    return batch.origin if isinstance(batch, PeerBatch) else ""
+
+
 class Store:
     """The state directory. Opened once by a running agent; a second one is refused."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "state.db"
         self._db = open_state(self.path)
+        self._holes = Holes()
         self._queue: queue.SimpleQueue[
             tuple[Batch | PeerBatch, Callable[[Exception | None], None]] | None
         ]
@@ -159,15 +191,20 @@ class Store:
                     stopping = True
                     break
                 items.append(more)
+            batches = [batch for batch, _ in items]
+            admitted = self._holes.admit(batches)
             error: Exception | None = None
             try:
-                self._commit([batch for batch, _ in items])
+                self._commit(itertools.compress(batches, admitted))
             except Exception as failure:  # whatever it is, the next batch must find this thread
-                error = Unavailable(
-                    f"state {self.path}", f"cannot be written ({failure})", "Free the disk"
-                )
-            for _, done in items:
-                done(error)
+                error = failure
+            self._holes.settle(batches, error is None)
+            for (_, done), written in zip(items, admitted, strict=True):
+                done(None if written and error is None else self._lost(error))
+
+    def _lost(self, error: Exception | None) -> VxmeshError:
+        why = f"cannot be written ({error})" if error else "could not be written before"
+        return Unavailable(f"state {self.path}", why, "Free the disk; it is tried again")
 
     def _commit(self, batches: Iterable[Batch | PeerBatch]) -> None:
         batches = list(batches)
@@ -180,6 +217,7 @@ class Store:
                     continue
                 if batch.replace:
                     self._db.execute("DELETE FROM records")
+                    self._db.execute("DELETE FROM sandboxes")
                 self._replace("records", batch.records)
                 if batch.floor:
                     self._db.execute(

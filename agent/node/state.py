@@ -107,13 +107,6 @@ class NodeState(Endpoints):
         """Take back what was known of another origin. After `restore`, before anything else."""
         self.apply(self.replica.restore_peer(origin, records, version, floor), Change())
 
-    def renew(self) -> None:
-        """Write all own records anew: some that were published may have been lost."""
-        with Recording(self) as change:
-            self.replica.renew()
-            change.rewritten = True
-            change.own = self.replica.items(self.me)
-
     def describe(self, node: Node) -> None:
         """State what this node is (at start, and when its routes or MTU change)."""
         with Recording(self) as change:
