@@ -111,6 +111,8 @@ class SimNode:
 class Cluster:
     """`count` nodes, every pair with a stream."""
 
+    node_type = SimNode
+
     def __init__(self, seed: int, count: int, weather: Weather) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
@@ -118,7 +120,7 @@ class Cluster:
         self.wire = Wire(self.clock, self.rng, weather)
         self.nodes: dict[str, SimNode] = {}
         for index in range(count):
-            node = SimNode(self, index)
+            node = self.node_type(self, index)
             self.nodes[node.id] = node
         for a in self.nodes.values():
             for b in self.nodes.values():
