@@ -27,7 +27,7 @@ from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from agent import __version__, store
+from agent import __version__, restart, store
 from agent.api.control import Control
 from agent.api.watch import Watchers
 from agent.cluster.detector import Detector
@@ -62,7 +62,7 @@ UNDERLAY_INTERVAL = 10.0  # s; routes and the MTU of the host change seldom, and
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
 MESSAGE_MAX = 16 << 20  # bytes of one request
-INCARNATIONS_A_LIFE = 1 << 20
+INCARNATIONS_A_LIFE = 1 << 20  # room for refutations, which are not written down
 
 
 def main(settings: Settings, reset_state: bool) -> None:
@@ -85,19 +85,12 @@ async def run(settings: Settings, reset_state: bool) -> None:
     async with contextlib.AsyncExitStack() as stack:
         disk = store.Store(state_dir)
         stack.push_async_callback(disk.close)
-        meta, records, sandboxes = disk.load()
-        if "node" not in meta:
-            meta["node"] = secrets.token_hex(8)
-            disk.set_meta({"node": meta["node"]})
-        # Room for refutations, which raise it while the agent runs and are not written down.
-        lives = int(meta.get("lives", 0)) + 1
-        disk.set_meta({"lives": str(lives)})
-        me = await _describe(settings, meta["node"], lives * INCARNATIONS_A_LIFE)
+        boot = restart.BOOT_ID.read_text().strip()
+        life = restart.begin(disk, boot, lambda: secrets.token_hex(8))
+        me = await _describe(settings, life)
         check_port(me.address, me.port)  # before anything is changed in the kernel
         node = NodeState(me, time.time, random.SystemRandom())
-        node.restore(records, sandboxes, int(meta.get("version", 0)), int(meta.get("floor", 0)))
-        for known in disk.load_peers():
-            node.restore_peer(known.origin, known.records, known.version, known.floor)
+        restart.recall(node, disk, life)
         plan = Plan(node)
         plan.is_complete = len(node.nodes) == 1  # alone: nobody knows more than this node
         peers: Peers | None = None
@@ -113,6 +106,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
 
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
+        node.settle_conflicts(quietly=True)
         kernel = Reconciler(plan, run_dir, on_applied=applied)
         peers = Peers(node, me, secrets.token_hex(8), storing.durable)
         links = peers.links
@@ -197,11 +191,11 @@ async def free_socket(path: Path) -> Path:
     )
 
 
-async def _describe(settings: Settings, id: str, incarnation: int) -> Node:
+async def _describe(settings: Settings, life: restart.Life) -> Node:
     address = settings.advertise or default_address()
     underlay = await describe(address)
     return Node(
-        id=id,
+        id=life.node,
         name=settings.name,
         address=address,
         port=settings.port,
@@ -211,7 +205,7 @@ async def _describe(settings: Settings, id: str, incarnation: int) -> Node:
         since=time.time(),
         mtu=underlay.mtu,
         routes=underlay.routes,
-        incarnation=incarnation,
+        incarnation=life.incarnation * INCARNATIONS_A_LIFE,
     )
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import dns.rdatatype
-import msgspec
 
 from agent.core.members import Member
 from agent.core.names import Answer, Kind, Names
 from agent.core.question import parse_question, reverse_prefix
 from agent.errors import Invalid
-from agent.model import Network, format_address
+from agent.model import Network, format_address, holds
 from agent.node import NodeState
 from agent.resolver.client import ResolverClient
 from agent.resolver.feed import Batch, State, View
@@ -54,6 +53,7 @@ class ToResolver:
         """The networks to feed, and which of them each address of a sandbox here may see."""
         networks: set[str] = set()
         views: dict[bytes, tuple[str, ...]] = {}
+        apart = self.node.gives_way()
         for sandbox in self.node.sandboxes.values():
             held = [e for e in map(self.node.local_endpoint, sandbox.endpoints) if e]
             seen = tuple(
@@ -61,14 +61,17 @@ class ToResolver:
             )
             networks.update(seen)
             for endpoint in held:
+                without = apart.get(endpoint.network, ())
                 for address in endpoint.addresses:
-                    views[address] = seen
+                    # Another network's workload may ask from the same address: that one is meant.
+                    if not (without and holds(without, address)):
+                        views[address] = seen
         return networks, views
 
     def _shown(self, id: str) -> Network:
         network = self.node.catalogue.get(id)
         assert network is not None
-        return msgspec.structs.replace(network, name=self.node.catalogue.name(id))
+        return network
 
     def _snapshot(self) -> State:
         self._fed, self._views = self._wanted()

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from agent.core.addresses import Addresses
-from agent.core.catalogue import Catalogue
+from agent.core.catalogue import Catalogue, give_way
 from agent.core.members import Member, Members
 from agent.core.replica import Change as Update
 from agent.core.replica import Record
@@ -167,13 +167,16 @@ class Views:
 
     def local_networks(self) -> list[Network]:
         """The networks that have an endpoint on this node."""
-        local = [
+        return [
             n for n in self.catalogue.all() if n.id in self.members and self.members[n.id].local
         ]
-        # Two nodes that could not see each other may have chosen one VNI: the older network has
-        # it on every node, or their workloads would meet.
-        holders = self.catalogue.vni_holders()
-        return [n for n in local if holders[n.vni] == n.id]
+
+    def gives_way(self) -> dict[str, frozenset[str]]:
+        """Network id -> those of its subnets that have no gateway and no way out on this node,
+        because an older network that is here as well has these addresses."""
+        if not self.catalogue.overlapping():
+            return {}
+        return give_way(n for n in self.local_networks() if self.catalogue.overlap(n.id))
 
     # -- how records become views --
 
@@ -199,9 +202,7 @@ class Views:
                 if isinstance(found, Network):
                     self._take_network(origin, found, change)
                 else:
-                    old = self.catalogue.get(key[2:])
-                    ids = self.catalogue.drop(origin, key[2:])
-                    self._note_networks(ids, key[2:], old, change)
+                    self._note_networks(self.catalogue.drop(origin, key[2:]), change)
             elif kind == CLAIMS:
                 self._take_claims(origin, key[2:], found if isinstance(found, Claims) else None)
                 touched.add(key[2:])
@@ -214,16 +215,12 @@ class Views:
         return touched | set(change.networks)
 
     def _take_network(self, origin: str, network: Network, change: Change) -> None:
-        old = self.catalogue.get(network.id)
-        self._note_networks(self.catalogue.put(origin, network), network.id, old, change)
+        self._note_networks(self.catalogue.put(origin, network), change)
 
-    def _note_networks(
-        self, ids: set[str], about: str, old: Network | None, change: Change
-    ) -> None:
-        for id in ids:
+    def _note_networks(self, before: dict[str, Network | None], change: Change) -> None:
+        for id, old in before.items():
             network = self.catalogue.get(id)
-            # Others look different because of a name that they share: they were there before.
-            change.networks.setdefault(id, old if id == about else network)
+            change.networks.setdefault(id, old)
             if network is None:
                 self.addresses.pop(id, None)
             elif id not in self.addresses:

@@ -52,7 +52,7 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
     members = state.members.get(value.id)
     message = pb.Network(
         id=value.id,
-        name=state.catalogue.name(value.id) if state.catalogue.get(value.id) else value.name,
+        name=value.name,
         driver=value.driver,
         subnets=value.subnets,
         gateways=value.gateways,
@@ -66,6 +66,7 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
         created=time_text(value.created),
         creator=state.node_name(value.creator),
         endpoints=len(members.all) if members else 0,
+        conflict="; ".join(map(state.describe_conflict, state.catalogue.conflicts_of(value.id))),
     )
     addresses = state.addresses.get(value.id)
     if ranges and addresses:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from agent.cli.calls import call, pairs, to_dict
@@ -14,7 +16,7 @@ from agent.cli.output import (
     wait_option,
 )
 
-COLUMNS = [
+COLUMNS: list[tuple[str, Any]] = [
     ("NAME", "name"),
     ("DRIVER", "driver"),
     ("SUBNETS", lambda n: ", ".join(n["subnets"])),
@@ -92,7 +94,9 @@ def create(
 def ls(host: str, output: str) -> None:
     """List the networks."""
     found = call(host, lambda client: client.networks())
-    emit_list([to_dict(n, "ranges") for n in found], COLUMNS, output)
+    rows = [to_dict(n, "ranges") for n in found]
+    conflicts = [("CONFLICT", "conflict")] if any(row["conflict"] for row in rows) else []
+    emit_list(rows, COLUMNS + conflicts, output)
 
 
 @network.command()

@@ -229,6 +229,21 @@ class Networks:
         await self._delete(held.vxlan)
         await self._delete(held.index)
 
+    def elsewhere(self, bridge: Bridge) -> int | None:
+        """The VNI under which the same network is held, if that is another one."""
+        for vni, held in self.held.items():
+            if held.bridge.network == bridge.network and vni != bridge.vni:
+                return vni
+        return None
+
+    def hand_over(self, old: int, new: int) -> None:
+        """A network gets another VNI: its ports are to move to the new bridge as they are.
+
+        They are attached to it by `attach`; to the workloads behind them nothing happens.
+        """
+        self.held[new].ports.update(self.held[old].ports)
+        self.held[old].ports.clear()
+
     async def sweep(self, links: Iterable[Link], wanted: Iterable[Bridge]) -> None:
         """Delete the devices that bear our mark and that nobody wants."""
         keep = {name for b in wanted for name in (b.device, b.vxlan)}

@@ -149,3 +149,5 @@ class NodeState(Endpoints):
                 for id in list(members.local) if members else ():
                     self._delete(ENDPOINT + id)
                     self._drop_endpoint(id, change)
+        if change.networks:
+            self.settle_conflicts()

@@ -1,4 +1,4 @@
-"""python -m tests.sim --seeds N [--first SEED] | --seed SEED [--trace] [--bounded]."""
+"""python -m tests.sim [--crashes | --bounded] --seeds N [--first SEED] | --seed SEED [--trace]."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 
+from tests.sim.crashrun import CrashRun
 from tests.sim.scenario import Run
 
 
@@ -14,6 +15,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=1, help="the first of them")
     parser.add_argument("--seed", type=int, help="just this one, again")
+    parser.add_argument("--crashes", action="store_true", help="with crashes and restarts")
     parser.add_argument("--trace", action="store_true", help="print every step")
     parser.add_argument("--bounded", action="store_true", help="streams to a few nodes only")
     options = parser.parse_args()
@@ -27,15 +29,15 @@ def main() -> int:
     begin = time.monotonic()
     for seed in seeds:
         try:
-            run = Run(seed, print if options.trace else None, options.bounded).play()
+            log = print if options.trace else None
+            run = CrashRun(seed, log) if options.crashes else Run(seed, log, options.bounded)
+            run.play()
             done, refused = done + run.done, refused + run.refused
             sent += run.cluster.wire.sent
         except AssertionError as error:
             failed.append(seed)
-            print(
-                f"FAILED: {error}\n  replay: python -m tests.sim --seed {seed} --trace"
-                + " --bounded" * options.bounded
-            )
+            kind = "--crashes " * options.crashes + "--bounded " * options.bounded
+            print(f"FAILED: {error}\n  replay: python -m tests.sim {kind}--seed {seed} --trace")
     took = time.monotonic() - begin
     print(
         f"{len(seeds)} seeds in {took:.1f} s: {len(failed)} failed; "

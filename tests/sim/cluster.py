@@ -128,6 +128,8 @@ class SimNode:
 class Cluster:
     """`count` nodes, every pair with a stream; above `everybody` those that topology.py says."""
 
+    node_type = SimNode
+
     def __init__(self, seed: int, count: int, weather: Weather, everybody: int = EVERYBODY) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
@@ -136,7 +138,7 @@ class Cluster:
         self.nodes: dict[str, SimNode] = {}
         self.is_bounded = count > everybody
         for index in range(count):
-            node = SimNode(self, index)
+            node = self.node_type(self, index)
             self.nodes[node.id] = node
         topology = Topology(self.nodes, everybody)
         for a in self.nodes.values():
