@@ -23,6 +23,7 @@ from tests.bench.report import Line, Progress, Target
 
 LIMIT = 20.0  # seconds that a withdrawal is waited for
 HEAL_LIMIT = 60.0  # seconds that a cable which is back may be of no use
+REST = 15.0  # seconds from a heal to the next cut: failure detectors are patient for a while
 HOLD, HOLD_LONG = 5.0, 30.0  # seconds that a cut lasts on when names are withdrawn
 PACKETS, PACKET_RATE, LOOKUP_RATE = 10_000, 1_000.0, 50.0
 LOOKUPS = round(2 * LOOKUP_RATE * PACKETS / PACKET_RATE)  # from both workloads
@@ -77,6 +78,7 @@ class Failures:
         self.ours: Mesh | None = None
         self._rounds = rounds
         self._say = say
+        self._healed: dict[str, float] = {}  # when (time.monotonic), by side
         self.lines: list[Line] = []
         self.targets: list[Target] = []
 
@@ -120,12 +122,15 @@ class Failures:
             for name, side in self._sides:
                 where = f"cable, round {number} of {count}: {name}"
                 side.prepare()
+                self._say(f"{where}, rests")
+                time.sleep(max(0.0, self._healed.get(name, 0.0) + REST - time.monotonic()))
                 self._say(f"{where}, cut")
                 self._samples(withdrawn, side).append(_cut(side))
                 self._say(f"{where}, stays cut for {hold:.0f} s")
                 time.sleep(hold)
                 self._say(f"{where}, back")
                 resolved, carried = _heal(side)
+                self._healed[name] = time.monotonic()
                 self._samples(named, side).append(resolved)
                 self._samples(back, side).append(carried)
 
