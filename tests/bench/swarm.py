@@ -28,9 +28,8 @@ from tests.bench.observe import Late
 from tests.bench.world import Missing
 
 PREFIX = "vxb-swarm"
-PATH = (
-    "/usr/sbin:/usr/bin:/sbin:/bin"  # Debian's; what else is called docker may not fit its engine
-)
+# Of the distribution's programs: another `docker` may be too new for its engine.
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 NETWORK, SUBNET = "bench", "10.64.0.0/16"
 IMAGE, SLEEP = "bench", ["/bin/busybox", "sleep", "86400"]
 NEAR, FAR = "near", "far"
