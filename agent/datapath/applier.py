@@ -148,11 +148,14 @@ class Applier:
         if changed or look:
             self.stale_tables |= changed
             fresh = await self.networks.ensure(bridge, look.links if look else None)
-        before = self.networks.elsewhere(bridge) if held is None else None
-        if before is not None:
-            self.networks.hand_over(before, vni)
-            resized = True  # so that each port is looked at
+        before = self.networks.elsewhere(bridge) if changed or look else None
         held = self.networks.held[vni]
+        if before is not None:
+            # The rows first: then the workloads can go on from the moment that they are moved.
+            await self._all_rows(held.vxlan, vni, fresh, False)
+            await self.networks.hand_over(before, vni)
+            await self.networks.remove(before)
+            fresh = False
         if self._failures.forget(vni, bridge.ports):
             await self._sweep()
         for endpoint in held.ports.keys() - bridge.ports.keys():
@@ -165,8 +168,6 @@ class Applier:
             interior = resized or (look is not None and look.interior)
             attach = self.networks.attach(vni, port, interior, look.links if look else None)
             await self.attempt(("port", vni, endpoint), attach)
-        if before is not None:
-            await self.networks.remove(before)
         if fresh or (look and look.rows):
             drift = look is not None and look.drift and not fresh
             await self.attempt(("rows", vni, ""), self._all_rows(held.vxlan, vni, fresh, drift))

@@ -236,13 +236,25 @@ class Networks:
                 return vni
         return None
 
-    def hand_over(self, old: int, new: int) -> None:
-        """A network gets another VNI: its ports are to move to the new bridge as they are.
+    async def hand_over(self, old: int, new: int) -> None:
+        """A network has another VNI now: move its ports to the new bridge as they are.
 
-        They are attached to it by `attach`; to the workloads behind them nothing happens.
+        The interfaces in the sandboxes, with all that their owners did to them, stay.
         """
-        self.held[new].ports.update(self.held[old].ports)
-        self.held[old].ports.clear()
+        source, target = self.held[old], self.held[new]
+        for endpoint, (port, index) in list(source.ports.items()):
+            try:
+                await self._own.set_link(index, master=target.index)
+                await self._own.set_port(index, flood=False)
+                await self._bulk.add_static(index, port.mac)
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                self.devices.pop(index, None)  # it was deleted; it is made anew like any other
+            else:
+                target.ports[endpoint] = (port, index)
+                self.devices[index] = (new, endpoint)
+            del source.ports[endpoint]
 
     async def sweep(self, links: Iterable[Link], wanted: Iterable[Bridge]) -> None:
         """Delete the devices that bear our mark and that nobody wants."""
