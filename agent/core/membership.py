@@ -6,12 +6,12 @@ answers that message, so that an answer already carries the incarnation that ref
 after every input, and whenever `next_timer` is reached, calls `handle_timer`, then `actions`,
 `gossip` and `transitions`.
 
-Three rules are ours. A refused probe proves that the host lives, so its target becomes REFUSED
-and not SUSPECT, and only who finds the host silent itself may end that. Who hears of a suspicion
-probes the suspect at once (in a large cluster: a few, by lot), which brings the confirmations, or
-tells the suspect what to refute. And a DEAD that others claim of a member that we thought well is
-told to it, and held for as long as it may need to refute: else two halves of a cluster that find
-each other again would bury each other's living.
+Four rules are ours. A refused probe proves that the host lives, so its target becomes REFUSED
+and not SUSPECT. Who hears of a suspicion probes the suspect at once (in a large cluster: a few,
+by lot), which brings the confirmations, or tells the suspect what to refute. Nobody declares
+another dead that it has not found silent itself. And a DEAD that others claim of a member that we
+thought well is told to it, and held for as long as it may need to refute: else two halves of a
+cluster that find each other again would bury each other's living.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from agent.core.suspicion import Health, Suspicion
 from agent.core.tuning import PRESETS, Tuning
 
 __all__ = [
+    "GOSSIP",
     "PIGGYBACK",
     "PRESETS",
     "Ask",
@@ -40,7 +41,8 @@ __all__ = [
     "Tuning",
 ]
 
-PIGGYBACK = 64  # rumours a message: some 2 kB; more at a time is rare below 1,000 nodes
+PIGGYBACK = 64  # rumours on a ping or its answer: some 2 kB
+GOSSIP = 512  # rumours on a message of gossip: when halves of hundreds meet, there is as much news
 
 ALIVE, SUSPECT, REFUSED, DEAD, LEFT = State  # names of the module: read in every message
 
@@ -171,8 +173,8 @@ class Membership:
                 continue
             elif incarnation > member.incarnation or state > member.state:
                 self._claim(member, rumour, now, _HEARSAY[state])
-            elif state is SUSPECT:
-                self._confirm(member, rumour, now)
+            elif state is SUSPECT and member.case is not None:
+                self._confirm(member, member.case, rumour, now)
             elif state is member.state and self._news:
                 self._news.again(node, "", self._transmissions)
 
@@ -203,7 +205,7 @@ class Membership:
                 return
         if now - self._told.get(node, -inf) >= self.tuning.probe_interval:
             self._told[node] = now
-            self._prober.start(node, self._roll.size, now)
+            self._prober.start(node, member.incarnation, self._roll.size, now)
 
     def acked(self, seq: int, incarnation: int, now: float) -> None:
         """The target of a Probe answered."""
@@ -310,7 +312,7 @@ class Membership:
 
     def _look(self, member: Member, now: float) -> None:
         if not self._left and not self._prober.under_way(member.node):
-            self._prober.start(member.node, self._roll.size, now)
+            self._prober.start(member.node, member.incarnation, self._roll.size, now)
 
     def _helpers(self, target: str) -> list[str]:
         """Whom to ask about `target`: of some that are well, those heard last."""
@@ -326,14 +328,16 @@ class Membership:
         """Neither the target nor a helper answered in time."""
         self.health.worse(pending.missing())
         member = self._members.get(pending.node)
-        if member is None or member.heard >= pending.begin or member.shown >= DEAD:
+        if member is None or member.shown >= DEAD:
             return
+        if member.heard > pending.begin or member.incarnation > pending.incarnation:
+            return  # it gave a sign of life meanwhile, to us or to others
         rumour = Rumour(member.node, member.incarnation, SUSPECT, self.me)
-        if member.state is ALIVE:
+        if member.case is None:
             since = max(member.heard, pending.begin)
             self._claim(member, rumour, now, f"silent for {now - since:.1f} s", since)
         else:
-            self._confirm(member, rumour, now)
+            self._confirm(member, member.case, rumour, now)
 
     def _refused(self, node: str, now: float) -> None:
         """First-hand, or by a helper: the host is there and the agent is not."""
@@ -344,7 +348,7 @@ class Membership:
             rumour = Rumour(node, member.incarnation, REFUSED, self.me)
             self._claim(member, rumour, now, "its host answers, its agent does not")
         elif member.shown is REFUSED and member.case is not None:
-            member.case.suspicion = None
+            member.case.suspicion, member.case.seen = None, False
             self._watched.pop(node, None)
 
     # -- claims --
@@ -375,6 +379,7 @@ class Membership:
                 self._look(member, now)  # it may believe that we are dead, too
             return
         case = member.case = Case(by, now if since is None else since)
+        case.seen = by == self.me and state is not REFUSED
         if state is SUSPECT:
             self._show(member, SUSPECT, reason, by, now)
             case.suspicion = self._suspicion(by, now)
@@ -385,7 +390,8 @@ class Membership:
                 case.since = old.since
             case.held = now + self.tuning.minimum(self._roll.size)
             self._show(member, SUSPECT, reason, by, now)
-            self._look(member, now)
+            if self._by_lot():
+                self._look(member, now)
         else:
             self._show(member, state, reason, by, now)
         self._arm(member, case)
@@ -407,28 +413,26 @@ class Membership:
         wanted = min(self.tuning.confirmations, self._count[ALIVE])
         return Suspicion(by, now, minimum, maximum, wanted)
 
-    def _confirm(self, member: Member, rumour: Rumour, now: float) -> None:
-        """An accusation of a member that is SUSPECT or REFUSED already."""
-        case = member.case
-        if case is None or member.state >= DEAD:
-            return
-        suspicion, first_hand = case.suspicion, rumour.by == self.me
-        new = False
-        if suspicion is None or (
-            member.state is REFUSED and now > suspicion.begin + suspicion.maximum
-        ):
-            suspicion = case.suspicion = self._suspicion(rumour.by, now)
-            new = True
-        if first_hand and member.state is REFUSED and member.node not in self._watched:
-            # Others' accusations waited for ours: a dead agent cannot refute for its host.
-            self._watched[member.node] = None
-            suspicion.begin = now
-            new = True
-        if suspicion.confirm(rumour.by) or new:
-            self._news.confirm(rumour)
-            self._arm(member, case)
-        elif self._news:
-            self._news.again(member.node, rumour.by, self._transmissions)
+    def _confirm(self, member: Member, case: Case, rumour: Rumour, now: float) -> None:
+        """An accusation of a member that there is a case against already."""
+        first_hand = rumour.by == self.me and not case.seen
+        case.seen |= first_hand
+        if member.state < DEAD:
+            refused, suspicion = member.state is REFUSED, case.suspicion
+            new = suspicion is None or (refused and now > suspicion.begin + suspicion.maximum)
+            if suspicion is None or new:
+                suspicion = case.suspicion = self._suspicion(rumour.by, now)
+            if first_hand and refused:
+                # Others' accusations waited for ours: a dead agent cannot refute for its host.
+                suspicion.begin = now
+                self._watched[member.node] = None
+                new = True
+            if suspicion.confirm(rumour.by) or new:
+                self._news.confirm(rumour)
+            elif self._news:
+                self._news.again(member.node, rumour.by, self._transmissions)
+                return
+        self._arm(member, case)
 
     def _about_stranger(self, rumour: Rumour, now: float, table: bool) -> None:
         """A claim about one that is not a member yet, is forgotten, or is ourselves."""
@@ -470,18 +474,13 @@ class Membership:
                 if member.case is not None:
                     self._arm(member, member.case)
 
-    def _ripe(self, member: Member, suspicion: Suspicion) -> float:
-        """When a suspicion ends in DEAD."""
-        if member.state is REFUSED and member.node not in self._watched:
-            return inf
-        # Not while we hear it, whatever others say.
-        spoke = member.heard + self.tuning.probe_interval
-        return max(spoke, suspicion.deadline(self._count[ALIVE]))
-
     def _due(self, member: Member, case: Case) -> float:
+        """When something is to be decided about a member."""
         due = case.held
-        if case.suspicion is not None:
-            due = min(due, self._ripe(member, case.suspicion))
+        if case.suspicion is not None and (case.seen or member.state is not REFUSED):
+            due = case.suspicion.deadline(self._count[ALIVE])
+        # Not while we hear it, whatever others say.
+        due = max(due, case.looked, member.heard + self.tuning.probe_interval)
         if member.shown is REFUSED:
             due = min(due, case.since + self.tuning.agent_grace)
         return due
@@ -501,22 +500,26 @@ class Membership:
         case.timer = inf
         if self._due(member, case) > now:
             self._arm(member, case)
-        elif case.held <= now:
-            case.held = inf
-            reason = f"{_HEARSAY[DEAD]}, and did not refute it"
-            self._show(member, DEAD, reason, case.by, now)
-        else:
-            since, reason = case.since, ""
-            suspicion = case.suspicion
-            if suspicion is None or self._ripe(member, suspicion) > now:
-                reason = f"its agent did not come back within {self.tuning.agent_grace:.0f} s"
-            else:
-                since = suspicion.begin if member.state is REFUSED else since
-                count = len(suspicion.accusers)
-                nodes = "1 node" if count == 1 else f"{count} nodes"
-                reason = f"silent for {now - max(since, member.heard):.1f} s; suspected by {nodes}"
-            rumour = Rumour(node, member.incarnation, DEAD, self.me)
-            self._claim(member, rumour, now, reason, since)
+        elif member.shown is REFUSED and case.since + self.tuning.agent_grace <= now:
+            reason = f"its agent did not come back within {self.tuning.agent_grace:.0f} s"
+            self._bury(member, now, case.since, reason)
+        elif not case.seen:
+            # Nobody is declared dead on hearsay: perhaps the refutation has passed us by.
+            self._look(member, now)
+            case.looked = now + self.tuning.window(self._roll.size) * self.health.factor
+            self._arm(member, case)
+        elif member.state is DEAD:
+            self._show(member, DEAD, f"{_HEARSAY[DEAD]}, and silent", case.by, now)
+        elif case.suspicion is not None:
+            since = case.suspicion.begin if member.state is REFUSED else case.since
+            count = len(case.suspicion.accusers)
+            nodes = "1 node" if count == 1 else f"{count} nodes"
+            silent = now - max(since, member.heard)
+            self._bury(member, now, since, f"silent for {silent:.1f} s; suspected by {nodes}")
+
+    def _bury(self, member: Member, now: float, since: float, reason: str) -> None:
+        rumour = Rumour(member.node, member.incarnation, DEAD, self.me)
+        self._claim(member, rumour, now, reason, since)
 
     # -- what goes out --
 
@@ -545,4 +548,4 @@ class Membership:
         turn = self._gossip_turn % len(candidates)
         self._gossip_turn = turn + fanout
         peers = [candidates[(turn + i) % len(candidates)] for i in range(fanout)]
-        return peers, self._news.take(PIGGYBACK, fanout, self._transmissions)
+        return peers, self._news.take(GOSSIP, fanout, self._transmissions)

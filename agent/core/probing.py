@@ -56,10 +56,13 @@ class Ask(NamedTuple):
 class Pending:
     """A probe under way. Times in s on the core's clock."""
 
-    __slots__ = ("asked", "begin", "deadline", "due", "node", "silent")
+    __slots__ = ("asked", "begin", "deadline", "due", "incarnation", "node", "silent")
 
-    def __init__(self, node: str, begin: float, due: float, deadline: float) -> None:
+    def __init__(
+        self, node: str, incarnation: int, begin: float, due: float, deadline: float
+    ) -> None:
         self.node = node
+        self.incarnation = incarnation  # as it was known when the probe began
         self.begin = begin
         self.due = due  # when to look at it: first to ask helpers, then the deadline
         self.deadline = deadline
@@ -134,13 +137,13 @@ class Prober:
         """Whether `node` is being probed."""
         return any(pending.node == node for pending in self._pending.values())
 
-    def start(self, node: str, n: int, now: float) -> None:
+    def start(self, node: str, incarnation: int, n: int, now: float) -> None:
         """Probe `node`, one of `n`."""
         factor = self._health.factor
         window = self._tuning.window(n) * factor
         due = min(window, self._tuning.probe_timeout * factor)
         self._seq += 1
-        self._pending[self._seq] = Pending(node, now, now + due, now + window)
+        self._pending[self._seq] = Pending(node, incarnation, now, now + due, now + window)
         self._actions.append(Probe(self._seq, node, window))
 
     def get(self, seq: int) -> Pending | None:

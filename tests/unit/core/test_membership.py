@@ -281,7 +281,8 @@ def test_our_timer_waits_while_the_suspect_is_heard() -> None:
         node.core.heard("b", 1, node.now)
         node.run(0.05)
     assert node.core.state("b") is SUSPECT  # only a higher incarnation refutes for the others
-    node.until_state("b", DEAD, within=LAN.probe_interval + 0.01)
+    # Then it is looked at, and found silent.
+    node.until_state("b", DEAD, within=2 * LAN.probe_interval + 0.01)
 
 
 def test_a_higher_incarnation_refutes() -> None:
