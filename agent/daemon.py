@@ -59,6 +59,7 @@ GC_THRESHOLDS = (50_000, 50, 1_000)
 # the loop would wait for each of them that long.
 SWITCH_INTERVAL = 0.0005
 UNDERLAY_INTERVAL = 10.0  # s; routes and the MTU of the host change seldom, and cost 2 ms to read
+PROGRESS_INTERVAL = 1.0  # s
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
 MESSAGE_MAX = 16 << 20  # bytes of one request
@@ -154,12 +155,33 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await _serve(control, socket, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)
+        progress = asyncio.create_task(_report_progress(node, peers))
+        stack.callback(progress.cancel)
         underlay = asyncio.create_task(_watch_underlay(settings, node))
         stack.callback(underlay.cancel)
         gc.freeze()
         log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))
         await _until_told()
         log.info("agent.stopping", node=me.id)
+
+
+async def _report_progress(node: NodeState, peers: Peers) -> None:
+    """While what others had before this node came is still on its way: how far that is."""
+    most = 0
+    while True:
+        await asyncio.sleep(PROGRESS_INTERVAL)
+        missing = max(0, peers.missing())
+        most = max(most, missing)
+        if missing:
+            node.tell(
+                "join.progress",
+                f"{100 * (most - missing) // most} % of what the others know is here",
+                missing=str(missing),
+                of=str(most),
+            )
+        elif most:
+            node.tell("join.done", "all that the others know is here", of=str(most))
+            most = 0
 
 
 async def _catch_up(peers: Peers, plan: Plan, kernel: Reconciler) -> None:
