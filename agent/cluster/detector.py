@@ -10,6 +10,7 @@ What stands opposite: server.py of another node answers; peers.py has the stream
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -163,10 +164,11 @@ class Detector:
                 self.membership.handle_timer(now)
             self._flush()
             wait = self.membership.next_timer() - time.monotonic()
-            try:
-                await asyncio.wait_for(self._wake.wait(), max(wait, 0.001))
-            except TimeoutError:
-                pass
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with
+            # what it waits for, and `stop` would wait for ever.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(wait, 0.001)):
+                    await self._wake.wait()
 
     def _hear_streams(self, now: float) -> None:
         for id, stream in self._streams().items():

@@ -235,7 +235,8 @@ class Peers:
 
         while (left := deadline - time.monotonic()) > 0 and behind():
             try:
-                await asyncio.wait_for(self._progress.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._progress.wait()
             except TimeoutError:
                 break
         return behind()
@@ -372,7 +373,8 @@ class Peers:
         channel = grpc.aio.insecure_channel(target, OPTIONS)
         link: Link | None = None
         try:
-            await asyncio.wait_for(channel.channel_ready(), CONNECT_WITHIN)
+            async with asyncio.timeout(CONNECT_WITHIN):
+                await channel.channel_ready()
             call: Call = channel.stream_stream(SYNC)()
             link = Link(self.node, self.hello, self._encoder, self.mesh, self._heard, True)
             await link.run(_bytes(call), call.write, self._greeted)
