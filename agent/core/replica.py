@@ -213,6 +213,10 @@ class Replica:
             return []
         if delta.base > state.version:
             return None
+        if 0 < state.version < delta.floor and state.floor < delta.floor:
+            # The sender did not know how little we have: tombstones that we lack are gone there.
+            # (With its floor here already, we are in the midst of taking all of it.)
+            return None
         changes: list[Change] = []
         known = state.version
         for record in delta.records:
