@@ -78,7 +78,8 @@ async def test_a_removal_whose_tombstone_is_collected_at_once_is_kept(tmp_path: 
     node.merge(Delta(OTHER, 0, 2, [a, b]))
     storing.keep_peers()
     # Removed and collected before the next write: the records after 2 say nothing of it.
-    node.merge(Delta(OTHER, 2, 3, [Record(a.key, 3, b"")], 3))
+    node.merge(Delta(OTHER, 2, 3, [Record(a.key, 3, b"")]))
+    node.merge(Delta(OTHER, 3, 4, [], 3))
     assert node.since(OTHER, 2) == []
     storing.keep_peers()
     await store.close()
