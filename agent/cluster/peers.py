@@ -120,7 +120,10 @@ class Peers:
             link.wake()
 
     def redial(self) -> None:
-        """Try all nodes that are waited for at once: the underlay's carrier is back."""
+        """Try all nodes at once, those too with whom a stream seems to stand: the underlay's
+        carrier is back."""
+        for link in self.links.values():
+            link.doubt()
         self._reach.redial()
 
     def membership_changed(self) -> None:
@@ -421,9 +424,9 @@ class Peers:
         before, after = old.session.peer, new.session.peer
         if before and after and before.boot != after.boot:
             return True
-        if old.is_stale or old.closed.is_set():
-            return True
-        return new.dialer == min(self.me.id, new.peer) and old.dialer != new.dialer
+        if old.is_stale or old.closed.is_set() or old.dialer == new.dialer:
+            return True  # who opened both has given the old one up
+        return new.dialer == min(self.me.id, new.peer)
 
     def _lost(self, link: Link) -> None:
         link.ended.set()
