@@ -6,10 +6,11 @@ answers that message, so that an answer already carries the incarnation that ref
 after every input, and whenever `next_timer` is reached, calls `handle_timer`, then `actions`,
 `gossip` and `transitions`.
 
-Four rules are ours. A refused probe proves that the host lives, so its target becomes REFUSED
+Five rules are ours. A refused probe proves that the host lives, so its target becomes REFUSED
 and not SUSPECT. Who hears of a suspicion probes the suspect at once (in a large cluster: a few,
 by lot), which brings the confirmations, or tells the suspect what to refute. Nobody declares
-another dead that it has not found silent itself. And a DEAD that others claim of a member that we
+another dead that it has not found silent itself. Who refuted a suspicion gets more time with the
+next probes: it is slow, and not dead. And a DEAD that others claim of a member that we
 thought well is told to it, and held for as long as it may need to refute: else two halves of a
 cluster that find each other again would bury each other's living.
 """
@@ -76,6 +77,7 @@ class Membership:
         self._prober = Prober(tuning, self.health)
         self._watched: dict[str, None] = {}  # REFUSED, and now silent too: probed every turn
         self._told: dict[str, float] = {}  # who spoke without knowing what is said of it: when
+        self._refuted: dict[str, tuple[int, float]] = {}  # suspicions in vain: how many, the last
         self._stale: set[str] = set()  # who spoke with a lower incarnation than is known of it
         self._timers: list[tuple[float, int, int, str]] = []
         self._entries = 0
@@ -142,6 +144,7 @@ class Membership:
         self._roll.remove(node)
         self._watched.pop(node, None)
         self._told.pop(node, None)
+        self._refuted.pop(node, None)
         self._stale.discard(node)
         self._news.drop(node)
         self._rearm()
@@ -175,8 +178,6 @@ class Membership:
                 self._claim(member, rumour, now, _HEARSAY[state])
             elif state is SUSPECT and member.case is not None:
                 self._confirm(member, member.case, rumour, now)
-            elif state is member.state and self._news:
-                self._news.again(node, "", self._transmissions)
 
     def heard(self, node: str, incarnation: int, now: float) -> None:
         """A message came directly from `node`, which speaks with `incarnation`."""
@@ -203,9 +204,9 @@ class Membership:
             self._stale.discard(node)
             if member.state is ALIVE or member.state is LEFT:
                 return
-        if now - self._told.get(node, -inf) >= self.tuning.probe_interval:
+        if now - self._told.get(node, -inf) >= self.tuning.minimum(self._roll.size):
             self._told[node] = now
-            self._prober.start(node, member.incarnation, self._roll.size, now)
+            self._start(member, now)
 
     def acked(self, seq: int, incarnation: int, now: float) -> None:
         """The target of a Probe answered."""
@@ -224,10 +225,12 @@ class Membership:
     def answered(self, seq: int, helper: str, outcome: Outcome, now: float) -> None:
         """A helper tells how its ping went."""
         pending = self._prober.get(seq)
-        if pending is None or helper not in (pending.asked or ()):
+        if pending is None or helper not in pending.asked:
             return
         if outcome is Outcome.SILENT:
             pending.silent.add(helper)
+            if pending.again:
+                pending.due = pending.deadline = now  # late, but the way out of here is in order
             return
         self._prober.finish(seq)
         if outcome is Outcome.REFUSED:
@@ -301,12 +304,22 @@ class Membership:
 
     def _look(self, member: Member, now: float) -> None:
         if not self._left and not self._prober.under_way(member.node):
-            self._prober.start(member.node, member.incarnation, self._roll.size, now)
+            self._start(member, now)
 
-    def _helpers(self, target: str) -> list[str]:
-        """Whom to ask about `target`: of some that are well, those heard last."""
-        members, wanted = self._members, self.tuning.indirect_probes
-        if target not in members or members[target].shown >= DEAD:
+    def _start(self, member: Member, now: float) -> None:
+        lenience = 1
+        if member.node in self._refuted:
+            count, since = self._refuted[member.node]
+            lenience += max(0, count - int((now - since) / self.tuning.lenience_decay))
+            if lenience == 1:
+                del self._refuted[member.node]
+        self._prober.start(member.node, member.incarnation, self._roll.size, lenience, now)
+
+    def _helpers(self, pending: Pending) -> list[str]:
+        """Whom to ask about a target: of some that are well, those heard last."""
+        members, wanted, target = self._members, self.tuning.indirect_probes, pending.node
+        member = members.get(target)
+        if member is None or member.shown >= DEAD or member.heard > pending.begin:
             return []
         some = self._roll.rotation.sample(
             2 * wanted, lambda node: node != target and members[node].shown is ALIVE
@@ -314,13 +327,19 @@ class Membership:
         return sorted(some, key=lambda node: -members[node].heard)[:wanted]
 
     def _silent(self, pending: Pending, now: float) -> None:
-        """Neither the target nor a helper answered in time."""
-        self.health.worse(pending.missing())
+        """Neither the target nor a helper with news of it answered in time."""
+        alone = pending.alone()
+        if alone:
+            self.health.worse()
         member = self._members.get(pending.node)
         if member is None or member.shown >= DEAD:
             return
         if member.heard > pending.begin or member.incarnation > pending.incarnation:
             return  # it gave a sign of life meanwhile, to us or to others
+        if alone and not pending.again and not self._left:
+            # Not even the helpers: rather it is us. Look longer before we accuse anybody.
+            self._prober.again(pending, self._roll.size, now)
+            return
         rumour = Rumour(member.node, member.incarnation, SUSPECT, self.me)
         if member.case is None:
             since = max(member.heard, pending.begin)
@@ -356,13 +375,16 @@ class Membership:
         `since` when it is so, if not since now; `known`: we had heard of the member before this.
         """
         node, incarnation, state, by = rumour
-        old, shown = member.case, member.shown
+        old, before, shown = member.case, member.state, member.shown
         self._roll.claim(member, incarnation, state)
         self._news.put(rumour)
         self._watched.pop(node, None)
         if state is ALIVE:
             member.case = None
             self._told.pop(node, None)
+            if before is SUSPECT:
+                count = self._refuted[node][0] + 1 if node in self._refuted else 1
+                self._refuted[node] = (min(count, self.tuning.lenience), now)
             self._show(member, ALIVE, reason, by, now)
             if shown >= DEAD and self._by_lot():
                 self._look(member, now)  # it may believe that we are dead, too
@@ -416,11 +438,9 @@ class Membership:
                 suspicion.begin = now
                 self._watched[member.node] = None
                 new = True
-            if suspicion.confirm(rumour.by) or new:
-                self._news.confirm(rumour)
-            elif self._news:
-                self._news.again(member.node, rumour.by, self._transmissions)
+            if not suspicion.confirm(rumour.by) and not new:
                 return
+            self._news.confirm(rumour)
         self._arm(member, case)
 
     def _about_stranger(self, rumour: Rumour, now: float, table: bool) -> None:

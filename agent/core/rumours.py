@@ -97,14 +97,6 @@ class News:
         for item in self._items.pop(node, {}).values():
             item.gone = True
 
-    def again(self, node: str, by: str, limit: int) -> None:
-        """Another node told us what we were telling: it counts as told once more."""
-        items = self._items.get(node)
-        if items is not None and (item := items.get(by)) is not None:
-            item.sent += 1
-            if item.sent >= limit:
-                self._done(item)
-
     def take(self, room: int, copies: int, limit: int) -> list[Rumour]:
         """Up to `room` rumours for a message to `copies` nodes; each goes to `limit` in all."""
         out: list[Rumour] = []

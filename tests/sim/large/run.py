@@ -14,7 +14,7 @@ from tests.sim.large.membership import Member
 from tests.sim.large.world import World
 
 WARM = 5.0  # virtual s before anything happens and anything is counted
-CALM = 20.0  # and at the end, without loss, in which all must come to the same
+CALM = 15.0  # and at the end, without loss, in which all must come to the same
 
 
 @dataclass(frozen=True)
