@@ -167,8 +167,8 @@ class Membership:
         of is no news to anybody else.
         """
         members = self._members
-        for rumour in rumours:
-            node, incarnation, state, _by = rumour
+        for rumour in rumours:  # nearly all are known: this is the busiest loop of all
+            node, incarnation, state, by = rumour
             member = members.get(node)
             if member is None:
                 self._about_stranger(rumour, now, table)
@@ -176,8 +176,11 @@ class Membership:
                 continue
             elif incarnation > member.incarnation or state > member.state:
                 self._claim(member, rumour, now, _HEARSAY[state])
-            elif state is SUSPECT and member.case is not None:
-                self._confirm(member, member.case, rumour, now)
+            elif state is SUSPECT:
+                case = member.case
+                if case is None or (case.suspicion is not None and by in case.suspicion.accusers):
+                    continue
+                self._confirm(member, case, rumour, now)
 
     def heard(self, node: str, incarnation: int, now: float) -> None:
         """A message came directly from `node`, which speaks with `incarnation`."""
@@ -240,8 +243,12 @@ class Membership:
 
     def next_timer(self) -> float:
         """When `handle_timer` and `gossip` are to be called though nothing has come in."""
-        due = inf if self._left else min(self._timers[0][0], self._prober.next_timer())
-        return min(due, self._gossip_at) if self._news else due
+        due = inf
+        if not self._left:
+            due = self._timers[0][0]
+            if self._prober.pending and (probe := self._prober.next_timer()) < due:
+                due = probe
+        return self._gossip_at if self._news and self._gossip_at < due else due
 
     def handle_timer(self, now: float) -> None:
         """Do what is due."""

@@ -140,13 +140,13 @@ class Prober:
     def __init__(self, tuning: Tuning, health: Health) -> None:
         self._tuning = tuning
         self._health = health
-        self._pending: dict[int, Pending] = {}
+        self.pending: dict[int, Pending] = {}
         self._seq = 0
         self._actions: list[Probe | Ask] = []
 
     def under_way(self, node: str) -> bool:
         """Whether `node` is being probed."""
-        return any(pending.node == node for pending in self._pending.values())
+        return any(pending.node == node for pending in self.pending.values())
 
     def start(self, node: str, incarnation: int, n: int, lenience: int, now: float) -> None:
         """Probe `node`, one of `n`, with `lenience` times the usual patience."""
@@ -154,7 +154,7 @@ class Prober:
         window = self._tuning.window(n) * factor
         due = min(window, self._tuning.timeout(n) * factor)
         self._seq += 1
-        self._pending[self._seq] = Pending(
+        self.pending[self._seq] = Pending(
             self._seq, node, incarnation, now, now + due, now + window
         )
         self._actions.append(Probe(self._seq, node, window))
@@ -164,25 +164,25 @@ class Prober:
         window = self._tuning.window(n) * self._health.factor
         pending.again = True
         pending.due = pending.deadline = now + window
-        self._pending[pending.seq] = pending
+        self.pending[pending.seq] = pending
         self._actions.append(Probe(pending.seq, pending.node, window))
 
     def get(self, seq: int) -> Pending | None:
         """The probe, if it is under way."""
-        return self._pending.get(seq)
+        return self.pending.get(seq)
 
     def finish(self, seq: int) -> Pending | None:
         """It was answered; None if it is not under way."""
-        return self._pending.pop(seq, None)
+        return self.pending.pop(seq, None)
 
     def stop(self) -> None:
         """No more probes."""
-        self._pending.clear()
+        self.pending.clear()
         self._actions.clear()
 
     def postpone(self, late: float) -> None:
         """Nothing was read for `late` s: that is no silence."""
-        for pending in self._pending.values():
+        for pending in self.pending.values():
             pending.begin += late
             pending.due += late
             pending.deadline += late
@@ -197,7 +197,7 @@ class Prober:
     def next_timer(self) -> float:
         """When `handle_timer` is due."""
         due = inf
-        for pending in self._pending.values():
+        for pending in self.pending.values():
             if pending.due < due:
                 due = pending.due
         return due
@@ -208,11 +208,11 @@ class Prober:
         `helpers` says who may be asked to ping its target.
         """
         over: list[Pending] = []
-        for seq, pending in list(self._pending.items()):
+        for seq, pending in list(self.pending.items()):
             if pending.due > now:
                 continue
             if pending.deadline <= now:
-                del self._pending[seq]
+                del self.pending[seq]
                 over.append(pending)
                 continue
             pending.due = pending.deadline

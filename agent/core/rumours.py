@@ -64,8 +64,8 @@ class News:
         self._queue: deque[_Item] = deque()
         self._items: dict[str, dict[str, _Item]] = {}  # node -> accuser, or "" -> item
 
-    def __len__(self) -> int:
-        return len(self._items)
+    def __bool__(self) -> bool:
+        return bool(self._items)
 
     def __contains__(self, node: object) -> bool:
         return node in self._items

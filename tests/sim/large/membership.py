@@ -73,8 +73,8 @@ class Member(hosts.Protocol):
                 self._probe(action)
             else:
                 self._ask(action)
-        peers, rumours = core.gossip(world.now, host.neighbours)
-        if rumours:
+        if core.next_timer() <= world.now:
+            peers, rumours = core.gossip(world.now, host.neighbours)
             size = size_of(rumours)
             message = (core.incarnation, rumours)
             for peer in peers:

@@ -88,8 +88,7 @@ class Run:
     def play(self) -> Figures:
         """Run it to the end."""
         options, world, figures = self.options, self.world, self.figures
-        gc.collect()
-        gc.freeze()  # a million members need not be looked through again and again
+        gc.disable()  # nothing here is in cycles, and a million members are many to look through
         begin = time.process_time()
         world.run_until(WARM)
         for host in self.hosts:
@@ -111,7 +110,7 @@ class Run:
         for host in self.hosts:
             host.slow = False
         world.run_until(end + CALM)
-        gc.unfreeze()
+        gc.enable()
         figures.suspicions = len(self._accused)
         figures.digest = hash(
             (tuple(figures.detected), world.events, self.members[0].core.digest())
