@@ -62,7 +62,7 @@ class Tuning:
     """Local health: 0 is well. Probe interval and timeout grow by (1 + health), the suspicions
     that we hold by (1 + health / 4). Price of more: an unwell node takes longer to recover."""
 
-    gossip_interval: float = 0.1
+    gossip_interval: float = 0.2
     """Streams carry news at most this often; news after a pause leaves at once. Price of less:
     more and smaller messages while there is much news. A quiet cluster sends none."""
 
@@ -77,8 +77,8 @@ class Tuning:
     """A host that answers without an agent stays REFUSED this long, then it is DEAD. Price of
     more: names of workloads whose host nobody looks after go on resolving."""
 
-    dead_probe_factor: float = 10.0
-    """One of the DEAD is probed every `probe_interval * min(this, max(1, n / 5))`, so that two
+    dead_probe_turns: int = 10
+    """With every min(this, max(1, n / 5))-th turn one of the DEAD is probed as well, so that two
     halves find each other again. Price: connection attempts that lead nowhere."""
 
     def timeout(self, n: int) -> float:
@@ -99,9 +99,9 @@ class Tuning:
         """How often a node passes one piece of news on."""
         return _transmissions(self.retransmit, n)
 
-    def dead_interval(self, n: int) -> float:
-        """How often one of the DEAD is probed."""
-        return self.probe_interval * min(self.dead_probe_factor, max(1.0, n / 5))
+    def dead_turns(self, n: int) -> int:
+        """How many turns to probe there are to one that goes to the DEAD as well."""
+        return min(self.dead_probe_turns, max(1, n // 5))
 
 
 PRESETS: dict[str, Tuning] = {
@@ -113,7 +113,6 @@ PRESETS: dict[str, Tuning] = {
         probe_timeout=0.4,
         suspicion_min=3.0,
         suspicion_max_factor=4.0,
-        gossip_interval=0.2,
     ),
     # All nodes on one machine: packets are fast, but whole agents wait for a processor.
     "local": Tuning(probe_interval=0.35, probe_timeout=0.12, suspicion_min=0.9),

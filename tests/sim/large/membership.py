@@ -86,12 +86,13 @@ class Member(hosts.Protocol):
         due = core.next_timer()
         if due < self._wake:
             self._wake = due
-            world.at(due, self._timer, due)
+            late = world.noise * world.rng.random() if world.noise else 0.0
+            world.at(due + late, self._timer, due)
 
     def _timer(self, due: float, _: None) -> None:
         if due == self._wake and self.host.runs:
             self._wake = float("inf")
-            self.core.handle_timer(due)
+            self.core.handle_timer(self.host.world.now)
             self._pump()
 
     def _probe(self, probe: Probe) -> None:

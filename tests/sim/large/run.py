@@ -25,6 +25,7 @@ class Options:
     seed: int = 1
     loss: float = 0.0
     slow: float = 0.0
+    noise: float = 0.0
     minutes: float = 0.5
     kill: bool = False
     refuse: bool = False
@@ -35,6 +36,7 @@ class Options:
         """What replays it."""
         words = [f"--nodes {self.nodes} --seed {self.seed} --loss {self.loss:g}"]
         words += [f"--slow {self.slow:g}"] if self.slow else []
+        words += [f"--noise {self.noise:g}"] if self.noise else []
         words += [f"--minutes {self.minutes:g}", f"--preset {self.preset}"]
         words += ["--kill"] if self.kill else []
         words += ["--refuse"] if self.refuse else []
@@ -67,7 +69,7 @@ class Run:
         self.options = options
         self.figures = Figures()
         before = _resident()
-        self.world = World(options.seed, options.loss)
+        self.world = World(options.seed, options.loss, options.preset, options.noise)
         self.hosts = [Host(self.world, f"{i + 1:016x}") for i in range(options.nodes)]
         self.members = [Member(host, PRESETS[options.preset], self) for host in self.hosts]
         connect(self.hosts, self.world.rng)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.sim.large.host import Host
 
 RETRANSMISSION = 0.2  # s, the first time-out; each further one is twice as long
-LATENCY = (0.0002, 0.001)  # s one way, between any two hosts of a LAN
+LATENCY = {"lan": (0.0002, 0.001), "wan": (0.05, 0.15), "local": (0.0001, 0.0005)}  # s one way
 SLOW = (0.3, 2.0)  # s until a slow host handles a message that has come
 OVERHEAD = 80  # bytes of TCP, IP, HTTP/2 and gRPC around a small message
 
@@ -28,11 +28,18 @@ Event = tuple[float, int, Action, Any, Any]
 
 
 class World:
-    """The clock, the hosts, and what lies between them. Times in virtual s, `loss` in 0..1."""
+    """The clock, the hosts, and what lies between them. Times in virtual s, `loss` in 0..1.
 
-    def __init__(self, seed: int, loss: float) -> None:
+    `latency` is a key of LATENCY; `noise` how late a message is handled or a timer noticed at
+    most, because others run.
+    """
+
+    def __init__(self, seed: int, loss: float, latency: str = "lan", noise: float = 0.0) -> None:
         self.rng = random.Random(seed)
         self.loss = loss
+        self.noise = noise
+        self._least, most = LATENCY[latency]
+        self._spread = most - self._least
         self.now = 0.0
         self.events = 0
         self.hosts: dict[str, Host] = {}
@@ -81,7 +88,7 @@ class World:
     def transit(self) -> float:
         """How long a message takes one way, with what had to be sent again."""
         random = self.rng.random
-        delay = LATENCY[0] + (LATENCY[1] - LATENCY[0]) * random()
+        delay = self._least + (self._spread + self.noise) * random()
         wait, loss = RETRANSMISSION, self.loss
         while random() < loss:
             delay += wait
