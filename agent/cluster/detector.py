@@ -40,6 +40,7 @@ from agent.views import Change, Status
 log = structlog.get_logger()
 
 CHANNELS_MAX = 64  # kept open for the next ping; each costs a connection and some 50 kB
+DIFFERS = 3  # pings with another table, until the whole of it is told
 KNOCK_AFTER = 1 / 3  # of a ping's time: then see whether the host itself answers
 
 _OPTIONS = [
@@ -93,6 +94,7 @@ class Detector:
         self._streams = streams
         self._told: dict[str, int] = {}  # node -> the incarnation that it gave itself
         self._taken: dict[str, float] = {}  # node -> last_heard of its stream, as last looked at
+        self._differs: dict[str, int] = {}  # node -> pings running on which its table was another
         self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -209,6 +211,7 @@ class Detector:
             elif id != self.node.me:
                 self.membership.forget(id)
                 self._told.pop(id, None)
+                self._differs.pop(id, None)
         if change.nodes:
             self._wake.set()
 
@@ -318,6 +321,7 @@ class Detector:
         if reply.node != target:
             return Outcome.REFUSED, 0  # another agent lives there now
         self.take(target, rumours_from_proto(reply.rumours))
+        self._compare(target, reply.table)
         return Outcome.ACK, reply.incarnation
 
     async def _ping_once(self, target: str, timeout: float) -> pb.PingReply | None:
@@ -325,7 +329,8 @@ class Detector:
             node=self.node.me,
             incarnation=self.membership.incarnation,
             target=target,
-            rumours=rumours_to_proto(self.membership.piggyback(target)),
+            rumours=rumours_to_proto(self._tell(target)),
+            table=self.membership.digest(),
         )
         stub = self._stub(target)
         if stub is None:
@@ -338,16 +343,33 @@ class Detector:
             await self._drop_channel(target)
             return None
 
+    def _compare(self, id: str, table: int) -> None:
+        """What a peer knows of all, as a hash: news on its way differs once, what was lost again
+        and again."""
+        if table == self.membership.digest():
+            self._differs.pop(id, None)
+        else:
+            self._differs[id] = self._differs.get(id, 0) + 1
+
+    def _tell(self, id: str) -> Sequence[Rumour]:
+        """What to put on a message to `id`: news, or everything if it lacks some."""
+        if self._differs.get(id, 0) >= DIFFERS:
+            self._differs[id] = 0
+            return self.membership.table()
+        return self.membership.piggyback(id)
+
     def answer(self, request: pb.PingRequest) -> pb.PingReply:
         """What a peer that pings is told."""
         if request.node in self.node.nodes:
             self._told[request.node] = max(self._told.get(request.node, 0), request.incarnation)
             self.take(request.node, rumours_from_proto(request.rumours))
+            self._compare(request.node, request.table)
             self._first_seen(request.node)
         return pb.PingReply(
             node=self.node.me,
             incarnation=self.membership.incarnation,
-            rumours=rumours_to_proto(self.membership.piggyback(request.node)),
+            rumours=rumours_to_proto(self._tell(request.node)),
+            table=self.membership.digest(),
         )
 
     async def answer_for(self, request: pb.PingForRequest) -> pb.PingForReply:
