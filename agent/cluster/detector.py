@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from agent.cluster.channels import Channels, knock
 from agent.cluster.codec import encode_rumours, rumours_from_proto, rumours_to_proto
 from agent.core.membership import (
     Ask,
@@ -34,21 +35,13 @@ from agent.core.membership import (
 from agent.model import Node
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
-from agent.rpc import peer_pb2_grpc as pb_grpc
 from agent.views import Change, Status
 
 log = structlog.get_logger()
 
-CHANNELS_MAX = 64  # kept open for the next ping; each costs a connection and some 50 kB
 DIFFERS = 3  # pings with another table, until the whole of it is told
 KNOCK_AFTER = 1 / 3  # of a ping's time: then see whether the host itself answers
 
-_OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
 _STATES = {
     State.ALIVE: "alive",
     State.SUSPECT: "suspect",
@@ -95,7 +88,7 @@ class Detector:
         self._told: dict[str, int] = {}  # node -> the incarnation that it gave itself
         self._taken: dict[str, float] = {}  # node -> last_heard of its stream, as last looked at
         self._differs: dict[str, int] = {}  # node -> pings running on which its table was another
-        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+        self._channels = Channels()
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
 
@@ -112,8 +105,7 @@ class Detector:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for _, channel in self._channels.values():
-            await channel.close()
+        await self._channels.close()
 
     def live(self) -> set[str]:
         """The ids of the nodes that count as there, this one included."""
@@ -164,7 +156,7 @@ class Detector:
             if now >= self.membership.next_timer():
                 self._hear_streams(now)
                 self.membership.handle_timer(now)
-            self._flush()
+                self._carry_out()
             wait = self.membership.next_timer() - time.monotonic()
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with
             # what it waits for, and `stop` would wait for ever.
@@ -179,7 +171,12 @@ class Detector:
                 self.membership.heard(id, self._told[id], stream.last_heard)
 
     def _flush(self) -> None:
-        """Carry out what the membership wants now."""
+        """Something came in: carry out what follows, and look anew when the next timer is due."""
+        self._carry_out()
+        self._wake.set()
+
+    def _carry_out(self) -> None:
+        """What the membership wants now."""
         for action in self.membership.actions():
             self._spawn(self._probe(action) if isinstance(action, Probe) else self._ask(action))
         for transition in self.membership.transitions():
@@ -190,7 +187,6 @@ class Detector:
             data = encode_rumours(rumours)
             for target in targets:
                 streams[target].post(data)
-        self._wake.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -274,12 +270,13 @@ class Detector:
     async def _ask_one(self, ask: Ask, helper: str) -> None:
         request = pb.PingForRequest(node=self.node.me, target=ask.target, seconds=ask.timeout * 0.8)
         try:
-            stub = self._stub(helper)
-            if stub is None:
+            node = self.node.nodes.get(helper)
+            if node is None:
                 return
+            stub = self._channels.stub(node)
             reply: pb.PingForReply = await stub.PingFor(request, timeout=ask.timeout)
         except (grpc.aio.AioRpcError, grpc.aio.UsageError):
-            await self._drop_channel(helper)
+            await self._channels.drop(helper)
             return  # no nack either: perhaps it is we who are slow (Lifeguard)
         outcome = {0: Outcome.ACK, 1: Outcome.REFUSED}.get(reply.outcome, Outcome.SILENT)
         self.membership.answered(ask.seq, helper, outcome, time.monotonic())
@@ -302,17 +299,17 @@ class Detector:
         if node is None:
             return Outcome.SILENT, 0
         begin = time.monotonic()
-        pinging = asyncio.ensure_future(self._ping_once(target, timeout))
+        pinging = asyncio.ensure_future(self._ping_once(node, timeout))
         try:
             await asyncio.wait({pinging}, timeout=timeout * KNOCK_AFTER)
             reply = pinging.result() if pinging.done() else None
             if reply is None:
-                knocked = await _knock(node, begin + timeout - time.monotonic())
+                knocked = await knock(node, begin + timeout - time.monotonic())
                 if knocked is None:
                     host_answers()
                 reply = await pinging
             if reply is None and knocked is None and patient:
-                reply = await self._ping_once(target, timeout / 2)
+                reply = await self._ping_once(node, timeout / 2)
                 knocked = Outcome.REFUSED
         finally:
             pinging.cancel()
@@ -324,23 +321,21 @@ class Detector:
         self._compare(target, reply.table)
         return Outcome.ACK, reply.incarnation
 
-    async def _ping_once(self, target: str, timeout: float) -> pb.PingReply | None:
+    async def _ping_once(self, node: Node, timeout: float) -> pb.PingReply | None:
         request = pb.PingRequest(
             node=self.node.me,
             incarnation=self.membership.incarnation,
-            target=target,
-            rumours=rumours_to_proto(self._tell(target)),
+            target=node.id,
+            rumours=rumours_to_proto(self._tell(node.id)),
             table=self.membership.digest(),
         )
-        stub = self._stub(target)
-        if stub is None:
-            return None
         try:
+            stub = self._channels.stub(node)
             reply: pb.PingReply = await stub.Ping(request, timeout=timeout)
             return reply
         except (grpc.aio.AioRpcError, grpc.aio.UsageError):
             # A new channel the next time: this one's connection may have backed off for long.
-            await self._drop_channel(target)
+            await self._channels.drop(node.id)
             return None
 
     def _compare(self, id: str, table: int) -> None:
@@ -378,48 +373,3 @@ class Detector:
         outcome, incarnation = await self.ping(request.target, seconds, patient=False)
         number = {Outcome.ACK: 0, Outcome.REFUSED: 1, Outcome.SILENT: 2}[outcome]
         return pb.PingForReply(outcome=number, incarnation=incarnation)
-
-    # -- channels --
-
-    def _stub(self, id: str) -> Any:
-        node = self.node.nodes.get(id)
-        if node is None:
-            return None
-        target = _target(node)
-        held = self._channels.pop(id, None)
-        if held is not None and held[0] != target:  # it has moved
-            self._spawn(_close(held[1]))
-            held = None
-        channel = held[1] if held else grpc.aio.insecure_channel(target, _OPTIONS)
-        self._channels[id] = (target, channel)  # the last used is the last to go
-        while len(self._channels) > CHANNELS_MAX:
-            oldest = next(iter(self._channels))
-            self._spawn(_close(self._channels.pop(oldest)[1]))
-        return pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
-
-    async def _drop_channel(self, id: str) -> None:
-        held = self._channels.pop(id, None)
-        if held:
-            await held[1].close()
-
-
-async def _close(channel: grpc.aio.Channel) -> None:
-    await channel.close()
-
-
-def _target(node: Node) -> str:
-    host = f"[{node.address}]" if ":" in node.address else node.address
-    return f"{host}:{node.port}"
-
-
-async def _knock(node: Node, timeout: float) -> Outcome | None:
-    """Connect by TCP: REFUSED or SILENT; None if the connection was taken."""
-    try:
-        async with asyncio.timeout(timeout):
-            _, writer = await asyncio.open_connection(node.address, node.port)
-    except ConnectionRefusedError:
-        return Outcome.REFUSED
-    except (OSError, TimeoutError):
-        return Outcome.SILENT
-    writer.close()
-    return None
