@@ -18,7 +18,6 @@ from typing import NamedTuple
 from agent.core.suspicion import Health
 from agent.core.tuning import Tuning
 
-
 REPORT = 0.9  # of a window: when who pings gives up, so that its report is in before the end
 
 
