@@ -18,6 +18,8 @@ from typing import NamedTuple
 from agent.core.suspicion import Health
 from agent.core.tuning import Tuning
 
+REPORT = 0.9  # of a window: when who pings gives up, so that its report is in before the end
+
 
 class Outcome(Enum):
     """How a probe ended."""
@@ -28,9 +30,10 @@ class Outcome(Enum):
 
 
 class Probe(NamedTuple):
-    """Ping `target`, and report what comes within `timeout` s: `acked` or `refused`.
+    """Ping `target`, and report what came within `timeout` s: `acked` or `refused`, or nothing.
 
-    Helpers are asked before that time is up; an answer until then still counts. One `seq` may
+    Helpers are asked before that time is up; an answer until then still counts. A host that took
+    the connection and said nothing is reported as `refused` when `timeout` is over. One `seq` may
     be pinged twice.
     """
 
@@ -157,7 +160,7 @@ class Prober:
         self.pending[self._seq] = Pending(
             self._seq, node, incarnation, now, now + due, now + window
         )
-        self._actions.append(Probe(self._seq, node, window))
+        self._actions.append(Probe(self._seq, node, window * REPORT))
 
     def again(self, pending: Pending, n: int, now: float) -> None:
         """A second window, by the local health of now; late answers of helpers still count."""
@@ -165,7 +168,7 @@ class Prober:
         pending.again = True
         pending.due = pending.deadline = now + window
         self.pending[pending.seq] = pending
-        self._actions.append(Probe(pending.seq, pending.node, window))
+        self._actions.append(Probe(pending.seq, pending.node, window * REPORT))
 
     def get(self, seq: int) -> Pending | None:
         """The probe, if it is under way."""

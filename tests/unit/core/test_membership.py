@@ -21,6 +21,7 @@ from agent.core.membership import (
     Transition,
     Tuning,
 )
+from agent.core.probing import REPORT
 
 ALIVE, SUSPECT, REFUSED, DEAD, LEFT = State
 LAN = PRESETS["lan"]
@@ -280,7 +281,7 @@ def test_who_refuted_a_suspicion_gets_more_time_with_the_next_probes() -> None:
         core.receive([Rumour("b", incarnation, SUSPECT, "c")], node.now)
         probe = next(a for a in core.actions() if isinstance(a, Probe))
         core.acked(probe.seq, incarnation + 1, node.now)
-        return probe.timeout / LAN.probe_interval
+        return probe.timeout / (LAN.probe_interval * REPORT)
 
     assert [window() for _ in range(6)] == pytest.approx([1, 2, 3, 4, 4, 4])
     node.now += 2 * LAN.lenience_decay
