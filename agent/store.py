@@ -50,6 +50,7 @@ class Batch:
     floor: int = 0  # drop tombstones up to here
     replace: bool = False  # `records` are all there are
     sandboxes: dict[str, Sandbox | None] = field(default_factory=dict)
+    meta: dict[str, str] = field(default_factory=dict)  # settings of the node
 
 
 @dataclass(slots=True)
@@ -61,6 +62,7 @@ class PeerBatch:
     version: int
     floor: int
     replace: bool = False  # `records` are all there are
+    gone: bool = False  # the origin was forgotten
 
 
 class Store:
@@ -184,6 +186,7 @@ class Store:
         batches = list(batches)
         # Ownership of addresses must outlive a power cut too: a donation that came undone would
         # be an address handed out twice. The rest may be lost with its peers knowing it.
+        # The record of a removal is in one batch with the claims that rest on it.
         claims = any(r.key.startswith("r/") for b in batches for r in b.records)
         self._db.execute(f"PRAGMA synchronous={'FULL' if claims else 'NORMAL'}")
         with self._db:
@@ -201,7 +204,8 @@ class Store:
                 marks = {"version": batch.version, "floor": batch.floor}
                 self._db.executemany(
                     "REPLACE INTO meta VALUES (?, ?)",
-                    [(key, str(value)) for key, value in marks.items() if value],
+                    [(key, str(value)) for key, value in marks.items() if value]
+                    + list(batch.meta.items()),
                 )
                 for id, sandbox in batch.sandboxes.items():
                     if sandbox is None:
@@ -222,8 +226,11 @@ class Store:
 
     def _commit_peer(self, batch: PeerBatch) -> None:
         origin = batch.origin
-        if batch.replace:
+        if batch.replace or batch.gone:
             self._db.execute("DELETE FROM peer_records WHERE origin = ?", (origin,))
+        if batch.gone:
+            self._db.execute("DELETE FROM peers WHERE origin = ?", (origin,))
+            return
         self._replace("peer_records", [(origin, *r) for r in batch.records])
         if batch.floor:
             self._db.execute(

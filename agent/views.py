@@ -25,12 +25,14 @@ from agent.model import (
     Network,
     Node,
     Notice,
+    Removal,
     Sandbox,
     check_sound,
     shorten,
 )
 
 NODE, NETWORK, ENDPOINT, CLAIMS = "n/", "w/", "e/", "r/"
+REMOVAL = "x/"
 
 _endpoint = msgspec.msgpack.Decoder(Endpoint)
 _network = msgspec.msgpack.Decoder(Network)
@@ -41,6 +43,7 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     NETWORK: _network,
     CLAIMS: _claims,
     NODE: _node,
+    REMOVAL: msgspec.msgpack.Decoder(Removal),
 }
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -95,6 +98,13 @@ class Views:
         self.sandboxes: dict[str, Sandbox] = {}
         self.status: dict[str, Status] = {}  # of other nodes; none: not decided yet
         self.withdrawn: set[str] = set()  # nodes whose endpoints count as gone
+        self.removals: dict[str, Removal] = {}  # nodes that are not heard any more, for good
+        self.expelled: Removal | None = None  # this node is one of them
+        self.inherited: set[str] = set()  # the removed nodes whose heir this node is
+        self._told: list[Removal] = []  # removals that `apply` met and nobody has acted on
+        # Networks known by a removed node's record alone -> it, and the record's stamp: they
+        # stay until its heir's copy has come.
+        self._orphans: dict[str, tuple[str, int]] = {}
         self._claims: dict[str, dict[str, Claims]] = {}  # network -> origin -> claims
         self._network_of: dict[str, str] = {}  # endpoint id -> network id
 
@@ -149,7 +159,7 @@ class Views:
 
     def node_name(self, id: str) -> str:
         """A node's name; its id if it is not known."""
-        node = self.nodes.get(id)
+        node = self.nodes.get(id) or self.removals.get(id)
         return node.name if node else id
 
     def find_node(self, ref: str) -> Node:
@@ -205,11 +215,20 @@ class Views:
                 elif origin != self.me:
                     self.nodes.pop(origin, None)
                 change.nodes.add(origin)
+            elif kind == REMOVAL and isinstance(found, Removal):
+                if origin == self.me:
+                    self.inherited.add(found.node)
+                self._told.append(found)
         return touched | set(change.networks)
 
     def _take_network(self, origin: str, network: Network, change: Change) -> None:
         old = self.catalogue.get(network.id)
-        self._note_networks(self.catalogue.put(origin, network), network.id, old, change)
+        ids = self.catalogue.put(origin, network)
+        lost, stamp = self._orphans.get(network.id, ("", 0))
+        if lost and origin != lost and network.stamp >= stamp:
+            del self._orphans[network.id]
+            ids |= self.catalogue.drop(lost, network.id)
+        self._note_networks(ids, network.id, old, change)
 
     def _note_networks(
         self, ids: set[str], about: str, old: Network | None, change: Change

@@ -78,6 +78,23 @@ class Addresses:
             start = number + 1
         return [number.to_bytes(width) for number in used]
 
+    def owners(self) -> set[str]:
+        """The nodes that own addresses here."""
+        return {segment.owner for segment in self.ring.segments()}
+
+    def reclaim(self, lost: str) -> dict[int, int]:
+        """Inherit what a removed node owns; family -> how many addresses."""
+        return self.ring.reclaim(lost, self.me)
+
+    def hand_over(self, to: str) -> int:
+        """Give `to` all that this node owns, used or not; how many addresses."""
+        count = 0
+        for family in (4, 6):
+            for start, end in list(self.ring.owned(self.me, family)):
+                self.ring.donate(self.me, to, start, end, family)
+                count += end - start + 1
+        return count
+
     def claims(self) -> Claims:
         """What this node should state now."""
         return self.ring.claims(self.me, self.network)

@@ -51,6 +51,10 @@ class Catalogue:
         """The origins that have a record about this network."""
         return set(self._written.get(id, ()))
 
+    def written(self, id: str) -> dict[str, Network]:
+        """Origin -> what it wrote of this network, dead or alive."""
+        return dict(self._written.get(id, {}))
+
     def get(self, id: str) -> Network | None:
         """A living network by its whole id."""
         return self._networks.get(id)

@@ -5,6 +5,8 @@ creator of the network owns all of it at epoch 0. Ownership moves by donation on
 writes that another one owns the addresses now, at a higher epoch. So the epochs of an address
 form one line, each written by the owner before, and the truth is, address by address, the
 statement with the highest epoch. No partition can make two nodes own one address.
+The one exception is a node that is lost for good: one other node, by consent of all, inherits
+what it owned and stated (`reclaim`), as if it had donated it.
 
 Each node publishes one `Claims` record: for every address that it *ever* owned, either that it
 owns it, or to whom it gave it. It never stops saying what it gave away. If it did once the
@@ -209,6 +211,23 @@ class _Line:
         self.view.lift(part)
         self.stated.setdefault(me, _Cover([])).lift(part)
 
+    def inherit(self, lost: str, heir: str) -> int:
+        """Have `heir` own what `lost` owns, and state what it stated; how many it owns by that."""
+        moved = [p._replace(owner=heir, epoch=p.epoch + 1) for p in self.view.parts
+                 if p.owner == lost]  # fmt: skip
+        mine = self.stated.setdefault(heir, _Cover([]))
+        for part in moved:
+            self.view.lift(part)
+            mine.lift(part)
+        before = self.stated.get(lost)
+        for then in before.parts if before else ():
+            for now in self.view.cut(then.start, then.end):
+                # What went from it by another way than donation is remembered as in `claim`.
+                mine.lift(now if then.owner == lost else then.clip(now.start, now.end))
+        if not mine.parts:
+            del self.stated[heir]
+        return sum(part.end - part.start + 1 for part in moved)
+
     def segments(self, parts: Iterable[_Part]) -> Iterator[Segment]:
         width = _WIDTH[self.family]
         for p in parts:
@@ -309,6 +328,20 @@ class Ring:
         for line, low, high in spans:
             line.give(me, to, low, high)
         self._note(True)
+
+    def reclaim(self, lost: str, heir: str) -> dict[int, int]:
+        """Make `heir` the owner of all that `lost` owns; family -> how many addresses.
+
+        Only for the one node that may do it: who removed `lost` with the consent of all others
+        (core/removal.py). From here on `heir` also states all that `lost` ever stated, for
+        whoever forgets `lost` must not believe an older third statement about what it gave
+        away. It holds once `claims(heir)` is on disk, as with a donation.
+        """
+        moved: dict[int, int] = {}
+        for line in self._lines:
+            moved[line.family] = moved.get(line.family, 0) + line.inherit(lost, heir)
+        self._note(True)
+        return moved
 
     def claims(self, me: str, network: str) -> Claims:
         """What `me` must publish now about the network with this id; empty if it never owned.

@@ -27,6 +27,7 @@ class Networks(Records):
 
     def create_network(self, spec: NetworkSpec) -> Network:
         """Make a network; Conflict names what stands in the way, and nothing is changed."""
+        self.check_stays()
         if self.catalogue.named(spec.name):
             raise Conflict(f"network {spec.name}", "exists", "Choose another name")
         taken = [
@@ -78,7 +79,9 @@ class Networks(Records):
                 "Remove them first with 'vxmesh endpoint rm' on their node",
             )
         with Recording(self) as change:
-            if self.catalogue.writers(network.id) == {self.me}:
+            # One that was inherited stays deleted, for nodes that only know its creator's record.
+            alone = self.catalogue.writers(network.id) == {self.me}
+            if alone and network.creator == self.me:
                 self._delete(NETWORK + network.id)
                 ids = self.catalogue.drop(self.me, network.id)
                 self._note_networks(ids, network.id, network, change)
@@ -111,6 +114,8 @@ class Networks(Records):
         addresses = self.addresses.get(network_id)
         if addresses is None:
             return "the network is not known here"
+        if self.expelled:
+            return "this node was removed from the cluster"
         if to not in self.nodes or to == self.me:
             return "who asks is not known here yet; try again shortly"
         before = addresses.claims()
@@ -131,6 +136,10 @@ class Networks(Records):
 
     def _state_claims(self, network: str) -> None:
         addresses = self.addresses.get(network)
+        if addresses:
+            # What others gave to a lost node comes to light late.
+            for lost in self.inherited & addresses.owners():
+                addresses.reclaim(lost)
         claims = addresses.claims() if addresses else None  # none: the network was removed
         key = CLAIMS + network
         stated = self.replica.get(self.me, key)

@@ -7,6 +7,7 @@ store writes. Time and chance come from outside, so that a simulation can own th
 
 from __future__ import annotations
 
+import datetime
 import random
 from collections.abc import Callable
 
@@ -14,7 +15,8 @@ import msgspec
 import structlog
 
 from agent.core.replica import Replica
-from agent.model import Node, Notice, encode
+from agent.errors import InUse, VxmeshError
+from agent.model import Node, Notice, Removal, encode
 from agent.views import Change, Status, Views
 
 log = structlog.get_logger()
@@ -32,6 +34,7 @@ class Records(Views):
         # Milliseconds of the start: a watcher of this agent's earlier life is told apart.
         self.revision = int(clock() * 1000)
         self._change: Change | None = None
+        self.leaving = False  # nothing new is made here any more
 
     def tell(self, kind: str, message: str, **fields: str) -> None:
         """Tell an operator of something that is no object of its own; see model.Notice."""
@@ -52,6 +55,13 @@ class Records(Views):
             else:
                 self.withdrawn.discard(node)
 
+    def check_stays(self) -> None:
+        """VxmeshError if this node is leaving, or was removed: nothing new is made then."""
+        if self.expelled:
+            raise expelled_error(self.expelled)
+        if self.leaving:
+            raise InUse("this node", "is leaving the cluster", "Use another node")
+
     def versions(self) -> dict[str, int]:
         """Origin -> version, of all that has been taken in: a mark for `kernel_has`."""
         versions = {origin: self.replica.version(origin) for origin in self.replica.origins()}
@@ -68,6 +78,17 @@ class Records(Views):
 
     def _new_id(self) -> str:
         return self.rng.randbytes(8).hex()
+
+
+def expelled_error(removal: Removal) -> VxmeshError:
+    """What an agent ends with that was removed."""
+    moment = datetime.datetime.fromtimestamp(removal.when, datetime.UTC)
+    return VxmeshError(
+        "this node",
+        f"was removed from the cluster by {removal.by_name or removal.by} at "
+        f"{moment:%Y-%m-%dT%H:%M:%SZ}, and its addresses are others' now",
+        "Start it with --reset-state to join as a new one",
+    )
 
 
 class Recording:
