@@ -47,6 +47,9 @@ class ToStore:
         if self._behind is None:
             loop = asyncio.get_running_loop()
             self._behind = loop.call_later(PEERS_BEHIND, self._catch_up)
+        if change.nodes:
+            # Who is there must not be forgotten: without their consent no lost node is removed.
+            self.keep_peers()
         if not (change.own or change.sandboxes or change.floor or change.rewritten):
             return
         whole = change.rewritten or self._broken

@@ -101,6 +101,7 @@ class Views:
         self.removals: dict[str, Removal] = {}  # nodes that are not heard any more, for good
         self.expelled: Removal | None = None  # this node is one of them
         self.inherited: set[str] = set()  # the removed nodes whose heir this node is
+        self._closed: set[str] = set()  # networks that are known to be removed
         self._told: list[Removal] = []  # removals that `apply` met and nobody has acted on
         # Networks known by a removed node's record alone -> it, and the record's stamp: they
         # stay until its heir's copy has come.
@@ -203,6 +204,8 @@ class Views:
                 if isinstance(found, Network):
                     self._take_network(origin, found, change)
                 else:
+                    self._closed.add(key[2:])
+                    touched.add(key[2:])
                     old = self.catalogue.get(key[2:])
                     ids = self.catalogue.drop(origin, key[2:])
                     self._note_networks(ids, key[2:], old, change)
@@ -238,6 +241,7 @@ class Views:
             # Others look different because of a name that they share: they were there before.
             change.networks.setdefault(id, old if id == about else network)
             if network is None:
+                self._closed.add(id)
                 self.addresses.pop(id, None)
             elif id not in self.addresses:
                 addresses = self.addresses[id] = Addresses(network, self.me)

@@ -212,21 +212,23 @@ class _Line:
         self.stated.setdefault(me, _Cover([])).lift(part)
 
     def inherit(self, lost: str, heir: str) -> int:
-        """Have `heir` own what `lost` owns, and state what it stated; how many it owns by that."""
+        """Have `heir` own what `lost` owns, and state what is known; how many it owns by that."""
+        if not self.names(lost):
+            return 0
+        mine = self.stated.setdefault(heir, _Cover([]))
         moved = [p._replace(owner=heir, epoch=p.epoch + 1) for p in self.view.parts
                  if p.owner == lost]  # fmt: skip
-        mine = self.stated.setdefault(heir, _Cover([]))
         for part in moved:
             self.view.lift(part)
+        for part in self.view.parts:
             mine.lift(part)
-        before = self.stated.get(lost)
-        for then in before.parts if before else ():
-            for now in self.view.cut(then.start, then.end):
-                # What went from it by another way than donation is remembered as in `claim`.
-                mine.lift(now if then.owner == lost else then.clip(now.start, now.end))
-        if not mine.parts:
-            del self.stated[heir]
         return sum(part.end - part.start + 1 for part in moved)
+
+    def names(self, node: str) -> bool:
+        """Whether `node` owns, or by anybody's word ever owned, anything here."""
+        return node == self.creator or any(
+            part.owner == node for cover in self.stated.values() for part in cover.parts
+        )
 
     def segments(self, parts: Iterable[_Part]) -> Iterator[Segment]:
         width = _WIDTH[self.family]
@@ -333,9 +335,10 @@ class Ring:
         """Make `heir` the owner of all that `lost` owns; family -> how many addresses.
 
         Only for the one node that may do it: who removed `lost` with the consent of all others
-        (core/removal.py). From here on `heir` also states all that `lost` ever stated, for
-        whoever forgets `lost` must not believe an older third statement about what it gave
-        away. It holds once `claims(heir)` is on disk, as with a donation.
+        (core/removal.py). From here on `heir` also states what the ring looks like now, and with
+        that all that `lost` ever stated: whoever forgets `lost` (and be it `heir` itself, after
+        a restart with nothing but its own records) must not believe an older third statement
+        about what it gave away. It holds once `claims(heir)` is on disk, as with a donation.
         """
         moved: dict[int, int] = {}
         for line in self._lines:

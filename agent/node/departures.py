@@ -8,7 +8,7 @@ procedures from beginning to end; core/removal.py, who may inherit.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 from agent.core.catalogue import next_stamp
 from agent.core.removal import Removals
@@ -66,19 +66,19 @@ class Departures(Endpoints):
         What they stated of addresses, and what they wrote of networks that nobody has written
         since, goes on as this node's.
         """
-        lost = [id for id in ids if id not in self.removals and id in self.nodes]
+        lost = [id for id in ids if id not in self.removals and id != self.me]
         if not lost:
             return
         me = self.nodes[self.me]
         with Recording(self) as change:
             for id in lost:
-                self._copy(id, change)
+                self._copy(id, set(lost), change)
             gained = {id: self._reclaim(id) for id in lost}
             for network in list(self.addresses):
                 self._state_claims(network)
             for id in lost:
                 stamp = next_stamp(self.clock(), self.catalogue.stamp)
-                name = self.nodes[id].name
+                name = self.node_name(id)
                 record = Removal(id, name, self.me, stamp, self.clock(), me.name)
                 self._put(REMOVAL + id, record)
                 self.inherited.add(id)
@@ -88,22 +88,25 @@ class Departures(Endpoints):
             for id, counts in gained.items():
                 self._note_reclaimed(id, counts, change)
 
-    def _copy(self, lost: str, change: Change) -> None:
+    def _copy(self, lost: str, all_lost: set[str], change: Change) -> None:
         for key, _, _ in self.replica.items(lost):
             about = key[2:]
             if key.startswith(REMOVAL) and about in self.removals:
                 self._put(key, self.removals[about])
                 self.inherited.add(about)
-            elif key.startswith(NETWORK) and self._rests_on(lost, about):
+            elif key.startswith(NETWORK) and self._rests_on(lost, about, all_lost):
                 network = self.catalogue.written(about)[lost]
                 self._put(key, network)
                 self._take_network(self.me, network, change)
 
-    def _rests_on(self, origin: str, network: str) -> bool:
-        """Whether what is known of a network is what `origin` alone wrote last."""
+    def _rests_on(self, origin: str, network: str, lost: Set[str] = frozenset()) -> bool:
+        """Whether what `origin` wrote of a network is the newest, others in `lost` apart."""
         written = self.catalogue.written(network)
         own = written.pop(origin, None)
-        return own is not None and all(other.stamp < own.stamp for other in written.values())
+        return own is not None and all(
+            other.stamp <= own.stamp if id in lost else other.stamp < own.stamp
+            for id, other in written.items()
+        )
 
     def _reclaim(self, lost: str) -> dict[str, int]:
         gained = {}

@@ -140,11 +140,12 @@ class Networks(Records):
             # What others gave to a lost node comes to light late.
             for lost in self.inherited & addresses.owners():
                 addresses.reclaim(lost)
-        claims = addresses.claims() if addresses else None  # none: the network was removed
+        claims = addresses.claims() if addresses else None
         key = CLAIMS + network
         stated = self.replica.get(self.me, key)
         if claims is None or not claims.segments:
-            if stated:
+            # Of a network that is only not known yet, what was stated must not be forgotten.
+            if stated and network in self._closed:
                 self._delete(key)
         elif stated != encode(claims):
             self._put(key, claims)
