@@ -35,12 +35,13 @@ from agent.cluster.server import check_port, split_address
 from agent.config import Settings, default_address
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.underlay import describe
+from agent.departures import Departures
 from agent.errors import Conflict, VxmeshError
 from agent.feed import ToResolver
 from agent.listeners import ToKernel, ToStore
 from agent.logs import configure
 from agent.model import Node
-from agent.node import NodeState
+from agent.node import JOIN_ANEW, NodeState
 from agent.operations import Operations
 from agent.plan import Plan
 from agent.rpc import control_pb2, control_pb2_grpc
@@ -56,6 +57,7 @@ GC_THRESHOLDS = (50_000, 50, 1_000)
 SWITCH_INTERVAL = 0.0005
 UNDERLAY_INTERVAL = 10.0  # s; routes and the MTU of the host change seldom, and cost 2 ms to read
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
+ANSWERED_WITHIN = 0.2  # s; what is left of a call when the node has left
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
 MESSAGE_MAX = 16 << 20  # bytes of one request
 
@@ -81,6 +83,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
         disk = store.Store(state_dir)
         stack.push_async_callback(disk.close)
         meta, records, sandboxes = disk.load()
+        if "removed" in meta:
+            raise VxmeshError("this node", meta["removed"], JOIN_ANEW)
         if "node" not in meta:
             meta["node"] = secrets.token_hex(8)
             disk.set_meta({"node": meta["node"]})
@@ -90,6 +94,15 @@ async def run(settings: Settings, reset_state: bool) -> None:
         node.restore(records, sandboxes, int(meta.get("version", 0)), int(meta.get("floor", 0)))
         for known in disk.load_peers():
             node.restore_peer(known.origin, known.records, known.version, known.floor)
+        ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def expelled(error: VxmeshError) -> None:
+            # On disk, so that it does not hand out addresses again where nobody can tell it.
+            disk.write(store.Batch(meta={"removed": error.why}))
+            if not ending.done():
+                ending.set_exception(error)
+
+        node.on_expelled = expelled
         plan = Plan(node)
         plan.is_complete = len(node.nodes) == 1  # alone: nobody knows more than this node
         peers: Peers | None = None
@@ -136,7 +149,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
             stack.push_async_callback(mdns.stop)
         watchers = Watchers(node, peers)
         stack.callback(watchers.close)
-        control = Control(node, operations, peers, feed, watchers)
+        departures = Departures(node, operations, peers.consent, lambda: _end(ending))
+        control = Control(node, operations, departures, peers, feed, watchers)
         await _serve(control, socket, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)
@@ -144,7 +158,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(underlay.cancel)
         gc.freeze()
         log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))
-        await _until_told()
+        await _until_told(ending)
         log.info("agent.stopping", node=me.id)
 
 
@@ -229,9 +243,22 @@ async def _serve(control: Control, path: Path, stack: contextlib.AsyncExitStack)
     stack.push_async_callback(server.stop, 0.5)
 
 
-async def _until_told() -> None:
+def _end(ending: asyncio.Future[None]) -> None:
+    """Stop as planned, once the answer to who asked for it is out."""
+
+    def end() -> None:
+        if not ending.done():
+            ending.set_result(None)
+
+    asyncio.get_running_loop().call_later(ANSWERED_WITHIN, end)
+
+
+async def _until_told(ending: asyncio.Future[None]) -> None:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
+    ending.add_done_callback(lambda _: told.set())
     await told.wait()
+    if ending.done():
+        ending.result()  # raises why this node cannot go on, if it did not leave

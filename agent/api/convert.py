@@ -6,9 +6,11 @@ import datetime
 from typing import Protocol
 
 from agent.core.members import Member
+from agent.departures import Handover
 from agent.drivers import overlay
 from agent.model import Network, Node, Publish, Sandbox, format_address, format_mac
-from agent.node import NodeState
+from agent.node import NodeState, expelled_error
+from agent.rpc import control_pb2 as control
 from agent.rpc import types_pb2 as pb
 
 
@@ -30,7 +32,7 @@ def time_text(seconds: float) -> str:
 
 def node(state: NodeState, health: Health, value: Node) -> pb.Node:
     """A node."""
-    condition, reason = health.state(value.id)
+    condition, reason = _condition(state, health, value.id)
     host = f"[{value.address}]" if ":" in value.address else value.address
     count = sum(members.count.get(value.id, 0) for members in state.members.values())
     return pb.Node(
@@ -46,6 +48,22 @@ def node(state: NodeState, health: Health, value: Node) -> pb.Node:
         since=time_text(value.since),
         mtu=value.mtu,
         routes=value.routes,
+    )
+
+
+def _condition(state: NodeState, health: Health, node: str) -> tuple[str, str]:
+    if node == state.me and state.expelled:
+        return "removed", expelled_error(state.expelled).why
+    known = state.status.get(node)
+    return (known.state, known.reason) if known else health.state(node)
+
+
+def handover(state: NodeState, value: Handover) -> control.Handover:
+    """What a node that left gave to another."""
+    return control.Handover(
+        network=state.catalogue.name(value.network),
+        node=state.node_name(value.to),
+        addresses=str(value.addresses),
     )
 
 

@@ -18,6 +18,7 @@ import grpc.aio
 import structlog
 
 from agent.cluster.codec import Encoder, delta_from_proto
+from agent.cluster.consent import Consent, Refused, find_removal
 from agent.cluster.link import SILENCE, Link, Write
 from agent.cluster.server import SYNC, PeerServer
 from agent.core.session import Hello, Message
@@ -60,7 +61,9 @@ class Peers:
         self.on_link: list[Callable[[str], None]] = []  # told a node id at each up and down
         self._encoder = Encoder()
         self._dialers: dict[str, asyncio.Task[None]] = {}  # host:port -> task
-        self._server = PeerServer(node, self._accept, durable)
+        self.consent = Consent(node, boot, durable)
+        node.is_linked = lambda id: id in self.links
+        self._server = PeerServer(node, self._accept, durable, self.consent.handlers())
         self._progress = asyncio.Event()
         self._started = time.monotonic()
         node.listeners.append(self._changed)
@@ -214,6 +217,8 @@ class Peers:
             node = self.node.nodes.get(id)
             if node:
                 self._dial_node(node)
+            elif id in self.links:
+                self.links[id].close()  # it was removed
 
     async def _keep(self, target: str, node: str) -> None:
         pause = RETRY_FIRST
@@ -253,7 +258,12 @@ class Peers:
             link = Link(self.node, self.hello, self._encoder, self._heard, dialed=True)
             await link.run(_bytes(call), call.write, self._greeted)
             return link.peer
-        except (TimeoutError, grpc.aio.AioRpcError, grpc.aio.UsageError, OSError):
+        except grpc.aio.AioRpcError as error:
+            removal = find_removal(error, self.me.id)
+            if removal:
+                self.node.expel(removal)
+            return link.peer if link else ""
+        except (TimeoutError, grpc.aio.UsageError, OSError):
             return link.peer if link else ""
         except Exception as error:
             # Whatever it is, this peer is to be dialled again.
@@ -270,12 +280,14 @@ class Peers:
             await link.run(read, write, self._greeted)
         finally:
             self._lost(link)
+        if removal := self.node.removals.get(link.peer):
+            raise Refused(removal)
 
     # -- which stream stays --
 
     def _greeted(self, link: Link) -> bool:
         peer = link.peer
-        if peer == self.me.id:
+        if peer == self.me.id or peer in self.node.removals:
             return False
         old = self.links.get(peer)
         if old and not self._replaces(old, link):
@@ -286,6 +298,8 @@ class Peers:
             old.close()
         else:
             log.info("peer.up", peer=peer, name=link.session.peer and link.session.peer.name)
+        if link.session.peer:
+            self.consent.linked(peer, link.session.peer.boot)
         for told in self.on_link:
             told(peer)
         return True

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
 
 from agent.cluster.codec import delta_to_proto
+from agent.cluster.consent import Refused, refuse
 from agent.core.replica import Delta
 from agent.errors import Conflict, Invalid
 from agent.node import NodeState
@@ -54,9 +56,14 @@ class PeerServer:
     """vxmesh.v1.Peer, in bytes for Sync so that batches are encoded once."""
 
     def __init__(
-        self, node: NodeState, accept: Accept, durable: Callable[[], Awaitable[None]]
+        self,
+        node: NodeState,
+        accept: Accept,
+        durable: Callable[[], Awaitable[None]],
+        more: dict[str, Any] | None = None,
     ) -> None:
         self.node = node
+        self._more = more or {}  # further methods of the service: name -> handler
         self._accept = accept
         self._durable = durable
         self._server: grpc.aio.Server | None = None
@@ -75,6 +82,7 @@ class PeerServer:
                 request_deserializer=pb.SpaceRequest.FromString,
                 response_serializer=pb.SpaceReply.SerializeToString,
             ),
+            **self._more,
         }
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("vxmesh.v1.Peer", handlers),)
@@ -93,7 +101,10 @@ class PeerServer:
     async def _sync(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> None:
-        await self._accept(requests, context.write)
+        try:
+            await self._accept(requests, context.write)
+        except Refused as refused:
+            await refuse(context, refused)
 
     async def _request_space(
         self,

@@ -21,6 +21,8 @@ from agent.views import Change, Status, Views
 
 log = structlog.get_logger()
 
+JOIN_ANEW = "Start it with --reset-state to join as a new one"  # what a removed node can do
+
 
 class Records(Views):
     """The writing half of a node. `clock` gives seconds since the epoch."""
@@ -87,7 +89,7 @@ def expelled_error(removal: Removal) -> VxmeshError:
         "this node",
         f"was removed from the cluster by {removal.by_name or removal.by} at "
         f"{moment:%Y-%m-%dT%H:%M:%SZ}, and its addresses are others' now",
-        "Start it with --reset-state to join as a new one",
+        JOIN_ANEW,
     )
 
 

@@ -282,3 +282,25 @@ class Event(_message.Message):
     network: _types_pb2.Network
     endpoint: _types_pb2.Endpoint
     def __init__(self, revision: _Optional[int] = ..., time: _Optional[str] = ..., action: _Optional[str] = ..., node: _Optional[_Union[_types_pb2.Node, _Mapping]] = ..., network: _Optional[_Union[_types_pb2.Network, _Mapping]] = ..., endpoint: _Optional[_Union[_types_pb2.Endpoint, _Mapping]] = ...) -> None: ...
+
+class LeaveNodeRequest(_message.Message):
+    __slots__ = ("force",)
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    force: bool
+    def __init__(self, force: _Optional[bool] = ...) -> None: ...
+
+class LeaveNodeReply(_message.Message):
+    __slots__ = ("handovers",)
+    HANDOVERS_FIELD_NUMBER: _ClassVar[int]
+    handovers: _containers.RepeatedCompositeFieldContainer[Handover]
+    def __init__(self, handovers: _Optional[_Iterable[_Union[Handover, _Mapping]]] = ...) -> None: ...
+
+class Handover(_message.Message):
+    __slots__ = ("network", "node", "addresses")
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    network: str
+    node: str
+    addresses: str
+    def __init__(self, network: _Optional[str] = ..., node: _Optional[str] = ..., addresses: _Optional[str] = ...) -> None: ...
