@@ -13,6 +13,8 @@ from agent.node import NodeState, expelled_error
 from agent.rpc import control_pb2 as control
 from agent.rpc import types_pb2 as pb
 
+_MOST = (1 << 64) - 1  # an IPv6 subnet can have more addresses than a field holds
+
 
 class Health(Protocol):
     """What cluster/ knows of other nodes."""
@@ -88,7 +90,21 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
         endpoints=len(members.all) if members else 0,
     )
     addresses = state.addresses.get(value.id)
+    if addresses:
+        counts = [addresses.space.usage(family) for family in addresses.families()]
+        total, used = max(counts, key=lambda c: (c[1] / max(c[0], 1), -c[0]))
+        message.total, message.used = min(total, _MOST), min(used, _MOST)
+        message.free = min(total - used, _MOST)
     if ranges and addresses:
+        for family in addresses.families():
+            usage = addresses.usage(family)
+            for owner, (owned, taken) in usage.owned.items():
+                message.usage.add(
+                    node=state.node_name(owner),
+                    family=family,
+                    owned=min(owned, _MOST),
+                    used=min(taken, _MOST),
+                )
         for segment in addresses.ring.segments():
             message.ranges.add(
                 first=format_address(segment.start),

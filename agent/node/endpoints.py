@@ -213,10 +213,9 @@ class Endpoints(Networks):
         if donors:
             label = f"an address in network {self.catalogue.name(network.id)}"
             raise NeedSpace(network, family, {owner: [] for owner in donors}, label)
-        total, used = addresses.space.usage(family)
         raise Exhausted(
             f"network {self.catalogue.name(network.id)}",
-            f"has no free address: {used} of {total} are used",
+            f"has no free address: {self.describe_usage(network.id, family)}",
             "Remove endpoints, or create a network with a larger subnet",
         )
 

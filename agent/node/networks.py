@@ -6,22 +6,30 @@ owns which addresses.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterable
+
 import msgspec
 
 from agent.core.addresses import Range
 from agent.core.catalogue import next_stamp
+from agent.core.fill import Fill
 from agent.errors import Conflict, Exhausted, InUse
-from agent.model import VNI_MAX, Network, encode, format_address
-from agent.node.records import Recording, Records
+from agent.model import VNI_MAX, Network, Node, Notice, encode, format_address
+from agent.node.records import Recording, Records, log
 from agent.requests import NetworkSpec
 from agent.subnets import check_subnets, choose_subnets, first_gateway
-from agent.views import CLAIMS, NETWORK
+from agent.views import CLAIMS, NETWORK, Change
 
 VNI_MIN_CHOSEN = 4096  # below: left for those who choose their own
 
 
 class Networks(Records):
     """The methods of a node that are about networks."""
+
+    def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
+        super().__init__(me, clock, rng)
+        self._fill: dict[str, Fill] = {}  # network -> how full it was when last looked at
 
     # -- networks --
 
@@ -133,6 +141,57 @@ class Networks(Records):
             total, used = addresses.space.usage(family)
             return f"nothing is free here ({used} of the network's {total} are used)"
         return ""
+
+    def describe_usage(self, network: str, family: int, silent: Iterable[str] = ()) -> str:
+        """How many addresses are used and who owns what is left, for people.
+
+        `silent` are the nodes (ids) that do not answer.
+        """
+        usage = self.addresses[network].usage(family)
+        used = {owner: count for owner, (_, count) in usage.owned.items() if count}
+        free = {owner: size - count for owner, (size, count) in usage.owned.items()}
+        text = f"{usage.used} of {usage.total} are used"
+        if used:
+            text += f" ({self._list(used)})"
+        left = {owner: count for owner, count in free.items() if count}
+        text += f", {usage.free} are free" + (f" ({self._list(left)})" if left else "")
+        away = ", ".join(sorted(self.node_name(id) for id in silent))
+        return f"{text}; {away} {'do' if ',' in away else 'does'} not answer" if away else text
+
+    def _list(self, counts: dict[str, int]) -> str:
+        named = sorted((self.node_name(id), count) for id, count in counts.items())
+        return ", ".join(f"{name} {count}" for name, count in named)
+
+    def _close(self, change: Change) -> None:
+        """Tell when a network is nearly full; see core/fill.py."""
+        moved: dict[str, int] = {}
+        for network, old, new in change.endpoints:
+            for member in (old, new):
+                if member:
+                    count = len(member.endpoint.addresses)
+                    moved[network] = moved.get(network, 0) + count
+        for network in moved.keys() | change.networks.keys():
+            addresses = self.addresses.get(network)
+            if addresses is None:
+                self._fill.pop(network, None)
+                continue
+            fill = self._fill.setdefault(network, Fill())
+            if not fill.is_due(moved.get(network, 0)):
+                continue
+            for family in addresses.families():
+                total, used = addresses.space.usage(family)
+                if fill.look(family, total, used):
+                    change.notices.append(self._note_low(network, family, total, used))
+
+    def _note_low(self, network: str, family: int, total: int, used: int) -> Notice:
+        name = self.catalogue.name(network)
+        message = (
+            f"network {name} is {used / total:.0%} full: "
+            f"{used} of {total} IPv{family} addresses are used"
+        )
+        fields = {"network": name, "family": str(family), "total": str(total), "used": str(used)}
+        log.warning("space.low", message=message, **fields)
+        return Notice("space.low", message, fields)
 
     def _state_claims(self, network: str) -> None:
         addresses = self.addresses.get(network)

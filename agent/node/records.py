@@ -70,6 +70,9 @@ class Records(Views):
         versions[self.me] = self.replica.written()
         return versions
 
+    def _close(self, change: Change) -> None:
+        """Add what follows from a change as a whole, before it is told."""
+
     def _put(self, key: str, value: msgspec.Struct) -> None:
         assert self._change is not None
         self._change.own.append(self.replica.put(key, encode(value)))
@@ -109,6 +112,7 @@ class Recording:
         node, change = self.node, self.node._change
         node._change = self.outer
         if self.outer is None and change is not None:
+            node._close(change)
             node.revision += 1
             for listener in list(node.listeners):
                 try:

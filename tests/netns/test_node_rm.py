@@ -56,10 +56,12 @@ def test_a_lost_nodes_addresses_are_handed_out_by_others_and_it_is_told_when_it_
 
     # Two operators at once: both are told that it is done, one of the two has done it.
     running = [
-        own.host(h).popen([VXMESH, "node", "rm", "h3", "--wait=10"], stdout=-1, stderr=-1, text=True)
+        own.host(h).popen(
+            [VXMESH, "node", "rm", "h3", "--wait=10"], stdout=-1, stderr=-1, text=True
+        )
         for h in ("h1", "h2")
     ]
-    ends = [p.communicate(timeout=30) + (p.returncode,) for p in running]
+    ends = [(*p.communicate(timeout=30), p.returncode) for p in running]
     assert [code for *_, code in ends] == [0, 0], ends
     for host in ("h1", "h2"):
         own.wait(lambda host=host: names(own, host) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
@@ -80,13 +82,13 @@ def test_a_lost_nodes_addresses_are_handed_out_by_others_and_it_is_told_when_it_
     full = own.try_vx("h2", "endpoint", "create", "--network", net, "--name", "too-many")
     assert full.returncode == 1 and "13 of 13" in full.stderr, full.stderr
 
-    host = own.host("h3")
+    lost = own.host("h3")
     own.bed.heal("h3")
     own.wait(lambda: not own.host("h3").is_running, "h3 was told", 20)
-    log = host.log.read_text()
+    log = lost.log.read_text()
     assert "was removed from the cluster by h" in log and "--reset-state" in log
     assert names(own, "h1") == ["h1", "h2"]
-    started = own.run("h3", VXMESH, "agent", "--name", "h3", "--advertise", host.address)
+    started = own.run("h3", VXMESH, "agent", "--name", "h3", "--advertise", lost.address)
     assert started.returncode == 1 and "was removed from the cluster" in started.stderr
     own.vx("h1", "endpoint", "rm", "again", "--wait=5")
 
