@@ -246,8 +246,7 @@ class Departures:
         self._check_idle(force)
         node.leaving = True
         try:
-            self._clear()
-            await self._operations.done()
+            await self._clear()
             living = sorted(id for id in node.voters() if id != node.me and node.is_alive(id))
             done = self._hand_over(living)
             await self._operations.done()
@@ -278,11 +277,12 @@ class Departures:
                 "Stop them, or end them with 'vxmesh node leave --force'",
             )
 
-    def _clear(self) -> None:
-        for id in list(self.node.sandboxes):
-            self._operations.drop_sandbox(id)
+    async def _clear(self) -> None:
+        """Take everything of this node's away, out of its kernel too."""
+        await self._operations.remove_sandboxes(list(self.node.sandboxes))
         local = [id for m in self.node.members.values() for id in m.local]
-        self.node.remove_endpoints([id for id in local if self.node.is_committed(id)])
+        committed = [id for id in local if self.node.is_committed(id)]
+        await self._operations.remove_endpoints(committed)
 
     def _hand_over(self, living: Sequence[str]) -> list[Handover]:
         node, done = self.node, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable
@@ -110,11 +111,12 @@ class Link:
             now = time.monotonic()
             for message in self.session.to_send(now):
                 await write(self._encoder.encode(message))
-            try:
-                wait = max(0.0, self.session.next_timer() - time.monotonic())
-                await asyncio.wait_for(self._wake.wait(), min(wait, SILENCE))
-            except TimeoutError:
-                pass
+            wait = max(0.0, self.session.next_timer() - time.monotonic())
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with
+            # what it waits for, as `close` has it, and the stream would never end.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(wait, SILENCE)):
+                    await self._wake.wait()
 
     async def _watch(self) -> None:
         """End a silent stream; apart from the writer, which a dead peer can hold up for ever."""
