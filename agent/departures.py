@@ -251,6 +251,13 @@ class Departures:
             done = self._hand_over(living)
             await self._operations.done()
             await asyncio.gather(*(self._cluster.deliver(id, leaves=False) for id in living))
+        except Unavailable as error:
+            node.leaving = False
+            raise Unavailable(
+                "this node",
+                f"cannot leave yet ({error.what} {error.why})",
+                error.fix or "Run it again once that node answers, or counts as unreachable",
+            ) from None
         except BaseException:
             node.leaving = False
             raise

@@ -81,7 +81,8 @@ class PeerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Deliver(self, request, context):
-        """From a node that leaves: what it wrote, to be on the receiver's disk when this returns.
+        """From a node that leaves: what it wrote. Addresses that it gave to the receiver are the
+        receiver's, on its disk, when this returns.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
