@@ -35,6 +35,13 @@ class Settings:
         default=(), metadata={"help": "HOST[:PORT] of a node to join; may be repeated"}
     )
     mdns: bool = field(default=False, metadata={"help": "find peers on the LAN by mDNS"})
+    detection: str = field(
+        default="lan", metadata={"help": "how soon a silent node counts as gone: lan, wan or local"}
+    )
+    agent_grace: float = field(
+        default=60.0,
+        metadata={"help": "s that a host's rows and names outlive its agent, if the host answers"},
+    )
     state_dir: str = field(
         default="/var/lib/vxmesh", metadata={"help": "what must outlive a restart"}
     )
@@ -102,6 +109,8 @@ def _convert(name: str, value: Any, default: Any, source: str) -> Any:
             return bool(value)
         if isinstance(default, int):
             return int(value)
+        if isinstance(default, float):
+            return float(value)
         if isinstance(default, tuple):
             parts = value.split(",") if isinstance(value, str) else value
             return tuple(str(part).strip() for part in parts if str(part).strip())
@@ -121,7 +130,12 @@ def _check(values: dict[str, Any]) -> None:
     for port in ("port", "data_port"):
         if not 1 <= values[port] <= 65535:
             raise Invalid(f"setting {port}", f"is out of range: {values[port]}", "Use 1 to 65535")
+    if not 0 <= values["agent_grace"] <= 86400:
+        raise Invalid(
+            "setting agent_grace", f"is out of range: {values['agent_grace']}", "Use 0 to 86400 s"
+        )
     for name, allowed in (
+        ("detection", ("lan", "wan", "local")),
         ("log_level", ("debug", "info", "warning", "error")),
         ("log_format", ("text", "json")),
     ):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import os
 import random
@@ -26,13 +27,16 @@ from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from agent import __version__, store
+from agent import __version__, restart, store
 from agent.api.control import Control
 from agent.api.watch import Watchers
+from agent.cluster.detector import Detector
 from agent.cluster.discovery import Mdns
 from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
 from agent.config import Settings, default_address
+from agent.core.membership import PRESETS
+from agent.datapath.monitor import CarrierMonitor
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.underlay import describe
 from agent.departures import Departures
@@ -41,7 +45,7 @@ from agent.feed import ToResolver
 from agent.listeners import ToKernel, ToStore
 from agent.logs import configure
 from agent.model import Node
-from agent.node import JOIN_ANEW, NodeState
+from agent.node import NodeState
 from agent.operations import Operations
 from agent.plan import Plan
 from agent.rpc import control_pb2, control_pb2_grpc
@@ -56,10 +60,12 @@ GC_THRESHOLDS = (50_000, 50, 1_000)
 # the loop would wait for each of them that long.
 SWITCH_INTERVAL = 0.0005
 UNDERLAY_INTERVAL = 10.0  # s; routes and the MTU of the host change seldom, and cost 2 ms to read
+PROGRESS_INTERVAL = 1.0  # s
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
 ANSWERED_WITHIN = 0.2  # s; what is left of a call when the node has left
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
 MESSAGE_MAX = 16 << 20  # bytes of one request
+INCARNATIONS_A_LIFE = 1 << 20  # room for refutations, which are not written down
 
 
 def main(settings: Settings, reset_state: bool) -> None:
@@ -82,18 +88,12 @@ async def run(settings: Settings, reset_state: bool) -> None:
     async with contextlib.AsyncExitStack() as stack:
         disk = store.Store(state_dir)
         stack.push_async_callback(disk.close)
-        meta, records, sandboxes = disk.load()
-        if "removed" in meta:
-            raise VxmeshError("this node", meta["removed"], JOIN_ANEW)
-        if "node" not in meta:
-            meta["node"] = secrets.token_hex(8)
-            disk.set_meta({"node": meta["node"]})
-        me = await _describe(settings, meta["node"])
+        boot = restart.BOOT_ID.read_text().strip()
+        life = restart.begin(disk, boot, lambda: secrets.token_hex(8))
+        me = await _describe(settings, life)
         check_port(me.address, me.port)  # before anything is changed in the kernel
         node = NodeState(me, time.time, random.SystemRandom())
-        node.restore(records, sandboxes, int(meta.get("version", 0)), int(meta.get("floor", 0)))
-        for known in disk.load_peers():
-            node.restore_peer(known.origin, known.records, known.version, known.floor)
+        restart.recall(node, disk, life)
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def expelled(error: VxmeshError) -> None:
@@ -118,8 +118,17 @@ async def run(settings: Settings, reset_state: bool) -> None:
 
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
+        node.settle_conflicts(quietly=True)
         kernel = Reconciler(plan, run_dir, on_applied=applied)
         peers = Peers(node, me, secrets.token_hex(8), storing.durable)
+        links = peers.links
+        tuning = dataclasses.replace(PRESETS[settings.detection], agent_grace=settings.agent_grace)
+        detector = Detector(node, tuning, me.incarnation, lambda: links)
+        peers.server.pings = detector
+        peers.on_rumours = detector.take
+        peers.on_link.append(detector.stream_changed)
+        peers.live = detector.live
+        detector.on_change.append(peers.membership_changed)
         operations = Operations(node, peers, kernel, storing.durable)
         kernel.on_port_gone = operations.lost_port
         watcher = Watcher(node, operations.drop_sandbox)
@@ -143,23 +152,50 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await storing.durable()
         await peers.start([split_address(seed) for seed in settings.join])
         stack.push_async_callback(peers.stop)
+        carrier = CarrierMonitor("/proc/self/ns/net", peers.redial)
+        stack.callback(carrier.close)
+        await detector.start()
+        stack.push_async_callback(detector.stop)
         if settings.mdns:
             mdns = Mdns(me, peers.dial)
             await mdns.start()
             stack.push_async_callback(mdns.stop)
         watchers = Watchers(node, peers)
         stack.callback(watchers.close)
-        departures = Departures(node, operations, peers.consent, lambda: _end(ending))
+        departures = Departures(
+            node, operations, peers.consent, detector.leave, lambda: _end(ending)
+        )
         control = Control(node, operations, departures, peers, feed, watchers)
         await _serve(control, socket, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)
+        progress = asyncio.create_task(_report_progress(node, peers))
+        stack.callback(progress.cancel)
         underlay = asyncio.create_task(_watch_underlay(settings, node))
         stack.callback(underlay.cancel)
         gc.freeze()
         log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))
         await _until_told(ending)
         log.info("agent.stopping", node=me.id)
+
+
+async def _report_progress(node: NodeState, peers: Peers) -> None:
+    """While what others had before this node came is still on its way: how far that is."""
+    most = 0
+    while True:
+        await asyncio.sleep(PROGRESS_INTERVAL)
+        missing = max(0, peers.missing())
+        most = max(most, missing)
+        if missing:
+            node.tell(
+                "join.progress",
+                f"{100 * (most - missing) // most} % of what the others know is here",
+                missing=str(missing),
+                of=str(most),
+            )
+        elif most:
+            node.tell("join.done", "all that the others know is here", of=str(most))
+            most = 0
 
 
 async def _catch_up(peers: Peers, plan: Plan, kernel: Reconciler) -> None:
@@ -191,11 +227,11 @@ async def free_socket(path: Path) -> Path:
     )
 
 
-async def _describe(settings: Settings, id: str) -> Node:
+async def _describe(settings: Settings, life: restart.Life) -> Node:
     address = settings.advertise or default_address()
     underlay = await describe(address)
     return Node(
-        id=id,
+        id=life.node,
         name=settings.name,
         address=address,
         port=settings.port,
@@ -205,6 +241,7 @@ async def _describe(settings: Settings, id: str) -> Node:
         since=time.time(),
         mtu=underlay.mtu,
         routes=underlay.routes,
+        incarnation=life.incarnation * INCARNATIONS_A_LIFE,
     )
 
 

@@ -34,7 +34,7 @@ class Farewells(Protocol):
 
     async def release(self, ask: Ask, voters: list[str]) -> None: ...
 
-    async def deliver(self, peer: str, leaves: bool) -> None: ...
+    async def deliver(self, peer: str) -> None: ...
 
 
 class Handover(NamedTuple):
@@ -48,8 +48,8 @@ class Handover(NamedTuple):
 class Departures:
     """`rm` and `leave`.
 
-    `ended` is called when this node has left and its agent is to end. `announce_left` tells the
-    others that it did so; without it each is told by a call of its own.
+    `announce_left` tells the others that this node goes (cluster/detector.py), `ended` that its
+    agent is to end.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Departures:
         node: NodeState,
         operations: Operations,
         cluster: Farewells,
+        announce_left: Callable[[], Awaitable[None]],
         ended: Callable[[], None],
-        announce_left: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.node = node
         self._operations = operations
@@ -250,7 +250,7 @@ class Departures:
             living = sorted(id for id in node.voters() if id != node.me and node.is_alive(id))
             done = self._hand_over(living)
             await self._operations.done()
-            await asyncio.gather(*(self._cluster.deliver(id, leaves=False) for id in living))
+            await asyncio.gather(*(self._cluster.deliver(id) for id in living))
         except Unavailable as error:
             node.leaving = False
             raise Unavailable(
@@ -261,11 +261,7 @@ class Departures:
         except BaseException:
             node.leaving = False
             raise
-        if self._announce_left:
-            await self._announce_left()
-        else:
-            calls = [self._cluster.deliver(id, leaves=True) for id in living]
-            await asyncio.gather(*calls, return_exceptions=True)
+        await self._announce_left()
         node.tell("member.left", "this node left the cluster", node=node.me)
         self._ended()
         return done

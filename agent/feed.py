@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import dns.rdatatype
-import msgspec
 
+from agent.core.members import Member
 from agent.core.names import Answer, Kind, Names
 from agent.core.question import parse_question, reverse_prefix
 from agent.errors import Invalid
-from agent.model import Network, format_address
+from agent.model import Network, format_address, holds
 from agent.node import NodeState
 from agent.resolver.client import ResolverClient
 from agent.resolver.feed import Batch, State, View
@@ -53,6 +53,7 @@ class ToResolver:
         """The networks to feed, and which of them each address of a sandbox here may see."""
         networks: set[str] = set()
         views: dict[bytes, tuple[str, ...]] = {}
+        apart = self.node.gives_way()
         for sandbox in self.node.sandboxes.values():
             held = [e for e in map(self.node.local_endpoint, sandbox.endpoints) if e]
             seen = tuple(
@@ -60,22 +61,30 @@ class ToResolver:
             )
             networks.update(seen)
             for endpoint in held:
+                without = apart.get(endpoint.network, ())
                 for address in endpoint.addresses:
-                    views[address] = seen
+                    # Another network's workload may ask from the same address: that one is meant.
+                    if not (without and holds(without, address)):
+                        views[address] = seen
         return networks, views
 
     def _shown(self, id: str) -> Network:
         network = self.node.catalogue.get(id)
         assert network is not None
-        return msgspec.structs.replace(network, name=self.node.catalogue.name(id))
+        return network
 
     def _snapshot(self) -> State:
         self._fed, self._views = self._wanted()
         return State(
             [self._shown(id) for id in self._fed],
-            [m.endpoint for id in self._fed for m in self.node.members[id].all.values()],
+            [m.endpoint for id in self._fed for m in self._living(id)],
             [View(address, seen) for address, seen in self._views.items()],
         )
+
+    def _living(self, network: str) -> list[Member]:
+        """The endpoints of a network, without those of nodes that count as gone."""
+        gone = self.node.withdrawn
+        return [m for m in self.node.members[network].all.values() if m.node not in gone]
 
     def _changed(self, change: Change) -> None:
         batch = Batch()
@@ -88,12 +97,26 @@ class ToResolver:
         for network, old, new in change.endpoints:
             if network not in self._fed or network not in before:
                 continue
-            if new:
+            if new and new.node not in self.node.withdrawn:
                 batch.put(new.endpoint)
-            elif old:
-                batch.drop(network, old.endpoint.id)
+            elif old or new:
+                batch.drop(network, (old or new).endpoint.id)  # type: ignore[union-attr]
+        for id, status in change.statuses.items():
+            if (status is not None and status.withdrawn) != (id in self.node.withdrawn):
+                self._flip(id, batch, before)
         if len(batch):
             self._client.send(batch)
+
+    def _flip(self, node: str, batch: Batch, before: set[str]) -> None:
+        """A node was withdrawn, or is there again: so are its names."""
+        gone = node in self.node.withdrawn
+        for network, member in self.node.endpoints_of(node):
+            if network not in self._fed or network not in before:
+                continue
+            if gone:
+                batch.drop(network, member.endpoint.id)
+            else:
+                batch.put(member.endpoint)
 
     def _refresh(self, change: Change, batch: Batch) -> None:
         fed, views = self._wanted()
@@ -103,7 +126,7 @@ class ToResolver:
             if id not in self._fed or id in change.networks:
                 batch.put_network(self._shown(id))
             if id not in self._fed:
-                for member in self.node.members[id].all.values():
+                for member in self._living(id):
                     batch.put(member.endpoint)
         for address in self._views.keys() - views.keys():
             batch.drop_view(address)
@@ -149,7 +172,7 @@ class ToResolver:
             network = self._shown(id)
             names.put_network(id, network.name, network.subnets, network.internal)
             members = self.node.members.get(id)
-            for member in members.all.values() if members else ():
+            for member in self._living(id) if members else ():
                 held = member.endpoint
                 label = question.labels[0] if question.labels else ""
                 if label == held.name or label in held.aliases or address in held.addresses:

@@ -15,7 +15,7 @@ import structlog
 
 from agent.node import NodeState
 from agent.plan import Plan
-from agent.store import Batch, PeerBatch, Store
+from agent.store import Batch, PeerBatch
 from agent.views import Change
 
 log = structlog.get_logger()
@@ -25,13 +25,31 @@ RETRY_AFTER = 1.0  # s; after a write that failed
 PEER_ROWS = 5000  # a transaction; between two of them own records get their turn
 
 
+class Disk(Protocol):
+    """What takes batches in the order of calls; see store.Store."""
+
+    def write(self, batch: Batch | PeerBatch) -> asyncio.Future[None]:
+        """The future is done when the batch would outlive this process."""
+
+
 class ToStore:
     """Own records to disk, then to everyone."""
 
-    def __init__(self, node: NodeState, store: Store, published: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        node: NodeState,
+        store: Disk,
+        published: Callable[[], None],
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """`published` is called when there is something new for peers.
+
+        `loop` is the running one, if it is not given: the simulation has its own.
+        """
         self.node = node
         self.store = store
         self._published = published
+        self._loop = loop or asyncio.get_running_loop()
         self._last: asyncio.Future[None] | None = None
         self._broken = False  # a write was lost: until one succeeds, each is of everything
         self._behind: asyncio.TimerHandle | None = None
@@ -45,8 +63,7 @@ class ToStore:
     def changed(self, change: Change) -> None:
         """Queue what has to be written."""
         if self._behind is None:
-            loop = asyncio.get_running_loop()
-            self._behind = loop.call_later(PEERS_BEHIND, self._catch_up)
+            self._behind = self._loop.call_later(PEERS_BEHIND, self._catch_up)
         if change.nodes:
             # Who is there must not be forgotten: without their consent no lost node is removed.
             self.keep_peers()
@@ -57,12 +74,13 @@ class ToStore:
             # What we write rests on what others wrote (an endpoint on its network): together.
             self.keep_peers()
         version = self.node.replica.written()
+        boxes = self.node.sandboxes if whole else change.sandboxes
         batch = Batch(
             records=self.node.replica.records(self.node.me) if whole else change.own,
             version=version,
             floor=self.node.floor(self.node.me) if change.floor or whole else 0,
             replace=whole,
-            sandboxes={id: self.node.sandboxes.get(id) for id in change.sandboxes},
+            sandboxes={id: self.node.sandboxes.get(id) for id in boxes},
         )
         future = self.store.write(batch)
         future.add_done_callback(lambda done: self._written(version, whole, done))
@@ -78,7 +96,7 @@ class ToStore:
             # What is written next is all there is, or the disk would have a hole.
             log.error("store.failed", error=str(error))
             self._broken = True
-            asyncio.get_running_loop().call_later(RETRY_AFTER, self._retry)
+            self._loop.call_later(RETRY_AFTER, self._retry)
             return
         if self._broken and not whole:
             return  # there is a hole before it, until all has been written anew
@@ -130,8 +148,7 @@ class ToStore:
 
     def _retry(self) -> None:
         if self._broken:
-            sandboxes = set(self.node.sandboxes)
-            self.changed(Change(rewritten=True, sandboxes=sandboxes))
+            self.changed(Change(rewritten=True))
 
     async def durable(self) -> None:
         """Return when everything changed so far is on disk; raise what kept it from there."""

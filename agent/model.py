@@ -27,6 +27,7 @@ LABELS_MAX = 64
 ALIASES_MAX = 32
 VXLAN_OVERHEAD_V4 = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
 VXLAN_OVERHEAD_V6 = 70
+STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -42,10 +43,19 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     since: float  # when this agent started, seconds since the epoch
     mtu: int  # of the underlay, towards the default route, in bytes
     routes: tuple[str, ...] = ()  # what the host itself can route to, CIDR; not the default
+    incarnation: int = 0  # at its start; higher than anything said of its earlier lives
+
+
+class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a network had to leave to another one that was made elsewhere at the same time."""
+
+    what: str  # name or vni
+    value: str  # what both claimed
+    winner: str  # id of the network that has it
 
 
 class Network(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """An isolated layer-2 segment. `stamp` and `writer` decide when two nodes wrote at once."""
+    """An isolated layer-2 segment. Stamps are those of core/clock.py: see core/judging.py."""
 
     id: str
     name: str
@@ -61,8 +71,10 @@ class Network(msgspec.Struct, frozen=True, array_like=True, gc=False):
     labels: dict[str, str]
     created: float
     creator: str  # node id; the first owner of its address range
-    stamp: int = 0
+    stamp: int = 0  # of this record
     deleted: bool = False
+    born: int = 0  # stamp of the creation; 0 in records of agents that did not know it
+    lost: tuple[Loss, ...] = ()
 
 
 class Endpoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -276,6 +288,7 @@ def check_sound(value: Node | Network | Endpoint | Claims | Removal, id: str) ->
             parse_address(text)
         sound = value.id == id and 1 <= value.vni <= VNI_MAX and 0 <= value.mtu <= 65535
         sound = sound and len(value.gateways) == len(value.subnets)
+        sound = sound and 0 <= value.stamp <= STAMP_MAX and 0 <= value.born <= STAMP_MAX
     elif isinstance(value, Node):
         parse_address(value.address)
         parse_address(value.vtep)

@@ -269,10 +269,10 @@ class Operations:
         await self.done(wait)
         return ids
 
-    def adopt(self) -> None:
+    def adopt(self, lives: Callable[[Sandbox], bool] = is_alive) -> None:
         """At start: keep the sandboxes that live, with their ports; drop those that ended."""
         for sandbox in list(self.node.sandboxes.values()):
-            if not is_alive(sandbox):
+            if not lives(sandbox):
                 self.drop_sandbox(sandbox.id)
                 continue
             try:

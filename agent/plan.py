@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from agent.drivers import overlay
 from agent.drivers.base import Bridge, Forward, Rows
-from agent.model import Network, format_address, parse_address
+from agent.model import Network, format_address, holds, parse_address
 from agent.node import NodeState
 from agent.views import Change
 
@@ -36,6 +36,7 @@ class Plan:
         self.is_complete = True
         self._vteps: dict[str, bytes] = {}
         self._described: dict[str, tuple[str, int]] = {}
+        self._apart = node.gives_way()
         self.nodes_changed()
 
     def nodes_changed(self) -> bool:
@@ -44,10 +45,16 @@ class Plan:
         if described == self._described:
             return False
         self._described = described
-        self._vteps = {
-            id: parse_address(vtep) for id, (vtep, _) in described.items() if id != self.node.me
-        }
+        self._reach()
         return True
+
+    def _reach(self) -> None:
+        """Where rows may lead: to every other node that does not count as gone."""
+        self._vteps = {
+            id: parse_address(vtep)
+            for id, (vtep, _) in self._described.items()
+            if id != self.node.me and id not in self.node.withdrawn
+        }
 
     def touched(self, change: Change) -> Touched:
         """What a change of the node may have changed in the kernel."""
@@ -58,6 +65,7 @@ class Plan:
             for network in (old, self.node.catalogue.get(id)):
                 if network:
                     touched.bridges.add(network.vni)
+        self._touch_statuses(change, touched)
         me = self.node.me
         networks: dict[str, Network | None] = {}
         for network_id, old_member, new in change.endpoints:
@@ -85,7 +93,35 @@ class Plan:
                 held = self.node.catalogue.get(self.node.network_of(endpoint))
                 if held:
                     touched.bridges.add(held.vni)
+        self._look_who_gives_way(touched)
         return touched
+
+    def _touch_statuses(self, change: Change, touched: Touched) -> None:
+        """The rows of nodes that were withdrawn, or are there again."""
+        flipped = [
+            id
+            for id, before in change.statuses.items()
+            if (before is not None and before.withdrawn) != (id in self.node.withdrawn)
+        ]
+        if flipped:
+            self._reach()
+        for id in flipped:
+            for network_id, member in self.node.endpoints_of(id):
+                network = self.node.catalogue.get(network_id)
+                if network:
+                    touched.macs.setdefault(network.vni, []).append(member.endpoint.mac)
+                    addresses = touched.addresses.setdefault(network.vni, [])
+                    addresses.extend(member.endpoint.addresses)
+
+    def _look_who_gives_way(self, touched: Touched) -> None:
+        """A network that comes or goes may take addresses from another one here, or give back."""
+        apart = self.node.gives_way()
+        for id in apart.keys() | self._apart.keys():
+            network = self.node.catalogue.get(id)
+            if network and apart.get(id) != self._apart.get(id):
+                touched.bridges.add(network.vni)
+                touched.forwards = True
+        self._apart = apart
 
     # -- DesiredState --
 
@@ -125,8 +161,11 @@ class Plan:
             endpoint = self.node.local_endpoint(sandbox.default)
             if endpoint is None:
                 continue
+            apart = self._apart.get(endpoint.network, ())
             for publish in sandbox.publishes:
                 for address in endpoint.addresses:
+                    if apart and holds(apart, address):
+                        continue  # on this host the address leads to another network
                     text = format_address(address)
                     if not publish.host_address or (":" in publish.host_address) == (":" in text):
                         found.append(Forward(publish, text))
@@ -153,4 +192,5 @@ class Plan:
             node.nodes.values(),
             [local[id] for id in ids if id in local],
             node.sandboxes,
+            self._apart.get(network.id, frozenset()),
         )

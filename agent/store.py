@@ -6,7 +6,7 @@ With synchronous=NORMAL a commit survives the end of the process, not a power cu
 lost its last commits that way is told by its peers (core/replica.py: surpass). What others
 wrote is kept as well, a little behind, so that a restart knows at once what its kernel is to
 hold, and asks only for what it missed.
-What stands opposite: agent/daemon.py restores from here at start.
+What stands opposite: restart.py restores from here at start; statefile.py is the file itself.
 """
 
 from __future__ import annotations
@@ -19,25 +19,19 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from agent.core.replica import Record
-from agent.errors import InUse, Unavailable, VxmeshError
+from agent.errors import Unavailable, VxmeshError
 from agent.model import Sandbox, encode
+from agent.statefile import TABLES, Damaged, checksum, open_state, reset, unreadable
 
-ROWS_A_STATEMENT = 500  # of 4 values at most: far below SQLite's limit of 32,766
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS records (
-  key TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS peers (
-  origin TEXT PRIMARY KEY, version INTEGER NOT NULL, floor INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS peer_records (
-  origin TEXT, key TEXT, version INTEGER NOT NULL, value BLOB NOT NULL,
-  PRIMARY KEY (origin, key)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS sandboxes (id TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-"""
+__all__ = ["Batch", "PeerBatch", "Store", "must_outlive_power", "reset"]
+
+LASTING = ("r/", "w/", "x/")  # claims, networks and removals
+ROWS_A_STATEMENT = 500  # of 5 values at most: far below SQLite's limit of 32,766
 _sandbox = msgspec.msgpack.Decoder(Sandbox)
 
 
@@ -48,7 +42,7 @@ class Batch:
     records: list[Record] = field(default_factory=list)
     version: int = 0  # our highest version with this batch
     floor: int = 0  # drop tombstones up to here
-    replace: bool = False  # `records` are all there are
+    replace: bool = False  # `records` and `sandboxes` are all there are
     sandboxes: dict[str, Sandbox | None] = field(default_factory=dict)
     meta: dict[str, str] = field(default_factory=dict)  # settings of the node
 
@@ -65,32 +59,66 @@ class PeerBatch:
     gone: bool = False  # the origin was forgotten
 
 
+def must_outlive_power(batches: Iterable[Batch | PeerBatch]) -> bool:
+    """Whether a transaction has to be synced to the disk itself, with all that went before it.
+
+    Ownership of addresses: a donation that came undone would be an address handed out twice.
+    Networks: one that was removed must not rise again, nor must a node, by a removal undone on
+    its heir, or on itself (`meta`). Whole states under new versions: under
+    those versions nothing else may ever be written. The rest may be lost with the power, and
+    a node that may have lost some says everything anew (restart.py).
+    """
+    return any(
+        isinstance(batch, Batch)
+        and (batch.replace or batch.meta or any(r.key[:2] in LASTING for r in batch.records))
+        for batch in batches
+    )
+
+
+class Holes:
+    """What may be written after a write that failed: nothing that rests on what was lost.
+
+    Records say what changed since the last batch, so one batch that is missing makes those
+    behind it false until all is written anew, of this node's own as of each other origin. An
+    origin that was forgotten goes only when nothing is missing: what took its place might be.
+    """
+
+    def __init__(self) -> None:
+        self._holed: set[str] = set()  # origins; this node is ""
+        self._then: set[str] = set()  # the same once a transaction has succeeded
+
+    def admit(self, batches: Sequence[Batch | PeerBatch]) -> list[bool]:
+        """Which of the batches of a transaction leave the disk true, were it to succeed."""
+        self._then = set(self._holed)
+        admitted = []
+        for batch in batches:
+            origin = _origin(batch)
+            if isinstance(batch, PeerBatch) and batch.gone:
+                admitted.append(not self._then - {origin})
+                if admitted[-1]:
+                    self._then.discard(origin)
+                continue
+            if batch.replace:
+                self._then.discard(origin)
+            admitted.append(origin not in self._then)
+        return admitted
+
+    def settle(self, batches: Sequence[Batch | PeerBatch], written: bool) -> None:
+        """What became of the transaction that was asked for last."""
+        self._holed = self._then if written else self._holed | set(map(_origin, batches))
+
+
+def _origin(batch: Batch | PeerBatch) -> str:
+    return batch.origin if isinstance(batch, PeerBatch) else ""
+
+
 class Store:
     """The state directory. Opened once by a running agent; a second one is refused."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "state.db"
-        try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._db = sqlite3.connect(self.path, check_same_thread=False, timeout=0.2)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            # Held for life: it is how a second agent on the same state is told.
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute("BEGIN IMMEDIATE")
-            for statement in _TABLES.split(";"):
-                self._db.execute(statement)
-            self._db.commit()
-            if self._db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
-                raise sqlite3.DatabaseError("quick_check found it damaged")
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise InUse(
-                    f"state {self.path}", "is held by another agent", "Stop that one first"
-                ) from None
-            raise self._unreadable(error) from None
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise self._unreadable(error) from None
+        self._db = open_state(self.path)
+        self._holes = Holes()
         self._queue: queue.SimpleQueue[
             tuple[Batch | PeerBatch, Callable[[Exception | None], None]] | None
         ]
@@ -98,43 +126,43 @@ class Store:
         self._thread = threading.Thread(target=self._work, name="store", daemon=True)
         self._thread.start()
 
-    def _unreadable(self, error: Exception) -> VxmeshError:
-        return Unavailable(
-            f"state {self.path}",
-            f"cannot be used ({error})",
-            "Restore it from a backup, or start with --reset-state, which sets it aside: "
-            "this node then joins as a new one",
-        )
-
     def load(self) -> tuple[dict[str, str], list[Record], list[Sandbox]]:
         """Settings of the node, its records (oldest first), and its sandboxes."""
         try:
-            meta = dict(self._db.execute("SELECT key, value FROM meta"))
-            rows = self._db.execute("SELECT key, version, value FROM records ORDER BY version")
-            records = [Record(*row) for row in rows]
-            boxes = [_sandbox.decode(v) for (v,) in self._db.execute("SELECT value FROM sandboxes")]
-        except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
-            raise self._unreadable(error) from None
+            meta = dict(self._rows("meta"))
+            records = [Record(*row) for row in self._rows("records", "ORDER BY version")]
+            boxes = [_sandbox.decode(value) for _, value in self._rows("sandboxes")]
+        except (sqlite3.DatabaseError, msgspec.MsgspecError, ValueError, Damaged) as error:
+            raise unreadable(self.path, error) from None
         return meta, records, boxes
 
     def load_peers(self) -> list[PeerBatch]:
         """What was known of the other origins, each with its records, oldest first."""
         try:
-            found = []
-            for origin, version, floor in self._db.execute("SELECT * FROM peers").fetchall():
-                rows = self._db.execute(
-                    "SELECT key, version, value FROM peer_records WHERE origin = ?"
-                    " ORDER BY version",
-                    (origin,),
-                )
-                found.append(PeerBatch(origin, [Record(*r) for r in rows], version, floor))
-            return found
-        except sqlite3.DatabaseError as error:
-            raise self._unreadable(error) from None
+            found = {
+                origin: PeerBatch(origin, [], version, floor)
+                for origin, version, floor in self._rows("peers")
+            }
+            for origin, *record in self._rows("peer_records", "ORDER BY origin, version"):
+                if origin not in found:
+                    raise Damaged(f"records of {origin} without its version")
+                found[origin].records.append(Record(*record))
+        except (sqlite3.DatabaseError, ValueError, Damaged) as error:
+            raise unreadable(self.path, error) from None
+        return list(found.values())
+
+    def _rows(self, table: str, order: str = "") -> Iterable[tuple[Any, ...]]:
+        """All rows of a table, each as it was written; Damaged if one is not."""
+        columns = ", ".join(TABLES[table])
+        for *row, crc in self._db.execute(f"SELECT {columns}, crc FROM {table} {order}"):
+            if checksum(row) != crc:
+                raise Damaged(f"table {table}: a row is not what was written")
+            yield tuple(row)
 
     def set_meta(self, values: dict[str, str]) -> None:
-        """Write settings of the node, at once; only before the first `write`."""
-        self._db.executemany("REPLACE INTO meta VALUES (?, ?)", values.items())
+        """Write settings of the node, at once and for good; only before the first `write`."""
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._replace("meta", list(values.items()))
         self._db.commit()
 
     def write(self, batch: Batch | PeerBatch) -> asyncio.Future[None]:
@@ -172,23 +200,25 @@ class Store:
                     stopping = True
                     break
                 items.append(more)
+            batches = [batch for batch, _ in items]
+            admitted = self._holes.admit(batches)
             error: Exception | None = None
             try:
-                self._commit([batch for batch, _ in items])
+                self._commit(itertools.compress(batches, admitted))
             except Exception as failure:  # whatever it is, the next batch must find this thread
-                error = Unavailable(
-                    f"state {self.path}", f"cannot be written ({failure})", "Free the disk"
-                )
-            for _, done in items:
-                done(error)
+                error = failure
+            self._holes.settle(batches, error is None)
+            for (_, done), written in zip(items, admitted, strict=True):
+                done(None if written and error is None else self._lost(error))
+
+    def _lost(self, error: Exception | None) -> VxmeshError:
+        why = f"cannot be written ({error})" if error else "could not be written before"
+        return Unavailable(f"state {self.path}", why, "Free the disk; it is tried again")
 
     def _commit(self, batches: Iterable[Batch | PeerBatch]) -> None:
         batches = list(batches)
-        # Ownership of addresses must outlive a power cut too: a donation that came undone would
-        # be an address handed out twice. The rest may be lost with its peers knowing it.
-        # The record of a removal is in one batch with the claims that rest on it.
-        claims = any(r.key.startswith("r/") for b in batches for r in b.records)
-        self._db.execute(f"PRAGMA synchronous={'FULL' if claims else 'NORMAL'}")
+        full = must_outlive_power(batches)
+        self._db.execute(f"PRAGMA synchronous={'FULL' if full else 'NORMAL'}")
         with self._db:
             for batch in batches:
                 if isinstance(batch, PeerBatch):
@@ -196,30 +226,26 @@ class Store:
                     continue
                 if batch.replace:
                     self._db.execute("DELETE FROM records")
+                    self._db.execute("DELETE FROM sandboxes")
                 self._replace("records", batch.records)
                 if batch.floor:
                     self._db.execute(
                         "DELETE FROM records WHERE value = x'' AND version <= ?", (batch.floor,)
                     )
                 marks = {"version": batch.version, "floor": batch.floor}
-                self._db.executemany(
-                    "REPLACE INTO meta VALUES (?, ?)",
-                    [(key, str(value)) for key, value in marks.items() if value]
-                    + list(batch.meta.items()),
-                )
+                rows = [(key, str(value)) for key, value in marks.items() if value]
+                self._replace("meta", [*rows, *batch.meta.items()])
                 for id, sandbox in batch.sandboxes.items():
                     if sandbox is None:
                         self._db.execute("DELETE FROM sandboxes WHERE id = ?", (id,))
                     else:
-                        self._db.execute(
-                            "REPLACE INTO sandboxes VALUES (?, ?)", (id, encode(sandbox))
-                        )
+                        self._replace("sandboxes", [(id, encode(sandbox))])
 
     def _replace(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
         """Write rows, many a statement: each statement gives the interpreter away and takes it
         again, and with one a row this thread and the loop would hold each other up."""
         for start in range(0, len(rows), ROWS_A_STATEMENT):
-            part = rows[start : start + ROWS_A_STATEMENT]
+            part = [(*row, checksum(row)) for row in rows[start : start + ROWS_A_STATEMENT]]
             places = ",".join(["(" + ",".join("?" * len(part[0])) + ")"] * len(part))
             values = list(itertools.chain.from_iterable(part))
             self._db.execute(f"REPLACE INTO {table} VALUES {places}", values)
@@ -237,9 +263,7 @@ class Store:
                 "DELETE FROM peer_records WHERE origin = ? AND value = x'' AND version <= ?",
                 (origin, batch.floor),
             )
-        self._db.execute(
-            "REPLACE INTO peers VALUES (?, ?, ?)", (origin, batch.version, batch.floor)
-        )
+        self._replace("peers", [(origin, batch.version, batch.floor)])
 
 
 def _call(
@@ -251,19 +275,3 @@ def _call(
         loop.call_soon_threadsafe(finish, error)
     except RuntimeError:  # the loop is closed: nobody waits any more
         pass
-
-
-def reset(directory: Path) -> Path | None:
-    """Set a state file aside under a new name; where to, or None if there was none."""
-    path = directory / "state.db"
-    if not path.exists():
-        return None
-    number = 1
-    while (aside := directory / f"state.db.aside-{number}").exists():
-        number += 1
-    path.rename(aside)
-    for suffix in ("-wal", "-shm"):
-        companion = directory / f"state.db{suffix}"
-        if companion.exists():
-            companion.rename(directory / f"{aside.name}{suffix}")
-    return aside

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from agent.core.addresses import Addresses
-from agent.core.catalogue import Catalogue
+from agent.core.catalogue import Catalogue, give_way
 from agent.core.members import Member, Members
 from agent.core.replica import Change as Update
 from agent.core.replica import Record
@@ -102,10 +102,10 @@ class Views:
         self.expelled: Removal | None = None  # this node is one of them
         self.inherited: set[str] = set()  # the removed nodes whose heir this node is
         self._closed: set[str] = set()  # networks that are known to be removed
-        self._told: list[Removal] = []  # removals that `apply` met and nobody has acted on
-        # Networks known by a removed node's record alone -> it, and the record's stamp: they
-        # stay until its heir's copy has come.
-        self._orphans: dict[str, tuple[str, int]] = {}
+        self._unheeded: list[Removal] = []  # removals that `apply` met and nobody has acted on
+        # Network -> removed node -> its record of it, which was the newest here: it counts until
+        # the heir's copy has come.
+        self._orphans: dict[str, dict[str, Network]] = {}
         self._claims: dict[str, dict[str, Claims]] = {}  # network -> origin -> claims
         self._network_of: dict[str, str] = {}  # endpoint id -> network id
 
@@ -163,6 +163,12 @@ class Views:
         node = self.nodes.get(id) or self.removals.get(id)
         return node.name if node else id
 
+    def condition(self, id: str) -> Status:
+        """What this node believes of a node; unreachable if it has not been heard of yet."""
+        if id == self.me:
+            return Status("alive", "", self.nodes[id].since)
+        return self.status.get(id) or Status("unreachable", "has not answered yet", 0.0)
+
     def find_node(self, ref: str) -> Node:
         """A node by name, id or prefix; NotFound or Invalid."""
         for node in self.nodes.values():
@@ -172,13 +178,16 @@ class Views:
 
     def local_networks(self) -> list[Network]:
         """The networks that have an endpoint on this node."""
-        local = [
+        return [
             n for n in self.catalogue.all() if n.id in self.members and self.members[n.id].local
         ]
-        # Two nodes that could not see each other may have chosen one VNI: the older network has
-        # it on every node, or their workloads would meet.
-        holders = self.catalogue.vni_holders()
-        return [n for n in local if holders[n.vni] == n.id]
+
+    def gives_way(self) -> dict[str, frozenset[str]]:
+        """Network id -> those of its subnets that have no gateway and no way out on this node,
+        because an older network that is here as well has these addresses."""
+        if not self.catalogue.overlapping():
+            return {}
+        return give_way(n for n in self.local_networks() if self.catalogue.overlap(n.id))
 
     # -- how records become views --
 
@@ -204,11 +213,8 @@ class Views:
                 if isinstance(found, Network):
                     self._take_network(origin, found, change)
                 else:
-                    self._closed.add(key[2:])
+                    self._drop_network(origin, key[2:], change)
                     touched.add(key[2:])
-                    old = self.catalogue.get(key[2:])
-                    ids = self.catalogue.drop(origin, key[2:])
-                    self._note_networks(ids, key[2:], old, change)
             elif kind == CLAIMS:
                 self._take_claims(origin, key[2:], found if isinstance(found, Claims) else None)
                 touched.add(key[2:])
@@ -221,25 +227,32 @@ class Views:
             elif kind == REMOVAL and isinstance(found, Removal):
                 if origin == self.me:
                     self.inherited.add(found.node)
-                self._told.append(found)
+                self._unheeded.append(found)
         return touched | set(change.networks)
 
     def _take_network(self, origin: str, network: Network, change: Change) -> None:
-        old = self.catalogue.get(network.id)
-        ids = self.catalogue.put(origin, network)
-        lost, stamp = self._orphans.get(network.id, ("", 0))
-        if lost and origin != lost and network.stamp >= stamp:
-            del self._orphans[network.id]
-            ids |= self.catalogue.drop(lost, network.id)
-        self._note_networks(ids, network.id, old, change)
+        id = network.id
+        self._note_networks(self.catalogue.put(origin, network), change)
+        orphans = self._orphans.get(id, {})
+        for lost, last in list(orphans.items()):
+            # A deletion is final, whatever else was written.
+            if network.deleted or (not last.deleted and network.stamp >= last.stamp):
+                self._note_networks(self.catalogue.drop(lost, id), change)
+                del orphans[lost]
 
-    def _note_networks(
-        self, ids: set[str], about: str, old: Network | None, change: Change
-    ) -> None:
-        for id in ids:
+    def _drop_network(self, origin: str, id: str, change: Change) -> None:
+        self._note_networks(self.catalogue.drop(origin, id), change)
+        if origin not in self.removals:
+            # Only a creator takes its record back, and then the network is gone for all.
+            for lost in self._orphans.pop(id, {}):
+                self._note_networks(self.catalogue.drop(lost, id), change)
+        if not self.catalogue.get(id):
+            self._closed.add(id)
+
+    def _note_networks(self, before: dict[str, Network | None], change: Change) -> None:
+        for id, old in before.items():
             network = self.catalogue.get(id)
-            # Others look different because of a name that they share: they were there before.
-            change.networks.setdefault(id, old if id == about else network)
+            change.networks.setdefault(id, old)
             if network is None:
                 self._closed.add(id)
                 self.addresses.pop(id, None)
@@ -290,7 +303,7 @@ class Views:
     def _members(self, network: str) -> Members:
         found = self.members.get(network)
         if found is None:
-            found = self.members[network] = Members(self.me)
+            found = self.members[network] = Members(self.me, self.withdrawn)
         return found
 
     def _release(self, endpoint: Endpoint) -> None:

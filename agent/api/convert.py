@@ -12,15 +12,13 @@ from agent.model import Network, Node, Publish, Sandbox, format_address, format_
 from agent.node import NodeState, expelled_error
 from agent.rpc import control_pb2 as control
 from agent.rpc import types_pb2 as pb
+from agent.views import Status
 
 _MOST = (1 << 64) - 1  # an IPv6 subnet can have more addresses than a field holds
 
 
 class Health(Protocol):
-    """What cluster/ knows of other nodes."""
-
-    def state(self, node: str) -> tuple[str, str]:
-        """(state, reason)."""
+    """What cluster/ measures of other nodes."""
 
     def rtt(self, node: str) -> float:
         """Seconds."""
@@ -34,7 +32,7 @@ def time_text(seconds: float) -> str:
 
 def node(state: NodeState, health: Health, value: Node) -> pb.Node:
     """A node."""
-    condition, reason = _condition(state, health, value.id)
+    status = _status(state, value.id)
     host = f"[{value.address}]" if ":" in value.address else value.address
     count = sum(members.count.get(value.id, 0) for members in state.members.values())
     return pb.Node(
@@ -42,8 +40,9 @@ def node(state: NodeState, health: Health, value: Node) -> pb.Node:
         name=value.name,
         address=f"{host}:{value.port}",
         vtep=value.vtep,
-        state=condition,
-        reason=reason,
+        state=status.state,
+        reason=status.reason,
+        incarnation=status.incarnation or value.incarnation,
         version=value.version,
         endpoints=count,
         rtt_ms=round(health.rtt(value.id) * 1000, 3),
@@ -53,11 +52,11 @@ def node(state: NodeState, health: Health, value: Node) -> pb.Node:
     )
 
 
-def _condition(state: NodeState, health: Health, node: str) -> tuple[str, str]:
+def _status(state: NodeState, node: str) -> Status:
     if node == state.me and state.expelled:
-        return "removed", expelled_error(state.expelled).why
-    known = state.status.get(node)
-    return (known.state, known.reason) if known else health.state(node)
+        why = expelled_error(state.expelled).why
+        return Status("removed", why, state.expelled.when)
+    return state.condition(node)
 
 
 def handover(state: NodeState, value: Handover) -> control.Handover:
@@ -74,7 +73,7 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
     members = state.members.get(value.id)
     message = pb.Network(
         id=value.id,
-        name=state.catalogue.name(value.id) if state.catalogue.get(value.id) else value.name,
+        name=value.name,
         driver=value.driver,
         subnets=value.subnets,
         gateways=value.gateways,
@@ -88,6 +87,7 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
         created=time_text(value.created),
         creator=state.node_name(value.creator),
         endpoints=len(members.all) if members else 0,
+        conflict="; ".join(map(state.describe_conflict, state.catalogue.conflicts_of(value.id))),
     )
     addresses = state.addresses.get(value.id)
     if addresses:
@@ -117,6 +117,10 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
 def endpoint(state: NodeState, value: Member) -> pb.Endpoint:
     """An endpoint."""
     held = value.endpoint
+    if value.node in state.withdrawn:
+        condition = "unreachable"  # with its node: its rows and names are taken back
+    else:
+        condition = "up" if held.sandbox else "announced"
     return pb.Endpoint(
         id=held.id,
         name=held.name,
@@ -129,7 +133,7 @@ def endpoint(state: NodeState, value: Member) -> pb.Endpoint:
         addresses=[format_address(a) for a in held.addresses],
         labels=held.labels,
         health="unknown",
-        state="up" if held.sandbox else "announced",
+        state=condition,
     )
 
 

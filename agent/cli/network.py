@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.rpc.types_pb2 import Network
 
 _COUNTS = ("total", "used", "free", "owned")
-COLUMNS = [
+COLUMNS: list[tuple[str, Any]] = [
     ("NAME", "name"),
     ("DRIVER", "driver"),
     ("SUBNETS", lambda n: ", ".join(n["subnets"])),
@@ -107,7 +107,9 @@ def create(
 def ls(host: str, output: str) -> None:
     """List the networks."""
     found = call(host, lambda client: client.networks())
-    emit_list([_fields(n, "ranges", "usage") for n in found], COLUMNS, output)
+    rows = [_fields(n, "ranges", "usage") for n in found]
+    conflicts = [("CONFLICT", "conflict")] if any(row["conflict"] for row in rows) else []
+    emit_list(rows, COLUMNS + conflicts, output)
 
 
 @network.command()

@@ -6,17 +6,55 @@ gRPC's API, so that a batch that goes to every peer is encoded once.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 from google.protobuf.message import DecodeError
 
+from agent.core.membership import Rumour, State
+from agent.core.plumtree import Graft, Have, Prune
 from agent.core.replica import Delta, Record
 from agent.core.session import Applied, Digest, Hello, Message
+from agent.core.stability import Reach, Seen
+from agent.core.summary import BUCKETS, Summary
 from agent.errors import Invalid
 from agent.rpc import peer_pb2 as pb
 
 # What a peer may say in one message; past it the peer is broken or hostile.
 RECORDS_MAX = 100_000
+ORIGINS_MAX = 100_000
 VALUE_BYTES_MAX = 256 * 1024
+RUMOURS_MAX = 20_000  # a table of a cluster far larger than is meant, suspicions and all
 VERSION_MAX = 1 << 62  # a thousand writes a second for a hundred million years; fits SQLite
+
+
+class Rumours(tuple[Rumour, ...]):
+    """A message that is for failure detection, not for the session."""
+
+
+def rumours_to_proto(rumours: Iterable[Rumour]) -> list[pb.Rumour]:
+    """Rumours as messages."""
+    return [
+        pb.Rumour(node=node, incarnation=incarnation, state=state, by=by)
+        for node, incarnation, state, by in rumours
+    ]
+
+
+def rumours_from_proto(messages: Iterable[pb.Rumour]) -> Rumours:
+    """Rumours out of their messages; Invalid if one cannot be one."""
+    found = []
+    for m in messages:
+        if m.state > State.LEFT or m.incarnation > VERSION_MAX or not m.node:
+            raise Invalid("rumour", f"about {m.node[:40]!r} cannot be", "")
+        found.append(Rumour(m.node, m.incarnation, State(m.state), m.by))
+    if len(found) > RUMOURS_MAX:
+        raise Invalid("rumours", f"are {len(found)}", "")
+    return Rumours(found)
+
+
+def encode_rumours(rumours: Iterable[Rumour]) -> bytes:
+    """Rumours as a message of a stream."""
+    message = pb.PeerMessage(rumours=pb.Rumours(rumours=rumours_to_proto(rumours)))
+    return message.SerializeToString()
 
 
 def delta_to_proto(delta: Delta) -> pb.Delta:
@@ -75,7 +113,11 @@ class Encoder:
                     for origin, (version, floor) in message.entries.items()
                 ]
                 digest = pb.Digest(
-                    entries=entries, time=message.time, echo=message.echo, held=message.held
+                    entries=entries,
+                    time=message.time,
+                    echo=message.echo,
+                    held=message.held,
+                    buckets=message.buckets,
                 )
                 return pb.PeerMessage(digest=digest).SerializeToString()
             case Hello():
@@ -89,6 +131,32 @@ class Encoder:
             case Applied():
                 applied = pb.Applied(version=message.version)
                 return pb.PeerMessage(applied=applied).SerializeToString()
+            case Summary():
+                summary = pb.Summary(
+                    buckets=message.buckets,
+                    time=message.time,
+                    echo=message.echo,
+                    held=message.held,
+                )
+                return pb.PeerMessage(summary=summary).SerializeToString()
+            case Have():
+                have = pb.Have(entries=_entries(message.entries))
+                return pb.PeerMessage(have=have).SerializeToString()
+            case Graft():
+                graft = pb.Graft(entries=_entries(message.entries))
+                return pb.PeerMessage(graft=graft).SerializeToString()
+            case Prune():
+                prune = pb.Prune(origins=message.origins)
+                return pb.PeerMessage(prune=prune).SerializeToString()
+            case Seen():
+                seen = pb.Seen(
+                    entries=[
+                        pb.SeenEntry(origin=o, version=r.version, members=r.members)
+                        for o, r in message.entries.items()
+                    ],
+                    whole=message.whole,
+                )
+                return pb.PeerMessage(seen=seen).SerializeToString()
 
     def _delta(self, delta: Delta) -> bytes:
         key = (delta.origin, delta.base, delta.upto, delta.floor, delta.reset, delta.complete)
@@ -101,7 +169,7 @@ class Encoder:
         return data
 
 
-def decode(data: bytes) -> Message:
+def decode(data: bytes) -> Message | Rumours:
     """A message out of bytes; Invalid if they are none."""
     try:
         message = pb.PeerMessage.FromString(data)
@@ -113,9 +181,8 @@ def decode(data: bytes) -> Message:
         case "digest":
             digest = message.digest
             entries = {e.origin: (e.version, e.floor) for e in digest.entries}
-            if any(max(pair) > VERSION_MAX for pair in entries.values()):
-                raise Invalid("digest", "has a version that cannot be", "")
-            return Digest(entries, digest.time, digest.echo, digest.held)
+            _check("digest", entries, (max(pair) for pair in entries.values()))
+            return Digest(entries, digest.time, digest.echo, digest.held, digest.buckets)
         case "hello":
             hello = message.hello
             if not hello.node:
@@ -123,4 +190,39 @@ def decode(data: bytes) -> Message:
             return Hello(hello.node, hello.boot, hello.version, hello.name)
         case "applied":
             return Applied(message.applied.version)
+        case "rumours":
+            return rumours_from_proto(message.rumours.rumours)
+        case "summary":
+            summary = message.summary
+            if len(summary.buckets) != BUCKETS:
+                raise Invalid("summary", f"has {len(summary.buckets)} buckets", "")
+            return Summary(tuple(summary.buckets), summary.time, summary.echo, summary.held)
+        case "have":
+            return Have(_versions("have", message.have.entries))
+        case "graft":
+            return Graft(_versions("graft", message.graft.entries))
+        case "prune":
+            _check("prune", message.prune.origins, ())
+            return Prune(tuple(message.prune.origins))
+        case "seen":
+            seen = {e.origin: Reach(e.version, e.members) for e in message.seen.entries}
+            _check("seen", seen, (reach.version for reach in seen.values()))
+            return Seen(seen, message.seen.whole)
     raise Invalid("peer message", "is of an unknown kind", "")
+
+
+def _entries(versions: dict[str, int]) -> list[pb.VersionEntry]:
+    return [pb.VersionEntry(origin=o, version=v) for o, v in versions.items()]
+
+
+def _versions(what: str, entries: Collection[pb.VersionEntry]) -> dict[str, int]:
+    versions = {e.origin: e.version for e in entries}
+    _check(what, versions, versions.values())
+    return versions
+
+
+def _check(what: str, origins: Collection[str], versions: Iterable[int]) -> None:
+    if len(origins) > ORIGINS_MAX or not all(origins):
+        raise Invalid(what, f"is of {len(origins)} origins, or of one without a name", "")
+    if max(versions, default=0) > VERSION_MAX:
+        raise Invalid(what, "has a version that cannot be", "")

@@ -15,6 +15,7 @@ import grpc.aio
 import msgspec
 import structlog
 
+from agent.cluster.calls import OPTIONS, target_of
 from agent.cluster.codec import delta_from_proto, delta_to_proto
 from agent.core.removal import Answer, Ask, Verdict
 from agent.core.replica import Delta
@@ -23,7 +24,6 @@ from agent.model import Removal, encode
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
 from agent.rpc import peer_pb2_grpc as pb_grpc
-from agent.views import Status
 
 log = structlog.get_logger()
 
@@ -31,18 +31,13 @@ ANSWER_WITHIN = 2.0  # s; for one try
 DELIVER_WITHIN = 5.0  # s; the receiver writes to its disk
 BEHIND_MAX = 20_000  # records of one origin that fit into an answer; else the streams bring them
 REMOVAL_METADATA = "vxmesh-removal-bin"  # trailing metadata of a stream that is refused for good
-OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", 16 << 20),
-]
 _removal = msgspec.msgpack.Decoder(Removal)
 
 Durable = Callable[[], Awaitable[None]]
 
 
 class Refused(Exception):
-    """A node that was removed opened a stream."""
+    """A node that was removed opened a stream, or asks for something."""
 
     def __init__(self, removal: Removal) -> None:
         super().__init__(removal)
@@ -59,8 +54,10 @@ async def refuse(context: grpc.aio.ServicerContext[Any, Any], refused: Refused) 
     )
 
 
-def find_removal(error: grpc.aio.AioRpcError, me: str) -> Removal | None:
+def find_removal(error: Exception, me: str) -> Removal | None:
     """What `refuse` said, if that is what ended a call."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return None
     for key, value in error.trailing_metadata() or ():
         if key == REMOVAL_METADATA and isinstance(value, bytes):
             try:
@@ -74,11 +71,9 @@ def find_removal(error: grpc.aio.AioRpcError, me: str) -> Removal | None:
 class Consent:
     """Both sides of the calls."""
 
-    def __init__(self, node: NodeState, boot: str, durable: Durable) -> None:
+    def __init__(self, node: NodeState, durable: Durable) -> None:
         self.node = node
-        self._boot = boot
         self._durable = durable
-        self._goodbyes: dict[str, str] = {}  # node that left -> its boot
 
     # -- asking --
 
@@ -107,11 +102,8 @@ class Consent:
         calls = [self._call(voter, "AgreeRemoval", request, ANSWER_WITHIN) for voter in voters]
         await asyncio.gather(*calls, return_exceptions=True)
 
-    async def deliver(self, peer: str, leaves: bool) -> None:
-        """Bring `peer` all that this node wrote; Unavailable if it does not confirm it.
-
-        With `leaves` it is told, too, that this node ends as planned.
-        """
+    async def deliver(self, peer: str) -> None:
+        """Bring `peer` all that this node wrote; Unavailable if it does not confirm it."""
         node, known = self.node, 0
         for _ in range(3):  # what it has, then what it lacks, then what came since
             reply: pb.DeliveryReply = await self._call(
@@ -119,9 +111,7 @@ class Consent:
                 "Deliver",
                 pb.Delivery(
                     node=node.me,
-                    boot=self._boot,
                     delta=delta_to_proto(_delta(node, node.me, known)) if known else None,
-                    leaves=leaves,
                 ),
                 DELIVER_WITHIN,
             )
@@ -134,8 +124,7 @@ class Consent:
         node = self.node.nodes.get(peer)
         if node is None:
             raise Unavailable(f"node {peer}", "is not known here")
-        host = f"[{node.address}]" if ":" in node.address else node.address
-        channel = grpc.aio.insecure_channel(f"{host}:{node.port}", OPTIONS)
+        channel = grpc.aio.insecure_channel(target_of(node), OPTIONS)
         try:
             stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
             return await getattr(stub, method)(request, timeout=seconds)
@@ -211,17 +200,7 @@ class Consent:
             if delta.origin == sender:
                 node.merge(delta)
                 await self._durable()
-        if request.leaves and sender in node.nodes:
-            self._goodbyes[sender] = request.boot
-            node.set_status(sender, Status("left", "left as planned", node.clock(), True))
         return pb.DeliveryReply(version=node.version(sender))
-
-    def linked(self, peer: str, boot: str) -> None:
-        """A stream to `peer` is up: if it had left, it is back."""
-        known = self.node.status.get(peer)
-        if known and known.state == "left" and self._goodbyes.get(peer) not in (None, boot):
-            del self._goodbyes[peer]
-            self.node.set_status(peer, Status("alive", "", self.node.clock()))
 
 
 def _delta(node: NodeState, origin: str, known: int) -> Delta:

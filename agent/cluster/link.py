@@ -10,12 +10,14 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 
 import structlog
 
-from agent.cluster.codec import Encoder, decode
+from agent.cluster.codec import Encoder, Rumours, decode
+from agent.core.plumtree import Mesh
 from agent.core.session import Hello, Message, Session, Store
 from agent.errors import Unavailable, VxmeshError
 
 log = structlog.get_logger()
 
+STALE = 1.5  # s; a digest missed: another stream is tried, and takes this one's place
 SILENCE = 3.0  # s; three digests missed: the stream is dead even if TCP has not noticed
 WATCH_INTERVAL = 0.25  # s; how late a silent stream may be ended
 HELLO_WITHIN = 3.0  # s; for the peer to say who it is
@@ -31,18 +33,37 @@ class Link:
         store: Store,
         hello: Hello,
         encoder: Encoder,
-        heard: Callable[[Message], None],
+        mesh: Mesh,
+        heard: Callable[[str, Message | Rumours], None],
         dialed: bool,
     ) -> None:
+        """`heard` is given the peer's id and each message, once the session has taken it."""
         self.dialed = dialed
         self.me = hello.node
-        self.session = Session(store, hello, random.Random(), time.monotonic())
+        self.session = Session(store, hello, random.Random(), time.monotonic(), mesh)
         self.closed = asyncio.Event()  # told to end
         self.ended = asyncio.Event()  # and out of the table of streams
+        self.stale = asyncio.Event()  # silent for `STALE`, or ended
         self.greeted = asyncio.Event()
         self._encoder = encoder
         self._heard = heard
         self._wake = asyncio.Event()
+        self._posted: list[bytes] = []
+
+    @property
+    def last_heard(self) -> float:
+        """When the peer's last message came, on the monotonic clock."""
+        return self.session.heard
+
+    def post(self, data: bytes) -> None:
+        """Send an encoded message that is none of the session's, before those that are."""
+        self._posted.append(data)
+        self._wake.set()
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether nothing has come for `STALE`."""
+        return time.monotonic() - self.session.heard > STALE
 
     @property
     def peer(self) -> str:
@@ -95,8 +116,11 @@ class Link:
     async def _read(self, read: AsyncIterable[bytes], greeted: Callable[[Link], bool]) -> None:
         async for data in read:
             message = decode(data)
-            self.session.receive(message, time.monotonic())
-            self._heard(message)
+            if isinstance(message, Rumours):
+                self.session.heard = time.monotonic()
+            else:
+                self.session.receive(message, time.monotonic())
+            self._heard(self.peer, message)
             if not self.greeted.is_set():
                 if not self.session.peer:
                     raise Unavailable("peer", "did not say who it is", "")
@@ -111,6 +135,10 @@ class Link:
             now = time.monotonic()
             for message in self.session.to_send(now):
                 await write(self._encoder.encode(message))
+                while self._posted and self.greeted.is_set():
+                    await write(self._posted.pop(0))
+            while self._posted and self.greeted.is_set():
+                await write(self._posted.pop(0))
             wait = max(0.0, self.session.next_timer() - time.monotonic())
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with
             # what it waits for, as `close` has it, and the stream would never end.
@@ -127,4 +155,8 @@ class Link:
                 raise Unavailable("peer", f"has been silent for {SILENCE:.0f} s", "")
             if not self.greeted.is_set() and now - started > HELLO_WITHIN:
                 raise Unavailable("peer", "did not say who it is", "")
+            if self.is_stale:
+                self.stale.set()
+            else:
+                self.stale.clear()
             await asyncio.sleep(WATCH_INTERVAL)

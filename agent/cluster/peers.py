@@ -1,9 +1,11 @@
-"""Streams to every other node, kept up: who dials whom, and which of two streams stays.
+"""Streams to other nodes, kept up: to whom, who dials whom, and which of two streams stays.
 
-Every known node is dialled by the one of the pair with the smaller id at once, and by the
-other only after a while, for the case that just one of the directions works. Of two streams
-between a pair both sides keep the one that the smaller id opened.
-What stands opposite: this room on the other node. Failure detection (SWIM) will stand beside.
+Whom a node wants streams to is core/topology.py's to say: of the live nodes, and of all known,
+so that parts of a cluster that hold each other for dead find together again. Of a pair that both
+want a stream the smaller id dials at once, the other only after a while, for the case that just
+one of the directions works; of two streams between them both keep the one that the smaller id
+opened. A stream that nobody wants any more is closed by its dialer after `KEEP_UNWANTED`.
+What stands opposite: this room on the other node. detector.py says who lives.
 """
 
 from __future__ import annotations
@@ -11,93 +13,148 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import Any
 
 import grpc
 import grpc.aio
 import structlog
 
-from agent.cluster.codec import Encoder, delta_from_proto
+from agent.cluster import calls
+from agent.cluster.calls import OPTIONS, target_of
+from agent.cluster.codec import Encoder, Rumours, delta_from_proto
 from agent.cluster.consent import Consent, Refused, find_removal
 from agent.cluster.link import SILENCE, Link, Write
+from agent.cluster.reach import Reach
 from agent.cluster.server import SYNC, PeerServer
+from agent.core.plumtree import Mesh
+from agent.core.replica import Delta
 from agent.core.session import Hello, Message
+from agent.core.topology import EVERYBODY, Topology
 from agent.errors import Unavailable
 from agent.model import Network, Node
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
-from agent.rpc import peer_pb2_grpc as pb_grpc
 from agent.views import Change
 
 log = structlog.get_logger()
 
-CONNECT_WITHIN = 1.0  # s; then the channel is thrown away, with its backed-off TCP timers
-RETRY_FIRST, RETRY_MOST = 0.05, 1.0  # s, doubled in between, with full jitter
+CONNECT_WITHIN = 1.0  # s; for a channel to a port that has just answered
+PAUSE = 0.1  # s; after a stream that ended, so that one that always ends at once costs little
+ELSEWHERE = 5.0  # s; where another node answered than the one that is looked for
 GRACE = 1.0  # s; how long the larger id leaves dialling to the smaller
-STALE = 1.5  # s; a stream silent for this long gives way to a new one
-SPACE_WITHIN = 2.0  # s; for an owner to donate addresses
+HEAD_START = 0.1  # s; and how long when a port answers again, to both at about the same time
+SETTLE = 0.1  # s; where nodes are many, their comings and goings are looked at together
+KEEP_UNWANTED = 30.0  # s; longer than a node flaps, or streams would be closed and opened again
+HELPERS = 2  # who ask a node for us that we cannot reach
+TIDY_INTERVAL = 5.0  # s; how late beyond that
 
 Call = grpc.aio.StreamStreamCall[bytes, bytes]
 
-_OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", 16 << 20),
-    ("grpc.http2.bdp_probe", 1),
-]
-
 
 class Peers:
-    """All streams of this node. `store` is the node's state."""
+    """All streams of this node.
+
+    `live` may be set to a callable of the ids of the nodes that count as members (this node may
+    be among them or not), and `membership_changed` is to be called when it has changed. Without
+    it all known nodes are dialled, and those take part in a wait that have a stream.
+    """
 
     def __init__(
-        self, node: NodeState, me: Node, boot: str, durable: Callable[[], Awaitable[None]]
+        self,
+        node: NodeState,
+        me: Node,
+        boot: str,
+        durable: Callable[[], Awaitable[None]],
+        everybody: int = EVERYBODY,
     ) -> None:
         self.node = node
         self.me = me
         self.hello = Hello(me.id, boot, me.version, me.name)
         self.links: dict[str, Link] = {}
-        self.down_since: dict[str, tuple[float, str]] = {}  # node -> (monotonic, why)
+        self.down_since: dict[str, float] = {}  # node -> monotonic
+        self.on_rumours: Callable[[str, Rumours], None] = lambda peer, rumours: None
         self.on_link: list[Callable[[str], None]] = []  # told a node id at each up and down
+        self.live: Callable[[], Iterable[str]] | None = None
+        self.mesh = Mesh(me.id, lambda: self._topology.is_bounded, self._members)
+        self._everybody = everybody  # nodes up to which all have streams to all
         self._encoder = Encoder()
-        self._dialers: dict[str, asyncio.Task[None]] = {}  # host:port -> task
-        self.consent = Consent(node, boot, durable)
-        node.is_linked = lambda id: id in self.links
-        self._server = PeerServer(node, self._accept, durable, self.consent.handlers())
+        self._reach = Reach()
+        self._topology = Topology([me.id])  # of the live nodes
+        self._everyone = Topology([me.id])  # of all known
+        self._wanted: set[str] = set()
+        self._unwanted: dict[str, float] = {}  # node whose stream nobody wants -> since when
+        self._dialers: dict[str, tuple[str, asyncio.Task[None]]] = {}  # node -> host:port, task
+        self._seeds: dict[str, asyncio.Task[None]] = {}  # host:port -> task
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._looking: asyncio.TimerHandle | None = None
+        self.consent = Consent(node, durable)
+        node.is_linked = self._is_linked
+        self.server = PeerServer(node, self._accept, durable, self.consent.handlers())
         self._progress = asyncio.Event()
         self._started = time.monotonic()
         node.listeners.append(self._changed)
 
     async def start(self, seeds: list[str]) -> None:
         """Listen, and dial `seeds` (host:port); Conflict if the port is taken."""
-        await self._server.start(self.me.address, self.me.port)
+        await self.server.start(self.me.address, self.me.port)
         for seed in seeds:
             self.dial(seed)
-        for node in list(self.node.nodes.values()):
-            self._dial_node(node)
+        self._look()
+        self._start(self._tidy())
 
     async def stop(self) -> None:
         """Close every stream and the port."""
         self.node.listeners.remove(self._changed)
-        tasks = list(self._dialers.values())
+        if self._looking:
+            self._looking.cancel()
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         for link in list(self.links.values()):
             link.close()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._server.stop()
+        await self.server.stop()
 
     def wake(self) -> None:
         """Records were published, or the kernel got further: let sessions look."""
+        self.server.kernel_moved()
         for link in self.links.values():
             link.wake()
 
-    def state(self, node: str) -> tuple[str, str]:
-        """A node's state and the reason, from this node's point of view."""
-        if node == self.me.id or node in self.links:
-            return "alive", ""
-        _, why = self.down_since.get(node, (0.0, "has not been connected yet"))
-        return "unreachable", why
+    def redial(self) -> None:
+        """Try all nodes that are waited for at once: the underlay's carrier is back."""
+        self._reach.redial()
+
+    def membership_changed(self) -> None:
+        """`live`, or what is known of nodes, has changed: look anew whom to hold streams to."""
+        if self._looking is None:
+            many = len(self.node.nodes) > self._everybody
+            loop = asyncio.get_running_loop()
+            self._looking = loop.call_later(SETTLE if many else 0.0, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        nodes = self.node.nodes
+        self._topology = Topology({self.me.id, *self._members()}, self._everybody)
+        # A cluster in two parts has two topologies. What follows from all nodes joins them.
+        self._everyone = Topology({self.me.id, *nodes}, self._everybody)
+        self._wanted = self._topology.neighbours(self.me.id)
+        self._wanted |= self._everyone.neighbours(self.me.id)
+        self._wanted &= set(nodes)
+        for id, (target, task) in list(self._dialers.items()):
+            moved = id in nodes and target_of(nodes[id]) != target
+            if (moved or id not in self._wanted) and id not in self.links:
+                task.cancel()
+                del self._dialers[id]
+        for id in sorted(self._wanted):
+            if id not in self._dialers:
+                target = target_of(nodes[id])
+                self._dialers[id] = target, self._start(self._keep(id, target))
+
+    def _is_linked(self, node: str) -> bool:
+        link = self.links.get(node)
+        return link is not None and not link.is_stale
 
     def rtt(self, node: str) -> float:
         """Round trip time of a node's stream in s; 0 if unknown."""
@@ -107,46 +164,76 @@ class Peers:
     # -- waiting --
 
     async def wait_applied(self, version: int, seconds: float) -> list[str]:
-        """Wait until every live peer's kernel has our records up to `version`.
+        """Wait until every live node's kernel has our records up to `version`.
 
         Returns the ids of the nodes that lack it when the time is up.
         """
         deadline = time.monotonic() + seconds
+        streams = [id for id in self.links if id in self.node.nodes]
+        helpers = random.sample(streams, min(HELPERS, len(streams)))
+        via = [self.node.nodes[id] for id in helpers]
+        asked = {
+            id: asyncio.create_task(
+                calls.await_applied(self.node.nodes[id], self.me.id, version, deadline, via)
+            )
+            for id in self._far()
+        }
 
         def lacking() -> list[str]:
-            behind = []
-            for id in self.node.nodes:
+            behind = [
+                id
+                for id, task in asked.items()
+                if id in self.node.nodes and not (task.done() and task.result())
+            ]
+            for id in self._near():
                 link = self.links.get(id)
-                known = link.session.peer_applied if link else -1
-                if id != self.me.id and known < version and (link or self._just_lost(id)):
+                if id not in asked and (link.session.peer_applied if link else -1) < version:
                     behind.append(id)
             return behind
 
-        while lacking():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            try:
-                await asyncio.wait_for(self._progress.wait(), left)
-            except TimeoutError:
-                break
-        return lacking()
+        try:
+            while (left := deadline - time.monotonic()) > 0 and lacking():
+                progress = asyncio.ensure_future(self._progress.wait())
+                pending = [task for task in asked.values() if not task.done()]
+                await asyncio.wait(
+                    [progress, *pending], timeout=left, return_when=asyncio.FIRST_COMPLETED
+                )
+                progress.cancel()
+            return lacking()
+        finally:
+            for task in asked.values():
+                task.cancel()
+
+    def _near(self) -> list[str]:
+        """The nodes that take part and tell by a stream what their kernel has, or will soon."""
+        return [
+            id
+            for id in self._members()
+            if self.live is not None or id in self.links or self._just_lost(id)
+        ]
+
+    def _far(self) -> list[str]:
+        """Those that take part and have to be asked: there is no stream, and none to be."""
+        return [
+            id
+            for id in self._members()
+            if id in self.node.nodes
+            and id not in self.links
+            and (self.live is not None or id not in self._wanted)
+        ]
 
     async def catch_up(self, seconds: float) -> list[str]:
-        """Wait until everything that the nodes known now had written has come.
+        """Wait until everything that the nodes known now had to tell has come.
 
-        Returns the ids of those that have not been heard of when the time is up.
+        Asked are those with whom a stream is wanted; what others have they have too, or will.
+        Returns the ids of those that have not told all when the time is up.
         """
         deadline = time.monotonic() + seconds
-        known = [id for id in self.node.nodes if id != self.me.id]
+        known = [id for id in self.node.nodes if id != self.me.id and id in self._wanted]
 
         def behind() -> list[str]:
             links = {id: self.links.get(id) for id in known}
-            return [
-                id
-                for id, link in links.items()
-                if link is None or not 0 <= link.session.peer_version <= self.node.version(id)
-            ]
+            return [id for id, link in links.items() if link is None or link.session.missing]
 
         while (left := deadline - time.monotonic()) > 0 and behind():
             try:
@@ -155,15 +242,36 @@ class Peers:
                 break
         return behind()
 
+    def missing(self) -> int:
+        """Versions that the peers had when their streams opened and that are not here yet."""
+        return max((link.session.missing for link in self.links.values()), default=0)
+
+    def _members(self) -> list[str]:
+        """The other nodes that count as members."""
+        found = self.node.nodes if self.live is None else self.live()
+        return [id for id in found if id != self.me.id]
+
     def _just_lost(self, node: str) -> bool:
         """Whether a node without a stream may well be about to have one."""
-        since, _ = self.down_since.get(node, (self._started, ""))
-        return time.monotonic() - since < SILENCE
+        since = self.down_since.get(node, self._started)
+        return node in self._wanted and time.monotonic() - since < SILENCE
 
-    def _heard(self, message: Message) -> None:
-        if not isinstance(message, Hello):
+    def _heard(self, peer: str, message: Message | Rumours) -> None:
+        if isinstance(message, Rumours):
+            # Of a stream that was given up for another one: that one has told it too.
+            if peer in self.links:
+                self.on_rumours(peer, message)
+        elif not isinstance(message, Hello):
             self._progress.set()
             self._progress = asyncio.Event()
+        if isinstance(message, Delta):
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """What came on one stream may have to go on by others."""
+        for link in self.links.values():
+            if link.session.pending:
+                link.wake()
 
     # -- addresses of others --
 
@@ -177,8 +285,6 @@ class Peers:
         node = self.node.nodes.get(owner)
         if node is None:
             raise Unavailable(f"node {owner}", "is not known here")
-        # A channel of its own: that of a stream may be closed for a better one at any moment.
-        channel = grpc.aio.insecure_channel(f"{_host(node.address)}:{node.port}", _OPTIONS)
         request = pb.SpaceRequest(
             network=network.id,
             requester=self.me.id,
@@ -186,76 +292,95 @@ class Peers:
             ranges=[pb.AddressRange(start=a, end=b) for a, b in ranges],
             known=self.node.version(owner),
         )
-        try:
-            stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
-            reply: pb.SpaceReply = await stub.RequestSpace(request, timeout=SPACE_WITHIN)
-        except grpc.aio.AioRpcError as error:
-            raise Unavailable(
-                f"node {self.node.node_name(owner)}", f"does not answer ({error.code().name})"
-            ) from None
-        finally:
-            await channel.close()
+        reply = await calls.request_space(node, request)
         if reply.HasField("delta"):
             self.node.merge(delta_from_proto(reply.delta))
+            self.mesh.spread(owner, None, time.monotonic())
+            self._pass_on()
         return reply.refused
 
     # -- dialling --
 
-    def dial(self, target: str, node: str = "") -> None:
-        """Keep a stream to host:port up; `node` is its id where it is known."""
-        if target not in self._dialers:
-            task = asyncio.ensure_future(self._keep(target, node))
-            self._dialers[target] = task
-            task.add_done_callback(lambda _: self._dialers.pop(target, None))
+    def dial(self, target: str) -> None:
+        """Find the node that answers at host:port (a seed, or one seen on the LAN)."""
+        if target not in self._seeds:
+            task = self._seeds[target] = self._start(self._find(target))
+            task.add_done_callback(lambda _: self._seeds.pop(target, None))
 
-    def _dial_node(self, node: Node) -> None:
-        if node.id != self.me.id:
-            self.dial(f"{_host(node.address)}:{node.port}", node.id)
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def _changed(self, change: Change) -> None:
         for id in change.nodes:
-            node = self.node.nodes.get(id)
-            if node:
-                self._dial_node(node)
-            elif id in self.links:
+            if id not in self.node.nodes and id in self.links:
                 self.links[id].close()  # it was removed
+        if change.nodes:
+            self.membership_changed()
 
-    async def _keep(self, target: str, node: str) -> None:
-        pause = RETRY_FIRST
-        if node and node < self.me.id:
-            await asyncio.sleep(GRACE)
+    async def _find(self, target: str) -> None:
+        """Dial a seed until the node there is known: then its record leads to it."""
         while True:
-            if node and node not in self.node.nodes:
-                return
-            link = self.links.get(node) if node else None
-            if link:
-                await link.ended.wait()
-                pause = RETRY_FIRST
-                if node < self.me.id:
-                    await asyncio.sleep(GRACE)
-                continue
+            await self._reach.answers(target)
             found = await self._dial_once(target)
-            if found == self.me.id:
-                return  # ourselves, named as a seed
-            if found and found != node:
-                node = found  # the first time, or another node lives there now
-                known = self.node.nodes.get(found)
-                if known and f"{_host(known.address)}:{known.port}" != target:
-                    return  # its record leads to it
-            if found:
-                pause = RETRY_FIRST
-            await asyncio.sleep(random.uniform(0.3, 1.0) * pause)
-            pause = min(RETRY_MOST, pause * 2)
+            if found == self.me.id or found in self.node.nodes:
+                return
+            # A removed node is told so when it dials; another may take its place there.
+            await self._reach.wait(ELSEWHERE if self.node.is_removed(found) else PAUSE)
+
+    async def _keep(self, id: str, target: str) -> None:
+        """Keep a stream to a node up for as long as one is wanted."""
+        if self._leaves_it_to(id):
+            await self._reach.wait(GRACE)
+        while id in self._wanted:
+            link = self.links.get(id)
+            if link and not link.is_stale:
+                await link.stale.wait()
+                if link.ended.is_set() and self._leaves_it_to(id):
+                    await self._reach.wait(GRACE)
+                continue
+            # A stream that is merely silent stays: TCP may get through again, but only when
+            # its timer, which has doubled with each try, says so. A new one is faster.
+            await self._reach.answers(target)
+            if self._leaves_it_to(id):
+                await asyncio.sleep(HEAD_START)
+            link = self.links.get(id)
+            if link is None or link.is_stale:
+                found = await self._dial_once(target)
+                await self._reach.wait(PAUSE if found in (id, "") else ELSEWHERE)
+
+    def _leaves_it_to(self, id: str) -> bool:
+        """Whether a node is the one of the pair to dial first."""
+        return id < self.me.id and self._topology.opens(id, self.me.id)
+
+    async def _tidy(self) -> None:
+        """Close the streams that we opened and that neither end wants any more."""
+        while True:
+            await asyncio.sleep(TIDY_INTERVAL)
+            now = time.monotonic()
+            unwanted = [id for id in self.links if not self._is_wanted(id)]
+            self._unwanted = {id: self._unwanted.get(id, now) for id in unwanted}
+            for id, since in self._unwanted.items():
+                if self.links[id].dialed and now - since >= KEEP_UNWANTED:
+                    self.links[id].close()
+
+    def _is_wanted(self, id: str) -> bool:
+        return any(
+            topology.opens(self.me.id, id) or topology.opens(id, self.me.id)
+            for topology in (self._topology, self._everyone)
+        )
 
     async def _dial_once(self, target: str) -> str:
         """Run one stream to its end; the node found there, or nothing."""
         # A new channel each time: one that failed would wait by its own backoff.
-        channel = grpc.aio.insecure_channel(target, _OPTIONS)
+        channel = grpc.aio.insecure_channel(target, OPTIONS)
         link: Link | None = None
         try:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_WITHIN)
             call: Call = channel.stream_stream(SYNC)()
-            link = Link(self.node, self.hello, self._encoder, self._heard, dialed=True)
+            link = Link(self.node, self.hello, self._encoder, self.mesh, self._heard, True)
             await link.run(_bytes(call), call.write, self._greeted)
             return link.peer
         except grpc.aio.AioRpcError as error:
@@ -275,7 +400,7 @@ class Peers:
             await channel.close()
 
     async def _accept(self, read: AsyncIterator[bytes], write: Write) -> None:
-        link = Link(self.node, self.hello, self._encoder, self._heard, dialed=False)
+        link = Link(self.node, self.hello, self._encoder, self.mesh, self._heard, False)
         try:
             await link.run(read, write, self._greeted)
         finally:
@@ -293,13 +418,12 @@ class Peers:
         if old and not self._replaces(old, link):
             return False
         self.links[peer] = link
+        self.mesh.up(link.session)
         self.down_since.pop(peer, None)
         if old:
             old.close()
         else:
             log.info("peer.up", peer=peer, name=link.session.peer and link.session.peer.name)
-        if link.session.peer:
-            self.consent.linked(peer, link.session.peer.boot)
         for told in self.on_link:
             told(peer)
         return True
@@ -308,19 +432,21 @@ class Peers:
         before, after = old.session.peer, new.session.peer
         if before and after and before.boot != after.boot:
             return True
-        if time.monotonic() - old.session.heard > STALE or old.closed.is_set():
+        if old.is_stale or old.closed.is_set():
             return True
         return new.dialer == min(self.me.id, new.peer) and old.dialer != new.dialer
 
     def _lost(self, link: Link) -> None:
         link.ended.set()
+        link.stale.set()
         peer = link.peer
         if not peer or self.links.get(peer) is not link:
             return
         del self.links[peer]
+        self.mesh.down(link.session)
         silent = time.monotonic() - link.session.heard
         why = f"silent for {silent:.1f} s" if silent > 1 else "its stream was closed"
-        self.down_since[peer] = (time.monotonic(), why)
+        self.down_since[peer] = time.monotonic()
         log.info("peer.down", peer=peer, name=self.node.node_name(peer), reason=why)
         for told in self.on_link:
             told(peer)
@@ -329,7 +455,3 @@ class Peers:
 async def _bytes(call: Call) -> AsyncIterator[bytes]:
     async for data in call:
         yield data
-
-
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
+from agent.cluster.calls import AWAIT_MOST, await_applied
 from agent.cluster.codec import delta_to_proto
 from agent.cluster.consent import Refused, refuse
 from agent.core.replica import Delta
@@ -52,6 +54,14 @@ def check_port(address: str, port: int) -> None:
             ) from None
 
 
+class Pings(Protocol):
+    """Who answers for failure detection (detector.py)."""
+
+    def answer(self, request: pb.PingRequest) -> pb.PingReply: ...
+
+    async def answer_for(self, request: pb.PingForRequest) -> pb.PingForReply: ...
+
+
 class PeerServer:
     """vxmesh.v1.Peer, in bytes for Sync so that batches are encoded once."""
 
@@ -66,8 +76,9 @@ class PeerServer:
         self._more = more or {}  # further methods of the service: name -> handler
         self._accept = accept
         self._durable = durable
+        self.pings: Pings | None = None
         self._server: grpc.aio.Server | None = None
-        self._streams: set[asyncio.Task[None]] = set()
+        self._moved = asyncio.Event()
 
     async def start(self, address: str, port: int) -> None:
         """Listen on `address`; Conflict if something else holds the port."""
@@ -75,12 +86,27 @@ class PeerServer:
         server = grpc.aio.server(
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)]
         )
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Sync": grpc.stream_stream_rpc_method_handler(self._sync),
             "RequestSpace": grpc.unary_unary_rpc_method_handler(
                 self._request_space,
                 request_deserializer=pb.SpaceRequest.FromString,
                 response_serializer=pb.SpaceReply.SerializeToString,
+            ),
+            "Ping": grpc.unary_unary_rpc_method_handler(
+                self._ping,
+                request_deserializer=pb.PingRequest.FromString,
+                response_serializer=pb.PingReply.SerializeToString,
+            ),
+            "PingFor": grpc.unary_unary_rpc_method_handler(
+                self._ping_for,
+                request_deserializer=pb.PingForRequest.FromString,
+                response_serializer=pb.PingForReply.SerializeToString,
+            ),
+            "AwaitApplied": grpc.unary_unary_rpc_method_handler(
+                self._await_applied,
+                request_deserializer=pb.AppliedRequest.FromString,
+                response_serializer=pb.Applied.SerializeToString,
             ),
             **self._more,
         }
@@ -98,6 +124,36 @@ class PeerServer:
         if self._server:
             await self._server.stop(0.2)
 
+    def kernel_moved(self) -> None:
+        """The kernel has got further: let those who wait for it look."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def _await_applied(
+        self,
+        request: pb.AppliedRequest,
+        context: grpc.aio.ServicerContext[pb.AppliedRequest, pb.Applied],
+    ) -> pb.Applied:
+        await self._check_known(request.origin, context)
+        deadline = time.monotonic() + min(request.seconds, AWAIT_MOST)
+        if request.node and request.node != self.node.me:
+            return await self._await_for_another(request, deadline)
+        while self.node.applied(request.origin) < request.version:
+            left = deadline - time.monotonic()
+            if not left > 0:  # nor if it is no number
+                break
+            try:
+                await asyncio.wait_for(self._moved.wait(), left)
+            except TimeoutError:
+                break
+        return pb.Applied(version=self.node.applied(request.origin))
+
+    async def _await_for_another(self, request: pb.AppliedRequest, deadline: float) -> pb.Applied:
+        """For one who cannot reach that node itself."""
+        node = self.node.nodes.get(request.node)
+        has = node and await await_applied(node, request.origin, request.version, deadline)
+        return pb.Applied(version=request.version if has else 0)
+
     async def _sync(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> None:
@@ -106,11 +162,39 @@ class PeerServer:
         except Refused as refused:
             await refuse(context, refused)
 
+    async def _ping(
+        self, request: pb.PingRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.PingReply:
+        await self._check_known(request.node, context)
+        try:
+            return (await self._pings(context)).answer(request)
+        except Invalid as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise
+
+    async def _ping_for(
+        self, request: pb.PingForRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.PingForReply:
+        await self._check_known(request.node, context)
+        return await (await self._pings(context)).answer_for(request)
+
+    async def _check_known(self, asker: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """End the call of a node that was removed, so that it learns it."""
+        if removal := self.node.removals.get(asker):
+            await refuse(context, Refused(removal))
+
+    async def _pings(self, context: grpc.aio.ServicerContext[Any, Any]) -> Pings:
+        if self.pings is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this agent is starting")
+            raise AssertionError("abort raises")
+        return self.pings
+
     async def _request_space(
         self,
         request: pb.SpaceRequest,
         context: grpc.aio.ServicerContext[pb.SpaceRequest, pb.SpaceReply],
     ) -> pb.SpaceReply:
+        await self._check_known(request.requester, context)
         width = {4: 4, 6: 16}.get(request.family, 0)
         ranges = [(r.start, r.end) for r in request.ranges]
         if not width or any(len(a) != width or len(b) != width or a > b for a, b in ranges):

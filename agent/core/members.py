@@ -1,13 +1,14 @@
 """The endpoints of one network, wherever they live, found by id, MAC, address or name.
 
 Two endpoints can claim one MAC or address for a while (two halves of a cluster that could not
-see each other); both are kept, and everyone picks the same one: the local one where there is
-one, else the smallest id. What stands opposite: drivers/overlay.py makes rows of it.
+see each other); both are kept, and everyone picks the same one: one on a node that counts as
+there, the local one where there is one, else the smallest id.
+What stands opposite: drivers/overlay.py makes rows of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Set
 from typing import Generic, NamedTuple, TypeVar
 
 from agent.model import Endpoint
@@ -71,10 +72,12 @@ class _Index(Generic[K]):
 
 
 class Members:
-    """The index. `me` is this node's id."""
+    """The index. `me` is this node's id; `withdrawn` the nodes whose endpoints count as gone,
+    shared with its owner, who changes it."""
 
-    def __init__(self, me: str) -> None:
+    def __init__(self, me: str, withdrawn: Set[str] = frozenset()) -> None:
         self.me = me
+        self.withdrawn = withdrawn
         self.all: dict[str, Member] = {}
         self.local: dict[str, Endpoint] = {}
         self.count: dict[str, int] = {}  # node -> endpoints
@@ -134,4 +137,7 @@ class Members:
     def _choose(self, ids: list[str]) -> Member | None:
         if not ids:
             return None
-        return self.all[min(ids, key=lambda id: (id not in self.local, id))]
+        gone = self.withdrawn
+        return self.all[
+            min(ids, key=lambda id: (self.all[id].node in gone, id not in self.local, id))
+        ]

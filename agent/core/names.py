@@ -122,7 +122,8 @@ class Names:
     def __init__(self) -> None:
         self._networks: dict[str, _Network] = {}
         self._views: dict[bytes, View] = {}
-        self._subnets: dict[tuple[int, int], dict[int, str]] = {}  # version, prefix -> base -> id
+        # version, prefix length -> base -> ids: of networks that share a subnet there are several
+        self._subnets: dict[tuple[int, int], dict[int, list[str]]] = {}
 
     def put_network(
         self, id: str, name: str, subnets: Iterable[str] = (), internal: bool = False
@@ -136,7 +137,8 @@ class Names:
             subnet = ipaddress.ip_network(text, strict=False)
             base = int(subnet.network_address) >> (subnet.max_prefixlen - subnet.prefixlen)
             network.subnets.append((subnet.version, subnet.prefixlen, base))
-            self._subnets.setdefault((subnet.version, subnet.prefixlen), {})[base] = id
+            bases = self._subnets.setdefault((subnet.version, subnet.prefixlen), {})
+            bases.setdefault(base, []).append(id)
 
     def drop_network(self, id: str) -> None:
         """The network is gone, and every name in it. Nothing happens if there is none."""
@@ -305,8 +307,8 @@ class Names:
         return Answer(Kind.ANSWER, _NAME, tuple(found[first:] + found[:first]), zone, id)
 
     def _reverse(self, question: Question, prefix: ReversePrefix, view: View) -> Answer:
-        owner, length = self._owner(prefix.version, prefix.value, prefix.bits)
-        if not owner:
+        length = self._covered(prefix.version, prefix.value, prefix.bits)
+        if not length:
             return self._outside(view)
         zone = prefix.zone(length)
         if prefix.excess:
@@ -326,14 +328,12 @@ class Names:
             return Answer(Kind.ANSWER, _ADDRESS, (record,), zone, id)
         return Answer(Kind.NXDOMAIN, _NO_SUCH_ADDRESS, zone=zone)
 
-    def _owner(self, version: int, value: int, bits: int) -> tuple[str, int]:
-        """The network that a prefix lies in, and its subnet's prefix length; "" if in none."""
+    def _covered(self, version: int, value: int, bits: int) -> int:
+        """The prefix length of a network's subnet that a prefix lies in; 0 if in none."""
         for (of, prefix), bases in self._subnets.items():
-            if of == version and prefix <= bits:
-                id = bases.get(value >> (bits - prefix))
-                if id is not None:
-                    return id, prefix
-        return "", 0
+            if of == version and prefix <= bits and value >> (bits - prefix) in bases:
+                return prefix
+        return 0
 
     def _outside(self, view: View) -> Answer:
         networks = [self._networks[id] for id in view if id in self._networks]
@@ -343,11 +343,12 @@ class Names:
 
     def _forget_subnets(self, id: str, network: _Network) -> None:
         for version, prefix, base in network.subnets:
-            bases = self._subnets.get((version, prefix), {})
-            if bases.get(base) == id:
+            bases = self._subnets[version, prefix]
+            bases[base].remove(id)
+            if not bases[base]:
                 del bases[base]
             if not bases:
-                self._subnets.pop((version, prefix), None)
+                del self._subnets[version, prefix]
         network.subnets = []
 
     def _meant(self, network: _Network, question: Question) -> list[str]:

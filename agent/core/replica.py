@@ -19,6 +19,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+# How far own versions jump when some may have been lost: more than were written since anything
+# was synced to the disk. 67 million jumps fit below 2^62.
+JUMP = 1 << 36
+
+
+def beyond(version: int) -> int:
+    """A version above `version` and above all that may have been written after it and lost."""
+    return (version // JUMP + 1) * JUMP
+
 
 class Record(NamedTuple):
     """One key's newest state. An empty value is a tombstone."""
@@ -105,11 +114,18 @@ class Replica:
         self.published = 0
         self._origins: dict[str, _Origin] = {me: _Origin()}
         self._incoming: dict[str, _Origin] = {}  # whole states that are not complete yet
+        # The published past: own records that were overwritten by others which are not
+        # published, oldest first. Until those are, these are what there is: a delta that left
+        # them out would promise what a crash before the next publication never keeps.
+        self._past: dict[str, list[Record]] = {}
 
     def put(self, key: str, value: bytes) -> Record:
         """Write one of our own records."""
         own = self._origins[self.me]
         record = Record(key, own.version + 1, value)
+        old = own.records.get(key)
+        if old is not None:
+            self._past.setdefault(key, []).append(old)
         own.put(record)
         return record
 
@@ -120,6 +136,16 @@ class Replica:
     def publish(self, version: int) -> None:
         """Let others see our own records up to `version`."""
         self.published = max(self.published, version)
+        own = self._origins[self.me]
+        if own.version <= self.published:
+            self._past.clear()
+            return
+        for key, past in list(self._past.items()):
+            if own.records[key].version <= self.published:
+                del self._past[key]
+            else:
+                while len(past) > 1 and past[1].version <= self.published:
+                    del past[0]
 
     def restore(self, records: Iterable[Record], version: int, floor: int) -> None:
         """Take our own records from disk, at start, oldest first."""
@@ -127,7 +153,7 @@ class Replica:
         for record in records:
             own.put(record)
         own.version = max(own.version, version)
-        own.floor = floor
+        own.raise_floor(floor)
         self.published = own.version
 
     def restore_peer(
@@ -196,6 +222,9 @@ class Replica:
         if origin == self.me:
             while tail and tail[-1].version > self.published:
                 tail.pop()
+            past = [p[0] for p in self._past.values() if version < p[0].version <= self.published]
+            if past:
+                tail = sorted(tail + past, key=lambda record: record.version)
         return tail
 
     def merge(self, delta: Delta) -> list[Change] | None:
@@ -212,6 +241,10 @@ class Replica:
         if delta.upto <= state.version:
             return []
         if delta.base > state.version:
+            return None
+        if 0 < state.version < delta.floor and state.floor < delta.floor:
+            # Meant for one who has nothing, which we told before somebody else gave us a part:
+            # of that, what was deleted since is not told any more. The whole state will be.
             return None
         changes: list[Change] = []
         known = state.version
@@ -259,15 +292,18 @@ class Replica:
     def surpass(self, version: int) -> bool:
         """Called when a peer has `version` of *our* origin: True if we had lost that.
 
-        Our disk forgot what we had already published (a power cut, an old backup). We go on
-        above it, and our floor there makes every peer take our whole state instead of ours
-        on top of what we no longer know.
+        Our disk forgot what we had already published (an old backup, a disk that lied about
+        what it had written). We go on beyond it, and our floor there makes every peer take our
+        whole state instead of ours on top of what we no longer know.
         """
         own = self._origins[self.me]
         if version <= own.version:
             return False
         live = [r for r in own.records.values() if r.value]
-        fresh = self._origins[self.me] = _Origin(version=version + 1, floor=version + 1)
+        start = beyond(version)
+        fresh = self._origins[self.me] = _Origin(version=start, floor=start)
+        self._past.clear()
+        self.published = 0  # these versions are to be on disk for good before they are told
         for record in live:
             fresh.put(Record(record.key, fresh.version + 1, record.value))
         return True

@@ -110,8 +110,21 @@ class Applier:
         bridges = self._desired.bridges()
         await self.networks.sweep(links, bridges.values())
         look = Look({link.name: link for link in links}, interior, True, drift, gone)
-        for vni in [*(self.networks.held.keys() - bridges.keys()), *bridges]:
+        for vni in self.in_turn(self.networks.held.keys() | bridges.keys()):
             await self.attempt(("bridge", vni, ""), self.bridge(vni, look))
+
+    def in_turn(self, vnis: Iterable[int]) -> list[int]:
+        """The order in which networks are made so: who gives addresses up before who gets them.
+
+        A network without a bridge first, then those with fewer gateways: two bridges that have
+        one address would for a moment take each other's packets.
+        """
+
+        def gateways(vni: int) -> int:
+            bridge = self._desired.bridge(vni)
+            return len(bridge.gateways) if bridge else -1
+
+        return sorted(vnis, key=lambda vni: (gateways(vni), vni))
 
     async def bridge(self, vni: int, look: Look | None = None) -> None:
         """A network's devices and ports; only what is to change, unless there is a `look`."""
@@ -120,6 +133,9 @@ class Applier:
             look = Look(interior=True, rows=True, drift=False)
         if held and (bridge is None or held.bridge.network != bridge.network):
             self.stale_tables = True
+            now = self._renumbered(held.bridge)
+            if now is not None:
+                await self.attempt(("bridge", now, ""), self.bridge(now, look))
             await self.networks.remove(vni)
             held = None
         if bridge is None:
@@ -132,7 +148,14 @@ class Applier:
         if changed or look:
             self.stale_tables |= changed
             fresh = await self.networks.ensure(bridge, look.links if look else None)
+        before = self.networks.elsewhere(bridge) if changed or look else None
         held = self.networks.held[vni]
+        if before is not None:
+            # The rows first: then the workloads can go on from the moment that they are moved.
+            await self._all_rows(held.vxlan, vni, fresh, False)
+            await self.networks.hand_over(before, vni)
+            await self.networks.remove(before)
+            fresh = False
         if self._failures.forget(vni, bridge.ports):
             await self._sweep()
         for endpoint in held.ports.keys() - bridge.ports.keys():
@@ -148,6 +171,13 @@ class Applier:
         if fresh or (look and look.rows):
             drift = look is not None and look.drift and not fresh
             await self.attempt(("rows", vni, ""), self._all_rows(held.vxlan, vni, fresh, drift))
+
+    def _renumbered(self, held: Bridge) -> int | None:
+        """The VNI that a network has now, if it is still to be here and that is free."""
+        for vni, bridge in self._desired.bridges().items():
+            if bridge.network == held.network:
+                return None if vni in self.networks.held else vni
+        return None
 
     async def _all_rows(self, vxlan: int, vni: int, fresh: bool, drift: bool) -> None:
         rows = self._desired.all_rows(vni)
@@ -236,4 +266,4 @@ def _without_ports(bridge: Bridge) -> Bridge:
 
 def _outward(bridges: Iterable[Bridge]) -> list[str]:
     """The subnets that the host has a route to."""
-    return [subnet for b in bridges if not b.internal for subnet in b.subnets]
+    return [subnet for b in bridges for subnet in b.open_subnets]

@@ -229,6 +229,33 @@ class Networks:
         await self._delete(held.vxlan)
         await self._delete(held.index)
 
+    def elsewhere(self, bridge: Bridge) -> int | None:
+        """The VNI under which the same network is held, if that is another one."""
+        for vni, held in self.held.items():
+            if held.bridge.network == bridge.network and vni != bridge.vni:
+                return vni
+        return None
+
+    async def hand_over(self, old: int, new: int) -> None:
+        """A network has another VNI now: move its ports to the new bridge as they are.
+
+        The interfaces in the sandboxes, with all that their owners did to them, stay.
+        """
+        source, target = self.held[old], self.held[new]
+        for endpoint, (port, index) in list(source.ports.items()):
+            try:
+                await self._own.set_link(index, master=target.index)
+                await self._own.set_port(index, flood=False)
+                await self._bulk.add_static(index, port.mac)
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                self.devices.pop(index, None)  # it was deleted; it is made anew like any other
+            else:
+                target.ports[endpoint] = (port, index)
+                self.devices[index] = (new, endpoint)
+            del source.ports[endpoint]
+
     async def sweep(self, links: Iterable[Link], wanted: Iterable[Bridge]) -> None:
         """Delete the devices that bear our mark and that nobody wants."""
         keep = {name for b in wanted for name in (b.device, b.vxlan)}

@@ -116,9 +116,9 @@ def own(bridges: Iterable[Bridge]) -> Ruleset:
         for gateway in bridge.gateways:
             address = ipaddress.ip_interface(gateway).ip
             gateways[address.version].add(f"{name} . {address}")
-        if not bridge.internal:
+        if bridge.open_subnets:
             open_.add(name)
-            for subnet in _collapse(bridge.subnets):
+            for subnet in _collapse(bridge.open_subnets):
                 egress[subnet.version].add(f"{name} . {subnet}")
     return Ruleset(
         {
@@ -139,7 +139,7 @@ def host(bridges: Iterable[Bridge], forwards: Iterable[Forward]) -> Ruleset:
     A forward to an address in no network that is open to the host is left out: its packets
     would follow the host's default route. Of two for one port the first holds.
     """
-    subnets = list(_collapse(s for b in bridges if not b.internal for s in b.subnets))
+    subnets = list(_collapse(s for b in bridges for s in b.open_subnets))
     maps: dict[str, dict[str, str]] = {"ports4": {}, "ports6": {}, "ports4_at": {}, "ports6_at": {}}
     for forward in forwards:
         address, publish = ipaddress.ip_address(forward.address), forward.publish

@@ -213,9 +213,9 @@ class Reconciler:
         if backlog.everything:
             await applier.compare(interior=False)
         else:
-            for vni in sorted(backlog.bridges):
+            for vni in applier.in_turn(backlog.bridges):
                 await applier.attempt(("bridge", vni, ""), applier.bridge(vni))
-            for vni in sorted(backlog.again):
+            for vni in applier.in_turn(backlog.again):
                 look = Look(interior=True, rows=True, drift=False)
                 await applier.attempt(("bridge", vni, ""), applier.bridge(vni, look))
         if backlog.forwards or applier.stale_tables:
@@ -233,7 +233,7 @@ class Reconciler:
             if backlog.overrun:
                 log.warning("datapath.events_lost")
                 await applier.compare(interior=False, drift=True)
-            for vni in sorted(backlog.suspects | backlog.audits):
+            for vni in applier.in_turn(backlog.suspects | backlog.audits):
                 look = Look(rows=vni in backlog.audits)
                 await applier.attempt(("bridge", vni, ""), applier.bridge(vni, look))
         for vni, (macs, addresses) in backlog.lost.items():

@@ -45,6 +45,16 @@ class Bridge:
     vtep: str  # our own underlay address
     data_port: int
     ports: Mapping[str, Port] = field(default_factory=dict)  # by endpoint id
+    # Those of `subnets` whose addresses lead to another network on this host: in `gateways` is
+    # none of them, and nothing of them goes to the host or comes from there.
+    apart: frozenset[str] = frozenset()
+
+    @property
+    def open_subnets(self) -> tuple[str, ...]:
+        """The subnets that the host and what is behind it can be reached from."""
+        if self.internal:
+            return ()
+        return tuple(s for s in self.subnets if s not in self.apart)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,8 +49,12 @@ def bridge(
     nodes: Iterable[Node],
     endpoints: Iterable[Endpoint],
     sandboxes: Mapping[str, Sandbox],
+    apart: frozenset[str] = frozenset(),
 ) -> Bridge:
-    """A network on this node, with a port for each of `endpoints` that is in a sandbox."""
+    """A network on this node, with a port for each of `endpoints` that is in a sandbox.
+
+    `apart` are those of its subnets that give way here to another network's.
+    """
     ports = {}
     for endpoint in endpoints:
         sandbox = sandboxes.get(endpoint.sandbox)
@@ -63,12 +67,17 @@ def bridge(
         vxlan=f"vxl{network.vni}",
         mtu=mtu(network, nodes),
         router_mac=router_mac(network.id, me.id),
-        gateways=tuple(_interface(g, network.subnets) for g in network.gateways),
+        gateways=tuple(
+            _interface(gateway, network.subnets)
+            for gateway, subnet in zip(network.gateways, network.subnets, strict=True)
+            if subnet not in apart
+        ),
         subnets=network.subnets,
         internal=network.internal,
         vtep=me.vtep,
         data_port=me.data_port,
         ports=ports,
+        apart=apart,
     )
 
 

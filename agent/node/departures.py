@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Set
 
-from agent.core.catalogue import next_stamp
 from agent.core.removal import Removals
 from agent.core.replica import Change as Update
 from agent.errors import VxmeshError
@@ -28,7 +27,7 @@ class Departures(Endpoints):
     def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
         super().__init__(me, clock, rng)
         self.removing = Removals(self)
-        self.is_linked: Callable[[str], bool] = lambda node: False  # a stream; cluster/ knows
+        self.is_linked: Callable[[str], bool] = lambda node: False  # a stream lives; cluster/ knows
         self.on_expelled: Callable[[VxmeshError], None] = lambda error: None
 
     # -- what core/removal.py sees --
@@ -43,8 +42,7 @@ class Departures(Endpoints):
 
     def is_alive(self, node: str) -> bool:
         """Whether `node` lives, or may do so, as far as this node can tell."""
-        known = self.status.get(node)
-        return self.is_linked(node) or (known is not None and known.state in ("alive", "suspect"))
+        return self.is_linked(node) or self.condition(node).state in ("alive", "suspect")
 
     def version(self, origin: str) -> int:
         """The version of `origin` that is here without holes."""
@@ -77,16 +75,17 @@ class Departures(Endpoints):
             for network in list(self.addresses):
                 self._state_claims(network)
             for id in lost:
-                stamp = next_stamp(self.clock(), self.catalogue.stamp)
+                stamp = self.hybrid.next(self.clock())
                 name = self.node_name(id)
                 record = Removal(id, name, self.me, stamp, self.clock(), me.name)
                 self._put(REMOVAL + id, record)
                 self.inherited.add(id)
-                self._told.append(record)
+                self._unheeded.append(record)
             for network in self._forget_removed(change):
                 self._state_claims(network)
             for id, counts in gained.items():
                 self._note_reclaimed(id, counts, change)
+            self.settle_conflicts()  # of networks that the lost ones made
 
     def _copy(self, lost: str, all_lost: set[str], change: Change) -> None:
         for key, _, _ in self.replica.items(lost):
@@ -95,17 +94,22 @@ class Departures(Endpoints):
                 self._put(key, self.removals[about])
                 self.inherited.add(about)
             elif key.startswith(NETWORK) and self._rests_on(lost, about, all_lost):
-                network = self.catalogue.written(about)[lost]
+                network = self.catalogue.records(about)[lost]
                 self._put(key, network)
                 self._take_network(self.me, network, change)
 
     def _rests_on(self, origin: str, network: str, lost: Set[str] = frozenset()) -> bool:
-        """Whether what `origin` wrote of a network is the newest, others in `lost` apart."""
-        written = self.catalogue.written(network)
-        own = written.pop(origin, None)
-        return own is not None and all(
+        """Whether what `origin` wrote of a network counts, and nobody else's record that stays
+        (those of `lost` do not) says the same. As core/judging.py: a deletion is final."""
+        others = self.catalogue.records(network)
+        own = others.pop(origin, None)
+        if own is None:
+            return False
+        if own.deleted:
+            return not any(other.deleted for id, other in others.items() if id not in lost)
+        return not any(other.deleted for other in others.values()) and all(
             other.stamp <= own.stamp if id in lost else other.stamp < own.stamp
-            for id, other in written.items()
+            for id, other in others.items()
         )
 
     def _reclaim(self, lost: str) -> dict[str, int]:
@@ -127,8 +131,8 @@ class Departures(Endpoints):
     def _forget_removed(self, change: Change) -> set[str]:
         """Act on the removals that `apply` met; the networks whose ownership may have moved."""
         touched: set[str] = set()
-        while self._told:
-            removal = self._told.pop()
+        while self._unheeded:
+            removal = self._unheeded.pop()
             id = removal.node
             if id == self.me:
                 self._be_expelled(removal, change)
@@ -144,7 +148,8 @@ class Departures(Endpoints):
             about = update.key[2:]
             if update.key.startswith(NETWORK) and self._rests_on(lost, about):
                 # Its heir's copy is on its way: the network must not go in the meantime.
-                self._orphans[about] = (lost, self.catalogue.written(about)[lost].stamp)
+                last = self.catalogue.records(about)[lost]
+                self._orphans.setdefault(about, {})[lost] = last
             else:
                 gone.append(update)
         self.nodes.pop(lost, None)

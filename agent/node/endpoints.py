@@ -133,6 +133,8 @@ class Endpoints(Networks):
     ) -> Endpoint:
         members = self._members(network.id)
         for other in members.with_name(spec.name):
+            if other.node in self.withdrawn:
+                continue  # what ran on a host that is gone may be started again elsewhere
             raise Conflict(
                 f"endpoint {spec.name}",
                 f"exists in network {self.catalogue.name(network.id)} on "

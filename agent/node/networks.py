@@ -1,7 +1,7 @@
 """Networks: making and removing them, and the addresses of each that this node owns.
 
-What stands opposite: core/catalogue.py decides when two nodes wrote at once, core/ring.py who
-owns which addresses.
+What stands opposite: core/catalogue.py decides when two nodes wrote at once, and what was
+decided is made to last here; core/ring.py says who owns which addresses.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agent.core.addresses import Range
-from agent.core.catalogue import next_stamp
+from agent.core.catalogue import VNIS_CHOSEN, free_vni
+from agent.core.catalogue import Conflict as Clash
+from agent.core.clock import HybridClock
 from agent.core.fill import Fill
+from agent.core.overlaps import block
 from agent.errors import Conflict, Exhausted, InUse
-from agent.model import VNI_MAX, Network, Node, Notice, encode, format_address
+from agent.model import Network, Node, Notice, encode, format_address
 from agent.node.records import Recording, Records, log
 from agent.requests import NetworkSpec
 from agent.subnets import check_subnets, choose_subnets, first_gateway
 from agent.views import CLAIMS, NETWORK, Change
-
-VNI_MIN_CHOSEN = 4096  # below: left for those who choose their own
 
 
 class Networks(Records):
@@ -29,6 +30,9 @@ class Networks(Records):
 
     def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
         super().__init__(me, clock, rng)
+        self.hybrid = HybridClock()
+        self._told: set[Clash] = set()  # conflicts that the operator has been told of
+        self._ahead: dict[str, bool] = {}  # nodes with a clock too far ahead to follow -> told
         self._fill: dict[str, Fill] = {}  # network -> how full it was when last looked at
 
     # -- networks --
@@ -49,6 +53,7 @@ class Networks(Records):
         subnets = spec.subnets or choose_subnets(id, spec.ipv6, taken)
         gateways = tuple(first_gateway(subnet, spec.gateways) for subnet in subnets)
         now = self.clock()
+        stamp = self.hybrid.next(now)
         network = Network(
             id,
             spec.name,
@@ -64,7 +69,8 @@ class Networks(Records):
             spec.labels,
             now,
             self.me,
-            next_stamp(now, self.catalogue.stamp),
+            stamp,
+            born=stamp,
         )
         with Recording(self) as change:
             self._put(NETWORK + id, network)
@@ -87,18 +93,80 @@ class Networks(Records):
                 "Remove them first with 'vxmesh endpoint rm' on their node",
             )
         with Recording(self) as change:
+            # Who lost something to it must not fall back to that now; its creator may be away.
+            for loser in list(self.catalogue.unsettled()):
+                if any(loss.winner == network.id for loss in loser.lost):
+                    self._write_network(loser, change)
             # One that was inherited stays deleted, for nodes that only know its creator's record.
             alone = self.catalogue.writers(network.id) == {self.me}
             if alone and network.creator == self.me:
                 self._delete(NETWORK + network.id)
-                ids = self.catalogue.drop(self.me, network.id)
-                self._note_networks(ids, network.id, network, change)
+                self._note_networks(self.catalogue.drop(self.me, network.id), change)
             else:
-                stamp = next_stamp(self.clock(), self.catalogue.stamp)
-                gone = msgspec.structs.replace(network, stamp=stamp, deleted=True)
-                self._put(NETWORK + network.id, gone)
-                self._take_network(self.me, gone, change)
+                self._write_network(msgspec.structs.replace(network, deleted=True), change)
             self._state_claims(network.id)
+            self.settle_conflicts()
+
+    def _write_network(self, network: Network, change: Change) -> None:
+        """Write a network's record under our own origin, above the one that counts now."""
+        counts = self.catalogue.written(network.id)
+        stamp = self.hybrid.next(self.clock(), counts.stamp if counts else 0)
+        fresh = msgspec.structs.replace(network, stamp=stamp)
+        self._put(NETWORK + network.id, fresh)
+        self._take_network(self.me, fresh, change)
+
+    def _take_network(self, origin: str, network: Network, change: Change) -> None:
+        stamp = max(network.stamp, network.born)
+        if not self.hybrid.receive(stamp, self.clock(), own=origin == self.me):
+            self._ahead.setdefault(origin, False)
+        super()._take_network(origin, network, change)
+
+    # -- when two nodes wrote at once --
+
+    def settle_conflicts(self, quietly: bool = False) -> None:
+        """Make last what this node is to make last, and tell of conflicts that are new.
+
+        To be called inside a Recording, after networks changed. `quietly` at start, when all
+        that is known comes from disk and has been told of before.
+        """
+        with Recording(self) as change:
+            for network in list(self.catalogue.unsettled()):
+                if network.creator == self.me or network.creator in self.inherited:
+                    self._write_network(network, change)
+            standing = self.catalogue.conflicts()
+            for conflict in () if quietly else sorted(standing - self._told):
+                fields = {
+                    "network": conflict.loser,
+                    "with": conflict.winner,
+                    "what": conflict.what,
+                    "value": conflict.value,
+                }
+                self.tell("network.conflict", self.describe_conflict(conflict), **fields)
+            self._told = standing
+            for node in [node for node, told in self._ahead.items() if not told]:
+                self._ahead[node] = True
+                why = "its clock is more than a day ahead of this node's; set it"
+                self.tell("clock.ahead", f"{self.node_name(node)}: {why}", node=node)
+
+    def describe_conflict(self, conflict: Clash) -> str:
+        """A sentence for people."""
+        loser, winner = (self.catalogue.get(id) for id in (conflict.loser, conflict.winner))
+        if not loser or not winner:
+            return ""
+        if conflict.what == "name":
+            return (
+                f"{loser.name} was called {conflict.value}, which the older {winner.id} is called"
+            )
+        if conflict.what == "vni":
+            return (
+                f"{loser.name} had VNI {conflict.value}, which the older {winner.name} has; "
+                f"it has {loser.vni} now"
+            )
+        theirs = next(s for s in winner.subnets if block(s).meets(block(conflict.value)))
+        return (
+            f"{conflict.value} of {loser.name} overlaps {theirs} of the older {winner.name}: on "
+            f"hosts that have both, {loser.name} has no gateway, names, way out or published ports"
+        )
 
     def _choose_vni(self, wanted: int, id: str) -> int:
         used = {n.vni: n for n in self.catalogue.all()}
@@ -107,13 +175,9 @@ class Networks(Records):
                 other = self.catalogue.name(used[wanted].id)
                 raise Conflict(f"VNI {wanted}", f"is network {other}'s", "Choose another")
             return wanted
-        count = VNI_MAX - VNI_MIN_CHOSEN + 1
-        if len(used) >= count:
+        if len(used) >= VNIS_CHOSEN:
             raise Exhausted("VNIs", "are all taken", "Remove networks that nobody uses")
-        vni = int(id, 16) % count
-        while vni + VNI_MIN_CHOSEN in used:
-            vni = (vni + 1) % count
-        return vni + VNI_MIN_CHOSEN
+        return free_vni(id, used)
 
     # -- addresses --
 

@@ -14,10 +14,11 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
+from agent.core.members import Member
 from agent.core.replica import Replica
 from agent.errors import InUse, VxmeshError
 from agent.model import Node, Notice, Removal, encode
-from agent.views import Change, Status, Views
+from agent.views import ENDPOINT, Change, Status, Views
 
 log = structlog.get_logger()
 
@@ -38,6 +39,21 @@ class Records(Views):
         self._change: Change | None = None
         self.leaving = False  # nothing new is made here any more
 
+    def endpoints_of(self, node: str) -> list[tuple[str, Member]]:
+        """The endpoints that live on a node, with the ids of their networks.
+
+        The cost is their number, not that of all there are.
+        """
+        found = []
+        for record in self.replica.items(node):
+            if record.key.startswith(ENDPOINT):
+                id = record.key[len(ENDPOINT) :]
+                network = self.network_of(id)
+                member = self.members[network].all.get(id) if network else None
+                if member and member.node == node:
+                    found.append((network, member))
+        return found
+
     def tell(self, kind: str, message: str, **fields: str) -> None:
         """Tell an operator of something that is no object of its own; see model.Notice."""
         log.info(kind, message=message, **fields)
@@ -47,7 +63,7 @@ class Records(Views):
     def set_status(self, node: str, status: Status) -> None:
         """What this node now believes of another one (core/membership.py decides it)."""
         before = self.status.get(node)
-        if before == status:
+        if before == status or node in self.removals:
             return
         with Recording(self) as change:
             self.status[node] = status

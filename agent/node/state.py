@@ -23,7 +23,6 @@ class NodeState(Departures):
     def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
         super().__init__(me, clock, rng)
         self._kernel: dict[str, int] = {}  # origin -> version that our kernel has
-        self._seen: dict[str, dict[str, tuple[int, int]]] = {}  # peer -> its digest
         self._floors: deque[tuple[float, int]] = deque()  # when all had our records up to where
         self.collect_after = COLLECT_AFTER
 
@@ -60,19 +59,16 @@ class NodeState(Departures):
         return True
 
     def seen(self, peer: str, entries: dict[str, tuple[int, int]]) -> None:
-        """A peer's digest: learn of lost records of ours, and collect tombstones."""
+        """A peer's digest: learn of lost records of ours."""
         theirs = entries.get(self.me, (0, 0))[0]
         if self.replica.surpass(theirs):
             with Recording(self) as change:
                 change.rewritten = True
                 change.own = self.replica.items(self.me)
-        if peer in self.removals:
-            return
-        self._seen[peer] = entries
-        others = [id for id in self.nodes if id != self.me]
-        if others and all(id in self._seen for id in others):
-            floor = min(self._seen[id].get(self.me, (0, 0))[0] for id in others)
-            self._collect(floor)
+
+    def stable(self, version: int) -> None:
+        """Every live node has our records up to `version`: collect tombstones."""
+        self._collect(version)
 
     def _collect(self, seen_by_all: int) -> None:
         """Drop tombstones that all have had for a while.
@@ -156,3 +152,5 @@ class NodeState(Departures):
                 for id in list(members.local) if members else ():
                     self._delete(ENDPOINT + id)
                     self._drop_endpoint(id, change)
+        if change.networks:
+            self.settle_conflicts()

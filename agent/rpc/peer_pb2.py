@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61gent/rpc/peer.proto\x12\tvxmesh.v1\"\xa7\x01\n\x0bPeerMessage\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.vxmesh.v1.HelloH\x00\x12#\n\x06\x64igest\x18\x02 \x01(\x0b\x32\x11.vxmesh.v1.DigestH\x00\x12!\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x10.vxmesh.v1.DeltaH\x00\x12%\n\x07\x61pplied\x18\x04 \x01(\x0b\x32\x12.vxmesh.v1.AppliedH\x00\x42\x06\n\x04kind\"B\n\x05Hello\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"[\n\x06\x44igest\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.vxmesh.v1.DigestEntry\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0c\n\x04\x65\x63ho\x18\x03 \x01(\x01\x12\x0c\n\x04held\x18\x04 \x01(\x01\"=\n\x0b\x44igestEntry\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05\x66loor\x18\x03 \x01(\x04\"\x87\x01\n\x05\x44\x65lta\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\x12\x0c\n\x04upto\x18\x03 \x01(\x04\x12\r\n\x05\x66loor\x18\x04 \x01(\x04\x12\r\n\x05reset\x18\x05 \x01(\x08\x12\x10\n\x08\x63omplete\x18\x06 \x01(\x08\x12\"\n\x07records\x18\x07 \x03(\x0b\x32\x11.vxmesh.v1.Record\"5\n\x06Record\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05value\x18\x03 \x01(\x0c\"\x1a\n\x07\x41pplied\x12\x0f\n\x07version\x18\x01 \x01(\x04\"z\n\x0cSpaceRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x11\n\trequester\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\r\x12\'\n\x06ranges\x18\x04 \x03(\x0b\x32\x17.vxmesh.v1.AddressRange\x12\r\n\x05known\x18\x05 \x01(\x04\"*\n\x0c\x41\x64\x64ressRange\x12\r\n\x05start\x18\x01 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x0c\">\n\nSpaceReply\x12\x1f\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x10.vxmesh.v1.Delta\x12\x0f\n\x07refused\x18\x02 \x01(\t\"c\n\nRemovalAsk\x12\x0f\n\x07remover\x18\x01 \x01(\t\x12\x0c\n\x04lost\x18\x02 \x03(\t\x12%\n\x05known\x18\x03 \x03(\x0b\x32\x16.vxmesh.v1.DigestEntry\x12\x0f\n\x07release\x18\x04 \x01(\x08\"\x9c\x01\n\rRemovalAnswer\x12\x0f\n\x07verdict\x18\x01 \x01(\r\x12\r\n\x05\x61\x62out\x18\x02 \x01(\t\x12\x0f\n\x07settled\x18\x03 \x03(\t\x12(\n\x08versions\x18\x04 \x03(\x0b\x32\x16.vxmesh.v1.DigestEntry\x12\x0e\n\x06voters\x18\x05 \x03(\t\x12 \n\x06\x64\x65ltas\x18\x06 \x03(\x0b\x32\x10.vxmesh.v1.Delta\"W\n\x08\x44\x65livery\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\x12\x1f\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x10.vxmesh.v1.Delta\x12\x0e\n\x06leaves\x18\x04 \x01(\x08\" \n\rDeliveryReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x32\xfd\x01\n\x04Peer\x12:\n\x04Sync\x12\x16.vxmesh.v1.PeerMessage\x1a\x16.vxmesh.v1.PeerMessage(\x01\x30\x01\x12>\n\x0cRequestSpace\x12\x17.vxmesh.v1.SpaceRequest\x1a\x15.vxmesh.v1.SpaceReply\x12?\n\x0c\x41greeRemoval\x12\x15.vxmesh.v1.RemovalAsk\x1a\x18.vxmesh.v1.RemovalAnswer\x12\x38\n\x07\x44\x65liver\x12\x13.vxmesh.v1.Delivery\x1a\x18.vxmesh.v1.DeliveryReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61gent/rpc/peer.proto\x12\tvxmesh.v1\"\xfd\x02\n\x0bPeerMessage\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.vxmesh.v1.HelloH\x00\x12#\n\x06\x64igest\x18\x02 \x01(\x0b\x32\x11.vxmesh.v1.DigestH\x00\x12!\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x10.vxmesh.v1.DeltaH\x00\x12%\n\x07\x61pplied\x18\x04 \x01(\x0b\x32\x12.vxmesh.v1.AppliedH\x00\x12%\n\x07rumours\x18\n \x01(\x0b\x32\x12.vxmesh.v1.RumoursH\x00\x12%\n\x07summary\x18\x05 \x01(\x0b\x32\x12.vxmesh.v1.SummaryH\x00\x12\x1f\n\x04have\x18\x06 \x01(\x0b\x32\x0f.vxmesh.v1.HaveH\x00\x12!\n\x05graft\x18\x07 \x01(\x0b\x32\x10.vxmesh.v1.GraftH\x00\x12!\n\x05prune\x18\x08 \x01(\x0b\x32\x10.vxmesh.v1.PruneH\x00\x12\x1f\n\x04seen\x18\t \x01(\x0b\x32\x0f.vxmesh.v1.SeenH\x00\x42\x06\n\x04kind\"B\n\x05Hello\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04\x62oot\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"l\n\x06\x44igest\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.vxmesh.v1.DigestEntry\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0c\n\x04\x65\x63ho\x18\x03 \x01(\x01\x12\x0c\n\x04held\x18\x04 \x01(\x01\x12\x0f\n\x07\x62uckets\x18\x05 \x01(\x06\"=\n\x0b\x44igestEntry\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05\x66loor\x18\x03 \x01(\x04\"\x87\x01\n\x05\x44\x65lta\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\x12\x0c\n\x04upto\x18\x03 \x01(\x04\x12\r\n\x05\x66loor\x18\x04 \x01(\x04\x12\r\n\x05reset\x18\x05 \x01(\x08\x12\x10\n\x08\x63omplete\x18\x06 \x01(\x08\x12\"\n\x07records\x18\x07 \x03(\x0b\x32\x11.vxmesh.v1.Record\"5\n\x06Record\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05value\x18\x03 \x01(\x0c\"\x1a\n\x07\x41pplied\x12\x0f\n\x07version\x18\x01 \x01(\x04\"-\n\x07Rumours\x12\"\n\x07rumours\x18\x01 \x03(\x0b\x32\x11.vxmesh.v1.Rumour\"F\n\x06Rumour\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\r\n\x05state\x18\x03 \x01(\r\x12\n\n\x02\x62y\x18\x04 \x01(\t\"d\n\x0bPingRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\"\n\x07rumours\x18\x04 \x03(\x0b\x32\x11.vxmesh.v1.Rumour\"R\n\tPingReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\"\n\x07rumours\x18\x03 \x03(\x0b\x32\x11.vxmesh.v1.Rumour\"?\n\x0ePingForRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"4\n\x0cPingForReply\x12\x0f\n\x07outcome\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"P\n\x0e\x41ppliedRequest\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x0c\n\x04node\x18\x04 \x01(\t\"D\n\x07Summary\x12\x0f\n\x07\x62uckets\x18\x01 \x03(\x06\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0c\n\x04\x65\x63ho\x18\x03 \x01(\x01\x12\x0c\n\x04held\x18\x04 \x01(\x01\"0\n\x04Have\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.vxmesh.v1.VersionEntry\"1\n\x05Graft\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.vxmesh.v1.VersionEntry\"\x18\n\x05Prune\x12\x0f\n\x07origins\x18\x01 \x03(\t\"/\n\x0cVersionEntry\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"<\n\x04Seen\x12%\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x14.vxmesh.v1.SeenEntry\x12\r\n\x05whole\x18\x02 \x01(\x08\"=\n\tSeenEntry\x12\x0e\n\x06origin\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0f\n\x07members\x18\x03 \x01(\x06\"z\n\x0cSpaceRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\x12\x11\n\trequester\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\r\x12\'\n\x06ranges\x18\x04 \x03(\x0b\x32\x17.vxmesh.v1.AddressRange\x12\r\n\x05known\x18\x05 \x01(\x04\"*\n\x0c\x41\x64\x64ressRange\x12\r\n\x05start\x18\x01 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x0c\">\n\nSpaceReply\x12\x1f\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x10.vxmesh.v1.Delta\x12\x0f\n\x07refused\x18\x02 \x01(\t\"c\n\nRemovalAsk\x12\x0f\n\x07remover\x18\x01 \x01(\t\x12\x0c\n\x04lost\x18\x02 \x03(\t\x12%\n\x05known\x18\x03 \x03(\x0b\x32\x16.vxmesh.v1.DigestEntry\x12\x0f\n\x07release\x18\x04 \x01(\x08\"\x9c\x01\n\rRemovalAnswer\x12\x0f\n\x07verdict\x18\x01 \x01(\r\x12\r\n\x05\x61\x62out\x18\x02 \x01(\t\x12\x0f\n\x07settled\x18\x03 \x03(\t\x12(\n\x08versions\x18\x04 \x03(\x0b\x32\x16.vxmesh.v1.DigestEntry\x12\x0e\n\x06voters\x18\x05 \x03(\t\x12 \n\x06\x64\x65ltas\x18\x06 \x03(\x0b\x32\x10.vxmesh.v1.Delta\"9\n\x08\x44\x65livery\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1f\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x10.vxmesh.v1.Delta\" \n\rDeliveryReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x32\xb1\x03\n\x04Peer\x12:\n\x04Sync\x12\x16.vxmesh.v1.PeerMessage\x1a\x16.vxmesh.v1.PeerMessage(\x01\x30\x01\x12>\n\x0cRequestSpace\x12\x17.vxmesh.v1.SpaceRequest\x1a\x15.vxmesh.v1.SpaceReply\x12?\n\x0c\x41greeRemoval\x12\x15.vxmesh.v1.RemovalAsk\x1a\x18.vxmesh.v1.RemovalAnswer\x12\x38\n\x07\x44\x65liver\x12\x13.vxmesh.v1.Delivery\x1a\x18.vxmesh.v1.DeliveryReply\x12\x34\n\x04Ping\x12\x16.vxmesh.v1.PingRequest\x1a\x14.vxmesh.v1.PingReply\x12=\n\x07PingFor\x12\x19.vxmesh.v1.PingForRequest\x1a\x17.vxmesh.v1.PingForReply\x12=\n\x0c\x41waitApplied\x12\x19.vxmesh.v1.AppliedRequest\x1a\x12.vxmesh.v1.Appliedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,33 +32,61 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agent.rpc.peer_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PEERMESSAGE']._serialized_start=36
-  _globals['_PEERMESSAGE']._serialized_end=203
-  _globals['_HELLO']._serialized_start=205
-  _globals['_HELLO']._serialized_end=271
-  _globals['_DIGEST']._serialized_start=273
-  _globals['_DIGEST']._serialized_end=364
-  _globals['_DIGESTENTRY']._serialized_start=366
-  _globals['_DIGESTENTRY']._serialized_end=427
-  _globals['_DELTA']._serialized_start=430
-  _globals['_DELTA']._serialized_end=565
-  _globals['_RECORD']._serialized_start=567
-  _globals['_RECORD']._serialized_end=620
-  _globals['_APPLIED']._serialized_start=622
-  _globals['_APPLIED']._serialized_end=648
-  _globals['_SPACEREQUEST']._serialized_start=650
-  _globals['_SPACEREQUEST']._serialized_end=772
-  _globals['_ADDRESSRANGE']._serialized_start=774
-  _globals['_ADDRESSRANGE']._serialized_end=816
-  _globals['_SPACEREPLY']._serialized_start=818
-  _globals['_SPACEREPLY']._serialized_end=880
-  _globals['_REMOVALASK']._serialized_start=882
-  _globals['_REMOVALASK']._serialized_end=981
-  _globals['_REMOVALANSWER']._serialized_start=984
-  _globals['_REMOVALANSWER']._serialized_end=1140
-  _globals['_DELIVERY']._serialized_start=1142
-  _globals['_DELIVERY']._serialized_end=1229
-  _globals['_DELIVERYREPLY']._serialized_start=1231
-  _globals['_DELIVERYREPLY']._serialized_end=1263
-  _globals['_PEER']._serialized_start=1266
-  _globals['_PEER']._serialized_end=1519
+  _globals['_PEERMESSAGE']._serialized_end=417
+  _globals['_HELLO']._serialized_start=419
+  _globals['_HELLO']._serialized_end=485
+  _globals['_DIGEST']._serialized_start=487
+  _globals['_DIGEST']._serialized_end=595
+  _globals['_DIGESTENTRY']._serialized_start=597
+  _globals['_DIGESTENTRY']._serialized_end=658
+  _globals['_DELTA']._serialized_start=661
+  _globals['_DELTA']._serialized_end=796
+  _globals['_RECORD']._serialized_start=798
+  _globals['_RECORD']._serialized_end=851
+  _globals['_APPLIED']._serialized_start=853
+  _globals['_APPLIED']._serialized_end=879
+  _globals['_RUMOURS']._serialized_start=881
+  _globals['_RUMOURS']._serialized_end=926
+  _globals['_RUMOUR']._serialized_start=928
+  _globals['_RUMOUR']._serialized_end=998
+  _globals['_PINGREQUEST']._serialized_start=1000
+  _globals['_PINGREQUEST']._serialized_end=1100
+  _globals['_PINGREPLY']._serialized_start=1102
+  _globals['_PINGREPLY']._serialized_end=1184
+  _globals['_PINGFORREQUEST']._serialized_start=1186
+  _globals['_PINGFORREQUEST']._serialized_end=1249
+  _globals['_PINGFORREPLY']._serialized_start=1251
+  _globals['_PINGFORREPLY']._serialized_end=1303
+  _globals['_APPLIEDREQUEST']._serialized_start=1305
+  _globals['_APPLIEDREQUEST']._serialized_end=1385
+  _globals['_SUMMARY']._serialized_start=1387
+  _globals['_SUMMARY']._serialized_end=1455
+  _globals['_HAVE']._serialized_start=1457
+  _globals['_HAVE']._serialized_end=1505
+  _globals['_GRAFT']._serialized_start=1507
+  _globals['_GRAFT']._serialized_end=1556
+  _globals['_PRUNE']._serialized_start=1558
+  _globals['_PRUNE']._serialized_end=1582
+  _globals['_VERSIONENTRY']._serialized_start=1584
+  _globals['_VERSIONENTRY']._serialized_end=1631
+  _globals['_SEEN']._serialized_start=1633
+  _globals['_SEEN']._serialized_end=1693
+  _globals['_SEENENTRY']._serialized_start=1695
+  _globals['_SEENENTRY']._serialized_end=1756
+  _globals['_SPACEREQUEST']._serialized_start=1758
+  _globals['_SPACEREQUEST']._serialized_end=1880
+  _globals['_ADDRESSRANGE']._serialized_start=1882
+  _globals['_ADDRESSRANGE']._serialized_end=1924
+  _globals['_SPACEREPLY']._serialized_start=1926
+  _globals['_SPACEREPLY']._serialized_end=1988
+  _globals['_REMOVALASK']._serialized_start=1990
+  _globals['_REMOVALASK']._serialized_end=2089
+  _globals['_REMOVALANSWER']._serialized_start=2092
+  _globals['_REMOVALANSWER']._serialized_end=2248
+  _globals['_DELIVERY']._serialized_start=2250
+  _globals['_DELIVERY']._serialized_end=2307
+  _globals['_DELIVERYREPLY']._serialized_start=2309
+  _globals['_DELIVERYREPLY']._serialized_end=2341
+  _globals['_PEER']._serialized_start=2344
+  _globals['_PEER']._serialized_end=2777
 # @@protoc_insertion_point(module_scope)

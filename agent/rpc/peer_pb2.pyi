@@ -7,16 +7,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PeerMessage(_message.Message):
-    __slots__ = ("hello", "digest", "delta", "applied")
+    __slots__ = ("hello", "digest", "delta", "applied", "rumours", "summary", "have", "graft", "prune", "seen")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
+    RUMOURS_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    HAVE_FIELD_NUMBER: _ClassVar[int]
+    GRAFT_FIELD_NUMBER: _ClassVar[int]
+    PRUNE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     digest: Digest
     delta: Delta
     applied: Applied
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ...) -> None: ...
+    rumours: Rumours
+    summary: Summary
+    have: Have
+    graft: Graft
+    prune: Prune
+    seen: Seen
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., digest: _Optional[_Union[Digest, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., rumours: _Optional[_Union[Rumours, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., graft: _Optional[_Union[Graft, _Mapping]] = ..., prune: _Optional[_Union[Prune, _Mapping]] = ..., seen: _Optional[_Union[Seen, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("node", "boot", "version", "name")
@@ -31,16 +43,18 @@ class Hello(_message.Message):
     def __init__(self, node: _Optional[str] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class Digest(_message.Message):
-    __slots__ = ("entries", "time", "echo", "held")
+    __slots__ = ("entries", "time", "echo", "held", "buckets")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     ECHO_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[DigestEntry]
     time: float
     echo: float
     held: float
-    def __init__(self, entries: _Optional[_Iterable[_Union[DigestEntry, _Mapping]]] = ..., time: _Optional[float] = ..., echo: _Optional[float] = ..., held: _Optional[float] = ...) -> None: ...
+    buckets: int
+    def __init__(self, entries: _Optional[_Iterable[_Union[DigestEntry, _Mapping]]] = ..., time: _Optional[float] = ..., echo: _Optional[float] = ..., held: _Optional[float] = ..., buckets: _Optional[int] = ...) -> None: ...
 
 class DigestEntry(_message.Message):
     __slots__ = ("origin", "version", "floor")
@@ -85,6 +99,132 @@ class Applied(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     version: int
     def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class Rumours(_message.Message):
+    __slots__ = ("rumours",)
+    RUMOURS_FIELD_NUMBER: _ClassVar[int]
+    rumours: _containers.RepeatedCompositeFieldContainer[Rumour]
+    def __init__(self, rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ...) -> None: ...
+
+class Rumour(_message.Message):
+    __slots__ = ("node", "incarnation", "state", "by")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    incarnation: int
+    state: int
+    by: str
+    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[int] = ..., by: _Optional[str] = ...) -> None: ...
+
+class PingRequest(_message.Message):
+    __slots__ = ("node", "incarnation", "target", "rumours")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    RUMOURS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    incarnation: int
+    target: str
+    rumours: _containers.RepeatedCompositeFieldContainer[Rumour]
+    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., target: _Optional[str] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ...) -> None: ...
+
+class PingReply(_message.Message):
+    __slots__ = ("node", "incarnation", "rumours")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    RUMOURS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    incarnation: int
+    rumours: _containers.RepeatedCompositeFieldContainer[Rumour]
+    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ...) -> None: ...
+
+class PingForRequest(_message.Message):
+    __slots__ = ("node", "target", "seconds")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    target: str
+    seconds: float
+    def __init__(self, node: _Optional[str] = ..., target: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class PingForReply(_message.Message):
+    __slots__ = ("outcome", "incarnation")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    outcome: int
+    incarnation: int
+    def __init__(self, outcome: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
+
+class AppliedRequest(_message.Message):
+    __slots__ = ("origin", "version", "seconds", "node")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    origin: str
+    version: int
+    seconds: float
+    node: str
+    def __init__(self, origin: _Optional[str] = ..., version: _Optional[int] = ..., seconds: _Optional[float] = ..., node: _Optional[str] = ...) -> None: ...
+
+class Summary(_message.Message):
+    __slots__ = ("buckets", "time", "echo", "held")
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    ECHO_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    buckets: _containers.RepeatedScalarFieldContainer[int]
+    time: float
+    echo: float
+    held: float
+    def __init__(self, buckets: _Optional[_Iterable[int]] = ..., time: _Optional[float] = ..., echo: _Optional[float] = ..., held: _Optional[float] = ...) -> None: ...
+
+class Have(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[VersionEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[VersionEntry, _Mapping]]] = ...) -> None: ...
+
+class Graft(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[VersionEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[VersionEntry, _Mapping]]] = ...) -> None: ...
+
+class Prune(_message.Message):
+    __slots__ = ("origins",)
+    ORIGINS_FIELD_NUMBER: _ClassVar[int]
+    origins: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, origins: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class VersionEntry(_message.Message):
+    __slots__ = ("origin", "version")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    origin: str
+    version: int
+    def __init__(self, origin: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class Seen(_message.Message):
+    __slots__ = ("entries", "whole")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[SeenEntry]
+    whole: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[SeenEntry, _Mapping]]] = ..., whole: _Optional[bool] = ...) -> None: ...
+
+class SeenEntry(_message.Message):
+    __slots__ = ("origin", "version", "members")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    origin: str
+    version: int
+    members: int
+    def __init__(self, origin: _Optional[str] = ..., version: _Optional[int] = ..., members: _Optional[int] = ...) -> None: ...
 
 class SpaceRequest(_message.Message):
     __slots__ = ("network", "requester", "family", "ranges", "known")
@@ -145,16 +285,12 @@ class RemovalAnswer(_message.Message):
     def __init__(self, verdict: _Optional[int] = ..., about: _Optional[str] = ..., settled: _Optional[_Iterable[str]] = ..., versions: _Optional[_Iterable[_Union[DigestEntry, _Mapping]]] = ..., voters: _Optional[_Iterable[str]] = ..., deltas: _Optional[_Iterable[_Union[Delta, _Mapping]]] = ...) -> None: ...
 
 class Delivery(_message.Message):
-    __slots__ = ("node", "boot", "delta", "leaves")
+    __slots__ = ("node", "delta")
     NODE_FIELD_NUMBER: _ClassVar[int]
-    BOOT_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
-    LEAVES_FIELD_NUMBER: _ClassVar[int]
     node: str
-    boot: str
     delta: Delta
-    leaves: bool
-    def __init__(self, node: _Optional[str] = ..., boot: _Optional[str] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., leaves: _Optional[bool] = ...) -> None: ...
+    def __init__(self, node: _Optional[str] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ...) -> None: ...
 
 class DeliveryReply(_message.Message):
     __slots__ = ("version",)

@@ -54,6 +54,21 @@ class PeerStub:
                 request_serializer=agent_dot_rpc_dot_peer__pb2.Delivery.SerializeToString,
                 response_deserializer=agent_dot_rpc_dot_peer__pb2.DeliveryReply.FromString,
                 _registered_method=True)
+        self.Ping = channel.unary_unary(
+                '/vxmesh.v1.Peer/Ping',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.PingRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.PingReply.FromString,
+                _registered_method=True)
+        self.PingFor = channel.unary_unary(
+                '/vxmesh.v1.Peer/PingFor',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.PingForRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.PingForReply.FromString,
+                _registered_method=True)
+        self.AwaitApplied = channel.unary_unary(
+                '/vxmesh.v1.Peer/AwaitApplied',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.AppliedRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.Applied.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -88,6 +103,27 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Ping(self, request, context):
+        """Failure detection (SWIM): is the receiver there?
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PingFor(self, request, context):
+        """The same of another node, for one whose own ping went unanswered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AwaitApplied(self, request, context):
+        """Returns when this node's kernel has the asker's records, or the time is up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -110,6 +146,21 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Deliver,
                     request_deserializer=agent_dot_rpc_dot_peer__pb2.Delivery.FromString,
                     response_serializer=agent_dot_rpc_dot_peer__pb2.DeliveryReply.SerializeToString,
+            ),
+            'Ping': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ping,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.PingRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.PingReply.SerializeToString,
+            ),
+            'PingFor': grpc.unary_unary_rpc_method_handler(
+                    servicer.PingFor,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.PingForRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.PingForReply.SerializeToString,
+            ),
+            'AwaitApplied': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitApplied,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.AppliedRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.Applied.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -220,6 +271,87 @@ class Peer:
             '/vxmesh.v1.Peer/Deliver',
             agent_dot_rpc_dot_peer__pb2.Delivery.SerializeToString,
             agent_dot_rpc_dot_peer__pb2.DeliveryReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ping(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Peer/Ping',
+            agent_dot_rpc_dot_peer__pb2.PingRequest.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.PingReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PingFor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Peer/PingFor',
+            agent_dot_rpc_dot_peer__pb2.PingForRequest.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.PingForReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitApplied(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Peer/AwaitApplied',
+            agent_dot_rpc_dot_peer__pb2.AppliedRequest.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.Applied.FromString,
             options,
             channel_credentials,
             insecure,

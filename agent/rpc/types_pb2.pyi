@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Node(_message.Message):
-    __slots__ = ("id", "name", "address", "vtep", "state", "reason", "version", "endpoints", "rtt_ms", "since", "mtu", "routes")
+    __slots__ = ("id", "name", "address", "vtep", "state", "reason", "version", "endpoints", "rtt_ms", "since", "mtu", "routes", "incarnation")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class Node(_message.Message):
     SINCE_FIELD_NUMBER: _ClassVar[int]
     MTU_FIELD_NUMBER: _ClassVar[int]
     ROUTES_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     address: str
@@ -32,10 +33,11 @@ class Node(_message.Message):
     since: str
     mtu: int
     routes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., vtep: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[str] = ..., endpoints: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., since: _Optional[str] = ..., mtu: _Optional[int] = ..., routes: _Optional[_Iterable[str]] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., vtep: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[str] = ..., endpoints: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., since: _Optional[str] = ..., mtu: _Optional[int] = ..., routes: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Network(_message.Message):
-    __slots__ = ("id", "name", "driver", "subnets", "gateways", "ip_range", "vni", "mtu", "internal", "encrypted", "options", "labels", "created", "creator", "endpoints", "ranges", "total", "used", "free", "usage")
+    __slots__ = ("id", "name", "driver", "subnets", "gateways", "ip_range", "vni", "mtu", "internal", "encrypted", "options", "labels", "created", "creator", "endpoints", "ranges", "conflict", "total", "used", "free", "usage")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +68,7 @@ class Network(_message.Message):
     CREATOR_FIELD_NUMBER: _ClassVar[int]
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    CONFLICT_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     USED_FIELD_NUMBER: _ClassVar[int]
     FREE_FIELD_NUMBER: _ClassVar[int]
@@ -86,11 +89,12 @@ class Network(_message.Message):
     creator: str
     endpoints: int
     ranges: _containers.RepeatedCompositeFieldContainer[Ownership]
+    conflict: str
     total: int
     used: int
     free: int
     usage: _containers.RepeatedCompositeFieldContainer[AddressUse]
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., driver: _Optional[str] = ..., subnets: _Optional[_Iterable[str]] = ..., gateways: _Optional[_Iterable[str]] = ..., ip_range: _Optional[str] = ..., vni: _Optional[int] = ..., mtu: _Optional[int] = ..., internal: _Optional[bool] = ..., encrypted: _Optional[bool] = ..., options: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., creator: _Optional[str] = ..., endpoints: _Optional[int] = ..., ranges: _Optional[_Iterable[_Union[Ownership, _Mapping]]] = ..., total: _Optional[int] = ..., used: _Optional[int] = ..., free: _Optional[int] = ..., usage: _Optional[_Iterable[_Union[AddressUse, _Mapping]]] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., driver: _Optional[str] = ..., subnets: _Optional[_Iterable[str]] = ..., gateways: _Optional[_Iterable[str]] = ..., ip_range: _Optional[str] = ..., vni: _Optional[int] = ..., mtu: _Optional[int] = ..., internal: _Optional[bool] = ..., encrypted: _Optional[bool] = ..., options: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., creator: _Optional[str] = ..., endpoints: _Optional[int] = ..., ranges: _Optional[_Iterable[_Union[Ownership, _Mapping]]] = ..., conflict: _Optional[str] = ..., total: _Optional[int] = ..., used: _Optional[int] = ..., free: _Optional[int] = ..., usage: _Optional[_Iterable[_Union[AddressUse, _Mapping]]] = ...) -> None: ...
 
 class AddressUse(_message.Message):
     __slots__ = ("node", "family", "owned", "used")

@@ -1,8 +1,10 @@
-"""`make bench`: vxmesh beside FRR's EVPN and a VXLAN built by hand, in one run, in turn.
+"""`make bench`: vxmesh beside FRR's EVPN, a VXLAN by hand and Docker Swarm, in one run, in turn.
 
 Prints a table, and below it what the figures are held against. Needs root. Exit status 0 unless
 something broke: a missed target is a figure, no failure; what is not installed is said.
-Opposite: frr.py and handmade.py (anchors), ours.py, observe.py (when rows are in the kernel).
+Two parts, of which each can be run alone: `speed` is below, with frr.py and handmade.py (anchors),
+ours.py, observe.py (when rows are in the kernel); `failures` is in failures.py, with swarm.py (the
+anchor) and mesh.py. What each line means: docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from tests.bench import frr, handmade, ours, report, world
+from tests.bench import failures, frr, handmade, mesh, ours, report, swarm, world
+from tests.bench.failures import Failures
 from tests.bench.report import Line, Progress, Target
 from tests.bench.throughput import Lane
 from tests.bench.world import Missing
 
-SIDES = ("frr", "handmade", "ours")
+SIDES = ("frr", "handmade", "ours", "swarm")
+PARTS = ("speed", "failures")
+ROUNDS, FAILURE_ROUNDS = 5, 10  # of each part, if not said otherwise
 MANY, MOST = 10_000, 100_000
 SINGLES, SINGLES_BY_COMMAND = 25, 5
 FIRST_SINGLE = 1_000_000  # its number: no MAC of the others
@@ -34,7 +39,7 @@ LOCK = "\0vxmesh-bench"  # abstract socket: unix(7)
 
 
 class Bench:
-    """What is measured, and the figures so far."""
+    """What is measured of speed, and the figures so far."""
 
     def __init__(self, rounds: int, most_rounds: int, say: Progress) -> None:
         self.frr: frr.Frr | None = None
@@ -151,17 +156,24 @@ class Bench:
 def main() -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Benchmarks.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{' or '.join(PARTS)} [both]")
     parser.add_argument("--only", action="append", choices=SIDES, help="just that side; repeats")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help=f"one round, without {MOST:,}")
+    parser.add_argument(
+        "--rounds", type=int, help=f"[{ROUNDS} of speed, {FAILURE_ROUNDS} of failures]"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help=f"one round, without {MOST:,} and long cuts"
+    )
     options = parser.parse_args()
+    for part in options.parts:
+        if part not in PARTS:
+            parser.error(f"there is no part {part!r}. Use {' or '.join(PARTS)}")
     if os.geteuid() != 0:
         sys.exit("bench: it changes the kernel's namespaces. Run it as root")
     signal.signal(signal.SIGTERM, _terminated)
     say = Progress()
-    rounds = 1 if options.quick else max(1, options.rounds)
-    bench = Bench(rounds, 0 if options.quick else 2, say)
     sides = options.only or SIDES
+    bench, broken = _make(options.quick, options.rounds, say)
     status = 0
     print(_machine(), flush=True)
     before = world.processor_time()
@@ -169,23 +181,38 @@ def main() -> int:
         stack.enter_context(_alone())
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vxb-")))
         directory.chmod(0o755)  # FRR's own user reads there
-        try:
-            _start(bench, sides, directory, stack, say)
-            bench.run()
-        except KeyboardInterrupt:
-            status = 130
-        except Exception as error:
-            status = 1
-            say.clear()
-            for text in (error, *getattr(error, "__notes__", ())):
-                print(f"bench: {type(error).__name__}: {text}", file=sys.stderr)
-        for number in (signal.SIGINT, signal.SIGTERM):  # what follows is to be whole
-            signal.signal(number, signal.SIG_IGN)
-        say("removing what was made")
+        for part in options.parts or PARTS:
+            try:
+                with _removed(say) as things:
+                    if part == "speed":
+                        _start(bench, sides, directory, things, say)
+                        bench.run()
+                    else:
+                        _start_failures(broken, sides, directory, things, say)
+                        broken.run()
+            except KeyboardInterrupt:
+                status = 130
+                break
+            except Exception as error:
+                status = 1
+                say.clear()
+                for text in (error, *getattr(error, "__notes__", ())):
+                    print(f"bench: {part}: {type(error).__name__}: {text}", file=sys.stderr)
     say.clear()
     print(_load(before))
-    print(report.render(bench.lines, bench.targets))
+    print(report.render([*bench.lines, *broken.lines], [*bench.targets, *broken.targets]))
     return status
+
+
+def _make(quick: bool, rounds: int | None, say: Progress) -> tuple[Bench, Failures]:
+    """The parts, with as many rounds as asked for."""
+    if quick:
+        return Bench(1, 0, say), Failures(failures.QUICK, say)
+    count = FAILURE_ROUNDS if rounds is None else max(1, rounds)
+    return (
+        Bench(ROUNDS if rounds is None else max(1, rounds), 2, say),
+        Failures(failures.rounds(count), say),
+    )
 
 
 def _start(
@@ -202,6 +229,37 @@ def _start(
     if "ours" in sides:
         say("starting vxmesh on two hosts")
         bench.ours = stack.enter_context(ours.start(directory))
+
+
+def _start_failures(
+    broken: Failures,
+    sides: Sequence[str],
+    directory: Path,
+    stack: contextlib.ExitStack,
+    say: Progress,
+) -> None:
+    if "swarm" in sides:
+        say("starting Docker Swarm on two hosts")
+        with _said(say):
+            broken.swarm = stack.enter_context(swarm.start(directory))
+    if "ours" in sides:
+        say("starting vxmesh on two hosts")
+        broken.ours = stack.enter_context(mesh.start())
+
+
+@contextlib.contextmanager
+def _removed(say: Progress) -> Iterator[contextlib.ExitStack]:
+    """What is entered goes at the end, and whole: no signal stops that."""
+    handlers: dict[int, Any] = {}
+    with contextlib.ExitStack() as outer:
+        outer.callback(lambda: [signal.signal(n, h) for n, h in handlers.items()])
+        things = outer.enter_context(contextlib.ExitStack())
+        try:
+            yield things
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handlers[number] = signal.signal(number, signal.SIG_IGN)
+            say("removing what was made")
 
 
 @contextlib.contextmanager
@@ -233,7 +291,11 @@ def _machine() -> str:
     load = " ".join(f"{value:.2f}" for value in os.getloadavg())
     versions = [
         _first_line([path, "--version"])
-        for path in (shutil.which("bgpd", path=frr.DAEMONS), shutil.which("iperf3"))
+        for path in (
+            shutil.which("bgpd", path=frr.DAEMONS),
+            shutil.which("iperf3"),
+            shutil.which("dockerd", path=swarm.PATH),
+        )
         if path
     ]
     about = [f"{os.cpu_count()} processors", f"Linux {platform.release()}", *versions]

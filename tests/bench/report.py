@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import sys
@@ -21,12 +22,18 @@ class Line:
     anchor: str = ""  # who that is; empty: there is none
     theirs: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
+    limit: float = 0.0  # what was waited for no longer than that; such a sample is infinity
+    remark: str = ""  # stands in the place of their figure, where there cannot be one
+    own_remark: str = ""  # of ours
 
     def ratio(self) -> float | None:
         """Ours / the anchor's: the median of the rounds' ratios, as a round's two figures are
-        taken one after the other and share what else the machine does."""
+        taken one after the other and share what else the machine does. None if a round has no
+        ratio: what takes longer than the limit, or nothing at all."""
         pairs = list(zip(self.ours, self.theirs, strict=False))
-        return statistics.median(a / b for a, b in pairs) if pairs else None
+        if not pairs or any(math.isinf(a) or math.isinf(b) or not b for a, b in pairs):
+            return None
+        return statistics.median(a / b for a, b in pairs)
 
     def median(self) -> float | None:
         """Of ours."""
@@ -48,9 +55,9 @@ class Target:
         unit = f" x {self.line.anchor}" if self.of_ratio else f" {self.line.unit}"
         target = f"{self.limit:g}{unit} or {'more' if self.at_least else 'less'}"
         if found is None:
-            return [self.line.what, "not measured", target, ""]
+            return [self.line.what, self.line.own_remark or "not measured", target, ""]
         met = found >= self.limit if self.at_least else found <= self.limit
-        figure = f"{found:.3f}" if self.of_ratio else _number(found)
+        figure = f"{found:.3f}" if self.of_ratio else _number(found, self.line.limit)
         return [self.line.what, f"{figure}{unit}", target, "met" if met else "missed"]
 
 
@@ -66,8 +73,8 @@ def render(lines: Sequence[Line], targets: Sequence[Target]) -> str:
                 line.what,
                 line.unit,
                 line.anchor or NOTHING,
-                *_cells(line.theirs),
-                *_cells(line.ours),
+                *_cells(line.theirs, line.limit, line.remark),
+                *_cells(line.ours, line.limit, line.own_remark),
                 NOTHING if ratio is None else f"{ratio:.2f}",
                 "/".join(map(str, counts)) or NOTHING,
             ]
@@ -84,15 +91,19 @@ def render(lines: Sequence[Line], targets: Sequence[Target]) -> str:
     )
 
 
-def _cells(samples: Samples) -> list[str]:
+def _cells(samples: Samples, limit: float, remark: str) -> list[str]:
     if not samples:
-        return [NOTHING, ""]
-    least, most = _number(min(samples)), _number(max(samples))
-    return [_number(statistics.median(samples)), f"({least} to {most})"]
+        return [remark or NOTHING, ""]
+    least, most = _number(min(samples), limit), _number(max(samples), limit)
+    return [_number(statistics.median(samples), limit), f"({least} to {most})"]
 
 
-def _number(value: float) -> str:
-    """About three significant digits, without an exponent."""
+def _number(value: float, limit: float = 0.0) -> str:
+    """About three significant digits, without an exponent; infinity is more than `limit`."""
+    if math.isinf(value):
+        return f"> {limit:g}"
+    if value == int(value):
+        return f"{value:.0f}"
     for least, digits in ((100, 0), (10, 1), (1, 2)):
         if value >= least:
             return f"{value:.{digits}f}"

@@ -37,8 +37,8 @@ class World:
 
     def clean(self) -> None:
         """Take away what was made, last first."""
-        for name in ("h1", "h2", "h3"):
-            self.bed.heal(name)
+        for host in self.bed.hosts:
+            self.bed.heal(host.name)
         for undo in reversed(self._undo):
             undo()
         for host in self.bed.hosts:

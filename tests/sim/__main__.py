@@ -1,4 +1,10 @@
-"""python -m tests.sim --seeds N [--first SEED] | --seed SEED [--trace]."""
+"""Clusters on a virtual clock.
+
+A small one under a load of creates and removes:
+    [--crashes | --bounded] --seeds N [--first SEED] | --seed SEED [--trace]
+Many nodes, to see how it scales:
+    --nodes N [--loss P] [--slow P] [--kill] [--minutes M] …
+"""
 
 from __future__ import annotations
 
@@ -6,16 +12,37 @@ import argparse
 import sys
 import time
 
+from agent.core.membership import PRESETS
+from tests.sim.crashrun import CrashRun
+from tests.sim.large import run as large
+from tests.sim.large.run import Options
 from tests.sim.scenario import Run
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sim",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=1, help="the first of them")
     parser.add_argument("--seed", type=int, help="just this one, again")
+    parser.add_argument("--crashes", action="store_true", help="with crashes and restarts")
     parser.add_argument("--trace", action="store_true", help="print every step")
+    parser.add_argument("--bounded", action="store_true", help="streams to a few nodes only")
+    many = parser.add_argument_group("many nodes")
+    many.add_argument("--nodes", type=int, help="how many")
+    many.add_argument("--loss", type=float, default=0.0, help="share of packets lost, 0..1")
+    many.add_argument("--slow", type=float, default=0.0, help="share of nodes that are slow")
+    many.add_argument("--minutes", type=float, default=0.5, help="how long, in virtual time")
+    many.add_argument("--kill", action="store_true", help="one host falls silent")
+    many.add_argument("--refuse", action="store_true", help="one agent dies, its host answers")
+    many.add_argument("--split", type=float, default=0.0, help="cut in two halves for so many s")
+    many.add_argument("--preset", choices=PRESETS, default="lan")
     options = parser.parse_args()
+    if options.nodes is not None:
+        return _many(options)
     seeds = (
         [options.seed]
         if options.seed is not None
@@ -26,18 +53,45 @@ def main() -> int:
     begin = time.monotonic()
     for seed in seeds:
         try:
-            run = Run(seed, print if options.trace else None).play()
+            log = print if options.trace else None
+            run = CrashRun(seed, log) if options.crashes else Run(seed, log, options.bounded)
+            run.play()
             done, refused = done + run.done, refused + run.refused
             sent += run.cluster.wire.sent
         except AssertionError as error:
             failed.append(seed)
-            print(f"FAILED: {error}\n  replay: python -m tests.sim --seed {seed} --trace")
+            kind = "--crashes " * options.crashes + "--bounded " * options.bounded
+            print(f"FAILED: {error}\n  replay: python -m tests.sim {kind}--seed {seed} --trace")
     took = time.monotonic() - begin
     print(
         f"{len(seeds)} seeds in {took:.1f} s: {len(failed)} failed; "
         f"{done} operations done, {refused} refused, {sent} messages"
     )
     return 1 if failed else 0
+
+
+def _many(options: argparse.Namespace) -> int:
+    run = large.Run(
+        Options(
+            nodes=options.nodes,
+            seed=options.seed if options.seed is not None else 1,
+            loss=options.loss,
+            slow=options.slow,
+            minutes=options.minutes,
+            kill=options.kill,
+            refuse=options.refuse,
+            split=options.split,
+            preset=options.preset,
+        )
+    )
+    try:
+        run.play()
+    except AssertionError as error:
+        print(f"FAILED: {error}")
+        return 1
+    finally:
+        print(run.report())
+    return 0
 
 
 if __name__ == "__main__":

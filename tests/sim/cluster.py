@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from agent.allocator import with_space
 from agent.core.addresses import Range
+from agent.core.plumtree import Mesh
 from agent.core.replica import Delta
 from agent.core.session import Hello, Message, Session
+from agent.core.topology import EVERYBODY, Topology
 from agent.errors import Unavailable
 from agent.model import Endpoint, Network, Node, format_address
 from agent.node import NodeState
@@ -42,11 +44,14 @@ class SimNode:
         self.state = NodeState(node, lambda: cluster.clock.now, rng)
         self.state.collect_after = 1.0  # so that a run of seconds sees it happen often
         self.sessions: dict[str, Session] = {}
-        self.timers: set[str] = set()
+        self.mesh = Mesh(self.id, lambda: cluster.is_bounded, lambda: cluster.nodes)
+        self.timers: dict[str, float] = {}  # peer -> when to look again
         self.state.listeners.append(self._changed)
         self.state.describe(node)
 
     def _changed(self, change: Change) -> None:
+        if change.floor:
+            self.cluster.check_collected(self.id, change.floor)
         self.state.replica.publish(self.state.replica.written())
         self.state.kernel_has(self.state.versions())
         self.cluster.clock.after(0.0, self.flush_all)
@@ -59,9 +64,10 @@ class SimNode:
         """Open our end of a new stream to `peer`, in place of one that there was."""
         hello = Hello(self.id, "boot", "sim", self.id)
         rng = random.Random(self.cluster.rng.random())
-        session = Session(self.state, hello, rng, self.cluster.clock.now)
+        session = Session(self.state, hello, rng, self.cluster.clock.now, self.mesh)
         session.peer = Hello(peer, "boot", "sim", peer)
         self.sessions[peer] = session
+        self.mesh.up(session)
         self.flush(peer)
 
     def flush(self, peer: str) -> None:
@@ -69,18 +75,27 @@ class SimNode:
         clock = self.cluster.clock
         for message in session.to_send(clock.now):
             self.cluster.send(self.id, peer, session, message)
-        if peer not in self.timers:
-            self.timers.add(peer)
-            clock.at(session.next_timer(), lambda: self._timer(peer))
+        due = session.next_timer()
+        if due < self.timers.get(peer, float("inf")):
+            self.timers[peer] = due
+            clock.at(due, lambda: self._timer(peer, due))
 
-    def _timer(self, peer: str) -> None:
-        self.timers.discard(peer)
-        self.flush(peer)
+    def _timer(self, peer: str, due: float) -> None:
+        if self.timers.get(peer) == due:
+            del self.timers[peer]
+            self.flush(peer)
 
     def receive(self, peer: str, session: Session, message: Message) -> None:
         if self.sessions.get(peer) is session:
             session.receive(message, self.cluster.clock.now)
             self.flush(peer)
+            self.flush_pending()
+
+    def flush_pending(self) -> None:
+        """What came on one stream may have to go on by others."""
+        for peer, session in list(self.sessions.items()):
+            if session.pending:
+                self.flush(peer)
 
     async def request_space(
         self, owner: str, network: Network, family: int, ranges: list[Range]
@@ -101,6 +116,8 @@ class SimNode:
             base = 0 if reset else known
             records = state.since(owner, base)
             self.state.merge(Delta(owner, base, state.version(owner), records, floor, reset, reset))
+            self.mesh.spread(owner, None, self.cluster.clock.now)
+            self.flush_pending()
         return refused
 
     def allocate(self, action: Callable[[], T]) -> T:
@@ -109,20 +126,24 @@ class SimNode:
 
 
 class Cluster:
-    """`count` nodes, every pair with a stream."""
+    """`count` nodes, every pair with a stream; above `everybody` those that topology.py says."""
 
-    def __init__(self, seed: int, count: int, weather: Weather) -> None:
+    node_type = SimNode
+
+    def __init__(self, seed: int, count: int, weather: Weather, everybody: int = EVERYBODY) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.clock = Clock()
         self.wire = Wire(self.clock, self.rng, weather)
         self.nodes: dict[str, SimNode] = {}
+        self.is_bounded = count > everybody
         for index in range(count):
-            node = SimNode(self, index)
+            node = self.node_type(self, index)
             self.nodes[node.id] = node
+        topology = Topology(self.nodes, everybody)
         for a in self.nodes.values():
             for b in self.nodes.values():
-                if a is not b:
+                if topology.opens(a.id, b.id) or topology.opens(b.id, a.id):
                     a.connect(b.id)
 
     def send(self, a: str, b: str, session: Session, message: Message) -> None:
@@ -136,6 +157,8 @@ class Cluster:
         self.wire.carry(a, b, deliver)
 
     def reconnect(self, a: str, b: str) -> None:
+        if b not in self.nodes[a].sessions:
+            return
         self.nodes[a].connect(b)
         self.nodes[b].connect(a)
 
@@ -181,6 +204,12 @@ class Cluster:
             ranges.sort()
             for (_, end, a), (start, _, b) in itertools.pairwise(ranges):
                 assert start > end, f"seed {self.seed}: {a} and {b} both own {start} of {key}"
+
+    def check_collected(self, origin: str, floor: int) -> None:
+        """When tombstones go: every node has them. (Here none ever loses what it had.)"""
+        for node in self.nodes.values():
+            have = node.state.replica.version(origin)
+            assert have >= floor, f"seed {self.seed}: {node.id} has {have} of {origin}, not {floor}"
 
     def check_equal(self) -> None:
         """At the end: every node has the same records and sees the same of everything."""

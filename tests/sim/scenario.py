@@ -18,7 +18,10 @@ STEPS = 60  # operations a run
 class Run:
     """The load of one seed. `log` takes a line for everything that happens."""
 
-    def __init__(self, seed: int, log: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, seed: int, log: Callable[[str], None] | None = None, bounded: bool = False
+    ) -> None:
+        """With `bounded`, more nodes than have streams to each other: records are relayed."""
         rng = random.Random(seed * 7919 + 1)
         self.rng = rng
         low = rng.uniform(0.0001, 0.05)
@@ -28,7 +31,10 @@ class Run:
             delay=(low, low + rng.choice([0.001, 0.2, 1.5])),
             partitions=rng.randint(0, 3),
         )
-        self.cluster = Cluster(seed, rng.randint(2, 6), weather)
+        if bounded:
+            self.cluster = Cluster(seed, rng.randint(8, 14), weather, everybody=3)
+        else:
+            self.cluster = Cluster(seed, rng.randint(2, 6), weather)
         self.log = log or (lambda line: None)
         self.done = 0
         self.refused = 0

@@ -269,6 +269,7 @@ class Wire:
     def at(self, me: str) -> Wire:
         other = Wire(*self.nodes.values())
         other.cut, other.me, other.before_answer = self.cut, me, self.before_answer
+        other.left = self.left
         return other
 
     def reach(self, id: str) -> NodeState:
@@ -291,10 +292,12 @@ class Wire:
             if voter not in self.cut:
                 self.nodes[voter].removing.release(ask)
 
-    async def deliver(self, peer: str, leaves: bool) -> None:
+    async def deliver(self, peer: str) -> None:
         send(self.nodes[self.me], self.reach(peer))
-        if leaves:
-            self.left.append(peer)
+
+    async def announce_left(self) -> None:
+        """As cluster/detector.py: `leave`."""
+        self.left.append(self.me)
 
     async def wait_applied(self, version: int, seconds: float) -> list[str]:
         return []
@@ -316,7 +319,7 @@ def departures(node: NodeState, wire: Wire, ended: list[str] | None = None) -> D
     node.is_linked = lambda id: id not in wire.cut and id in wire.nodes
     calls = Operations(node, mine, Kernel(), _durable)
     ended = [] if ended is None else ended
-    return Departures(node, calls, mine, lambda: ended.append(node.me))
+    return Departures(node, calls, mine, mine.announce_left, lambda: ended.append(node.me))
 
 
 def ticking(monkeypatch: pytest.MonkeyPatch, *nodes: NodeState) -> None:
@@ -425,12 +428,13 @@ async def test_leaving_is_refused_while_something_runs_here(
     n1, n2, n3 = three
     web = lost_network(three)
     ended: list[str] = []
-    leave = departures(n3, Wire(*three), ended)
+    wire = Wire(*three)
+    leave = departures(n3, wire, ended)
     with pytest.raises(InUse, match="has workloads: on-lost"):
         await leave.leave()
-    assert not ended and owners(n3, web)["n3"] and not n3.leaving
+    assert not ended and not wire.left and owners(n3, web)["n3"] and not n3.leaving
     done = await leave.leave(force=True)
-    assert ended == [n3.me]
+    assert ended == [n3.me] == wire.left
     assert [(h.network, h.addresses) for h in done] == [(web.id, 10)]
     assert owners(n1, web) == owners(n2, web) == owners(n3, web)
     assert "n3" not in owners(n1, web)
@@ -451,7 +455,7 @@ async def test_leaving_ends_only_when_all_that_live_have_what_this_node_wrote(
     n3.is_linked = lambda id: True
     with pytest.raises(Unavailable):
         await leave.leave()
-    assert not ended and not n3.leaving
+    assert not ended and not n3.leaving and not wire.left
     # What was given is the other's all the same: nothing is handed out here again unasked.
     if owners(n3, web).get("n3", 0) == 0:
         with pytest.raises(NeedSpace):

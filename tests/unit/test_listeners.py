@@ -78,7 +78,8 @@ async def test_a_removal_whose_tombstone_is_collected_at_once_is_kept(tmp_path: 
     node.merge(Delta(OTHER, 0, 2, [a, b]))
     storing.keep_peers()
     # Removed and collected before the next write: the records after 2 say nothing of it.
-    node.merge(Delta(OTHER, 2, 3, [Record(a.key, 3, b"")], 3))
+    assert node.merge(Delta(OTHER, 2, 3, [Record(a.key, 3, b"")]))
+    assert node.merge(Delta(OTHER, 3, 4, [], 3))
     assert node.since(OTHER, 2) == []
     storing.keep_peers()
     await store.close()
@@ -125,6 +126,9 @@ async def test_a_number_too_large_for_the_disk_does_not_stop_it(tmp_path: Path) 
     store = Store(tmp_path)
     with pytest.raises(Unavailable):
         await store.write(PeerBatch(OTHER, [], 1 << 63, 0))
-    await store.write(PeerBatch(OTHER, [], 5, 0))
-    assert [known.version for known in store.load_peers()] == [5]
+    with pytest.raises(Unavailable, match="could not be written before"):
+        await store.write(PeerBatch(OTHER, [], 4, 0))
+    await store.write(PeerBatch(OTHER, [], 5, 0, replace=True))
+    await store.write(PeerBatch(OTHER, [], 6, 0))
+    assert [known.version for known in store.load_peers()] == [6]
     await store.close()

@@ -327,7 +327,7 @@ def test_a_network_removed_elsewhere_takes_the_endpoints_made_meanwhile(
         assert web.id not in state.members or not state.members[web.id].all
 
 
-def test_of_two_networks_with_one_vni_the_older_has_it_everywhere(node: NodeState) -> None:
+def test_of_two_networks_with_one_vni_the_younger_gets_another(node: NodeState) -> None:
     other = make("n2")
     mine = node.create_network(parse_network("a", subnets=["10.1.0.0/24"], vni=500))
     theirs = other.create_network(parse_network("b", subnets=["10.2.0.0/24"], vni=500))
@@ -335,6 +335,11 @@ def test_of_two_networks_with_one_vni_the_older_has_it_everywhere(node: NodeStat
     endpoint(other, theirs, "y")
     send(node, other)
     send(other, node)
-    assert node.catalogue.vni_holders() == other.catalogue.vni_holders()
-    held = [n.id for state in (node, other) for n in state.local_networks()]
-    assert held == [node.catalogue.vni_holders()[500]]
+    send(node, other)
+    send(other, node)
+    written = other.catalogue.written(theirs.id)
+    assert written and written.vni != 500, "its creator has made that last"
+    for state, vni in ((node, 500), (other, written.vni)):
+        assert state.catalogue.get(mine.id) == mine
+        assert state.catalogue.get(theirs.id) == written
+        assert [n.vni for n in state.local_networks()] == [vni]

@@ -6,8 +6,11 @@ from hypothesis import strategies as st
 
 from agent.cluster.codec import Encoder, decode
 from agent.cluster.server import split_address
+from agent.core.plumtree import Graft, Have, Prune
 from agent.core.replica import Delta, Record
 from agent.core.session import Applied, Digest, Hello, Message
+from agent.core.stability import NONE, Reach, Seen
+from agent.core.summary import Summary
 from agent.errors import Invalid
 from agent.rpc import peer_pb2 as pb
 
@@ -16,6 +19,12 @@ MESSAGES: list[Message] = [
     Digest({"a": (5, 2), "b": (0, 0)}, 1.5, 2.5, 0.25),
     Delta("a", 3, 5, [Record("e/1", 4, b"x"), Record("e/2", 5, b"")], 2, True, True),
     Applied(17),
+    Digest({"a": (5, 2)}, buckets=1 << 63),
+    Summary((*range(63), (1 << 64) - 1), 1.5, 2.5, 0.25),
+    Have({"a": 5, "b": 1}),
+    Graft({"a": 0}),
+    Prune(("a", "b")),
+    Seen({"a": Reach(3, (1 << 64) - 1), "b": NONE}, True),
 ]
 
 
@@ -39,6 +48,25 @@ def test_messages_come_back_as_they_were(message: Message) -> None:
 def test_deltas_that_cannot_be_are_refused(delta: Delta) -> None:
     with pytest.raises(Invalid):
         decode(Encoder().encode(delta))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Digest({"a": (1 << 63, 0)}),
+        Digest({"": (1, 0)}),
+        Summary((1,) * 63),
+        Have({"a": 1 << 63}),
+        Have({"": 1}),
+        Graft({"a": 1 << 63}),
+        Prune(("a", "")),
+        Prune(("a",) * 100_001),
+        Seen({"a": Reach(1 << 63, 1)}),
+    ],
+)
+def test_what_cannot_be_is_refused(message: Message) -> None:
+    with pytest.raises(Invalid):
+        decode(Encoder().encode(message))
 
 
 @given(st.binary(max_size=200))

@@ -1,4 +1,4 @@
-"""Removal and leaving over real streams, on loopback: consent, delivery, and the refusal."""
+"""Removal and leaving over real streams and pings, on loopback: consent, delivery, refusal."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from agent.cluster.detector import Detector
 from agent.cluster.peers import Peers
+from agent.core.membership import PRESETS, Rumour, State
 from agent.core.removal import Ask, Verdict
 from agent.core.replica import Delta
 from agent.errors import Unavailable, VxmeshError
 from agent.model import Node
 from agent.node import NodeState
 from agent.requests import parse_endpoint, parse_network
+from agent.views import Status
 
 
 class Agent:
-    """A node with its streams and nothing else."""
+    """A node with its streams and its failure detection, and nothing else."""
 
     def __init__(self, number: int, seeds: list[str]) -> None:
         with socket.socket() as probe:
@@ -43,13 +46,25 @@ class Agent:
         self.boots, self.is_up = self.boots + 1, True
         self.peers = Peers(self.node, self.me, f"{self.me.id}-{self.boots}", self._durable)
         self.node.listeners.append(lambda change: self.peers.wake())
+        links = self.peers.links
+        self.detector = Detector(self.node, PRESETS["local"], self.boots << 20, lambda: links)
+        self.peers.server.pings = self.detector
+        self.peers.on_rumours = self.detector.take
+        self.peers.on_link.append(self.detector.stream_changed)
+        self.peers.live = self.detector.live
+        self.detector.on_change.append(self.peers.membership_changed)
         await self.peers.start(self.seeds)
+        await self.detector.start()
         return self
 
     async def stop(self) -> None:
         if self.is_up:
             self.is_up = False
+            await self.detector.stop()
             await self.peers.stop()
+
+    def sees(self, other: Agent) -> str:
+        return self.node.condition(other.me.id).state
 
     async def _durable(self) -> None:
         return None
@@ -75,6 +90,7 @@ async def three() -> AsyncIterator[list[Agent]]:
             stack.push_async_callback(agent.stop)
         await until(lambda: all(len(a.peers.links) == 2 for a in agents))
         await until(lambda: all(len(a.node.nodes) == 3 for a in agents))
+        await until(lambda: all(a.sees(b) == "alive" for a in agents for b in agents))
         yield agents
 
 
@@ -87,7 +103,8 @@ async def test_consent_brings_what_the_voter_knows_of_the_lost(three: list[Agent
     web = lost.node.create_network(parse_network("web", subnets=["10.1.0.0/28"]))
     await until(lambda: two.node.catalogue.get(web.id) and one.node.catalogue.get(web.id))
     await lost.stop()
-    await until(lambda: lost.me.id not in two.peers.links and lost.me.id not in one.peers.links)
+    await until(lambda: not (one.node.is_alive(lost.me.id) or two.node.is_alive(lost.me.id)))
+    assert "agent" in one.node.condition(lost.me.id).reason  # dead, and counts as lost
     # Only two has this; it comes with the answer, by no stream.
     lost.node.create_endpoint(web.id, parse_endpoint("late"))
     two.node.merge(_all(lost.node, two.node.version(lost.me.id)))
@@ -125,25 +142,88 @@ async def test_one_that_is_removed_while_a_stream_is_up_is_told_too(three: list[
     await until(lambda: lost.me.id not in one.peers.links and lost.me.id not in two.peers.links)
 
 
-async def test_a_delivery_is_confirmed_and_a_goodbye_holds_until_the_next_start(
-    three: list[Agent],
-) -> None:
+async def test_a_removed_node_that_has_no_stream_learns_it_from_a_ping(three: list[Agent]) -> None:
+    one, _, lost = three
+    await lost.peers.stop()
+    await until(lambda: not one.node.is_alive(lost.me.id))
+    one.node.inherit([lost.me.id])
+    assert not lost.errors
+    await lost.detector.ping(one.me.id, 2.0)
+    assert "was removed from the cluster by n1" in str(lost.errors[0])
+    await lost.detector.stop()
+    lost.is_up = False
+
+
+async def test_what_is_said_of_a_removed_node_changes_nothing(three: list[Agent]) -> None:
+    one, two, lost = three
+    await lost.stop()
+    await until(lambda: not one.node.is_alive(lost.me.id))
+    one.node.inherit([lost.me.id])
+    await until(lambda: lost.me.id not in two.node.nodes)
+    for agent in (one, two):
+        agent.detector.take(two.me.id, [Rumour(lost.me.id, 9 << 20, State.ALIVE, lost.me.id)])
+        agent.detector.take(lost.me.id, [Rumour(lost.me.id, 9 << 20, State.ALIVE, lost.me.id)])
+        agent.node.set_status(lost.me.id, Status("alive", "", 0.0))
+        agent.node.set_status(lost.me.id, Status("unreachable", "", 0.0, True))
+        assert lost.me.id not in agent.node.status and not agent.node.withdrawn
+        assert agent.detector.live() == {one.me.id, two.me.id}
+        assert lost.me.id not in agent.detector.membership.live()
+        assert not agent.node.is_alive(lost.me.id)
+
+
+async def test_nobody_waits_for_a_removed_node(three: list[Agent]) -> None:
+    one, two, lost = three
+    await lost.stop()
+    await until(lambda: not one.node.is_alive(lost.me.id))
+    one.node.inherit([lost.me.id])
+    await until(lambda: lost.me.id not in two.node.nodes)
+    stable: list[int] = []
+    one.node.stable = stable.append  # type: ignore[method-assign]
+    for agent in (one, two):
+        agent.node.kernel_has(agent.node.versions())
+        agent.peers.wake()
+    version = one.node.version(one.me.id)
+    assert await one.peers.wait_applied(version, 5.0) == []
+    # Tombstones are collected by those that are left alone.
+    await until(lambda: version in stable)
+
+
+async def test_a_stream_that_has_fallen_silent_is_no_sign_of_life(three: list[Agent]) -> None:
+    one, two, _ = three
+    link = one.peers.links[two.me.id]
+    assert one.node.is_linked(two.me.id)
+    link.session.heard -= 2.0
+    assert not one.node.is_linked(two.me.id)
+
+
+async def test_a_delivery_is_confirmed(three: list[Agent]) -> None:
     one, _, leaver = three
     web = leaver.node.create_network(parse_network("web", subnets=["10.1.0.0/28"]))
-    await leaver.peers.consent.deliver(one.me.id, leaves=False)
+    await leaver.peers.consent.deliver(one.me.id)
     assert one.node.catalogue.get(web.id)
-    assert leaver.me.id not in one.node.status
-    await leaver.peers.consent.deliver(one.me.id, leaves=True)
-    assert one.node.status[leaver.me.id].state == "left"
-    assert one.node.voters() == {a.me.id for a in three[:2]}
+    assert one.sees(leaver) == "alive"
+
+
+async def test_a_goodbye_has_arrived_when_it_was_said_and_holds_until_the_next_life(
+    three: list[Agent],
+) -> None:
+    one, two, leaver = three
+    await leaver.detector.leave()
+    for agent in (one, two):
+        assert agent.sees(leaver) == "left"
+        assert agent.node.withdrawn == {leaver.me.id}
+        assert agent.node.voters() == {one.me.id, two.me.id}
     # A new stream of the same life does not bring it back.
     old = one.peers.links[leaver.me.id]
     old.close()
     await until(lambda: one.peers.links.get(leaver.me.id, old) is not old)
-    assert one.node.status[leaver.me.id].state == "left"
+    await leaver.detector.ping(one.me.id, 2.0)
+    assert one.sees(leaver) == two.sees(leaver) == "left"
     await leaver.stop()
     await leaver.start()
-    await until(lambda: one.node.status[leaver.me.id].state == "alive")
+    await until(lambda: one.sees(leaver) == two.sees(leaver) == "alive")
+    assert one.node.voters() == {a.me.id for a in three}
+    assert not one.node.withdrawn
     await leaver.stop()
 
 

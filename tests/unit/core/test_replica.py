@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from agent.core.replica import Change, Delta, Record, Replica
 
 
@@ -111,6 +114,60 @@ def test_a_writer_that_lost_its_last_records_goes_on_above_them() -> None:
     changes = b.merge(delta(back, 0, reset=True, complete=True))
     assert changes == [Change("a", "k1", b"")]
     assert [(r.key, r.value) for r in b.items("a")] == [("k0", b"1")]
+
+
+def test_until_a_newer_one_is_published_the_older_is_told() -> None:
+    a = writer(b"1", b"2")
+    assert a.put("k0", b"3").version == 3
+    assert a.put("k0", b"4").version == 4
+    a.delete("k1")
+    assert [(r.key, r.version) for r in a.since("a", 0)] == [("k0", 1), ("k1", 2)]
+    assert [(r.key, r.version) for r in a.since("a", 1)] == [("k1", 2)]
+    a.publish(3)
+    assert [(r.key, r.version) for r in a.since("a", 0)] == [("k1", 2), ("k0", 3)]
+    assert [(r.key, r.version) for r in a.since("a", 2)] == [("k0", 3)]
+    a.publish(4)
+    assert [(r.key, r.version) for r in a.since("a", 0)] == [("k1", 2), ("k0", 4)]
+    a.publish(5)
+    assert [(r.key, r.version) for r in a.since("a", 0)] == [("k0", 4), ("k1", 5)]
+    assert a._past == {}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "delete", "publish"]), st.integers(0, 3))))
+def test_who_follows_what_is_published_has_what_a_crash_would_leave(
+    steps: list[tuple[str, int]],
+) -> None:
+    a, b = Replica("a"), Replica("b")
+    written: list[Record] = []
+    for number, (what, key) in enumerate(steps):
+        if what == "put":
+            written.append(a.put(f"k{key}", b"%d" % number))
+        elif what == "delete":
+            written.append(a.delete(f"k{key}"))
+        else:
+            a.publish(a.written() - key)
+            assert b.merge(delta(a, b.version("a"))) is not None
+        left = {record.key: record for record in written if record.version <= a.published}
+        assert {r.key: r for r in b.records("a")} == left
+
+
+def test_what_is_meant_for_one_who_has_nothing_is_not_put_on_top_of_a_part() -> None:
+    a, b = writer(b"1", b"2"), Replica("b")
+    b.merge(delta(a, 0))
+    a.delete("k0")
+    a.put("k2", b"3")
+    a.publish(a.written())
+    a.collect("a", 3)  # so nothing tells of k0's end any more
+    assert b.merge(delta(a, 0)) is None, "sent to b when it had told that it has nothing"
+    assert b.get("a", "k0") == b"1"
+    whole = b.merge(delta(a, 0, reset=True, complete=True))
+    assert whole and Change("a", "k0", b"") in whole
+    # Who has nothing takes it, in as many parts as it comes.
+    c = Replica("c")
+    everything = a.since("a", 0)
+    assert c.merge(Delta("a", 0, 2, everything[:1], 3)) is not None
+    assert c.merge(Delta("a", 2, 4, everything[1:], 3)) is not None
+    assert c.items("a") == a.items("a")
 
 
 def test_nobody_writes_for_us() -> None:

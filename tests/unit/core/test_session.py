@@ -4,54 +4,30 @@ from __future__ import annotations
 
 import random
 
-from agent.core.replica import Delta, Record, Replica
+from agent.core.plumtree import GRAFT_TRIES, Graft, Have, Mesh, Prune
+from agent.core.replica import Delta, Record
 from agent.core.session import BATCH, Applied, Digest, Hello, Message, Session
-
-
-class Store:
-    """A replica as a session sees it."""
-
-    def __init__(self, me: str) -> None:
-        self.me = me
-        self.replica = Replica(me)
-        self.kernel: dict[str, int] = {}
-
-    def write(self, count: int, start: int = 0) -> None:
-        for number in range(start, start + count):
-            self.replica.put(f"e/{number}", b"v")
-        self.replica.publish(self.replica.written())
-
-    def digest(self) -> dict[str, tuple[int, int]]:
-        return self.replica.digest()
-
-    def version(self, origin: str) -> int:
-        return self.replica.version(origin)
-
-    def floor(self, origin: str) -> int:
-        return self.replica.floor(origin)
-
-    def since(self, origin: str, version: int) -> list[Record]:
-        return self.replica.since(origin, version)
-
-    def merge(self, delta: Delta) -> bool:
-        return self.replica.merge(delta) is not None
-
-    def seen(self, peer: str, entries: dict[str, tuple[int, int]]) -> None:
-        pass
-
-    def applied(self, origin: str) -> int:
-        return self.kernel.get(origin, 0)
+from agent.core.summary import Summary, bucket
+from tests.sim.calm import Store
 
 
 class Pair:
-    def __init__(self) -> None:
+    def __init__(self, relays: bool = False) -> None:
         self.now = 0.0
+        self.relays = relays
         self.stores = Store("a"), Store("b")
         self.open()
 
     def open(self) -> None:
         self.sessions = [
-            Session(s, Hello(s.me, "1", "0", s.me), random.Random(1), self.now) for s in self.stores
+            Session(
+                store,
+                Hello(store.me, "1", "0", store.me),
+                random.Random(1),
+                self.now,
+                Mesh(store.me, lambda: self.relays),
+            )
+            for store in self.stores
         ]
 
     def exchange(self, lose: type[Message] | None = None, rounds: int = 4) -> list[Message]:
@@ -193,3 +169,231 @@ def test_a_digest_during_a_long_push_does_not_tear_it() -> None:
         assert delta.base < delta.upto
         assert all(delta.base < r.version <= delta.upto for r in delta.records)
     assert rest[0].base == BATCH * 4
+
+
+class Middle:
+    """Node m with streams to others that are played by the test."""
+
+    def __init__(self, *peers: str, relays: bool = True) -> None:
+        self.now = 0.0
+        self.store = Store("m")
+        self.mesh = Mesh("m", lambda: relays)
+        self.sessions: dict[str, Session] = {}
+        for peer in peers:
+            self.open(peer, {})
+
+    def open(self, peer: str, has: dict[str, tuple[int, int]]) -> list[Message]:
+        """A new stream; what is sent once the peer has told what it has."""
+        hello = Hello("m", "1", "0", "m")
+        session = Session(self.store, hello, random.Random(1), self.now, self.mesh)
+        list(session.to_send(self.now))
+        session.receive(Hello(peer, "1", "0", peer), self.now)
+        self.mesh.up(session)
+        self.sessions[peer] = session
+        session.receive(Digest(has, 1.0, self.now or 0.1), self.now)
+        return self.sent(peer)
+
+    def get(self, peer: str, message: Message) -> None:
+        self.sessions[peer].receive(message, self.now)
+
+    def sent(self, peer: str) -> list[Message]:
+        session = self.sessions[peer]
+        told = [m for m in session.to_send(self.now) if not isinstance(m, Digest | Summary)]
+        return [m for m in told if type(m).__name__ != "Seen"]
+
+    def later(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def delta(origin: str, upto: int, base: int | None = None) -> Delta:
+    base = upto - 1 if base is None else base
+    return Delta(origin, base, upto, [Record(f"e/{upto}", upto, b"v")])
+
+
+def test_what_comes_goes_on_to_the_others_and_not_back() -> None:
+    node = Middle("a", "b", "c")
+    node.get("a", delta("o", 1))
+    assert node.sessions["b"].pending and not node.sessions["a"].pending
+    assert [node.sent(peer) for peer in "abc"] == [[], [delta("o", 1)], [delta("o", 1)]]
+
+
+def test_what_the_peer_has_is_not_sent_to_it() -> None:
+    node = Middle("a", "b")
+    node.get("b", Have({"o": 1}))
+    node.get("a", delta("o", 1))
+    assert node.sent("b") == []
+    node.get("a", delta("o", 2))
+    assert node.sent("b") == [delta("o", 2)]
+
+
+def test_its_own_node_is_not_told_of_its_records() -> None:
+    node = Middle("a", "o")
+    node.get("a", delta("o", 1))
+    assert node.sent("o") == []
+
+
+def test_a_second_stream_is_pruned_and_the_first_is_not() -> None:
+    node = Middle("a", "b")
+    node.get("a", delta("o", 1))
+    node.get("b", delta("o", 1))
+    assert node.sent("b") == [Prune(("o",))]
+    node.get("b", delta("o", 2))  # was on its way when the prune went
+    node.get("a", delta("o", 2))
+    assert node.sent("a") == [], "or nobody would push any more"
+    node.get("a", delta("o", 3))
+    assert node.sent("b") == [], "it is lazy both ways"
+
+
+def test_the_stream_with_the_origin_itself_wins() -> None:
+    node = Middle("a", "o")
+    node.get("a", delta("o", 1))
+    node.get("o", delta("o", 1))
+    assert node.sent("o") == []
+    node.get("o", delta("o", 2))
+    node.get("a", delta("o", 2))
+    assert node.sent("a") == [Prune(("o",))]
+
+
+def test_a_lazy_stream_is_told_a_little_later_of_many_at_once() -> None:
+    node = Middle("a", "b")
+    node.get("b", Prune(("o", "p")))
+    node.get("a", delta("o", 1))
+    node.get("a", delta("p", 1))
+    assert node.sent("b") == []
+    assert node.sessions["b"].next_timer() - node.now <= 0.15
+    node.get("a", delta("o", 2))
+    node.later(0.2)
+    assert node.sent("b") == [Have({"o": 2, "p": 1})]
+    node.later(0.2)
+    assert node.sent("b") == []
+
+
+def test_what_is_told_of_and_does_not_come_is_asked_for() -> None:
+    node = Middle("a", "b")
+    node.get("a", delta("o", 1))
+    node.get("b", Have({"o": 3}))
+    assert node.sent("b") == [], "it may be on its way"
+    node.later(0.3)
+    assert node.sent("b") == [Graft({"o": 1})]
+    node.get("b", delta("o", 3, base=1))
+    node.later(2.0)
+    assert node.sent("b") == []
+
+
+def test_what_comes_in_time_is_not_asked_for() -> None:
+    node = Middle("a", "b")
+    node.get("a", delta("o", 1))
+    node.get("b", Have({"o": 2}))
+    node.get("a", delta("o", 2))
+    node.later(0.3)
+    assert node.sent("b") == []
+
+
+def test_one_is_asked_at_a_time_and_not_for_ever() -> None:
+    node = Middle("a", "b", "c")
+    node.get("a", delta("o", 1))
+    for peer in "bc":
+        node.get(peer, Have({"o": 2}))
+    asked = []
+    for _ in range(100):
+        node.later(0.1)
+        step = [peer for peer in "bc" if Graft({"o": 1}) in node.sent(peer)]
+        assert len(step) <= 1
+        asked += step
+    assert asked[:2] in (["b", "c"], ["c", "b"])
+    assert len(asked) == 2 * GRAFT_TRIES
+
+
+def test_who_asks_gets_it_and_all_that_follows() -> None:
+    node = Middle("a", "b")
+    node.get("b", Prune(("o",)))
+    for version in (1, 2, 3):
+        node.get("a", delta("o", version))
+    node.get("b", Graft({"o": 1}))
+    (sent,) = node.sent("b")
+    assert isinstance(sent, Delta) and (sent.base, sent.upto) == (1, 3)
+    node.get("a", delta("o", 4))
+    assert node.sent("b") == [delta("o", 4)]
+
+
+def test_a_delta_that_does_not_fit_is_asked_for_from_where_we_are() -> None:
+    for relays in (True, False):
+        node = Middle("o", relays=relays)
+        node.get("o", delta("o", 1))
+        node.get("o", delta("o", 3))
+        node.later(0.3)
+        assert node.sent("o") == [Graft({"o": 1})]
+
+
+def test_a_node_that_nobody_knew_is_asked_for_at_once() -> None:
+    node = Middle("a", relays=False)
+    node.get("a", Digest({"o": (4, 0), "m": (0, 0)}))
+    assert node.sent("a") == [Graft({"o": 0})]
+
+
+def test_parts_of_much_keep_others_from_being_asked() -> None:
+    node = Middle("a", "b")
+    many = [Record(f"e/{n}", n, b"v") for n in range(1, BATCH + 1)]
+    node.get("b", Have({"o": 5 * BATCH}))
+    assert node.sent("b") == [Graft({"o": 0})]
+    node.later(0.4)
+    node.get("b", Delta("o", 0, BATCH, many))
+    node.get("a", Have({"o": 5 * BATCH}))
+    node.later(0.4)
+    assert node.sent("a") == node.sent("b") == [], "it is coming"
+    node.later(0.4)
+    assert Graft({"o": BATCH}) in node.sent("a") + node.sent("b"), "it was"
+
+
+def test_a_stream_that_opens_late_is_not_to_carry_the_trees_again() -> None:
+    node = Middle("a")
+    node.get("a", delta("o", 1))
+    sent = node.open("b", {"o": (1, 0)})
+    assert Prune(("o",)) in sent
+    node.get("a", delta("o", 2))
+    assert node.sent("b") == []
+
+
+def test_a_dead_parent_is_no_reason_to_wait() -> None:
+    node = Middle("a", "b")
+    node.get("a", delta("o", 1))
+    node.mesh.down(node.sessions.pop("a"))
+    node.get("b", Have({"o": 2}))
+    assert node.sent("b") == [Graft({"o": 1})]
+
+
+def test_summaries_that_differ_twice_bring_the_entries_of_their_buckets() -> None:
+    pair = Pair(relays=True)
+    pair.stores[0].write(1)
+    pair.exchange()
+    pair.later(1.2)
+    pair.exchange()
+    # Something that b has and nobody told a of.
+    pair.stores[1].replica.merge(delta("o", 1))
+    told: list[Message] = []
+    for _ in range(3):
+        pair.later(1.2)
+        told += pair.exchange()
+    digests = [m for m in told if isinstance(m, Digest)]
+    assert digests and all(d.buckets >> bucket("o") & 1 for d in digests)
+    assert all(set(d.entries) <= {"o"} for d in digests)
+    assert Graft({"o": 0}) in told
+    assert pair.stores[0].version("o") == 1
+    pair.later(1.2)
+    kinds = {type(m) for m in pair.exchange()}
+    assert kinds == {Summary}, "and then they are quiet"
+
+
+def test_how_much_is_missing_is_known_from_the_first_digest_on() -> None:
+    node = Middle(relays=False)
+    session = Session(node.store, Hello("m", "1", "0", "m"), random.Random(1), 0.0, node.mesh)
+    session.receive(Hello("a", "1", "0", "a"), 0.0)
+    assert session.missing == -1
+    session.receive(Digest({"a": (2, 0), "o": (1, 0)}), 0.0)
+    assert session.missing == 3
+    session.receive(delta("a", 1), 0.0)
+    assert session.missing == 2
+    session.receive(delta("a", 2), 0.0)
+    session.receive(delta("o", 1), 0.0)
+    session.receive(Digest({"a": (9, 0)}), 0.0)
+    assert session.missing == 0

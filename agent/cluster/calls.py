@@ -1,0 +1,95 @@
+"""Questions to one node, each on a channel of its own: addresses, and what its kernel has.
+
+Not on a stream's channel, which may be closed for a better one at any moment, and many nodes
+have no stream to us. What stands opposite: server.py of the other node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import grpc
+import grpc.aio
+
+from agent.errors import Unavailable
+from agent.model import Node
+from agent.rpc import peer_pb2 as pb
+from agent.rpc import peer_pb2_grpc as pb_grpc
+
+SPACE_WITHIN = 2.0  # s; for an owner to donate addresses
+AWAIT_MOST = 60.0  # s; that who asks what our kernel has is kept waiting
+ROUND_ABOUT_AFTER = 0.3  # s without an answer; then others are asked to ask
+AGAIN = 0.1  # s; after a node did not answer
+
+OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.http2.bdp_probe", 1),
+]
+
+
+def target_of(node: Node) -> str:
+    """host:port of a node's agent."""
+    host = f"[{node.address}]" if ":" in node.address else node.address
+    return f"{host}:{node.port}"
+
+
+async def request_space(node: Node, request: pb.SpaceRequest) -> pb.SpaceReply:
+    """Ask an owner of addresses for some; Unavailable if it does not answer."""
+    channel = grpc.aio.insecure_channel(target_of(node), OPTIONS)
+    try:
+        stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
+        reply: pb.SpaceReply = await stub.RequestSpace(request, timeout=SPACE_WITHIN)
+        return reply
+    except grpc.aio.AioRpcError as error:
+        raise Unavailable(f"node {node.name}", f"does not answer ({error.code().name})") from None
+    finally:
+        await channel.close()
+
+
+async def await_applied(
+    node: Node, origin: str, version: int, deadline: float, via: Sequence[Node] = ()
+) -> bool:
+    """Whether a node's kernel has `origin`'s records up to `version` before the deadline (on
+    the monotonic clock). One that does not answer is asked again until then.
+
+    `via` are nodes that are asked to ask it, if it is slow: the way between us may be cut.
+    """
+    ways = [asyncio.create_task(_await_applied(node, origin, version, deadline, ""))]
+    try:
+        await asyncio.wait(ways, timeout=min(ROUND_ABOUT_AFTER, deadline - time.monotonic()))
+        if not ways[0].done():
+            ways += [
+                asyncio.create_task(_await_applied(other, origin, version, deadline, node.id))
+                for other in via
+            ]
+        left = set(ways)
+        while left:
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            if any(way.result() for way in done):
+                return True
+        return False
+    finally:
+        for way in ways:
+            way.cancel()
+
+
+async def _await_applied(node: Node, origin: str, version: int, deadline: float, of: str) -> bool:
+    channel = grpc.aio.insecure_channel(target_of(node), OPTIONS)
+    try:
+        stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
+        while (left := deadline - time.monotonic()) > 0:
+            seconds = min(left, AWAIT_MOST)
+            request = pb.AppliedRequest(origin=origin, version=version, seconds=seconds, node=of)
+            try:
+                reply: pb.Applied = await stub.AwaitApplied(request, timeout=left)
+                if reply.version >= version:
+                    return True
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(min(AGAIN, left))
+        return False
+    finally:
+        await channel.close()

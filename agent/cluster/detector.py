@@ -1,0 +1,413 @@
+"""Failure detection on the wire: pings over gRPC, rumours on pings and streams.
+
+The one thin piece of asyncio around core/membership.py, which decides; what it decides becomes
+the node's statuses, on which rows and names rest. A ping goes over a channel of its own, so
+that no batch of records stands before it. When it fails, a bare TCP connect tells a dead agent
+from a dead host: who refuses, or accepts and then does not answer, is a host that lives.
+What stands opposite: server.py of another node answers; peers.py has the streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+import structlog
+
+from agent.cluster.codec import encode_rumours, rumours_from_proto, rumours_to_proto
+from agent.cluster.consent import find_removal
+from agent.core.membership import (
+    Ask,
+    Membership,
+    Outcome,
+    Probe,
+    Rumour,
+    State,
+    Transition,
+    Tuning,
+)
+from agent.model import Node
+from agent.node import NodeState
+from agent.rpc import peer_pb2 as pb
+from agent.rpc import peer_pb2_grpc as pb_grpc
+from agent.views import Change, Status
+
+log = structlog.get_logger()
+
+CHANNELS_MAX = 64  # kept open for the next ping; each costs a connection and some 50 kB
+FAREWELL_WITHIN = 1.0  # s; for those with a stream to say that they know that this node goes
+KNOCK_AFTER = 1 / 3  # of a ping's time: then see whether the host itself answers
+
+_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+_STATES = {
+    State.ALIVE: "alive",
+    State.SUSPECT: "suspect",
+    State.REFUSED: "unreachable",
+    State.DEAD: "unreachable",
+    State.LEFT: "left",
+}
+_NOTICES = {
+    State.ALIVE: "member.alive",
+    State.SUSPECT: "member.suspect",
+    State.REFUSED: "member.unreachable",
+    State.DEAD: "member.dead",
+    State.LEFT: "member.left",
+}
+
+
+class Stream(Protocol):
+    """What is needed of a stream to a peer."""
+
+    def post(self, data: bytes) -> None:
+        """Send these bytes soon."""
+
+    @property
+    def last_heard(self) -> float:
+        """When its last message came, on the monotonic clock."""
+
+
+class Detector:
+    """This node's view of who is there. `incarnation` must be above that of its last life."""
+
+    def __init__(
+        self,
+        node: NodeState,
+        tuning: Tuning,
+        incarnation: int,
+        streams: Callable[[], Mapping[str, Stream]],
+    ) -> None:
+        self.node = node
+        self.membership = Membership(
+            node.me, incarnation, tuning, random.Random(), time.monotonic()
+        )
+        self.on_change: list[Callable[[], None]] = []  # somebody came, went or is to be asked
+        self._streams = streams
+        self._told: dict[str, int] = {}  # node -> the incarnation that it gave itself
+        self._taken: dict[str, float] = {}  # node -> last_heard of its stream, as last looked at
+        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begin to probe."""
+        self.node.listeners.append(self._changed)
+        for id in list(self.node.nodes):
+            self._add(id)
+        self._spawn(self._run())
+
+    async def stop(self) -> None:
+        """Probe no more. Nobody is told: a stop is not a leave."""
+        self.node.listeners.remove(self._changed)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _, channel in self._channels.values():
+            await channel.close()
+
+    def live(self) -> set[str]:
+        """The ids of the nodes that count as there, this one included."""
+        return set(self.membership.live())
+
+    async def leave(self) -> None:
+        """Tell that this node goes, on every stream. The others pass it on.
+
+        A ping each, which says it too, shows that it has arrived before the streams end.
+        """
+        self.membership.leave(time.monotonic())
+        data = encode_rumours(self.membership.table())
+        streams = self._streams()
+        for stream in streams.values():
+            stream.post(data)
+        self._flush()
+        await asyncio.gather(*(self._ping_once(id, FAREWELL_WITHIN) for id in list(streams)))
+
+    # -- what streams tell --
+
+    def stream_changed(self, peer: str) -> None:
+        """A stream to `peer` has come up or gone."""
+        stream = self._streams().get(peer)
+        if stream:
+            stream.post(encode_rumours(self.membership.table()))
+        else:
+            # Its host may have died with it, or its agent alone: ask at once.
+            self.membership.hasten(peer, time.monotonic())
+        self._flush()
+
+    def take(self, peer: str, rumours: Sequence[Rumour]) -> None:
+        """Rumours that came from `peer` itself, on a stream or with a ping."""
+        now = time.monotonic()
+        known = self.node.nodes
+        rumours = [r for r in rumours if r.node in known]  # of others there is no record yet
+        for rumour in rumours:
+            if rumour.node == peer and rumour.state is State.ALIVE:
+                self._told[peer] = max(self._told.get(peer, 0), rumour.incarnation)
+        self.membership.receive(rumours, now)
+        if peer in known and peer in self._told:
+            self.membership.heard(peer, self._told[peer], now)
+        for rumour in rumours:
+            if rumour.state is State.ALIVE and rumour.node != self.node.me:
+                self._first_seen(rumour.node)
+        self._flush()
+
+    # -- the loop --
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            now = time.monotonic()
+            if now >= self.membership.next_timer():
+                self._hear_streams(now)
+                self.membership.handle_timer(now)
+            self._flush()
+            wait = self.membership.next_timer() - time.monotonic()
+            try:
+                await asyncio.wait_for(self._wake.wait(), max(wait, 0.001))
+            except TimeoutError:
+                pass
+
+    def _hear_streams(self, now: float) -> None:
+        for id, stream in self._streams().items():
+            if id in self._told and stream.last_heard > self._taken.get(id, 0.0):
+                self._taken[id] = stream.last_heard
+                self.membership.heard(id, self._told[id], stream.last_heard)
+
+    def _flush(self) -> None:
+        """Carry out what the membership wants now."""
+        for action in self.membership.actions():
+            self._spawn(self._probe(action) if isinstance(action, Probe) else self._ask(action))
+        for transition in self.membership.transitions():
+            self._note(transition)
+        streams = self._streams()
+        targets, rumours = self.membership.gossip(time.monotonic(), list(streams))
+        if targets:
+            data = encode_rumours(rumours)
+            for target in targets:
+                streams[target].post(data)
+        self._wake.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            log.error("detector.failed", error=repr(task.exception()))
+
+    # -- who there is --
+
+    def _changed(self, change: Change) -> None:
+        for id in change.nodes:
+            if id in self.node.nodes:
+                self._add(id)
+            elif id != self.node.me:
+                self.membership.forget(id)
+                self._told.pop(id, None)
+        if change.nodes:
+            self._wake.set()
+
+    def _add(self, id: str) -> None:
+        if id != self.node.me:
+            self.membership.add(id, time.monotonic())
+
+    def _first_seen(self, id: str) -> None:
+        """Somebody is there of whom nothing was known; not news, unlike a return."""
+        if id not in self.node.status and self.membership.state(id) is State.ALIVE:
+            status = Status("alive", "", self.node.clock(), False, self._told.get(id, 0))
+            self.node.set_status(id, status)
+            self._tell_change()
+
+    def _note(self, transition: Transition) -> None:
+        id, state = transition.node, transition.after
+        if id == self.node.me or id not in self.node.nodes:
+            return
+        withdrawn = state in (State.DEAD, State.LEFT)
+        reason = transition.reason if state not in (State.ALIVE, State.LEFT) else ""
+        if state is State.REFUSED:
+            reason = f"agent: {reason}" if reason else "agent"
+        status = Status(
+            _STATES[state], reason, self.node.clock(), withdrawn, transition.incarnation
+        )
+        self.node.set_status(id, status)
+        name = self.node.node_name(id)
+        message = f"{name} is {status.state}" + (f" ({reason})" if reason else "")
+        if state is State.LEFT:
+            message = f"{name} left the cluster"
+        self.node.tell(_NOTICES[state], message, node=id, name=name, reason=reason)
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        for told in self.on_change:
+            told()
+
+    # -- probing --
+
+    async def _probe(self, probe: Probe) -> None:
+        def host_answers() -> None:
+            # Known to be without its agent: that its host is still there is all the question.
+            if self.membership.state(probe.target) is State.REFUSED:
+                self.membership.refused(probe.seq, time.monotonic())
+
+        outcome, incarnation = await self.ping(
+            probe.target, probe.timeout, host_answers=host_answers
+        )
+        now = time.monotonic()
+        if outcome is Outcome.ACK:
+            self._told[probe.target] = max(self._told.get(probe.target, 0), incarnation)
+            self.membership.acked(probe.seq, incarnation, now)
+            self._first_seen(probe.target)
+        elif outcome is Outcome.REFUSED:
+            self.membership.refused(probe.seq, now)
+            self.membership.refuses(probe.target, now)
+        self._flush()
+
+    async def _ask(self, ask: Ask) -> None:
+        await asyncio.gather(*(self._ask_one(ask, helper) for helper in ask.helpers))
+
+    async def _ask_one(self, ask: Ask, helper: str) -> None:
+        request = pb.PingForRequest(node=self.node.me, target=ask.target, seconds=ask.timeout * 0.8)
+        try:
+            stub = self._stub(helper)
+            if stub is None:
+                return
+            reply: pb.PingForReply = await stub.PingFor(request, timeout=ask.timeout)
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+            await self._drop_channel(helper)
+            return  # no nack either: perhaps it is we who are slow (Lifeguard)
+        outcome = {0: Outcome.ACK, 1: Outcome.REFUSED}.get(reply.outcome, Outcome.SILENT)
+        self.membership.answered(ask.seq, helper, outcome, time.monotonic())
+        self._flush()
+
+    async def ping(
+        self,
+        target: str,
+        timeout: float,
+        patient: bool = True,
+        host_answers: Callable[[], None] = lambda: None,
+    ) -> tuple[Outcome, int]:
+        """Whether the agent of `target` answers within `timeout` s; and its incarnation.
+
+        `patient` asks one that takes connections and does not answer a second time, for half
+        as long, before it is said to be REFUSED: it may only be busy. `host_answers` is called
+        as soon as it took a connection.
+        """
+        node = self.node.nodes.get(target)
+        if node is None:
+            return Outcome.SILENT, 0
+        begin = time.monotonic()
+        pinging = asyncio.ensure_future(self._ping_once(target, timeout))
+        try:
+            await asyncio.wait({pinging}, timeout=timeout * KNOCK_AFTER)
+            reply = pinging.result() if pinging.done() else None
+            if reply is None:
+                knocked = await _knock(node, begin + timeout - time.monotonic())
+                if knocked is None:
+                    host_answers()
+                reply = await pinging
+            if reply is None and knocked is None and patient:
+                reply = await self._ping_once(target, timeout / 2)
+                knocked = Outcome.REFUSED
+        finally:
+            pinging.cancel()
+        if reply is None:
+            return knocked or Outcome.SILENT, 0
+        if reply.node != target:
+            return Outcome.REFUSED, 0  # another agent lives there now
+        self.take(target, rumours_from_proto(reply.rumours))
+        return Outcome.ACK, reply.incarnation
+
+    async def _ping_once(self, target: str, timeout: float) -> pb.PingReply | None:
+        request = pb.PingRequest(
+            node=self.node.me,
+            incarnation=self.membership.incarnation,
+            target=target,
+            rumours=rumours_to_proto(self.membership.piggyback(target)),
+        )
+        stub = self._stub(target)
+        if stub is None:
+            return None
+        try:
+            reply: pb.PingReply = await stub.Ping(request, timeout=timeout)
+            return reply
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
+            removal = find_removal(error, self.node.me)
+            if removal:
+                self.node.expel(removal)
+            # A new channel the next time: this one's connection may have backed off for long.
+            await self._drop_channel(target)
+            return None
+
+    def answer(self, request: pb.PingRequest) -> pb.PingReply:
+        """What a peer that pings is told."""
+        if request.node in self.node.nodes:
+            self._told[request.node] = max(self._told.get(request.node, 0), request.incarnation)
+            self.take(request.node, rumours_from_proto(request.rumours))
+            self._first_seen(request.node)
+        return pb.PingReply(
+            node=self.node.me,
+            incarnation=self.membership.incarnation,
+            rumours=rumours_to_proto(self.membership.piggyback(request.node)),
+        )
+
+    async def answer_for(self, request: pb.PingForRequest) -> pb.PingForReply:
+        """Ping somebody on behalf of a peer."""
+        seconds = min(max(request.seconds, 0.01), 10.0)
+        outcome, incarnation = await self.ping(request.target, seconds, patient=False)
+        number = {Outcome.ACK: 0, Outcome.REFUSED: 1, Outcome.SILENT: 2}[outcome]
+        return pb.PingForReply(outcome=number, incarnation=incarnation)
+
+    # -- channels --
+
+    def _stub(self, id: str) -> Any:
+        node = self.node.nodes.get(id)
+        if node is None:
+            return None
+        target = _target(node)
+        held = self._channels.pop(id, None)
+        if held is not None and held[0] != target:  # it has moved
+            self._spawn(_close(held[1]))
+            held = None
+        channel = held[1] if held else grpc.aio.insecure_channel(target, _OPTIONS)
+        self._channels[id] = (target, channel)  # the last used is the last to go
+        while len(self._channels) > CHANNELS_MAX:
+            oldest = next(iter(self._channels))
+            self._spawn(_close(self._channels.pop(oldest)[1]))
+        return pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
+
+    async def _drop_channel(self, id: str) -> None:
+        held = self._channels.pop(id, None)
+        if held:
+            await held[1].close()
+
+
+async def _close(channel: grpc.aio.Channel) -> None:
+    await channel.close()
+
+
+def _target(node: Node) -> str:
+    host = f"[{node.address}]" if ":" in node.address else node.address
+    return f"{host}:{node.port}"
+
+
+async def _knock(node: Node, timeout: float) -> Outcome | None:
+    """Connect by TCP: REFUSED or SILENT; None if the connection was taken."""
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(node.address, node.port)
+    except ConnectionRefusedError:
+        return Outcome.REFUSED
+    except (OSError, TimeoutError):
+        return Outcome.SILENT
+    writer.close()
+    return None

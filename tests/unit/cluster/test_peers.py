@@ -1,0 +1,209 @@
+"""Agents' peer halves in one process, over real gRPC on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from agent.cluster import peers as peers_module
+from agent.cluster.peers import Peers
+from agent.cluster.reach import Reach
+from agent.core.topology import neighbours
+from agent.model import Node
+from agent.node import NodeState
+from agent.requests import parse_network
+
+WITHIN = 20.0  # s; a machine may be busy
+
+
+async def until(check: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + WITHIN
+    while not check():
+        assert time.monotonic() < deadline, f"not within {WITHIN:.0f} s: {what}"
+        await asyncio.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Agent:
+    """A node with its streams, and without a kernel: what comes is applied at once."""
+
+    def __init__(self, index: int, everybody: int) -> None:
+        self.id = f"{index:016x}"
+        node = Node(self.id, f"n{index}", "127.0.0.1", free_port(), "127.0.0.1", 4789, "t", 0, 1500)
+        self.state = NodeState(node, time.time, random.Random(index))
+        self.applies = True
+        self.peers = Peers(self.state, node, f"boot{index}", self._durable, everybody)
+        self.state.listeners.append(self._changed)
+        self.state.describe(node)
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.peers.me.port}"
+
+    async def _durable(self) -> None:
+        pass
+
+    def _changed(self, change: object) -> None:
+        self.state.replica.publish(self.state.replica.written())
+        if self.applies:
+            self.state.kernel_has(self.state.versions())
+        asyncio.get_running_loop().call_soon(self.peers.wake)
+
+    def make(self, name: str) -> int:
+        self.state.create_network(parse_network(name))
+        return self.state.replica.written()
+
+    def names(self) -> set[str]:
+        return {self.state.catalogue.name(n.id) for n in self.state.catalogue.all()}
+
+
+@contextlib.asynccontextmanager
+async def running(count: int, everybody: int) -> AsyncIterator[list[Agent]]:
+    """Agents that were told of the first one only, once all know all."""
+    agents = [Agent(index + 1, everybody) for index in range(count)]
+    for agent in agents:
+        await agent.peers.start([agents[0].target] if agent is not agents[0] else [])
+    try:
+        await until(lambda: all(len(a.state.nodes) == count for a in agents), "all know all")
+        yield agents
+    finally:
+        for agent in agents:
+            await agent.peers.stop()
+
+
+def wanted(agents: list[Agent], everybody: int) -> dict[str, set[str]]:
+    """The streams that there should be, as each end sees them."""
+    ids = [agent.id for agent in agents]
+    links: dict[str, set[str]] = {id: set() for id in ids}
+    for id in ids:
+        for other in neighbours(id, ids, everybody):
+            links[id].add(other)
+            links[other].add(id)
+    return links
+
+
+async def test_few_have_streams_to_all() -> None:
+    async with running(4, everybody=30) as agents:
+        await until(lambda: all(len(a.peers.links) == 3 for a in agents), "all streams are up")
+        version = agents[2].make("net")
+        assert await agents[2].peers.wait_applied(version, WITHIN) == []
+        assert all(agent.names() == {"net"} for agent in agents)
+
+
+async def test_many_have_streams_to_some_and_records_reach_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers_module, "KEEP_UNWANTED", 0.5)
+    monkeypatch.setattr(peers_module, "TIDY_INTERVAL", 0.1)
+    async with running(10, everybody=3) as agents:
+        links = wanted(agents, 3)
+        # Those to the seed are closed again by who opened them, where nobody wants them.
+        await until(
+            lambda: all(set(a.peers.links) == links[a.id] for a in agents), "streams as they should"
+        )
+        assert any(len(others) < 9 for others in links.values())
+        version = agents[7].make("net")
+        # Far nodes are asked; that they have it means that it was relayed.
+        assert await agents[7].peers.wait_applied(version, WITHIN) == []
+        assert all(agent.names() == {"net"} for agent in agents)
+        assert await agents[7].peers.catch_up(WITHIN) == []
+        assert agents[7].peers.missing() == 0
+
+
+async def test_a_wait_names_the_far_node_whose_kernel_lacks_it() -> None:
+    async with running(8, everybody=3) as agents:
+        links = wanted(agents, 3)
+        writer, far = next(
+            (a, b) for a in agents for b in agents if a is not b and b.id not in links[a.id]
+            and b is not agents[0] and a is not agents[0]
+        )  # fmt: skip
+        far.applies = False
+        version = writer.make("net")
+        assert await writer.peers.wait_applied(version, 1.0) == [far.id]
+        # And it is told as soon as the kernel there has it.
+        waiting = asyncio.create_task(writer.peers.wait_applied(version, WITHIN))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        far.state.kernel_has(far.state.versions())
+        far.peers.wake()
+        assert await waiting == []
+
+
+async def test_only_the_live_are_waited_for_and_streams_follow_them() -> None:
+    async with running(5, everybody=30) as agents:
+        gone = agents[4]
+        await until(lambda: all(len(a.peers.links) == 4 for a in agents), "all streams are up")
+        gone.applies = False
+        version = agents[0].make("net")
+        assert await agents[0].peers.wait_applied(version, 0.3) == [gone.id]
+        live = [agent.id for agent in agents if agent is not gone]
+        agents[0].peers.live = lambda: live
+        agents[0].peers.membership_changed()
+        assert await agents[0].peers.wait_applied(version, WITHIN) == []
+        # It is held for dead, and dialled all the same: it may come back.
+        assert gone.id in agents[0].peers.links
+
+
+async def test_an_agent_that_was_away_is_found_again() -> None:
+    async with running(3, everybody=30) as agents:
+        await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
+        await agents[0].peers.stop()
+        await until(lambda: agents[0].id not in agents[1].peers.links, "it was noticed")
+        agents[1].make("meanwhile")
+        again = Peers(agents[0].state, agents[0].peers.me, "boot again", agents[0]._durable)
+        agents[0].peers = again
+        await again.start([])
+        await until(lambda: "meanwhile" in agents[0].names(), "it was told what it missed")
+        await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
+
+
+async def test_a_port_is_waited_for_until_it_answers() -> None:
+    port = free_port()
+    reach = Reach()
+    waiting = asyncio.create_task(reach.answers(f"127.0.0.1:{port}"))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", port)
+    await asyncio.wait_for(waiting, WITHIN)
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_redial_ends_every_pause() -> None:
+    reach = Reach()
+    waiting = [asyncio.create_task(reach.wait(600.0)) for _ in range(3)]
+    await asyncio.sleep(0)
+    reach.redial()
+    await asyncio.wait_for(asyncio.gather(*waiting), WITHIN)
+
+
+async def test_many_dead_nodes_share_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+
+    async def probe(target: str) -> bool:
+        nonlocal made
+        made += 1
+        return False
+
+    monkeypatch.setattr("agent.cluster.reach._probe", probe)
+    reach = Reach()
+    waiting = [asyncio.create_task(reach.answers(f"h{n}:1")) for n in range(100)]
+    started = time.monotonic()
+    await asyncio.sleep(1.0)
+    most = 100 + 60 * (time.monotonic() - started)  # each once, and then 50 a second
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert 100 <= made <= most
