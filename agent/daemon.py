@@ -18,6 +18,7 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc.aio
@@ -38,7 +39,7 @@ from agent.config import Settings, default_address
 from agent.core.membership import PRESETS
 from agent.datapath.monitor import CarrierMonitor
 from agent.datapath.reconciler import Reconciler
-from agent.datapath.underlay import describe
+from agent.datapath.underlay import describe, forget_unresolved
 from agent.departures import Departures
 from agent.errors import Conflict, VxmeshError
 from agent.feed import ToResolver
@@ -152,7 +153,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await storing.durable()
         await peers.start([split_address(seed) for seed in settings.join])
         stack.push_async_callback(peers.stop)
-        carrier = CarrierMonitor("/proc/self/ns/net", peers.redial)
+        carrier = Carrier(node, peers.redial)
         stack.callback(carrier.close)
         await detector.start()
         stack.push_async_callback(detector.stop)
@@ -177,6 +178,33 @@ async def run(settings: Settings, reset_state: bool) -> None:
         log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))
         await _until_told(ending)
         log.info("agent.stopping", node=me.id)
+
+
+class Carrier:
+    """Makes haste when a cable is back: the kernel's timers and ours have backed off."""
+
+    def __init__(self, node: NodeState, redial: Callable[[], None]) -> None:
+        self._node, self._redial = node, redial
+        self._monitor = CarrierMonitor("/proc/self/ns/net", self._up)
+        self._task: asyncio.Task[None] | None = None
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._monitor.close()
+        if self._task:
+            self._task.cancel()
+
+    def _up(self) -> None:
+        self._task = asyncio.create_task(self._make_haste())
+
+    async def _make_haste(self) -> None:
+        addresses = {n.address for n in self._node.nodes.values()}
+        addresses |= {n.vtep for n in self._node.nodes.values()}
+        try:
+            await forget_unresolved(addresses)
+        except OSError as error:
+            log.warning("underlay.unreadable", error=str(error))
+        self._redial()
 
 
 async def _report_progress(node: NodeState, peers: Peers) -> None:

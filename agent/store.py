@@ -2,10 +2,9 @@
 
 SQLite in WAL mode, one writer thread, one transaction for all that has gathered while the
 last one was written. Writes are acknowledged in order; only then are records published.
-With synchronous=NORMAL a commit survives the end of the process, not a power cut; a node that
-lost its last commits that way is told by its peers (core/replica.py: surpass). What others
-wrote is kept as well, a little behind, so that a restart knows at once what its kernel is to
-hold, and asks only for what it missed.
+With synchronous=NORMAL a commit survives the end of the process, not a power cut, unless it
+must (must_outlive_power). What others wrote is kept as well, a little behind, so that a
+restart knows at once what its kernel is to hold, and asks only for what it missed.
 What stands opposite: restart.py restores from here at start; statefile.py is the file itself.
 """
 

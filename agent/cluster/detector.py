@@ -10,6 +10,7 @@ What stands opposite: server.py of another node answers; peers.py has the stream
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -19,6 +20,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from agent.cluster.channels import Channels, knock
 from agent.cluster.codec import encode_rumours, rumours_from_proto, rumours_to_proto
 from agent.cluster.consent import find_removal
 from agent.core.membership import (
@@ -34,21 +36,14 @@ from agent.core.membership import (
 from agent.model import Node
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
-from agent.rpc import peer_pb2_grpc as pb_grpc
 from agent.views import Change, Status
 
 log = structlog.get_logger()
 
-CHANNELS_MAX = 64  # kept open for the next ping; each costs a connection and some 50 kB
+DIFFERS = 3  # pings with another table, until the whole of it is told
 FAREWELL_WITHIN = 1.0  # s; for those with a stream to say that they know that this node goes
 KNOCK_AFTER = 1 / 3  # of a ping's time: then see whether the host itself answers
 
-_OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
 _STATES = {
     State.ALIVE: "alive",
     State.SUSPECT: "suspect",
@@ -94,7 +89,8 @@ class Detector:
         self._streams = streams
         self._told: dict[str, int] = {}  # node -> the incarnation that it gave itself
         self._taken: dict[str, float] = {}  # node -> last_heard of its stream, as last looked at
-        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+        self._differs: dict[str, int] = {}  # node -> pings running on which its table was another
+        self._channels = Channels()
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
 
@@ -111,8 +107,7 @@ class Detector:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for _, channel in self._channels.values():
-            await channel.close()
+        await self._channels.close()
 
     def live(self) -> set[str]:
         """The ids of the nodes that count as there, this one included."""
@@ -129,7 +124,8 @@ class Detector:
         for stream in streams.values():
             stream.post(data)
         self._flush()
-        await asyncio.gather(*(self._ping_once(id, FAREWELL_WITHIN) for id in list(streams)))
+        told = [node for id, node in self.node.nodes.items() if id in streams]
+        await asyncio.gather(*(self._ping_once(node, FAREWELL_WITHIN) for node in told))
 
     # -- what streams tell --
 
@@ -168,12 +164,13 @@ class Detector:
             if now >= self.membership.next_timer():
                 self._hear_streams(now)
                 self.membership.handle_timer(now)
-            self._flush()
+                self._carry_out()
             wait = self.membership.next_timer() - time.monotonic()
-            try:
-                await asyncio.wait_for(self._wake.wait(), max(wait, 0.001))
-            except TimeoutError:
-                pass
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with
+            # what it waits for, and `stop` would wait for ever.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(wait, 0.001)):
+                    await self._wake.wait()
 
     def _hear_streams(self, now: float) -> None:
         for id, stream in self._streams().items():
@@ -182,7 +179,12 @@ class Detector:
                 self.membership.heard(id, self._told[id], stream.last_heard)
 
     def _flush(self) -> None:
-        """Carry out what the membership wants now."""
+        """Something came in: carry out what follows, and look anew when the next timer is due."""
+        self._carry_out()
+        self._wake.set()
+
+    def _carry_out(self) -> None:
+        """What the membership wants now."""
         for action in self.membership.actions():
             self._spawn(self._probe(action) if isinstance(action, Probe) else self._ask(action))
         for transition in self.membership.transitions():
@@ -193,7 +195,6 @@ class Detector:
             data = encode_rumours(rumours)
             for target in targets:
                 streams[target].post(data)
-        self._wake.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -214,6 +215,7 @@ class Detector:
             elif id != self.node.me:
                 self.membership.forget(id)
                 self._told.pop(id, None)
+                self._differs.pop(id, None)
         if change.nodes:
             self._wake.set()
 
@@ -278,12 +280,13 @@ class Detector:
     async def _ask_one(self, ask: Ask, helper: str) -> None:
         request = pb.PingForRequest(node=self.node.me, target=ask.target, seconds=ask.timeout * 0.8)
         try:
-            stub = self._stub(helper)
-            if stub is None:
+            node = self.node.nodes.get(helper)
+            if node is None:
                 return
+            stub = self._channels.stub(node)
             reply: pb.PingForReply = await stub.PingFor(request, timeout=ask.timeout)
         except (grpc.aio.AioRpcError, grpc.aio.UsageError):
-            await self._drop_channel(helper)
+            await self._channels.drop(helper)
             return  # no nack either: perhaps it is we who are slow (Lifeguard)
         outcome = {0: Outcome.ACK, 1: Outcome.REFUSED}.get(reply.outcome, Outcome.SILENT)
         self.membership.answered(ask.seq, helper, outcome, time.monotonic())
@@ -306,17 +309,17 @@ class Detector:
         if node is None:
             return Outcome.SILENT, 0
         begin = time.monotonic()
-        pinging = asyncio.ensure_future(self._ping_once(target, timeout))
+        pinging = asyncio.ensure_future(self._ping_once(node, timeout))
         try:
             await asyncio.wait({pinging}, timeout=timeout * KNOCK_AFTER)
             reply = pinging.result() if pinging.done() else None
             if reply is None:
-                knocked = await _knock(node, begin + timeout - time.monotonic())
+                knocked = await knock(node, begin + timeout - time.monotonic())
                 if knocked is None:
                     host_answers()
                 reply = await pinging
             if reply is None and knocked is None and patient:
-                reply = await self._ping_once(target, timeout / 2)
+                reply = await self._ping_once(node, timeout / 2)
                 knocked = Outcome.REFUSED
         finally:
             pinging.cancel()
@@ -325,19 +328,19 @@ class Detector:
         if reply.node != target:
             return Outcome.REFUSED, 0  # another agent lives there now
         self.take(target, rumours_from_proto(reply.rumours))
+        self._compare(target, reply.table)
         return Outcome.ACK, reply.incarnation
 
-    async def _ping_once(self, target: str, timeout: float) -> pb.PingReply | None:
+    async def _ping_once(self, node: Node, timeout: float) -> pb.PingReply | None:
         request = pb.PingRequest(
             node=self.node.me,
             incarnation=self.membership.incarnation,
-            target=target,
-            rumours=rumours_to_proto(self.membership.piggyback(target)),
+            target=node.id,
+            rumours=rumours_to_proto(self._tell(node.id)),
+            table=self.membership.digest(),
         )
-        stub = self._stub(target)
-        if stub is None:
-            return None
         try:
+            stub = self._channels.stub(node)
             reply: pb.PingReply = await stub.Ping(request, timeout=timeout)
             return reply
         except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
@@ -345,19 +348,36 @@ class Detector:
             if removal:
                 self.node.expel(removal)
             # A new channel the next time: this one's connection may have backed off for long.
-            await self._drop_channel(target)
+            await self._channels.drop(node.id)
             return None
+
+    def _compare(self, id: str, table: int) -> None:
+        """What a peer knows of all, as a hash: news on its way differs once, what was lost again
+        and again."""
+        if table == self.membership.digest():
+            self._differs.pop(id, None)
+        else:
+            self._differs[id] = self._differs.get(id, 0) + 1
+
+    def _tell(self, id: str) -> Sequence[Rumour]:
+        """What to put on a message to `id`: news, or everything if it lacks some."""
+        if self._differs.get(id, 0) >= DIFFERS:
+            self._differs[id] = 0
+            return self.membership.table()
+        return self.membership.piggyback(id)
 
     def answer(self, request: pb.PingRequest) -> pb.PingReply:
         """What a peer that pings is told."""
         if request.node in self.node.nodes:
             self._told[request.node] = max(self._told.get(request.node, 0), request.incarnation)
             self.take(request.node, rumours_from_proto(request.rumours))
+            self._compare(request.node, request.table)
             self._first_seen(request.node)
         return pb.PingReply(
             node=self.node.me,
             incarnation=self.membership.incarnation,
-            rumours=rumours_to_proto(self.membership.piggyback(request.node)),
+            rumours=rumours_to_proto(self._tell(request.node)),
+            table=self.membership.digest(),
         )
 
     async def answer_for(self, request: pb.PingForRequest) -> pb.PingForReply:
@@ -366,48 +386,3 @@ class Detector:
         outcome, incarnation = await self.ping(request.target, seconds, patient=False)
         number = {Outcome.ACK: 0, Outcome.REFUSED: 1, Outcome.SILENT: 2}[outcome]
         return pb.PingForReply(outcome=number, incarnation=incarnation)
-
-    # -- channels --
-
-    def _stub(self, id: str) -> Any:
-        node = self.node.nodes.get(id)
-        if node is None:
-            return None
-        target = _target(node)
-        held = self._channels.pop(id, None)
-        if held is not None and held[0] != target:  # it has moved
-            self._spawn(_close(held[1]))
-            held = None
-        channel = held[1] if held else grpc.aio.insecure_channel(target, _OPTIONS)
-        self._channels[id] = (target, channel)  # the last used is the last to go
-        while len(self._channels) > CHANNELS_MAX:
-            oldest = next(iter(self._channels))
-            self._spawn(_close(self._channels.pop(oldest)[1]))
-        return pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
-
-    async def _drop_channel(self, id: str) -> None:
-        held = self._channels.pop(id, None)
-        if held:
-            await held[1].close()
-
-
-async def _close(channel: grpc.aio.Channel) -> None:
-    await channel.close()
-
-
-def _target(node: Node) -> str:
-    host = f"[{node.address}]" if ":" in node.address else node.address
-    return f"{host}:{node.port}"
-
-
-async def _knock(node: Node, timeout: float) -> Outcome | None:
-    """Connect by TCP: REFUSED or SILENT; None if the connection was taken."""
-    try:
-        async with asyncio.timeout(timeout):
-            _, writer = await asyncio.open_connection(node.address, node.port)
-    except ConnectionRefusedError:
-        return Outcome.REFUSED
-    except (OSError, TimeoutError):
-        return Outcome.SILENT
-    writer.close()
-    return None

@@ -45,6 +45,7 @@ class Link:
         self.ended = asyncio.Event()  # and out of the table of streams
         self.stale = asyncio.Event()  # silent for `STALE`, or ended
         self.greeted = asyncio.Event()
+        self._doubted = -1.0  # when somebody said that it may be of no use
         self._encoder = encoder
         self._heard = heard
         self._wake = asyncio.Event()
@@ -62,8 +63,14 @@ class Link:
 
     @property
     def is_stale(self) -> bool:
-        """Whether nothing has come for `STALE`."""
-        return time.monotonic() - self.session.heard > STALE
+        """Whether nothing has come for `STALE`, or since it was doubted."""
+        heard = self.session.heard
+        return time.monotonic() - heard > STALE or heard < self._doubted
+
+    def doubt(self) -> None:
+        """The network was away: what TCP still has to send may wait for a long timer."""
+        self._doubted = time.monotonic()
+        self.stale.set()
 
     @property
     def peer(self) -> str:

@@ -123,7 +123,10 @@ class Peers:
             link.wake()
 
     def redial(self) -> None:
-        """Try all nodes that are waited for at once: the underlay's carrier is back."""
+        """Try all nodes at once, those too with whom a stream seems to stand: the underlay's
+        carrier is back."""
+        for link in self.links.values():
+            link.doubt()
         self._reach.redial()
 
     def membership_changed(self) -> None:
@@ -237,7 +240,8 @@ class Peers:
 
         while (left := deadline - time.monotonic()) > 0 and behind():
             try:
-                await asyncio.wait_for(self._progress.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._progress.wait()
             except TimeoutError:
                 break
         return behind()
@@ -378,7 +382,8 @@ class Peers:
         channel = grpc.aio.insecure_channel(target, OPTIONS)
         link: Link | None = None
         try:
-            await asyncio.wait_for(channel.channel_ready(), CONNECT_WITHIN)
+            async with asyncio.timeout(CONNECT_WITHIN):
+                await channel.channel_ready()
             call: Call = channel.stream_stream(SYNC)()
             link = Link(self.node, self.hello, self._encoder, self.mesh, self._heard, True)
             await link.run(_bytes(call), call.write, self._greeted)
@@ -432,9 +437,9 @@ class Peers:
         before, after = old.session.peer, new.session.peer
         if before and after and before.boot != after.boot:
             return True
-        if old.is_stale or old.closed.is_set():
-            return True
-        return new.dialer == min(self.me.id, new.peer) and old.dialer != new.dialer
+        if old.is_stale or old.closed.is_set() or old.dialer == new.dialer:
+            return True  # who opened both has given the old one up
+        return new.dialer == min(self.me.id, new.peer)
 
     def _lost(self, link: Link) -> None:
         link.ended.set()

@@ -9,6 +9,7 @@ given up soon; only when one is connected is a channel made. What stands opposit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 PROBE_EVERY = (0.2, 0.25)  # s, by chance in between, so that nodes do not keep step
@@ -34,10 +35,9 @@ class Reach:
 
     async def wait(self, seconds: float) -> None:
         """Sleep, or until `redial`."""
-        try:
-            await asyncio.wait_for(self._again.wait(), seconds)
-        except TimeoutError:
-            pass
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._again.wait()
 
     async def answers(self, target: str) -> None:
         """Return when a connection to host:port has been made (it is closed again)."""

@@ -143,7 +143,8 @@ class PeerServer:
             if not left > 0:  # nor if it is no number
                 break
             try:
-                await asyncio.wait_for(self._moved.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._moved.wait()
             except TimeoutError:
                 break
         return pb.Applied(version=self.node.applied(request.origin))

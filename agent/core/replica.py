@@ -243,8 +243,8 @@ class Replica:
         if delta.base > state.version:
             return None
         if 0 < state.version < delta.floor and state.floor < delta.floor:
-            # Meant for one who has nothing, which we told before somebody else gave us a part:
-            # of that, what was deleted since is not told any more. The whole state will be.
+            # The sender did not know how little we have: tombstones that we lack are gone there.
+            # (With its floor here already, we are in the midst of taking all of it.)
             return None
         changes: list[Change] = []
         known = state.version

@@ -18,7 +18,7 @@ import ipaddress
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -33,6 +33,7 @@ TABLE_MAIN = 254
 SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS: half of a link's answer is counters
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 IFA_F_NODAD = 0x02
+NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20  # linux/neighbour.h
 RTN_UNICAST = 1
 BR_STATE_FORWARDING = 3  # linux/if_bridge.h
 
@@ -307,6 +308,29 @@ class Netlink:
         except OSError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV):
                 raise
+
+    # -- neighbours --
+
+    @in_thread
+    async def forget_unresolved(self, addresses: Collection[str]) -> int:
+        """Delete the neighbour entries of `addresses` that are being resolved in vain; how many.
+
+        The kernel asks for one of them once a second at most; for a new one, at once.
+        """
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            answer = await _call(self._route.neigh("dump", family=family))
+            async for m in _all(answer):
+                address = m.get_attr("NDA_DST")
+                if m["state"] & (NUD_INCOMPLETE | NUD_FAILED) and address in addresses:
+                    found.append((m["ifindex"], address))
+        for index, address in found:
+            try:
+                await _call(self._route.neigh("del", ifindex=index, dst=address))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV):
+                    raise
+        return len(found)
 
     # -- routes --
 

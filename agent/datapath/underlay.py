@@ -7,6 +7,7 @@ takes the MTU of a network from that of the underlay.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from agent.datapath.netlink import PROTOCOL, Netlink, Route
@@ -41,6 +42,14 @@ async def describe(vtep: str, host_netns: str = "/proc/self/ns/net") -> Underlay
         min(mtus, default=MTU),
         tuple(sorted({r.destination for r in routes if _counts(r) and r.device not in ours})),
     )
+
+
+async def forget_unresolved(
+    addresses: Collection[str], host_netns: str = "/proc/self/ns/net"
+) -> None:
+    """The cable is back: let the kernel ask anew, at once, where the nodes at `addresses` are."""
+    async with Netlink(host_netns) as host:
+        await host.forget_unresolved(addresses)
 
 
 def _counts(route: Route) -> bool:

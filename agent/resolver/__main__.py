@@ -1,8 +1,9 @@
 """`python -m agent.resolver`: the name server's process.
 
 Opens its sockets in the namespace of ours and waits for an agent to feed it. It ends on
-SIGTERM or SIGINT, when an agent says so, or when an agent of another build or setup comes; not
-when the agent ends. Logs are JSON lines on stderr: time, level, logger, event and fields.
+SIGTERM or SIGINT, when an agent says so, or shortly after an agent of another build or setup
+has come, which starts its own beside it; not when the agent ends. Logs are JSON lines on stderr:
+time, level, logger, event and fields.
 What stands opposite: launch.py, which starts it.
 """
 
@@ -27,6 +28,8 @@ from agent.resolver.server import Server
 from agent.resolver.sockets import DEFAULT_LISTEN, is_ours, open_sockets, parse_listen
 
 LOCK_SECONDS = 3.0  # the one before may be about to end
+# Answers from what was known are better than none, for as long as a start and a first feed take.
+HANDOVER_SECONDS = 2.0
 _POLL_SECONDS = 0.02
 
 _log = logging.getLogger("vxmesh.resolver")
@@ -79,7 +82,7 @@ def _lock(run_dir: Path) -> int:
     return fd
 
 
-async def _serve(args: argparse.Namespace) -> None:
+async def _serve(args: argparse.Namespace, lock: int) -> None:
     given: tuple[str, ...] = tuple(args.listen or ())
     listens = [parse_listen(text) for text in given or DEFAULT_LISTEN]
     udp, tcp = open_sockets(listens, args.netns, optional=not given)
@@ -90,17 +93,33 @@ async def _serve(args: argparse.Namespace) -> None:
     server = Server(udp, tcp, forwarder)
     stop = asyncio.Event()
     setup = feed.setup_of(given, netns)
-    intake = Intake(Path(args.run_dir) / feed.SOCKET, setup, server, forwarder, stop.set)
     loop = asyncio.get_running_loop()
+    replaced = asyncio.Event()
+    path = Path(args.run_dir) / feed.SOCKET
+    intake = Intake(path, setup, server, forwarder, stop.set, replaced.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await intake.start()
     addresses = [str(sock.getsockname()[:2]) for sock in udp]
     _log.info("listening", extra={"fields": {"pid": os.getpid(), "addresses": addresses}})
+    giving_way = asyncio.create_task(_give_way(replaced, intake, server, lock, stop))
     await stop.wait()
+    giving_way.cancel()
     await intake.close()
     await server.close()
     _log.info("ended", extra={"fields": dict(server.counters)})
+
+
+async def _give_way(
+    replaced: asyncio.Event, intake: Intake, server: Server, lock: int, stop: asyncio.Event
+) -> None:
+    """Once an agent of another build has come: go on answering while it starts its own."""
+    await replaced.wait()
+    await intake.close()
+    server.share()
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    await asyncio.sleep(HANDOVER_SECONDS)
+    stop.set()
 
 
 def main() -> int:
@@ -119,7 +138,7 @@ def main() -> int:
     try:
         lock = _lock(Path(args.run_dir))
         try:
-            asyncio.run(_serve(args))
+            asyncio.run(_serve(args, lock))
         finally:
             os.close(lock)
     except VxmeshError as error:

@@ -44,12 +44,15 @@ class Intake:
         server: Server,
         forwarder: Forwarder,
         on_stop: Callable[[], None],
+        on_replaced: Callable[[], None] | None = None,
     ) -> None:
+        """`on_replaced` is called once when an agent of another build or setup has come."""
         self._path = path
         self._setup = setup
         self._server = server
         self._forwarder = forwarder
         self._on_stop = on_stop
+        self._on_replaced = on_replaced or on_stop
         self._feeder: asyncio.StreamWriter | None = None
         self._listener: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,9 +70,10 @@ class Intake:
 
     async def close(self) -> None:
         """No more feeds; the socket goes first, so that nobody finds a resolver that ends."""
-        self._path.unlink(missing_ok=True)
-        if self._listener is not None:
+        if self._listener is not None:  # else what is at the path is another one's by now
+            self._path.unlink(missing_ok=True)
             self._listener.close()
+            self._listener = None
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -103,8 +107,8 @@ class Intake:
                 await writer.drain()
                 if not greeted:
                     fields = {"asked": message.setup, "protocol": message.protocol}
-                    _log.warning("agent of another setup: ending", extra={"fields": fields})
-                    self._on_stop()
+                    _log.warning("agent of another setup: giving way", extra={"fields": fields})
+                    self._on_replaced()
                     return
             elif not greeted:
                 raise ValueError("no hello")

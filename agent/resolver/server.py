@@ -23,7 +23,7 @@ from agent.core.question import Question
 from agent.resolver import messages
 from agent.resolver.forward import Forwarder
 from agent.resolver.messages import QUESTION_BYTES_MAX, Asked
-from agent.resolver.sockets import Ancillary, receive, source_address
+from agent.resolver.sockets import Ancillary, receive, share, source_address
 
 DATAGRAMS_PER_WAKEUP = 64  # then others of the loop have their turn
 CONNECTIONS_MAX = 256
@@ -67,6 +67,10 @@ class Server:
             loop.add_reader(sock, self._drain, sock)
         for sock in self._tcp:
             self._servers.append(await asyncio.start_server(self._converse, sock=sock))
+
+    def share(self) -> None:
+        """From now on another resolver may listen where we do."""
+        share((*self._udp, *self._tcp))
 
     async def close(self) -> None:
         """Stop at once; questions that wait for an upstream get no answer."""

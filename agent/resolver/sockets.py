@@ -12,7 +12,7 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,9 +83,12 @@ def _open(listen: Listen, kind: socket.SocketKind, netns: str | None) -> socket.
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         if kind == socket.SOCK_DGRAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
+        # So that a resolver which gives way (`share`) does not hold the port against its heir.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((listen.address, listen.port))
         if kind == socket.SOCK_STREAM:
             sock.listen(_BACKLOG)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
     except BaseException:
         sock.close()
         raise
@@ -121,6 +124,12 @@ def open_sockets(
             sock.close()
         raise
     return udp, tcp
+
+
+def share(sockets: Iterable[socket.socket]) -> None:
+    """Let another resolver bind to the same ports while we still answer on ours."""
+    for sock in sockets:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def _failure(listen: Listen, netns: str | None, error: OSError) -> VxmeshError:

@@ -119,26 +119,30 @@ class Rumour(_message.Message):
     def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., state: _Optional[int] = ..., by: _Optional[str] = ...) -> None: ...
 
 class PingRequest(_message.Message):
-    __slots__ = ("node", "incarnation", "target", "rumours")
+    __slots__ = ("node", "incarnation", "target", "rumours", "table")
     NODE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     RUMOURS_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
     node: str
     incarnation: int
     target: str
     rumours: _containers.RepeatedCompositeFieldContainer[Rumour]
-    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., target: _Optional[str] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ...) -> None: ...
+    table: int
+    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., target: _Optional[str] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., table: _Optional[int] = ...) -> None: ...
 
 class PingReply(_message.Message):
-    __slots__ = ("node", "incarnation", "rumours")
+    __slots__ = ("node", "incarnation", "rumours", "table")
     NODE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     RUMOURS_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
     node: str
     incarnation: int
     rumours: _containers.RepeatedCompositeFieldContainer[Rumour]
-    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ...) -> None: ...
+    table: int
+    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., rumours: _Optional[_Iterable[_Union[Rumour, _Mapping]]] = ..., table: _Optional[int] = ...) -> None: ...
 
 class PingForRequest(_message.Message):
     __slots__ = ("node", "target", "seconds")

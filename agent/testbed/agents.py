@@ -13,11 +13,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent import syscalls
-from agent.errors import Timeout, VxmeshError
+from agent.errors import NoAgent, Timeout, VxmeshError
 from agent.testbed import processes
 from agent.testbed.namespaces import Namespaces
+
+if TYPE_CHECKING:
+    from agent.client import Client
 
 SOCKET = "unix:///run/vxmesh/agent.sock"  # as a host itself calls it
 POLL = 0.05  # seconds
@@ -113,15 +117,21 @@ def wait_joined(sockets: Mapping[str, Path], seconds: float) -> None:
     asyncio.run(_wait_joined(sockets, seconds))
 
 
+async def _seen_by(client: Client) -> set[str]:
+    """The nodes that an agent says are alive; none while it is busy starting."""
+    try:
+        return {n.name for n in await client.nodes() if n.state == "alive"}
+    except NoAgent:
+        return set()
+
+
 async def _wait_joined(sockets: Mapping[str, Path], seconds: float) -> None:
     from agent.client import Client  # only here: gRPC takes 0.1 s to import
 
     deadline = time.monotonic() + seconds
     for host, path in sockets.items():
         async with Client(f"unix://{path}") as client:
-            while missing := sorted(
-                set(sockets) - {n.name for n in await client.nodes() if n.state == "alive"}
-            ):
+            while missing := sorted(set(sockets) - await _seen_by(client)):
                 if time.monotonic() > deadline:
                     raise Timeout(
                         f"the agent of {host}",

@@ -33,8 +33,14 @@ def main() -> int:
     parser.add_argument("--bounded", action="store_true", help="streams to a few nodes only")
     many = parser.add_argument_group("many nodes")
     many.add_argument("--nodes", type=int, help="how many")
+    many.add_argument(
+        "--endpoints", type=int, default=0, help="of each; no protocol of these runs uses them yet"
+    )
     many.add_argument("--loss", type=float, default=0.0, help="share of packets lost, 0..1")
     many.add_argument("--slow", type=float, default=0.0, help="share of nodes that are slow")
+    many.add_argument(
+        "--noise", type=float, default=0.0, help="everything is late by up to so many s"
+    )
     many.add_argument("--minutes", type=float, default=0.5, help="how long, in virtual time")
     many.add_argument("--kill", action="store_true", help="one host falls silent")
     many.add_argument("--refuse", action="store_true", help="one agent dies, its host answers")
@@ -77,6 +83,7 @@ def _many(options: argparse.Namespace) -> int:
             seed=options.seed if options.seed is not None else 1,
             loss=options.loss,
             slow=options.slow,
+            noise=options.noise,
             minutes=options.minutes,
             kill=options.kill,
             refuse=options.refuse,

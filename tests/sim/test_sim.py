@@ -21,11 +21,21 @@ def test_seeds(first: int) -> None:
     assert done > 10 * min(BATCH, SEEDS), "hardly anything was allowed: the load tests nothing"
 
 
-def test_a_seed_replays() -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("first", range(1, SEEDS // 5 + 1, BATCH))  # each costs six times as much
+def test_seeds_with_streams_to_a_few(first: int) -> None:
+    done = 0
+    for seed in range(first, min(first + BATCH, SEEDS // 5 + 1)):
+        done += Run(seed, bounded=True).play().done
+    assert done > 10 * min(BATCH, SEEDS // 5), "hardly anything was allowed: the load tests nothing"
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_a_seed_replays(bounded: bool) -> None:
     traces: list[list[str]] = []
     for _ in range(2):
         lines: list[str] = []
-        Run(11, lines.append).play()
+        Run(11, lines.append, bounded).play()
         traces.append(lines)
     assert traces[0] == traces[1]
     assert len(traces[0]) > 50

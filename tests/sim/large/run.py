@@ -5,16 +5,17 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.core.membership import PRESETS, State, Transition
-from tests.sim.large.host import Host, connect
+from tests.sim.large.host import Host, Protocol, connect
 from tests.sim.large.membership import Member
 from tests.sim.large.world import World
 
 WARM = 5.0  # virtual s before anything happens and anything is counted
-CALM = 20.0  # and at the end, without loss, in which all must come to the same
+CALM = 15.0  # and at the end, without loss, in which all must come to the same
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Options:
     seed: int = 1
     loss: float = 0.0
     slow: float = 0.0
+    noise: float = 0.0
     minutes: float = 0.5
     kill: bool = False
     refuse: bool = False
@@ -35,6 +37,7 @@ class Options:
         """What replays it."""
         words = [f"--nodes {self.nodes} --seed {self.seed} --loss {self.loss:g}"]
         words += [f"--slow {self.slow:g}"] if self.slow else []
+        words += [f"--noise {self.noise:g}"] if self.noise else []
         words += [f"--minutes {self.minutes:g}", f"--preset {self.preset}"]
         words += ["--kill"] if self.kill else []
         words += ["--refuse"] if self.refuse else []
@@ -61,23 +64,30 @@ class Figures:
 
 
 class Run:
-    """A run of `options`. `play` raises AssertionError where something does not hold."""
+    """A run of `options`. `play` raises AssertionError where something does not hold.
 
-    def __init__(self, options: Options) -> None:
+    `more`: what each host runs beside membership.
+    """
+
+    def __init__(self, options: Options, more: Sequence[Callable[[Host], Protocol]] = ()) -> None:
         self.options = options
         self.figures = Figures()
         before = _resident()
-        self.world = World(options.seed, options.loss)
+        self.world = World(options.seed, options.loss, options.preset, options.noise)
         self.hosts = [Host(self.world, f"{i + 1:016x}") for i in range(options.nodes)]
         self.members = [Member(host, PRESETS[options.preset], self) for host in self.hosts]
+        for protocol in more:
+            for host in self.hosts:
+                protocol(host)
         connect(self.hosts, self.world.rng)
         count = round(options.slow * options.nodes)
         for host in self.world.rng.sample(self.hosts, count):
             host.slow = True
         well = [host for host in self.hosts if not host.slow]
         self.victim, self.orphan = self.world.rng.sample(well, 2)
-        for member in self.members:
-            member.start()
+        for host in self.hosts:
+            for each in host.protocols:
+                each.start()
         self.figures.memory = (_resident() - before) / options.nodes
         self._killed = self._orphaned = self._cut = math.inf
         self._accused: set[tuple[str, int]] = set()
@@ -88,8 +98,7 @@ class Run:
     def play(self) -> Figures:
         """Run it to the end."""
         options, world, figures = self.options, self.world, self.figures
-        gc.collect()
-        gc.freeze()  # a million members need not be looked through again and again
+        gc.disable()  # nothing here is in cycles, and a million members are many to look through
         begin = time.process_time()
         world.run_until(WARM)
         for host in self.hosts:
@@ -111,11 +120,10 @@ class Run:
         for host in self.hosts:
             host.slow = False
         world.run_until(end + CALM)
-        gc.unfreeze()
+        gc.enable()
         figures.suspicions = len(self._accused)
-        figures.digest = hash(
-            (tuple(figures.detected), world.events, self.members[0].core.digest())
-        )
+        seen = (tuple(figures.detected), tuple(figures.refused), figures.accusations, world.events)
+        figures.digest = hash((seen, self.members[0].core.digest())) % (1 << 64)
         self.check()
         return figures
 
@@ -197,6 +205,7 @@ class Run:
             f"suspicions: {figures.suspicions} ({figures.accusations} accusations)",
             f"a node sends {figures.messages:.1f} messages/s, {figures.bytes / 1000:.2f} kB/s",
             f"a node takes {figures.memory / 1000:.0f} kB of memory",
+            f"run {figures.digest:016x}",
             f"{figures.events:,} events in {figures.took:.1f} s of one processor: "
             f"{figures.events / figures.took:,.0f} events/s",
         ]

@@ -178,7 +178,7 @@ async def test_nobody_waits_for_a_removed_node(three: list[Agent]) -> None:
     one.node.inherit([lost.me.id])
     await until(lambda: lost.me.id not in two.node.nodes)
     stable: list[int] = []
-    one.node.stable = stable.append  # type: ignore[method-assign]
+    one.node.stable = stable.append  # type: ignore[assignment]
     for agent in (one, two):
         agent.node.kernel_has(agent.node.versions())
         agent.peers.wake()

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from agent.cluster import link as link_module
 from agent.cluster import peers as peers_module
 from agent.cluster.peers import Peers
 from agent.cluster.reach import Reach
@@ -167,6 +168,33 @@ async def test_an_agent_that_was_away_is_found_again() -> None:
         await again.start([])
         await until(lambda: "meanwhile" in agents[0].names(), "it was told what it missed")
         await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
+
+
+async def test_a_redial_opens_new_streams_in_place_of_doubtful_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link_module, "STALE", 600.0)
+    monkeypatch.setattr(link_module, "SILENCE", 600.0)
+    async with running(2, everybody=30) as agents:
+        one, two = (agent.peers for agent in agents)
+        await until(lambda: one.links and two.links, "the stream is up")
+        before = one.links[agents[1].id], two.links[agents[0].id]
+        # Its end is not noticed: as if the cable had been pulled and put back.
+        for link in before:
+            link.session.receive = lambda message, now: None  # type: ignore[method-assign]
+        one.redial()
+        await until(
+            lambda: (
+                {id(link) for p in (one, two) for link in p.links.values()}.isdisjoint(
+                    id(link) for link in before
+                )
+                and one.links
+                and two.links
+            ),
+            "a new stream stands",
+        )
+        agents[0].make("after")
+        await until(lambda: agents[1].names() == {"after"}, "it works")
 
 
 async def test_a_port_is_waited_for_until_it_answers() -> None:

@@ -181,3 +181,22 @@ def test_forget_says_what_goes() -> None:
     b.merge(delta(writer(b"1", b""), 0))
     assert b.forget("a") == [Change("a", "k0", b"")]
     assert b.version("a") == 0
+
+
+def test_a_delta_that_lost_tombstones_which_we_lack_is_not_taken() -> None:
+    peer = Replica("b")
+    peer.merge(Delta("a", 0, 3, [Record(f"e/{n}", n, b"v") for n in (1, 2, 3)]))
+    # Of whom thinks that we have nothing: e/1 was deleted by version 4, and that is collected.
+    rest = [Record("e/2", 2, b"v"), Record("e/3", 3, b"v"), Record("e/4", 5, b"v")]
+    assert peer.merge(Delta("a", 0, 5, rest, floor=4)) is None
+    assert peer.version("a") == 3
+    assert peer.merge(Delta("a", 0, 5, rest, 4, reset=True, complete=True)) is not None
+    assert [record.key for record in peer.items("a")] == ["e/2", "e/3", "e/4"]
+
+
+def test_all_of_an_origin_may_come_in_parts_below_its_floor() -> None:
+    peer = Replica("b")
+    assert peer.merge(Delta("a", 0, 2, [Record("e/2", 2, b"v")], floor=4))
+    assert peer.merge(Delta("a", 2, 3, [Record("e/3", 3, b"v")], floor=4))
+    assert peer.merge(Delta("a", 3, 5, [Record("e/4", 5, b"v")], floor=4))
+    assert peer.version("a") == 5 and len(peer.items("a")) == 3

@@ -1,0 +1,77 @@
+"""Channels for pings, kept open for the next one; and knocking, to tell a dead agent from a dead
+host. What stands opposite: detector.py, which decides what to ask."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc.aio
+
+from agent.cluster.calls import target_of
+from agent.core.membership import Outcome
+from agent.model import Node
+from agent.rpc import peer_pb2_grpc as pb_grpc
+
+CHANNELS_MAX = 64  # each costs a connection and some 50 kB
+_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+
+
+class Channels:
+    """One channel a node; of too many, those used longest ago go."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def stub(self, node: Node) -> Any:
+        """The Peer service of a node."""
+        target = target_of(node)
+        held = self._channels.pop(node.id, None)
+        if held is not None and held[0] != target:  # it has moved
+            self._close_soon(held[1])
+            held = None
+        channel = held[1] if held else grpc.aio.insecure_channel(target, _OPTIONS)
+        self._channels[node.id] = (target, channel)
+        while len(self._channels) > CHANNELS_MAX:
+            self._close_soon(self._channels.pop(next(iter(self._channels)))[1])
+        return pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
+
+    async def drop(self, id: str) -> None:
+        """Throw a node's channel away."""
+        held = self._channels.pop(id, None)
+        if held:
+            await held[1].close()
+
+    async def close(self) -> None:
+        """Close all."""
+        channels = [channel for _, channel in self._channels.values()]
+        self._channels.clear()
+        await asyncio.gather(*(c.close() for c in channels), *self._closing)
+
+    def _close_soon(self, channel: grpc.aio.Channel) -> None:
+        task = asyncio.get_running_loop().create_task(_close(channel))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+async def _close(channel: grpc.aio.Channel) -> None:
+    await channel.close()
+
+
+async def knock(node: Node, timeout: float) -> Outcome | None:
+    """Connect to a node's port by TCP: REFUSED or SILENT; None if the connection was taken."""
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(node.address, node.port)
+    except ConnectionRefusedError:
+        return Outcome.REFUSED
+    except (OSError, TimeoutError):
+        return Outcome.SILENT
+    writer.close()
+    return None
