@@ -373,7 +373,8 @@ class Session:
         entries: dict[str, int] = {}
         for origin, wanted in list(self._wanted.items()):
             have = self.store.version(origin)
-            if have >= wanted.version or wanted.tries == GRAFT_TRIES:
+            over = have >= wanted.version or wanted.tries == GRAFT_TRIES
+            if over or not self.store.is_heard(origin):
                 del self._wanted[origin]
                 continue
             if wanted.due > now:

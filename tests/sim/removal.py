@@ -181,7 +181,7 @@ class World:
             peer.state.remove_endpoints([self.rng.choice(local)])
 
     def network(self, peer: Peer) -> None:
-        third = self.rng.randint(2, 250)
+        third = self.rng.randint(2, self.rng.choice([6, 250]))  # few: made by several at once
         spec = parse_network(f"n{third}", subnets=[f"10.1.{third}.0/28"])
         try:
             peer.state.create_network(spec)
@@ -332,12 +332,18 @@ class World:
             state = peer.state
             views.append((
                 sorted(state.nodes),
-                sorted((n.id, n.name) for n in state.catalogue.all()),
+                sorted((n.id, n.name, n.vni) for n in state.catalogue.all()),
                 {(id, m.node) for net in state.members for id, m in state.members[net].all.items()},
                 {n: a.ring.segments() for n, a in state.addresses.items()},
             ))  # fmt: skip
+            alive = {p.id for p in self.up()}
             owners = {s.owner for a in state.addresses.values() for s in a.ring.segments()}
-            assert owners <= {p.id for p in self.up()}, f"seed {self.seed}: owned by the dead"
+            assert owners <= alive, f"seed {self.seed}: owned by the dead"
+            for network in state.catalogue.all():
+                writers = state.catalogue.writers(network.id)
+                assert writers <= alive, f"seed {self.seed}: a record of the dead"
+            unsettled = list(state.catalogue.unsettled())
+            assert not unsettled, f"seed {self.seed}: {peer.id} sees unsettled {unsettled}"
         for view in views:
             for part, (mine, theirs) in enumerate(zip(views[0], view, strict=True)):
                 assert mine == theirs, f"seed {self.seed}: views differ in part {part}"

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.core.addresses import Range
@@ -17,6 +18,7 @@ from agent.errors import Conflict, InUse, NotFound, Unavailable, VxmeshError
 from agent.listeners import ToStore
 from agent.model import Network, Node, Notice, Removal
 from agent.node import NeedSpace, NodeState
+from agent.node.records import Recording
 from agent.operations import Operations
 from agent.requests import parse_endpoint, parse_network
 from agent.store import Store
@@ -522,3 +524,119 @@ def test_a_notice_when_a_network_is_nearly_full() -> None:
     for i in range(4):
         n1.create_endpoint(web.id, parse_endpoint(f"f{i}"))
     assert len(told) == 2
+
+
+# -- lost nodes and networks that clash --
+
+
+def send_removals(heir: NodeState, target: NodeState) -> None:
+    """Only the removals reach `target`; the copies of networks were written again since."""
+    known = target.version(heir.me)
+    removals = [r for r in heir.since(heir.me, known) if r.key.startswith("x/")]
+    with Recording(heir):
+        for network in list(heir.catalogue._written._records):
+            copy = heir.catalogue.records(network).get(heir.me)
+            if copy:
+                heir._put("w/" + network, copy)
+    assert target.merge(Delta(heir.me, known, removals[-1].version, removals))
+
+
+def test_the_heir_makes_last_what_became_of_the_lost_ones_networks(
+    three: tuple[NodeState, NodeState, NodeState],
+) -> None:
+    n1, n2, n3 = three
+    mine = n1.create_network(parse_network("web", subnets=["10.1.0.0/28"]))
+    n3.clock = lambda: 1001.0
+    theirs = n3.create_network(parse_network("web", subnets=["10.2.0.0/28"]))
+    send(n3, n1)
+    send(n3, n2)
+    send(n1, n2)
+    shown = n2.catalogue.get(theirs.id)
+    assert shown and shown.name == f"web-{theirs.id[:6]}"
+    assert list(n2.catalogue.unsettled())  # its creator has not heard of it, and never will
+    n2.inherit([n3.me])
+    send(n2, n1)
+    for node in (n1, n2):
+        assert not list(node.catalogue.unsettled())
+        kept = node.catalogue.get(theirs.id)
+        assert kept and kept.name == shown.name and kept.stamp > theirs.stamp
+        assert set(node.catalogue.records(theirs.id)) == {n2.me}
+    n1.remove_network(mine.id)
+    send(n1, n2)
+    assert [n.name for n in n2.catalogue.all()] == [shown.name]
+
+
+def test_a_copy_is_not_newer_than_what_the_living_wrote_since(
+    three: tuple[NodeState, NodeState, NodeState],
+) -> None:
+    n1, n2, n3 = three
+    web = n3.create_network(parse_network("web", subnets=["10.1.0.0/28"]))
+    meet(*three)
+    n2.clock = lambda: 2000.0
+    n2.remove_network(web.id)  # while n1 does not hear it
+    n1.clock = lambda: 3000.0
+    n1.inherit([n3.me])
+    copied = n1.catalogue.records(web.id)[n1.me]
+    assert copied.stamp == web.stamp and not copied.deleted
+    meet(n1, n2)
+    assert not n1.catalogue.get(web.id) and not n2.catalogue.get(web.id)
+
+
+def test_a_deletion_by_the_lost_one_holds_until_the_heirs_copy_whatever_else_comes(
+    three: tuple[NodeState, NodeState, NodeState],
+) -> None:
+    n1, n2, n3 = three
+    web = n1.create_network(parse_network("web", subnets=["10.1.0.0/28"]))
+    meet(*three)
+    n3.remove_network(web.id)
+    send(n3, n1)
+    send(n3, n2)
+    n1.inherit([n3.me])
+    send_removals(n1, n2)
+    later = msgspec.structs.replace(web, stamp=web.stamp + (1 << 40))
+    with Recording(n2) as change:
+        n2._take_network("4" * 16, later, change)
+    assert not n2.catalogue.get(web.id), "it rose from the dead"
+    send(n1, n2)
+    assert set(n2.catalogue.records(web.id)) == {n1.me, "4" * 16}
+    assert not n2.catalogue.get(web.id) and not n1.catalogue.get(web.id)
+
+
+def test_two_lost_ones_records_of_a_network_go_with_one_copy(
+    three: tuple[NodeState, NodeState, NodeState],
+) -> None:
+    n1, n2, n3 = three
+    n4 = make("n4")
+    meet(n1, n2, n3, n4)
+    web = n3.create_network(parse_network("web", subnets=["10.1.0.0/28"]))
+    meet(n1, n2, n3, n4)
+    n4.clock = lambda: 1005.0
+    with Recording(n4) as change:
+        n4._write_network(web, change)
+    meet(n1, n2, n3, n4)
+    n1.inherit([n3.me, n4.me])
+    send_removals(n1, n2)
+    assert set(n2.removals) == {n3.me, n4.me}
+    assert n2.catalogue.get(web.id)
+    send(n1, n2)
+    for node in (n1, n2):
+        assert set(node.catalogue.records(web.id)) == {n1.me} and not node._orphans.get(web.id)
+
+
+def test_a_network_whose_creator_took_it_back_does_not_stay_for_a_lost_ones_record(
+    three: tuple[NodeState, NodeState, NodeState],
+) -> None:
+    n1, n2, n3 = three
+    web = n1.create_network(parse_network("web", subnets=["10.1.0.0/28"]))
+    meet(*three)
+    n3.clock = lambda: 1005.0
+    with Recording(n3) as change:
+        n3._write_network(web, change)
+    meet(*three)
+    n1.inherit([n3.me])
+    send_removals(n1, n2)
+    assert n2.catalogue.get(web.id)
+    n1.remove_network(web.id)
+    assert not n1.replica.get(n1.me, "w/" + web.id), "a tombstone, as only it had a record"
+    send(n1, n2)
+    assert not n2.catalogue.get(web.id) and not n2.catalogue.records(web.id)
