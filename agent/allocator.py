@@ -55,24 +55,30 @@ async def _ask(node: NodeState, donors: Donors, need: NeedSpace) -> None:
         try:
             refused = await donors.request_space(owner, need.network, need.family, ranges)
         except Unavailable as error:
-            silent.append(name)
+            silent.append(owner)
             refusals.append(str(error))
             continue
         if not refused:
             return
         refusals.append(f"{name}: {refused}")
-    why = "; ".join(refusals)
+    if need.network.id not in node.addresses:
+        raise Unavailable(need.label, "is of a network that was just removed")
+    why, usage = (
+        "; ".join(refusals),
+        node.describe_usage(need.network.id, need.family, silent),
+    )
     if silent:
+        names = sorted(node.node_name(id) for id in silent)
         raise Unavailable(
             need.label,
-            f"belongs to {', '.join(silent)}, and no other node can donate any ({why})",
-            "Bring that node back, or use an address that a living node owns "
-            "(see 'vxmesh network inspect')",
+            f"belongs to {', '.join(names)}, and no other node can donate any: {usage}",
+            f"Bring {', '.join(names)} back, or, if that will not be, run "
+            f"'vxmesh node rm {' '.join(names)}'",
         )
     if any(need.owners.values()):
         raise Conflict(need.label, f"was not donated ({why})", "Choose another")
     raise Exhausted(
         need.label,
-        f"cannot be had ({why})",
+        f"cannot be had ({why}): {usage}",
         "Remove endpoints, or create a network with a larger subnet",
     )

@@ -66,6 +66,16 @@ class Client:
         """A node by name, id or prefix."""
         return cast(types.Node, await self._call(self._stub.GetNode, pb.GetRequest(ref=ref)))
 
+    async def remove_nodes(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
+        """Remove nodes that will not come back: the agent inherits their addresses. Their ids."""
+        request = pb.RemoveRequest(refs=refs, wait=_wait(wait))
+        return list((await self._call(self._stub.RemoveNode, request)).removed)
+
+    async def leave(self, *, force: bool = False) -> list[pb.Handover]:
+        """Have the agent hand everything over and end; with `force`, workloads too."""
+        request = pb.LeaveNodeRequest(force=force)
+        return list((await self._call(self._stub.LeaveNode, request)).handovers)
+
     async def create_network(
         self,
         name: str,

@@ -42,6 +42,7 @@ from agent.datapath.carrier import CarrierMonitor
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.repairs import KINDS, Repair
 from agent.datapath.underlay import describe, forget_unresolved
+from agent.departures import Departures
 from agent.errors import Conflict, VxmeshError
 from agent.feed import ToResolver
 from agent.listeners import ToKernel, ToStore
@@ -64,6 +65,7 @@ SWITCH_INTERVAL = 0.0005
 UNDERLAY_INTERVAL = 10.0  # s; routes and the MTU of the host change seldom, and cost 2 ms to read
 PROGRESS_INTERVAL = 1.0  # s
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
+ANSWERED_WITHIN = 0.2  # s; what is left of a call when the node has left
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
 MESSAGE_MAX = 16 << 20  # bytes of one request
 INCARNATIONS_A_LIFE = 1 << 20  # room for refutations, which are not written down
@@ -95,6 +97,15 @@ async def run(settings: Settings, reset_state: bool) -> None:
         check_port(me.address, me.port)  # before anything is changed in the kernel
         node = NodeState(me, time.time, random.SystemRandom())
         restart.recall(node, disk, life)
+        ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def expelled(error: VxmeshError) -> None:
+            # On disk, so that it does not hand out addresses again where nobody can tell it.
+            disk.write(store.Batch(meta={"removed": error.why}))
+            if not ending.done():
+                ending.set_exception(error)
+
+        node.on_expelled = expelled
         plan = Plan(node)
         plan.is_complete = len(node.nodes) == 1  # alone: nobody knows more than this node
         peers: Peers | None = None
@@ -175,7 +186,10 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await stack.enter_async_context(metrics.sampling())
         if settings.metrics_listen:
             await _serve_metrics(metrics, settings.metrics_listen, stack)
-        control = Control(node, operations, peers, feed, watchers, metrics)
+        departures = Departures(
+            node, operations, peers.consent, detector.leave, lambda: _end(ending)
+        )
+        control = Control(node, operations, departures, peers, feed, watchers, metrics)
         await _serve(control, socket, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)
@@ -185,7 +199,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(underlay.cancel)
         gc.freeze()
         log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))
-        await _until_told()
+        await _until_told(ending)
         log.info("agent.stopping", node=me.id)
 
 
@@ -325,9 +339,22 @@ async def _serve_metrics(metrics: Metrics, where: str, stack: contextlib.AsyncEx
     stack.push_async_callback(server.stop)
 
 
-async def _until_told() -> None:
+def _end(ending: asyncio.Future[None]) -> None:
+    """Stop as planned, once the answer to who asked for it is out."""
+
+    def end() -> None:
+        if not ending.done():
+            ending.set_result(None)
+
+    asyncio.get_running_loop().call_later(ANSWERED_WITHIN, end)
+
+
+async def _until_told(ending: asyncio.Future[None]) -> None:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
+    ending.add_done_callback(lambda _: told.set())
     await told.wait()
+    if ending.done():
+        ending.result()  # raises why this node cannot go on, if it did not leave

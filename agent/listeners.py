@@ -56,12 +56,17 @@ class ToStore:
         self._kept: dict[str, tuple[int, int, int]] = {
             o: self._state(o) for o in node.replica.origins()
         }
+        # Of these something may be left on disk, from before the last stop.
+        self._kept.update(dict.fromkeys(node.removals, (-1, 0, 0)))
         node.listeners.append(self.changed)
 
     def changed(self, change: Change) -> None:
         """Queue what has to be written."""
         if self._behind is None:
-            self._behind = self._loop.call_later(PEERS_BEHIND, self.keep_peers)
+            self._behind = self._loop.call_later(PEERS_BEHIND, self._catch_up)
+        if change.nodes:
+            # Who is there must not be forgotten: without their consent no lost node is removed.
+            self.keep_peers()
         if not (change.own or change.sandboxes or change.floor or change.rewritten):
             return
         whole = change.rewritten or self._broken
@@ -80,6 +85,7 @@ class ToStore:
         future = self.store.write(batch)
         future.add_done_callback(lambda done: self._written(version, whole, done))
         self._last = future
+        self._drop_forgotten()
 
     def _written(self, version: int, whole: bool, done: asyncio.Future[None]) -> None:
         if done.cancelled():
@@ -102,6 +108,10 @@ class ToStore:
         replica = self.node.replica
         return replica.generation(origin), replica.version(origin), replica.floor(origin)
 
+    def _catch_up(self) -> None:
+        self.keep_peers()
+        self._drop_forgotten()
+
     def keep_peers(self) -> None:
         """Write what came of other origins since the last time."""
         if self._behind:
@@ -123,6 +133,13 @@ class ToStore:
                 done = self.store.write(batch)
                 done.add_done_callback(functools.partial(self._peer_written, origin))
             self._kept[origin] = now
+
+    def _drop_forgotten(self) -> None:
+        """Take removed nodes off the disk: after what says so, and what took their place."""
+        for origin in self._kept.keys() - set(self.node.replica.origins()):
+            del self._kept[origin]
+            done = self.store.write(PeerBatch(origin, [], 0, 0, gone=True))
+            done.add_done_callback(functools.partial(self._peer_written, origin))
 
     def _peer_written(self, origin: str, done: asyncio.Future[None]) -> None:
         if not done.cancelled() and done.exception():

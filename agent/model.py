@@ -138,6 +138,20 @@ class Sandbox(msgspec.Struct, frozen=True, array_like=True, gc=False):
     default: str = ""  # the endpoint with the default route
 
 
+class Removal(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A node that will not come back, removed by another, which inherited its addresses.
+
+    Kept for good: nothing of that node is taken from anybody any more.
+    """
+
+    node: str
+    name: str
+    by: str  # node id
+    stamp: int  # as a network's
+    when: float  # seconds since the epoch
+    by_name: str = ""  # the remover's at the time: it may be removed itself
+
+
 class Notice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Something that an operator wants to hear of and that is no object of its own.
 
@@ -258,7 +272,7 @@ def parse_labels(pairs: dict[str, str], what: str = "label") -> dict[str, str]:
     return dict(pairs)
 
 
-def check_sound(value: Node | Network | Endpoint | Claims, id: str) -> None:
+def check_sound(value: Node | Network | Endpoint | Claims | Removal, id: str) -> None:
     """Whether what another agent wrote can be worked with; Invalid or ValueError if not.
 
     `id` is the one in the record's key. Types are msgspec's to check, this is the rest.
@@ -281,6 +295,8 @@ def check_sound(value: Node | Network | Endpoint | Claims, id: str) -> None:
         for text in value.routes:
             ipaddress.ip_network(text, strict=False)
         sound = value.id == id and 0 < value.port < 65536 and 0 < value.data_port < 65536
+    elif isinstance(value, Removal):
+        sound = value.node == id and bool(value.by)
     else:
         sound = value.network == id
     if not sound:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.core.replica import Record, beyond
-from agent.errors import Unavailable
+from agent.errors import Unavailable, VxmeshError
 from agent.model import Sandbox
-from agent.node import NodeState
+from agent.node import JOIN_ANEW, NodeState
 from agent.store import PeerBatch
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): differs after each boot
@@ -52,12 +52,15 @@ def begin(disk: Disk, boot_id: str, new_id: Callable[[], str]) -> Life:
     """Begin a life: the next incarnation, and what was known of this node's own.
 
     `boot_id` is the kernel's, `new_id` makes a node id for a state that has none yet.
+    VxmeshError if the node was removed from its cluster.
     """
     meta, records, sandboxes = disk.load()
     if "node" not in meta and (records or sandboxes):
         raise Unavailable(
             "state", "has records, but not whose", "Start with --reset-state to set it aside"
         )
+    if "removed" in meta:
+        raise VxmeshError("this node", meta["removed"], JOIN_ANEW)
     lost = "node" in meta and meta.get("boot") != boot_id
     if lost:
         marks = [int(meta.get("version", 0)), *(record.version for record in records)]

@@ -29,7 +29,7 @@ from agent.statefile import TABLES, Damaged, checksum, open_state, reset, unread
 
 __all__ = ["Batch", "PeerBatch", "Store", "must_outlive_power", "reset"]
 
-LASTING = ("r/", "w/")  # claims and networks
+LASTING = ("r/", "w/", "x/")  # claims, networks and removals
 ROWS_A_STATEMENT = 500  # of 5 values at most: far below SQLite's limit of 32,766
 _sandbox = msgspec.msgpack.Decoder(Sandbox)
 
@@ -43,6 +43,7 @@ class Batch:
     floor: int = 0  # drop tombstones up to here
     replace: bool = False  # `records` and `sandboxes` are all there are
     sandboxes: dict[str, Sandbox | None] = field(default_factory=dict)
+    meta: dict[str, str] = field(default_factory=dict)  # settings of the node
 
 
 @dataclass(slots=True)
@@ -54,19 +55,21 @@ class PeerBatch:
     version: int
     floor: int
     replace: bool = False  # `records` are all there are
+    gone: bool = False  # the origin was forgotten
 
 
 def must_outlive_power(batches: Iterable[Batch | PeerBatch]) -> bool:
     """Whether a transaction has to be synced to the disk itself, with all that went before it.
 
     Ownership of addresses: a donation that came undone would be an address handed out twice.
-    Networks: one that was removed must not rise again. Whole states under new versions: under
+    Networks: one that was removed must not rise again, nor must a node, by a removal undone on
+    its heir, or on itself (`meta`). Whole states under new versions: under
     those versions nothing else may ever be written. The rest may be lost with the power, and
     a node that may have lost some says everything anew (restart.py).
     """
     return any(
         isinstance(batch, Batch)
-        and (batch.replace or any(r.key[:2] in LASTING for r in batch.records))
+        and (batch.replace or batch.meta or any(r.key[:2] in LASTING for r in batch.records))
         for batch in batches
     )
 
@@ -75,7 +78,8 @@ class Holes:
     """What may be written after a write that failed: nothing that rests on what was lost.
 
     Records say what changed since the last batch, so one batch that is missing makes those
-    behind it false until all is written anew, of this node's own as of each other origin.
+    behind it false until all is written anew, of this node's own as of each other origin. An
+    origin that was forgotten goes only when nothing is missing: what took its place might be.
     """
 
     def __init__(self) -> None:
@@ -88,6 +92,11 @@ class Holes:
         admitted = []
         for batch in batches:
             origin = _origin(batch)
+            if isinstance(batch, PeerBatch) and batch.gone:
+                admitted.append(not self._then - {origin})
+                if admitted[-1]:
+                    self._then.discard(origin)
+                continue
             if batch.replace:
                 self._then.discard(origin)
             admitted.append(origin not in self._then)
@@ -223,7 +232,8 @@ class Store:
                         "DELETE FROM records WHERE value = x'' AND version <= ?", (batch.floor,)
                     )
                 marks = {"version": batch.version, "floor": batch.floor}
-                self._replace("meta", [(key, str(value)) for key, value in marks.items() if value])
+                rows = [(key, str(value)) for key, value in marks.items() if value]
+                self._replace("meta", [*rows, *batch.meta.items()])
                 for id, sandbox in batch.sandboxes.items():
                     if sandbox is None:
                         self._db.execute("DELETE FROM sandboxes WHERE id = ?", (id,))
@@ -241,8 +251,11 @@ class Store:
 
     def _commit_peer(self, batch: PeerBatch) -> None:
         origin = batch.origin
-        if batch.replace:
+        if batch.replace or batch.gone:
             self._db.execute("DELETE FROM peer_records WHERE origin = ?", (origin,))
+        if batch.gone:
+            self._db.execute("DELETE FROM peers WHERE origin = ?", (origin,))
+            return
         self._replace("peer_records", [(origin, *r) for r in batch.records])
         if batch.floor:
             self._db.execute(

@@ -25,12 +25,14 @@ from agent.model import (
     Network,
     Node,
     Notice,
+    Removal,
     Sandbox,
     check_sound,
     shorten,
 )
 
 NODE, NETWORK, ENDPOINT, CLAIMS = "n/", "w/", "e/", "r/"
+REMOVAL = "x/"
 
 _endpoint = msgspec.msgpack.Decoder(Endpoint)
 _network = msgspec.msgpack.Decoder(Network)
@@ -41,6 +43,7 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     NETWORK: _network,
     CLAIMS: _claims,
     NODE: _node,
+    REMOVAL: msgspec.msgpack.Decoder(Removal),
 }
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -95,6 +98,14 @@ class Views:
         self.sandboxes: dict[str, Sandbox] = {}
         self.status: dict[str, Status] = {}  # of other nodes; none: not decided yet
         self.withdrawn: set[str] = set()  # nodes whose endpoints count as gone
+        self.removals: dict[str, Removal] = {}  # nodes that are not heard any more, for good
+        self.expelled: Removal | None = None  # this node is one of them
+        self.inherited: set[str] = set()  # the removed nodes whose heir this node is
+        self._closed: set[str] = set()  # networks that are known to be removed
+        self._unheeded: list[Removal] = []  # removals that `apply` met and nobody has acted on
+        # Network -> removed node -> its record of it, which was the newest here: it counts until
+        # the heir's copy has come.
+        self._orphans: dict[str, dict[str, Network]] = {}
         self._claims: dict[str, dict[str, Claims]] = {}  # network -> origin -> claims
         self._network_of: dict[str, str] = {}  # endpoint id -> network id
 
@@ -149,7 +160,7 @@ class Views:
 
     def node_name(self, id: str) -> str:
         """A node's name; its id if it is not known."""
-        node = self.nodes.get(id)
+        node = self.nodes.get(id) or self.removals.get(id)
         return node.name if node else id
 
     def condition(self, id: str) -> Status:
@@ -202,7 +213,8 @@ class Views:
                 if isinstance(found, Network):
                     self._take_network(origin, found, change)
                 else:
-                    self._note_networks(self.catalogue.drop(origin, key[2:]), change)
+                    self._drop_network(origin, key[2:], change)
+                    touched.add(key[2:])
             elif kind == CLAIMS:
                 self._take_claims(origin, key[2:], found if isinstance(found, Claims) else None)
                 touched.add(key[2:])
@@ -212,16 +224,37 @@ class Views:
                 elif origin != self.me:
                     self.nodes.pop(origin, None)
                 change.nodes.add(origin)
+            elif kind == REMOVAL and isinstance(found, Removal):
+                if origin == self.me:
+                    self.inherited.add(found.node)
+                self._unheeded.append(found)
         return touched | set(change.networks)
 
     def _take_network(self, origin: str, network: Network, change: Change) -> None:
+        id = network.id
         self._note_networks(self.catalogue.put(origin, network), change)
+        orphans = self._orphans.get(id, {})
+        for lost, last in list(orphans.items()):
+            # A deletion is final, whatever else was written.
+            if network.deleted or (not last.deleted and network.stamp >= last.stamp):
+                self._note_networks(self.catalogue.drop(lost, id), change)
+                del orphans[lost]
+
+    def _drop_network(self, origin: str, id: str, change: Change) -> None:
+        self._note_networks(self.catalogue.drop(origin, id), change)
+        if origin not in self.removals:
+            # Only a creator takes its record back, and then the network is gone for all.
+            for lost in self._orphans.pop(id, {}):
+                self._note_networks(self.catalogue.drop(lost, id), change)
+        if not self.catalogue.get(id):
+            self._closed.add(id)
 
     def _note_networks(self, before: dict[str, Network | None], change: Change) -> None:
         for id, old in before.items():
             network = self.catalogue.get(id)
             change.networks.setdefault(id, old)
             if network is None:
+                self._closed.add(id)
                 self.addresses.pop(id, None)
             elif id not in self.addresses:
                 addresses = self.addresses[id] = Addresses(network, self.me)

@@ -16,6 +16,7 @@ from agent.api.metrics import Metrics
 from agent.api.watch import Watchers
 from agent.core.members import Member
 from agent.core.names import resolv_conf
+from agent.departures import Departures
 from agent.errors import Invalid
 from agent.model import Network, Sandbox
 from agent.node import NodeState
@@ -46,6 +47,7 @@ class Control(pb_grpc.ControlServicer):
         self,
         node: NodeState,
         operations: Operations,
+        departures: Departures,
         health: convert.Health,
         resolver: Resolver,
         watchers: Watchers,
@@ -53,6 +55,7 @@ class Control(pb_grpc.ControlServicer):
     ) -> None:
         self.node = node
         self.operations = operations
+        self.departures = departures
         self.health = health
         self.resolver = resolver
         self.watchers = watchers
@@ -73,6 +76,16 @@ class Control(pb_grpc.ControlServicer):
     @reports
     async def GetNode(self, request: pb.GetRequest, context: Context) -> types.Node:
         return convert.node(self.node, self.health, self.node.find_node(request.ref))
+
+    @reports
+    async def RemoveNode(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
+        ids = await self.departures.remove_nodes(request.refs, _wait(request))
+        return pb.RemoveReply(removed=ids)
+
+    @reports
+    async def LeaveNode(self, request: pb.LeaveNodeRequest, context: Context) -> pb.LeaveNodeReply:
+        done = await self.departures.leave(request.force)
+        return pb.LeaveNodeReply(handovers=[convert.handover(self.node, h) for h in done])
 
     # -- networks --
 

@@ -6,10 +6,15 @@ import datetime
 from typing import Protocol
 
 from agent.core.members import Member
+from agent.departures import Handover
 from agent.drivers import overlay
 from agent.model import Network, Node, Publish, Sandbox, format_address, format_mac
-from agent.node import NodeState
+from agent.node import NodeState, expelled_error
+from agent.rpc import control_pb2 as control
 from agent.rpc import types_pb2 as pb
+from agent.views import Status
+
+_MOST = (1 << 64) - 1  # an IPv6 subnet can have more addresses than a field holds
 
 
 class Health(Protocol):
@@ -27,7 +32,7 @@ def time_text(seconds: float) -> str:
 
 def node(state: NodeState, health: Health, value: Node) -> pb.Node:
     """A node."""
-    status = state.condition(value.id)
+    status = _status(state, value.id)
     host = f"[{value.address}]" if ":" in value.address else value.address
     count = sum(members.count.get(value.id, 0) for members in state.members.values())
     return pb.Node(
@@ -44,6 +49,22 @@ def node(state: NodeState, health: Health, value: Node) -> pb.Node:
         since=time_text(value.since),
         mtu=value.mtu,
         routes=value.routes,
+    )
+
+
+def _status(state: NodeState, node: str) -> Status:
+    if node == state.me and state.expelled:
+        why = expelled_error(state.expelled).why
+        return Status("removed", why, state.expelled.when)
+    return state.condition(node)
+
+
+def handover(state: NodeState, value: Handover) -> control.Handover:
+    """What a node that left gave to another."""
+    return control.Handover(
+        network=state.catalogue.name(value.network),
+        node=state.node_name(value.to),
+        addresses=str(value.addresses),
     )
 
 
@@ -69,7 +90,21 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
         conflict="; ".join(map(state.describe_conflict, state.catalogue.conflicts_of(value.id))),
     )
     addresses = state.addresses.get(value.id)
+    if addresses:
+        counts = [addresses.space.usage(family) for family in addresses.families()]
+        total, used = max(counts, key=lambda c: (c[1] / max(c[0], 1), -c[0]))
+        message.total, message.used = min(total, _MOST), min(used, _MOST)
+        message.free = min(total - used, _MOST)
     if ranges and addresses:
+        for family in addresses.families():
+            usage = addresses.usage(family)
+            for owner, (owned, taken) in usage.owned.items():
+                message.usage.add(
+                    node=state.node_name(owner),
+                    family=family,
+                    owned=min(owned, _MOST),
+                    used=min(taken, _MOST),
+                )
         for segment in addresses.ring.segments():
             message.ranges.add(
                 first=format_address(segment.start),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,10 @@ from agent.cli.output import (
     wait_option,
 )
 
+if TYPE_CHECKING:
+    from agent.rpc.types_pb2 import Network
+
+_COUNTS = ("total", "used", "free", "owned")
 COLUMNS: list[tuple[str, Any]] = [
     ("NAME", "name"),
     ("DRIVER", "driver"),
@@ -23,9 +27,18 @@ COLUMNS: list[tuple[str, Any]] = [
     ("VNI", "vni"),
     ("MTU", "mtu"),
     ("ENDPOINTS", "endpoints"),
+    ("USED", lambda n: f"{n['used'] / n['total']:.0%}" if n["total"] else "-"),
     ("INTERNAL", lambda n: "yes" if n["internal"] else "no"),
     ("ID", "id"),
 ]
+
+
+def _fields(message: Network, *without: str) -> dict[str, Any]:
+    """A network's fields, its 64-bit counts as numbers (JSON's mapping of them is text)."""
+    found = to_dict(message, *without)
+    for part in [found, *found.get("usage", ())]:
+        part.update({key: int(part[key]) for key in _COUNTS if key in part})
+    return found
 
 
 @click.group()
@@ -85,7 +98,7 @@ def create(
             wait=wait,
         ),
     )
-    emit_done(made.id, to_dict(made, "ranges"), output)
+    emit_done(made.id, _fields(made, "ranges", "usage"), output)
 
 
 @network.command()
@@ -94,7 +107,7 @@ def create(
 def ls(host: str, output: str) -> None:
     """List the networks."""
     found = call(host, lambda client: client.networks())
-    rows = [to_dict(n, "ranges") for n in found]
+    rows = [_fields(n, "ranges", "usage") for n in found]
     conflicts = [("CONFLICT", "conflict")] if any(row["conflict"] for row in rows) else []
     emit_list(rows, COLUMNS + conflicts, output)
 
@@ -104,8 +117,8 @@ def ls(host: str, output: str) -> None:
 @host_option
 @output_option
 def inspect(ref: str, host: str, output: str) -> None:
-    """Show one network, and which node may hand out which of its addresses."""
-    emit_object(to_dict(call(host, lambda client: client.network(ref))), output)
+    """Show one network, how full it is, and which node may hand out which of its addresses."""
+    emit_object(_fields(call(host, lambda client: client.network(ref))), output)
 
 
 @network.command()

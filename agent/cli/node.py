@@ -1,11 +1,18 @@
-"""vxmesh node ls | inspect NODE."""
+"""vxmesh node ls | inspect NODE | rm NODE... | leave."""
 
 from __future__ import annotations
 
 import click
 
 from agent.cli.calls import call, to_dict
-from agent.cli.output import emit_list, emit_object, host_option, output_option
+from agent.cli.output import (
+    emit_done,
+    emit_list,
+    emit_object,
+    host_option,
+    output_option,
+    wait_option,
+)
 
 COLUMNS = [
     ("NAME", "name"),
@@ -39,3 +46,31 @@ def ls(host: str, output: str) -> None:
 def inspect(ref: str, host: str, output: str) -> None:
     """Show one node."""
     emit_object(to_dict(call(host, lambda client: client.node(ref))), output)
+
+
+@node.command()
+@click.argument("refs", metavar="NODE...", nargs=-1, required=True)
+@wait_option
+@host_option
+@output_option
+def rm(refs: tuple[str, ...], wait: float, host: str, output: str) -> None:
+    """Remove nodes that will not come back; the agent's node inherits their addresses.
+
+    Every other node has to agree. Name all that are lost in one command.
+    """
+    removed = call(host, lambda client: client.remove_nodes(refs, wait))
+    emit_done("\n".join(removed), {"removed": removed}, output)
+
+
+@node.command()
+@click.option("--force", is_flag=True, help="end the workloads of this node")
+@host_option
+@output_option
+def leave(force: bool, host: str, output: str) -> None:
+    """Hand this node's addresses to the others and end its agent.
+
+    Started again, it is the same node as before.
+    """
+    done = [to_dict(h) for h in call(host, lambda client: client.leave(force=force))]
+    text = "\n".join(f"{h['network']}: {h['addresses']} addresses to {h['node']}" for h in done)
+    emit_done(text, {"handovers": done}, output)

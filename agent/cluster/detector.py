@@ -22,6 +22,7 @@ import structlog
 
 from agent.cluster.channels import Channels, knock
 from agent.cluster.codec import encode_rumours, rumours_from_proto, rumours_to_proto
+from agent.cluster.consent import find_removal
 from agent.core.membership import (
     Ask,
     Membership,
@@ -40,6 +41,7 @@ from agent.views import Change, Status
 log = structlog.get_logger()
 
 DIFFERS = 3  # pings with another table, until the whole of it is told
+FAREWELL_WITHIN = 1.0  # s; for those with a stream to say that they know that this node goes
 KNOCK_AFTER = 1 / 3  # of a ping's time: then see whether the host itself answers
 
 _STATES = {
@@ -112,12 +114,18 @@ class Detector:
         return set(self.membership.live())
 
     async def leave(self) -> None:
-        """Tell that this node goes, on every stream."""
+        """Tell that this node goes, on every stream. The others pass it on.
+
+        A ping each, which says it too, shows that it has arrived before the streams end.
+        """
         self.membership.leave(time.monotonic())
         data = encode_rumours(self.membership.table())
-        for stream in self._streams().values():
+        streams = self._streams()
+        for stream in streams.values():
             stream.post(data)
         self._flush()
+        told = [node for id, node in self.node.nodes.items() if id in streams]
+        await asyncio.gather(*(self._ping_once(node, FAREWELL_WITHIN) for node in told))
 
     # -- what streams tell --
 
@@ -227,7 +235,7 @@ class Detector:
         if id == self.node.me or id not in self.node.nodes:
             return
         withdrawn = state in (State.DEAD, State.LEFT)
-        reason = "" if state is State.ALIVE else transition.reason
+        reason = transition.reason if state not in (State.ALIVE, State.LEFT) else ""
         if state is State.REFUSED:
             reason = f"agent: {reason}" if reason else "agent"
         status = Status(
@@ -236,6 +244,8 @@ class Detector:
         self.node.set_status(id, status)
         name = self.node.node_name(id)
         message = f"{name} is {status.state}" + (f" ({reason})" if reason else "")
+        if state is State.LEFT:
+            message = f"{name} left the cluster"
         self.node.tell(_NOTICES[state], message, node=id, name=name, reason=reason)
         self._tell_change()
 
@@ -333,7 +343,10 @@ class Detector:
             stub = self._channels.stub(node)
             reply: pb.PingReply = await stub.Ping(request, timeout=timeout)
             return reply
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
+            removal = find_removal(error, self.node.me)
+            if removal:
+                self.node.expel(removal)
             # A new channel the next time: this one's connection may have backed off for long.
             await self._channels.drop(node.id)
             return None

@@ -23,6 +23,7 @@ import structlog
 from agent.cluster import calls
 from agent.cluster.calls import OPTIONS, target_of
 from agent.cluster.codec import Encoder, Rumours, delta_from_proto
+from agent.cluster.consent import Consent, Refused, find_removal
 from agent.cluster.link import SILENCE, Link, Write
 from agent.cluster.reach import Reach
 from agent.cluster.server import SYNC, PeerServer
@@ -71,7 +72,7 @@ class Peers:
         self.me = me
         self.hello = Hello(me.id, boot, me.version, me.name)
         self.links: dict[str, Link] = {}
-        self.down_since: dict[str, tuple[float, str]] = {}  # node -> (monotonic, why)
+        self.down_since: dict[str, float] = {}  # node -> monotonic
         self.on_rumours: Callable[[str, Rumours], None] = lambda peer, rumours: None
         self.on_link: list[Callable[[str], None]] = []  # told a node id at each up and down
         self.live: Callable[[], Iterable[str]] | None = None
@@ -87,7 +88,9 @@ class Peers:
         self._seeds: dict[str, asyncio.Task[None]] = {}  # host:port -> task
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.TimerHandle | None = None
-        self.server = PeerServer(node, self._accept, durable)
+        self.consent = Consent(node, durable)
+        node.is_linked = self._is_linked
+        self.server = PeerServer(node, self._accept, durable, self.consent.handlers())
         self._progress = asyncio.Event()
         self._started = time.monotonic()
         node.listeners.append(self._changed)
@@ -152,14 +155,9 @@ class Peers:
                 target = target_of(nodes[id])
                 self._dialers[id] = target, self._start(self._keep(id, target))
 
-    def state(self, node: str) -> tuple[str, str]:
-        """A node's state and the reason, from this node's point of view."""
-        if node == self.me.id or node in self.links:
-            return "alive", ""
-        if node in self._topology and node not in self._wanted:
-            return "alive", "holds no stream to this node"
-        _, why = self.down_since.get(node, (0.0, "has not been connected yet"))
-        return "unreachable", why
+    def _is_linked(self, node: str) -> bool:
+        link = self.links.get(node)
+        return link is not None and not link.is_stale
 
     def rtt(self, node: str) -> float:
         """Round trip time of a node's stream in s; 0 if unknown."""
@@ -185,7 +183,11 @@ class Peers:
         }
 
         def lacking() -> list[str]:
-            behind = [id for id, task in asked.items() if not (task.done() and task.result())]
+            behind = [
+                id
+                for id, task in asked.items()
+                if id in self.node.nodes and not (task.done() and task.result())
+            ]
             for id in self._near():
                 link = self.links.get(id)
                 if id not in asked and (link.session.peer_applied if link else -1) < version:
@@ -255,7 +257,7 @@ class Peers:
 
     def _just_lost(self, node: str) -> bool:
         """Whether a node without a stream may well be about to have one."""
-        since, _ = self.down_since.get(node, (self._started, ""))
+        since = self.down_since.get(node, self._started)
         return node in self._wanted and time.monotonic() - since < SILENCE
 
     def _heard(self, peer: str, message: Message | Rumours) -> None:
@@ -316,6 +318,9 @@ class Peers:
         return task
 
     def _changed(self, change: Change) -> None:
+        for id in change.nodes:
+            if id not in self.node.nodes and id in self.links:
+                self.links[id].close()  # it was removed
         if change.nodes:
             self.membership_changed()
 
@@ -326,7 +331,8 @@ class Peers:
             found = await self._dial_once(target)
             if found == self.me.id or found in self.node.nodes:
                 return
-            await self._reach.wait(PAUSE)
+            # A removed node is told so when it dials; another may take its place there.
+            await self._reach.wait(ELSEWHERE if self.node.is_removed(found) else PAUSE)
 
     async def _keep(self, id: str, target: str) -> None:
         """Keep a stream to a node up for as long as one is wanted."""
@@ -382,7 +388,12 @@ class Peers:
             link = Link(self.node, self.hello, self._encoder, self.mesh, self._heard, True)
             await link.run(_bytes(call), call.write, self._greeted)
             return link.peer
-        except (TimeoutError, grpc.aio.AioRpcError, grpc.aio.UsageError, OSError):
+        except grpc.aio.AioRpcError as error:
+            removal = find_removal(error, self.me.id)
+            if removal:
+                self.node.expel(removal)
+            return link.peer if link else ""
+        except (TimeoutError, grpc.aio.UsageError, OSError):
             return link.peer if link else ""
         except Exception as error:
             # Whatever it is, this peer is to be dialled again.
@@ -399,12 +410,14 @@ class Peers:
             await link.run(read, write, self._greeted)
         finally:
             self._lost(link)
+        if removal := self.node.removals.get(link.peer):
+            raise Refused(removal)
 
     # -- which stream stays --
 
     def _greeted(self, link: Link) -> bool:
         peer = link.peer
-        if peer == self.me.id:
+        if peer == self.me.id or peer in self.node.removals:
             return False
         old = self.links.get(peer)
         if old and not self._replaces(old, link):
@@ -438,7 +451,7 @@ class Peers:
         self.mesh.down(link.session)
         silent = time.monotonic() - link.session.heard
         why = f"silent for {silent:.1f} s" if silent > 1 else "its stream was closed"
-        self.down_since[peer] = (time.monotonic(), why)
+        self.down_since[peer] = time.monotonic()
         log.info("peer.down", peer=peer, name=self.node.node_name(peer), reason=why)
         for told in self.on_link:
             told(peer)

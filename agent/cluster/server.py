@@ -13,6 +13,7 @@ import grpc.aio
 
 from agent.cluster.calls import AWAIT_MOST, await_applied
 from agent.cluster.codec import delta_to_proto
+from agent.cluster.consent import Refused, refuse
 from agent.core.replica import Delta
 from agent.errors import Conflict, Invalid
 from agent.node import NodeState
@@ -65,9 +66,14 @@ class PeerServer:
     """vxmesh.v1.Peer, in bytes for Sync so that batches are encoded once."""
 
     def __init__(
-        self, node: NodeState, accept: Accept, durable: Callable[[], Awaitable[None]]
+        self,
+        node: NodeState,
+        accept: Accept,
+        durable: Callable[[], Awaitable[None]],
+        more: dict[str, Any] | None = None,
     ) -> None:
         self.node = node
+        self._more = more or {}  # further methods of the service: name -> handler
         self._accept = accept
         self._durable = durable
         self.pings: Pings | None = None
@@ -102,6 +108,7 @@ class PeerServer:
                 request_deserializer=pb.AppliedRequest.FromString,
                 response_serializer=pb.Applied.SerializeToString,
             ),
+            **self._more,
         }
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("vxmesh.v1.Peer", handlers),)
@@ -127,6 +134,7 @@ class PeerServer:
         request: pb.AppliedRequest,
         context: grpc.aio.ServicerContext[pb.AppliedRequest, pb.Applied],
     ) -> pb.Applied:
+        await self._check_known(request.origin, context)
         deadline = time.monotonic() + min(request.seconds, AWAIT_MOST)
         if request.node and request.node != self.node.me:
             return await self._await_for_another(request, deadline)
@@ -150,11 +158,15 @@ class PeerServer:
     async def _sync(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> None:
-        await self._accept(requests, context.write)
+        try:
+            await self._accept(requests, context.write)
+        except Refused as refused:
+            await refuse(context, refused)
 
     async def _ping(
         self, request: pb.PingRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.PingReply:
+        await self._check_known(request.node, context)
         try:
             return (await self._pings(context)).answer(request)
         except Invalid as error:
@@ -164,7 +176,13 @@ class PeerServer:
     async def _ping_for(
         self, request: pb.PingForRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.PingForReply:
+        await self._check_known(request.node, context)
         return await (await self._pings(context)).answer_for(request)
+
+    async def _check_known(self, asker: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """End the call of a node that was removed, so that it learns it."""
+        if removal := self.node.removals.get(asker):
+            await refuse(context, Refused(removal))
 
     async def _pings(self, context: grpc.aio.ServicerContext[Any, Any]) -> Pings:
         if self.pings is None:
@@ -177,6 +195,7 @@ class PeerServer:
         request: pb.SpaceRequest,
         context: grpc.aio.ServicerContext[pb.SpaceRequest, pb.SpaceReply],
     ) -> pb.SpaceReply:
+        await self._check_known(request.requester, context)
         width = {4: 4, 6: 16}.get(request.family, 0)
         ranges = [(r.start, r.end) for r in request.ranges]
         if not width or any(len(a) != width or len(b) != width or a > b for a, b in ranges):

@@ -7,12 +7,31 @@ claims and marks what endpoints use; cluster/ carries requests to the owners.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from agent.core.ring import Ring
 from agent.core.space import Space
 from agent.model import Claims, Network, parse_address
 
 Range = tuple[bytes, bytes]  # first and last address, both included
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How many of a network's addresses can be chosen, in one family: of the IP range if any.
+
+    `owned` is node -> (how many it may hand out, how many of those are used).
+    """
+
+    family: int
+    total: int
+    used: int
+    owned: dict[str, tuple[int, int]]
+
+    @property
+    def free(self) -> int:
+        """How many can still be had by somebody."""
+        return self.total - self.used
 
 
 class Addresses:
@@ -48,6 +67,19 @@ class Addresses:
                 room[owner] = free[1] - free[0]
         return sorted(room, key=lambda owner: (-room[owner], owner))
 
+    def families(self) -> list[int]:
+        """4, 6, or both."""
+        return sorted({segment.family for segment in self.ring.segments()})
+
+    def usage(self, family: int) -> Usage:
+        """How full it is, and who owns what."""
+        total, used = self.space.usage(family)
+        owners = {s.owner for s in self.ring.segments() if s.family == family}
+        owned = {
+            owner: self.space.usage_of(self.ring.owned(owner, family), family) for owner in owners
+        }
+        return Usage(family, total, used, owned)
+
     def donate(self, to: str, family: int, ranges: list[Range]) -> list[bytes]:
         """Give `to` the free addresses in `ranges`, or without ranges a part of what is free.
 
@@ -77,6 +109,23 @@ class Addresses:
                 self.ring.donate(self.me, to, start, number - 1, family)
             start = number + 1
         return [number.to_bytes(width) for number in used]
+
+    def owners(self) -> set[str]:
+        """The nodes that own addresses here."""
+        return {segment.owner for segment in self.ring.segments()}
+
+    def reclaim(self, lost: str) -> dict[int, int]:
+        """Inherit what a removed node owns; family -> how many addresses."""
+        return self.ring.reclaim(lost, self.me)
+
+    def hand_over(self, to: str) -> int:
+        """Give `to` all that this node owns, used or not; how many addresses."""
+        count = 0
+        for family in (4, 6):
+            for start, end in list(self.ring.owned(self.me, family)):
+                self.ring.donate(self.me, to, start, end, family)
+                count += end - start + 1
+        return count
 
     def claims(self) -> Claims:
         """What this node should state now."""

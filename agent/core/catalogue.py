@@ -91,7 +91,11 @@ class Catalogue:
 
     def writers(self, id: str) -> set[str]:
         """The origins that have a record about this network."""
-        return self._written.writers(id)
+        return set(self._written.records(id))
+
+    def records(self, id: str) -> dict[str, Network]:
+        """Origin -> its record about this network, dead or alive."""
+        return self._written.records(id)
 
     # -- conflicts --
 

@@ -74,9 +74,9 @@ class Written(Generic[N]):
         if not records:
             self._records.pop(id, None)
 
-    def writers(self, id: str) -> set[str]:
-        """The origins that have a record of this object."""
-        return set(self._records.get(id, ()))
+    def records(self, id: str) -> dict[str, N]:
+        """Origin -> its record of this object, deleted or not."""
+        return dict(self._records.get(id, {}))
 
     def best(self, id: str) -> N | None:
         """The record that counts; None if there is none, or the object was deleted."""

@@ -353,9 +353,9 @@ class Membership:
         return self.tuning.transmissions(self._roll.size)
 
     def piggyback(self, target: str = "", limit: int = PIGGYBACK) -> list[Rumour]:
-        """What to put on a message to `target`: what is said against it, then news."""
+        """What to put on a message to `target`: that we go, what is said against it, news."""
         member = self._members.get(target)
-        against = []
+        against = [self._roll.own] if self._left else []
         if member is not None and (member.state or target in self._stale):
             against.append(member.claim())
         if not self._news:

@@ -5,6 +5,8 @@ creator of the network owns all of it at epoch 0. Ownership moves by donation on
 writes that another one owns the addresses now, at a higher epoch. So the epochs of an address
 form one line, each written by the owner before, and the truth is, address by address, the
 statement with the highest epoch. No partition can make two nodes own one address.
+The one exception is a node that is lost for good: one other node, by consent of all, inherits
+what it owned and stated (`reclaim`), as if it had donated it.
 
 Each node publishes one `Claims` record: for every address that it *ever* owned, either that it
 owns it, or to whom it gave it. It never stops saying what it gave away. If it did once the
@@ -209,6 +211,25 @@ class _Line:
         self.view.lift(part)
         self.stated.setdefault(me, _Cover([])).lift(part)
 
+    def inherit(self, lost: str, heir: str) -> int:
+        """Have `heir` own what `lost` owns, and state what is known; how many it owns by that."""
+        if not self.names(lost):
+            return 0
+        mine = self.stated.setdefault(heir, _Cover([]))
+        moved = [p._replace(owner=heir, epoch=p.epoch + 1) for p in self.view.parts
+                 if p.owner == lost]  # fmt: skip
+        for part in moved:
+            self.view.lift(part)
+        for part in self.view.parts:
+            mine.lift(part)
+        return sum(part.end - part.start + 1 for part in moved)
+
+    def names(self, node: str) -> bool:
+        """Whether `node` owns, or by anybody's word ever owned, anything here."""
+        return node == self.creator or any(
+            part.owner == node for cover in self.stated.values() for part in cover.parts
+        )
+
     def segments(self, parts: Iterable[_Part]) -> Iterator[Segment]:
         width = _WIDTH[self.family]
         for p in parts:
@@ -309,6 +330,21 @@ class Ring:
         for line, low, high in spans:
             line.give(me, to, low, high)
         self._note(True)
+
+    def reclaim(self, lost: str, heir: str) -> dict[int, int]:
+        """Make `heir` the owner of all that `lost` owns; family -> how many addresses.
+
+        Only for the one node that may do it: who removed `lost` with the consent of all others
+        (core/removal.py). From here on `heir` also states what the ring looks like now, and with
+        that all that `lost` ever stated: whoever forgets `lost` (and be it `heir` itself, after
+        a restart with nothing but its own records) must not believe an older third statement
+        about what it gave away. It holds once `claims(heir)` is on disk, as with a donation.
+        """
+        moved: dict[int, int] = {}
+        for line in self._lines:
+            moved[line.family] = moved.get(line.family, 0) + line.inherit(lost, heir)
+        self._note(True)
+        return moved
 
     def claims(self, me: str, network: str) -> Claims:
         """What `me` must publish now about the network with this id; empty if it never owned.

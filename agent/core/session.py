@@ -103,6 +103,9 @@ class Store(Protocol):
     def applied(self, origin: str) -> int:
         """Up to which version of `origin` our kernel is right."""
 
+    def is_heard(self, origin: str) -> bool:
+        """Whether records of `origin` are taken: those of a removed node are not."""
+
 
 @dataclass(slots=True)
 class _Cursor:
@@ -160,7 +163,9 @@ class Session:
         if not self._introduced:
             return -1
         lacking = {o: v - self.store.version(o) for o, v in self._opening.items()}
-        self._opening = {o: v for o, v in self._opening.items() if lacking[o] > 0}
+        self._opening = {
+            o: v for o, v in self._opening.items() if lacking[o] > 0 and self.store.is_heard(o)
+        }
         return sum(lacking[origin] for origin in self._opening)
 
     def note(self, origin: str, now: float) -> None:
@@ -280,7 +285,7 @@ class Session:
     def _want(self, origin: str, version: int, now: float) -> None:
         """Ask for it, unless it comes by itself."""
         have = self.store.version(origin)
-        if origin == self.store.me or version <= have:
+        if origin == self.store.me or version <= have or not self.store.is_heard(origin):
             return
         wanted = self._wanted.get(origin)
         if wanted is None:
@@ -368,7 +373,8 @@ class Session:
         entries: dict[str, int] = {}
         for origin, wanted in list(self._wanted.items()):
             have = self.store.version(origin)
-            if have >= wanted.version or wanted.tries == GRAFT_TRIES:
+            over = have >= wanted.version or wanted.tries == GRAFT_TRIES
+            if over or not self.store.is_heard(origin):
                 del self._wanted[origin]
                 continue
             if wanted.due > now:

@@ -212,9 +212,13 @@ class Space:
 
     def usage(self, family: int) -> tuple[int, int]:
         """How many dynamic addresses the network has, and how many of them are used."""
+        return self.usage_of(self._families[_WIDTH[family]].windows, family)
+
+    def usage_of(self, owned: Sequence[Span], family: int) -> tuple[int, int]:
+        """The same of those inside `owned` (sorted, disjoint)."""
         state = self._families[_WIDTH[family]]
         total = used = 0
-        for low, high in state.windows:
+        for low, high in _inside(owned, state.windows):
             total += high - low + 1
             for block, bits in state.blocks(low, high):
                 fixed = state.fixed.get(block, 0)

@@ -6,6 +6,7 @@ opposite: api/ calls the methods, agent/allocator.py waits for donated addresses
 """
 
 from agent.node.endpoints import NeedSpace
+from agent.node.records import JOIN_ANEW, expelled_error
 from agent.node.state import NodeState
 
-__all__ = ["NeedSpace", "NodeState"]
+__all__ = ["JOIN_ANEW", "NeedSpace", "NodeState", "expelled_error"]

@@ -44,6 +44,7 @@ class Endpoints(Networks):
         NeedSpace if another node must donate an address first; Conflict or Exhausted say what
         is taken. Nothing is changed by a call that raises.
         """
+        self.check_stays()
         network = self.find_network(network_id)
         endpoint = self._prepare(network, spec, sandbox)
         self._reserve(endpoint)
@@ -56,6 +57,7 @@ class Endpoints(Networks):
         All or none; raises as `create_endpoint` does. What is reserved must be committed or
         given back with `cancel`.
         """
+        self.check_stays()
         network = self.find_network(network_id)
         self._check_owned(network, [a for s in specs for a in s.addresses])
         members, space = self._members(network.id), self.addresses[network.id].space
@@ -213,10 +215,9 @@ class Endpoints(Networks):
         if donors:
             label = f"an address in network {self.catalogue.name(network.id)}"
             raise NeedSpace(network, family, {owner: [] for owner in donors}, label)
-        total, used = addresses.space.usage(family)
         raise Exhausted(
             f"network {self.catalogue.name(network.id)}",
-            f"has no free address: {used} of {total} are used",
+            f"has no free address: {self.describe_usage(network.id, family)}",
             "Remove endpoints, or create a network with a larger subnet",
         )
 

@@ -7,7 +7,7 @@ decided is made to last here; core/ring.py says who owns which addresses.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -15,10 +15,11 @@ from agent.core.addresses import Range
 from agent.core.catalogue import VNIS_CHOSEN, free_vni
 from agent.core.catalogue import Conflict as Clash
 from agent.core.clock import HybridClock
+from agent.core.fill import Fill
 from agent.core.overlaps import block
 from agent.errors import Conflict, Exhausted, InUse
-from agent.model import Network, Node, encode, format_address
-from agent.node.records import Recording, Records
+from agent.model import Network, Node, Notice, encode, format_address
+from agent.node.records import Recording, Records, log
 from agent.requests import NetworkSpec
 from agent.subnets import check_subnets, choose_subnets, first_gateway
 from agent.views import CLAIMS, NETWORK, Change
@@ -32,11 +33,13 @@ class Networks(Records):
         self.hybrid = HybridClock()
         self._told: set[Clash] = set()  # conflicts that the operator has been told of
         self._ahead: dict[str, bool] = {}  # nodes with a clock too far ahead to follow -> told
+        self._fill: dict[str, Fill] = {}  # network -> how full it was when last looked at
 
     # -- networks --
 
     def create_network(self, spec: NetworkSpec) -> Network:
         """Make a network; Conflict names what stands in the way, and nothing is changed."""
+        self.check_stays()
         if self.catalogue.named(spec.name):
             raise Conflict(f"network {spec.name}", "exists", "Choose another name")
         taken = [
@@ -94,7 +97,9 @@ class Networks(Records):
             for loser in list(self.catalogue.unsettled()):
                 if any(loss.winner == network.id for loss in loser.lost):
                     self._write_network(loser, change)
-            if self.catalogue.writers(network.id) == {self.me}:
+            # One that was inherited stays deleted, for nodes that only know its creator's record.
+            alone = self.catalogue.writers(network.id) == {self.me}
+            if alone and network.creator == self.me:
                 self._delete(NETWORK + network.id)
                 self._note_networks(self.catalogue.drop(self.me, network.id), change)
             else:
@@ -126,7 +131,7 @@ class Networks(Records):
         """
         with Recording(self) as change:
             for network in list(self.catalogue.unsettled()):
-                if network.creator == self.me:
+                if network.creator == self.me or network.creator in self.inherited:
                     self._write_network(network, change)
             standing = self.catalogue.conflicts()
             for conflict in () if quietly else sorted(standing - self._told):
@@ -181,6 +186,8 @@ class Networks(Records):
         addresses = self.addresses.get(network_id)
         if addresses is None:
             return "the network is not known here"
+        if self.expelled:
+            return "this node was removed from the cluster"
         if to not in self.nodes or to == self.me:
             return "who asks is not known here yet; try again shortly"
         before = addresses.claims()
@@ -199,13 +206,69 @@ class Networks(Records):
             return f"nothing is free here ({used} of the network's {total} are used)"
         return ""
 
+    def describe_usage(self, network: str, family: int, silent: Iterable[str] = ()) -> str:
+        """How many addresses are used and who owns what is left, for people.
+
+        `silent` are the nodes (ids) that do not answer.
+        """
+        usage = self.addresses[network].usage(family)
+        used = {owner: count for owner, (_, count) in usage.owned.items() if count}
+        free = {owner: size - count for owner, (size, count) in usage.owned.items()}
+        text = f"{usage.used} of {usage.total} are used"
+        if used:
+            text += f" ({self._list(used)})"
+        left = {owner: count for owner, count in free.items() if count}
+        text += f", {usage.free} are free" + (f" ({self._list(left)})" if left else "")
+        away = ", ".join(sorted(self.node_name(id) for id in silent))
+        return f"{text}; {away} {'do' if ',' in away else 'does'} not answer" if away else text
+
+    def _list(self, counts: dict[str, int]) -> str:
+        named = sorted((self.node_name(id), count) for id, count in counts.items())
+        return ", ".join(f"{name} {count}" for name, count in named)
+
+    def _close(self, change: Change) -> None:
+        """Tell when a network is nearly full; see core/fill.py."""
+        moved: dict[str, int] = {}
+        for network, old, new in change.endpoints:
+            for member in (old, new):
+                if member:
+                    count = len(member.endpoint.addresses)
+                    moved[network] = moved.get(network, 0) + count
+        for network in moved.keys() | change.networks.keys():
+            addresses = self.addresses.get(network)
+            if addresses is None:
+                self._fill.pop(network, None)
+                continue
+            fill = self._fill.setdefault(network, Fill())
+            if not fill.is_due(moved.get(network, 0)):
+                continue
+            for family in addresses.families():
+                total, used = addresses.space.usage(family)
+                if fill.look(family, total, used):
+                    change.notices.append(self._note_low(network, family, total, used))
+
+    def _note_low(self, network: str, family: int, total: int, used: int) -> Notice:
+        name = self.catalogue.name(network)
+        message = (
+            f"network {name} is {used / total:.0%} full: "
+            f"{used} of {total} IPv{family} addresses are used"
+        )
+        fields = {"network": name, "family": str(family), "total": str(total), "used": str(used)}
+        log.warning("space.low", message=message, **fields)
+        return Notice("space.low", message, fields)
+
     def _state_claims(self, network: str) -> None:
         addresses = self.addresses.get(network)
-        claims = addresses.claims() if addresses else None  # none: the network was removed
+        if addresses:
+            # What others gave to a lost node comes to light late.
+            for lost in self.inherited & addresses.owners():
+                addresses.reclaim(lost)
+        claims = addresses.claims() if addresses else None
         key = CLAIMS + network
         stated = self.replica.get(self.me, key)
         if claims is None or not claims.segments:
-            if stated:
+            # Of a network that is only not known yet, what was stated must not be forgotten.
+            if stated and network in self._closed:
                 self._delete(key)
         elif stated != encode(claims):
             self._put(key, claims)

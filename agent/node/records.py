@@ -7,6 +7,7 @@ store writes. Time and chance come from outside, so that a simulation can own th
 
 from __future__ import annotations
 
+import datetime
 import random
 from collections.abc import Callable
 
@@ -15,10 +16,13 @@ import structlog
 
 from agent.core.members import Member
 from agent.core.replica import Replica
-from agent.model import Node, Notice, encode
+from agent.errors import InUse, VxmeshError
+from agent.model import Node, Notice, Removal, encode
 from agent.views import ENDPOINT, Change, Status, Views
 
 log = structlog.get_logger()
+
+JOIN_ANEW = "Start it with --reset-state to join as a new one"  # what a removed node can do
 
 
 class Records(Views):
@@ -33,6 +37,7 @@ class Records(Views):
         # Milliseconds of the start: a watcher of this agent's earlier life is told apart.
         self.revision = int(clock() * 1000)
         self._change: Change | None = None
+        self.leaving = False  # nothing new is made here any more
 
     def endpoints_of(self, node: str) -> list[tuple[str, Member]]:
         """The endpoints that live on a node, with the ids of their networks.
@@ -58,7 +63,7 @@ class Records(Views):
     def set_status(self, node: str, status: Status) -> None:
         """What this node now believes of another one (core/membership.py decides it)."""
         before = self.status.get(node)
-        if before == status:
+        if before == status or node in self.removals:
             return
         with Recording(self) as change:
             self.status[node] = status
@@ -68,11 +73,21 @@ class Records(Views):
             else:
                 self.withdrawn.discard(node)
 
+    def check_stays(self) -> None:
+        """VxmeshError if this node is leaving, or was removed: nothing new is made then."""
+        if self.expelled:
+            raise expelled_error(self.expelled)
+        if self.leaving:
+            raise InUse("this node", "is leaving the cluster", "Use another node")
+
     def versions(self) -> dict[str, int]:
         """Origin -> version, of all that has been taken in: a mark for `kernel_has`."""
         versions = {origin: self.replica.version(origin) for origin in self.replica.origins()}
         versions[self.me] = self.replica.written()
         return versions
+
+    def _close(self, change: Change) -> None:
+        """Add what follows from a change as a whole, before it is told."""
 
     def _put(self, key: str, value: msgspec.Struct) -> None:
         assert self._change is not None
@@ -84,6 +99,17 @@ class Records(Views):
 
     def _new_id(self) -> str:
         return self.rng.randbytes(8).hex()
+
+
+def expelled_error(removal: Removal) -> VxmeshError:
+    """What an agent ends with that was removed."""
+    moment = datetime.datetime.fromtimestamp(removal.when, datetime.UTC)
+    return VxmeshError(
+        "this node",
+        f"was removed from the cluster by {removal.by_name or removal.by} at "
+        f"{moment:%Y-%m-%dT%H:%M:%SZ}, and its addresses are others' now",
+        JOIN_ANEW,
+    )
 
 
 class Recording:
@@ -102,6 +128,7 @@ class Recording:
         node, change = self.node, self.node._change
         node._change = self.outer
         if self.outer is None and change is not None:
+            node._close(change)
             node.revision += 1
             for listener in list(node.listeners):
                 try:

@@ -10,14 +10,14 @@ from agent.core.replica import Change as Update
 from agent.core.replica import Delta, Record
 from agent.errors import Conflict
 from agent.model import Node, Sandbox
-from agent.node.endpoints import Endpoints
+from agent.node.departures import Departures
 from agent.node.records import Recording
 from agent.views import ENDPOINT, NODE, Change
 
 COLLECT_AFTER = 30.0  # s that tombstones are kept after all have seen them
 
 
-class NodeState(Endpoints):
+class NodeState(Departures):
     """This node: its replica, and the views that follow from all records it has."""
 
     def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
@@ -31,10 +31,6 @@ class NodeState(Endpoints):
     def digest(self) -> dict[str, tuple[int, int]]:
         """What this node has of each origin."""
         return self.replica.digest()
-
-    def version(self, origin: str) -> int:
-        """The version of `origin` that is here without holes."""
-        return self.replica.version(origin)
 
     def floor(self, origin: str) -> int:
         """Up to where tombstones of `origin` are gone."""
@@ -50,6 +46,8 @@ class NodeState(Endpoints):
 
     def merge(self, delta: Delta) -> bool:
         """Take a peer's delta; False if something before it is missing."""
+        if not self.is_heard(delta.origin):
+            return True  # there is nothing to ask for
         before = self.replica.version(delta.origin)
         updates = self.replica.merge(delta)
         if updates is None:
@@ -98,12 +96,16 @@ class NodeState(Endpoints):
         self.replica.restore(records, version, floor)
         self.sandboxes = {s.id: s for s in sandboxes}
         self.apply([Update(self.me, r.key, r.value) for r in records if r.value], Change())
+        self._forget_removed(Change())
 
     def restore_peer(
         self, origin: str, records: Iterable[Record], version: int, floor: int
     ) -> None:
         """Take back what was known of another origin. After `restore`, before anything else."""
+        if origin in self.removals:
+            return
         self.apply(self.replica.restore_peer(origin, records, version, floor), Change())
+        self._forget_removed(Change())
 
     def describe(self, node: Node) -> None:
         """State what this node is (at start, and when its routes or MTU change)."""
@@ -141,7 +143,8 @@ class NodeState(Endpoints):
                 self._drop_endpoint(endpoint, change)
 
     def _take(self, updates: list[Update], change: Change) -> None:
-        for network in self.apply(updates, change):
+        touched = self.apply(updates, change)
+        for network in touched | self._forget_removed(change):
             self._state_claims(network)
             if network in change.networks and not self.catalogue.get(network):
                 # Removed elsewhere while we made endpoints in it: nobody could name them any more.

@@ -50,6 +50,16 @@ class ControlStub:
                 request_serializer=agent_dot_rpc_dot_control__pb2.GetRequest.SerializeToString,
                 response_deserializer=agent_dot_rpc_dot_types__pb2.Node.FromString,
                 _registered_method=True)
+        self.RemoveNode = channel.unary_unary(
+                '/vxmesh.v1.Control/RemoveNode',
+                request_serializer=agent_dot_rpc_dot_control__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_control__pb2.RemoveReply.FromString,
+                _registered_method=True)
+        self.LeaveNode = channel.unary_unary(
+                '/vxmesh.v1.Control/LeaveNode',
+                request_serializer=agent_dot_rpc_dot_control__pb2.LeaveNodeRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_control__pb2.LeaveNodeReply.FromString,
+                _registered_method=True)
         self.CreateNetwork = channel.unary_unary(
                 '/vxmesh.v1.Control/CreateNetwork',
                 request_serializer=agent_dot_rpc_dot_control__pb2.CreateNetworkRequest.SerializeToString,
@@ -154,6 +164,20 @@ class ControlServicer:
 
     def GetNode(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveNode(self, request, context):
+        """Nodes that will not come back: the one that answers inherits their addresses.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaveNode(self, request, context):
+        """The node that answers hands everything over and ends.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -281,6 +305,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.GetNode,
                     request_deserializer=agent_dot_rpc_dot_control__pb2.GetRequest.FromString,
                     response_serializer=agent_dot_rpc_dot_types__pb2.Node.SerializeToString,
+            ),
+            'RemoveNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveNode,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.RemoveRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_control__pb2.RemoveReply.SerializeToString,
+            ),
+            'LeaveNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaveNode,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.LeaveNodeRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_control__pb2.LeaveNodeReply.SerializeToString,
             ),
             'CreateNetwork': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateNetwork,
@@ -449,6 +483,60 @@ class Control:
             '/vxmesh.v1.Control/GetNode',
             agent_dot_rpc_dot_control__pb2.GetRequest.SerializeToString,
             agent_dot_rpc_dot_types__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/RemoveNode',
+            agent_dot_rpc_dot_control__pb2.RemoveRequest.SerializeToString,
+            agent_dot_rpc_dot_control__pb2.RemoveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaveNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/LeaveNode',
+            agent_dot_rpc_dot_control__pb2.LeaveNodeRequest.SerializeToString,
+            agent_dot_rpc_dot_control__pb2.LeaveNodeReply.FromString,
             options,
             channel_credentials,
             insecure,

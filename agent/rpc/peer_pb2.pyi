@@ -259,3 +259,45 @@ class SpaceReply(_message.Message):
     delta: Delta
     refused: str
     def __init__(self, delta: _Optional[_Union[Delta, _Mapping]] = ..., refused: _Optional[str] = ...) -> None: ...
+
+class RemovalAsk(_message.Message):
+    __slots__ = ("remover", "lost", "known", "release")
+    REMOVER_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    remover: str
+    lost: _containers.RepeatedScalarFieldContainer[str]
+    known: _containers.RepeatedCompositeFieldContainer[DigestEntry]
+    release: bool
+    def __init__(self, remover: _Optional[str] = ..., lost: _Optional[_Iterable[str]] = ..., known: _Optional[_Iterable[_Union[DigestEntry, _Mapping]]] = ..., release: _Optional[bool] = ...) -> None: ...
+
+class RemovalAnswer(_message.Message):
+    __slots__ = ("verdict", "about", "settled", "versions", "voters", "deltas")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    VOTERS_FIELD_NUMBER: _ClassVar[int]
+    DELTAS_FIELD_NUMBER: _ClassVar[int]
+    verdict: int
+    about: str
+    settled: _containers.RepeatedScalarFieldContainer[str]
+    versions: _containers.RepeatedCompositeFieldContainer[DigestEntry]
+    voters: _containers.RepeatedScalarFieldContainer[str]
+    deltas: _containers.RepeatedCompositeFieldContainer[Delta]
+    def __init__(self, verdict: _Optional[int] = ..., about: _Optional[str] = ..., settled: _Optional[_Iterable[str]] = ..., versions: _Optional[_Iterable[_Union[DigestEntry, _Mapping]]] = ..., voters: _Optional[_Iterable[str]] = ..., deltas: _Optional[_Iterable[_Union[Delta, _Mapping]]] = ...) -> None: ...
+
+class Delivery(_message.Message):
+    __slots__ = ("node", "delta")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    delta: Delta
+    def __init__(self, node: _Optional[str] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ...) -> None: ...
+
+class DeliveryReply(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...

@@ -44,6 +44,16 @@ class PeerStub:
                 request_serializer=agent_dot_rpc_dot_peer__pb2.SpaceRequest.SerializeToString,
                 response_deserializer=agent_dot_rpc_dot_peer__pb2.SpaceReply.FromString,
                 _registered_method=True)
+        self.AgreeRemoval = channel.unary_unary(
+                '/vxmesh.v1.Peer/AgreeRemoval',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.RemovalAsk.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.RemovalAnswer.FromString,
+                _registered_method=True)
+        self.Deliver = channel.unary_unary(
+                '/vxmesh.v1.Peer/Deliver',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.Delivery.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.DeliveryReply.FromString,
+                _registered_method=True)
         self.Ping = channel.unary_unary(
                 '/vxmesh.v1.Peer/Ping',
                 request_serializer=agent_dot_rpc_dot_peer__pb2.PingRequest.SerializeToString,
@@ -73,6 +83,21 @@ class PeerServicer:
 
     def RequestSpace(self, request, context):
         """Asks the owner of addresses to donate some.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AgreeRemoval(self, request, context):
+        """Asks for consent to remove lost nodes and to inherit what they own; see core/removal.py.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Deliver(self, request, context):
+        """From a node that leaves: what it wrote. Addresses that it gave to the receiver are the
+        receiver's, on its disk, when this returns.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +136,16 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.RequestSpace,
                     request_deserializer=agent_dot_rpc_dot_peer__pb2.SpaceRequest.FromString,
                     response_serializer=agent_dot_rpc_dot_peer__pb2.SpaceReply.SerializeToString,
+            ),
+            'AgreeRemoval': grpc.unary_unary_rpc_method_handler(
+                    servicer.AgreeRemoval,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.RemovalAsk.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.RemovalAnswer.SerializeToString,
+            ),
+            'Deliver': grpc.unary_unary_rpc_method_handler(
+                    servicer.Deliver,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.Delivery.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.DeliveryReply.SerializeToString,
             ),
             'Ping': grpc.unary_unary_rpc_method_handler(
                     servicer.Ping,
@@ -182,6 +217,60 @@ class Peer:
             '/vxmesh.v1.Peer/RequestSpace',
             agent_dot_rpc_dot_peer__pb2.SpaceRequest.SerializeToString,
             agent_dot_rpc_dot_peer__pb2.SpaceReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AgreeRemoval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Peer/AgreeRemoval',
+            agent_dot_rpc_dot_peer__pb2.RemovalAsk.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.RemovalAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Deliver(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Peer/Deliver',
+            agent_dot_rpc_dot_peer__pb2.Delivery.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.DeliveryReply.FromString,
             options,
             channel_credentials,
             insecure,

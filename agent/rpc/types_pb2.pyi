@@ -37,7 +37,7 @@ class Node(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., vtep: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[str] = ..., endpoints: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., since: _Optional[str] = ..., mtu: _Optional[int] = ..., routes: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Network(_message.Message):
-    __slots__ = ("id", "name", "driver", "subnets", "gateways", "ip_range", "vni", "mtu", "internal", "encrypted", "options", "labels", "created", "creator", "endpoints", "ranges", "conflict")
+    __slots__ = ("id", "name", "driver", "subnets", "gateways", "ip_range", "vni", "mtu", "internal", "encrypted", "options", "labels", "created", "creator", "endpoints", "ranges", "conflict", "total", "used", "free", "usage")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,10 @@ class Network(_message.Message):
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
     CONFLICT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     driver: str
@@ -86,7 +90,23 @@ class Network(_message.Message):
     endpoints: int
     ranges: _containers.RepeatedCompositeFieldContainer[Ownership]
     conflict: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., driver: _Optional[str] = ..., subnets: _Optional[_Iterable[str]] = ..., gateways: _Optional[_Iterable[str]] = ..., ip_range: _Optional[str] = ..., vni: _Optional[int] = ..., mtu: _Optional[int] = ..., internal: _Optional[bool] = ..., encrypted: _Optional[bool] = ..., options: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., creator: _Optional[str] = ..., endpoints: _Optional[int] = ..., ranges: _Optional[_Iterable[_Union[Ownership, _Mapping]]] = ..., conflict: _Optional[str] = ...) -> None: ...
+    total: int
+    used: int
+    free: int
+    usage: _containers.RepeatedCompositeFieldContainer[AddressUse]
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., driver: _Optional[str] = ..., subnets: _Optional[_Iterable[str]] = ..., gateways: _Optional[_Iterable[str]] = ..., ip_range: _Optional[str] = ..., vni: _Optional[int] = ..., mtu: _Optional[int] = ..., internal: _Optional[bool] = ..., encrypted: _Optional[bool] = ..., options: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., creator: _Optional[str] = ..., endpoints: _Optional[int] = ..., ranges: _Optional[_Iterable[_Union[Ownership, _Mapping]]] = ..., conflict: _Optional[str] = ..., total: _Optional[int] = ..., used: _Optional[int] = ..., free: _Optional[int] = ..., usage: _Optional[_Iterable[_Union[AddressUse, _Mapping]]] = ...) -> None: ...
+
+class AddressUse(_message.Message):
+    __slots__ = ("node", "family", "owned", "used")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    OWNED_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    family: int
+    owned: int
+    used: int
+    def __init__(self, node: _Optional[str] = ..., family: _Optional[int] = ..., owned: _Optional[int] = ..., used: _Optional[int] = ...) -> None: ...
 
 class Ownership(_message.Message):
     __slots__ = ("first", "last", "node")

@@ -80,7 +80,7 @@ def test_an_owner_that_is_away_is_named(world: World) -> None:
     world.bed.cut("h2")
     make = ("endpoint", "create", "--network", net, "--name", "a")
     done = world.try_vx("h1", *make)
-    assert done.returncode == 1 and "h2" in done.stderr and "Bring that node back" in done.stderr
+    assert done.returncode == 1 and "h2" in done.stderr and "Bring h2 back" in done.stderr
     assert world.read("h1", "endpoint", "ls") == []
     world.bed.heal("h2")
     world.wait(lambda: world.try_vx("h1", *make).returncode == 0, "h2 donates again", 15)

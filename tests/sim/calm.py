@@ -28,6 +28,7 @@ class Store:
         self.me = me
         self.replica = Replica(me)
         self.kernel: dict[str, int] = {}
+        self.removed: set[str] = set()
 
     def write(self, count: int, start: int = 0) -> None:
         for number in range(start, start + count):
@@ -57,6 +58,9 @@ class Store:
 
     def applied(self, origin: str) -> int:
         return self.kernel.get(origin, 0)
+
+    def is_heard(self, origin: str) -> bool:
+        return origin not in self.removed
 
 
 class Net:

@@ -134,6 +134,10 @@ class Content:
 
     def apply(self, batch: Batch | PeerBatch) -> None:
         """As store.Store commits it."""
+        if isinstance(batch, PeerBatch) and batch.gone:
+            self.peers.pop(batch.origin, None)
+            self.peer_records.pop(batch.origin, None)
+            return
         if isinstance(batch, PeerBatch):
             rows = self.peer_records.setdefault(batch.origin, {})
             _replace(rows, batch.records, batch.replace, batch.floor)
@@ -146,6 +150,7 @@ class Content:
             self.meta["version"] = str(batch.version)
         if batch.floor:
             self.meta["floor"] = str(batch.floor)
+        self.meta.update(batch.meta)
         for id, sandbox in batch.sandboxes.items():
             if sandbox is None:
                 self.sandboxes.pop(id, None)

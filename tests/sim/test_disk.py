@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from agent.core.replica import Record
 from agent.model import Sandbox
 from agent.store import Batch, PeerBatch, Store
-from tests.sim.disk import Disk
+from tests.sim.disk import Disk, VirtualLoop
 from tests.sim.network import Clock
 
 records = st.lists(
     st.builds(
         Record,
-        st.sampled_from(["e/a", "e/b", "r/a", "w/a"]),
+        st.sampled_from(["e/a", "e/b", "r/a", "w/a", "x/a"]),
         st.integers(1, 20),
         st.sampled_from([b"", b"x", b"y"]),
     ),
@@ -31,13 +31,17 @@ boxes = st.dictionaries(
     st.sampled_from([None, Sandbox("1", "box", "/", 1, 1, 1, 0.0)]),
     max_size=2,
 )
-own = st.builds(Batch, records, st.integers(0, 20), st.integers(0, 20), st.booleans(), boxes)
+settings_of = st.dictionaries(st.just("removed"), st.sampled_from(["x", "y"]))
+own = st.builds(
+    Batch, records, st.integers(0, 20), st.integers(0, 20), st.booleans(), boxes, settings_of
+)
 peers = st.builds(
     PeerBatch,
     st.sampled_from("pq"),
     records,
     st.integers(1, 20),
     st.integers(0, 20),
+    st.booleans(),
     st.booleans(),
 )
 
@@ -91,6 +95,11 @@ def test_what_a_power_cut_takes_is_what_was_not_synced() -> None:
     assert disk.cut_power(kept=1) == 1
     assert [record.key for record in disk.load()[1]] == ["e/a", "r/n", "e/b"]
     assert disk.load()[0] == {"version": "3"}
+    disk.loop = VirtualLoop(clock)  # another life
+    write("e/d", 4)
+    write("x/n", 5)
+    assert disk.cut_power(kept=0) == 0
+    assert [record.key for record in disk.load()[1]] == ["e/a", "r/n", "e/b", "e/d", "x/n"]
 
 
 def test_a_killed_process_loses_only_what_was_not_committed() -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from agent.core.replica import Record
-from agent.errors import InUse, Unavailable
+from agent.errors import InUse, Unavailable, VxmeshError
 from agent.model import Publish, Sandbox
-from agent.store import Batch, Store, reset
+from agent.restart import begin
+from agent.store import Batch, Holes, PeerBatch, Store, must_outlive_power, reset
 
 BOX = Sandbox("1" * 16, "box", "/proc/1/ns/net", 7, 1, 2, 3.0, publishes=(Publish(80, 8080),))
 
@@ -72,3 +73,45 @@ async def test_a_damaged_file_is_refused_with_a_way_out(tmp_path: Path) -> None:
     assert fresh.load() == ({}, [], [])
     await fresh.close()
     assert reset(tmp_path / "nowhere") is None
+
+
+def test_what_must_outlive_a_power_cut() -> None:
+    def must(*batches: Batch | PeerBatch) -> bool:
+        return must_outlive_power(batches)
+
+    record = Record("x/" + "a" * 16, 1, b"x")
+    assert must(Batch([Record("e/a", 1, b"x")]), Batch([record]))
+    assert must(Batch(meta={"removed": "by n1"}))
+    assert not must(Batch([Record("e/a", 1, b"x")]))
+    # What others wrote they tell again, and one that is forgotten once more is forgotten again.
+    assert not must(PeerBatch("p", [record], 1, 0), PeerBatch("q", [], 0, 0, gone=True))
+
+
+def test_a_forgotten_origin_is_kept_while_something_else_is_missing() -> None:
+    holes = Holes()
+    gone = PeerBatch("p", [], 0, 0, gone=True)
+    holes.settle([Batch([Record("x/p", 1, b"x")])], written=False)
+    assert holes.admit([gone]) == [False]
+    assert holes.admit([Batch([], 1, replace=True), gone]) == [True, True]
+    holes.settle([gone], written=True)
+    # A hole of its own is no matter: all of it goes.
+    holes.settle([PeerBatch("p", [], 1, 0)], written=False)
+    assert holes.admit([gone, PeerBatch("p", [], 1, 0)]) == [True, True]
+
+
+async def test_a_forgotten_origin_leaves_nothing_and_settings_are_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.set_meta({"node": "a" * 16})
+    for origin in "pq":
+        await store.write(PeerBatch(origin, [Record("e/a", 1, b"x")], 1, 0))
+    await store.write(PeerBatch("p", [], 0, 0, gone=True))
+    await store.write(Batch(meta={"removed": "by n1"}))
+    await store.close()
+    store = Store(tmp_path)
+    assert [peer.origin for peer in store.load_peers()] == ["q"]
+    assert store.load()[0] == {"node": "a" * 16, "removed": "by n1"}
+    with pytest.raises(VxmeshError, match="by n1") as caught:
+        begin(store, "boot 1", lambda: "b" * 16)
+    assert "--reset-state" in str(caught.value)
+    assert "incarnation" not in store.load()[0]
+    await store.close()

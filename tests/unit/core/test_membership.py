@@ -420,6 +420,8 @@ def test_leaving_is_told_and_nobody_is_probed_any_more() -> None:
     node.probes.clear()
     node.run(10)
     assert node.probes == []
+    for _ in range(20):  # however often it was told: a ping that is answered is the proof
+        assert node.core.piggyback("b")[0] == Rumour("a", 5, LEFT, "a")
     assert "a" not in node.core.live()
 
 

@@ -397,3 +397,19 @@ def test_how_much_is_missing_is_known_from_the_first_digest_on() -> None:
     session.receive(delta("o", 1), 0.0)
     session.receive(Digest({"a": (9, 0)}), 0.0)
     assert session.missing == 0
+
+
+def test_what_a_peer_still_has_of_a_removed_node_is_neither_asked_for_nor_missed() -> None:
+    node = Middle(relays=False)
+    session = Session(node.store, Hello("m", "1", "0", "m"), random.Random(1), 0.0, node.mesh)
+    session.receive(Hello("a", "1", "0", "a"), 0.0)
+    session.receive(Digest({"a": (1, 0), "lost": (5, 0), "gone": (3, 0)}), 0.0)
+    assert session.missing == 9
+    node.store.removed |= {"lost", "gone"}  # heard of from elsewhere meanwhile
+    session.receive(delta("a", 1), 0.0)
+    assert session.missing == 0
+    node.store.removed |= {"late"}
+    session.receive(Have({"late": 2}), 1.0)
+    session.receive(Digest({"a": (1, 0), "late": (2, 0), "new": (1, 0)}), 1.0)
+    asked = [m.entries for m in session.to_send(9.0) if isinstance(m, Graft)]
+    assert asked == [{"new": 0}]

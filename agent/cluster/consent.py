@@ -1,0 +1,211 @@
+"""Departures on the wire: consent to removals, and the last delivery of a node that leaves.
+
+What stands opposite: this file on the other node; agent/departures.py calls, core/removal.py
+decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import msgspec
+import structlog
+
+from agent.cluster.calls import OPTIONS, target_of
+from agent.cluster.codec import delta_from_proto, delta_to_proto
+from agent.core.removal import Answer, Ask, Verdict
+from agent.core.replica import Delta
+from agent.errors import Unavailable
+from agent.model import Removal, encode
+from agent.node import NodeState
+from agent.rpc import peer_pb2 as pb
+from agent.rpc import peer_pb2_grpc as pb_grpc
+
+log = structlog.get_logger()
+
+ANSWER_WITHIN = 2.0  # s; for one try
+DELIVER_WITHIN = 5.0  # s; the receiver writes to its disk
+BEHIND_MAX = 20_000  # records of one origin that fit into an answer; else the streams bring them
+REMOVAL_METADATA = "vxmesh-removal-bin"  # trailing metadata of a stream that is refused for good
+_removal = msgspec.msgpack.Decoder(Removal)
+
+Durable = Callable[[], Awaitable[None]]
+
+
+class Refused(Exception):
+    """A node that was removed opened a stream, or asks for something."""
+
+    def __init__(self, removal: Removal) -> None:
+        super().__init__(removal)
+        self.removal = removal
+
+
+async def refuse(context: grpc.aio.ServicerContext[Any, Any], refused: Refused) -> None:
+    """End a removed node's call so that it learns why."""
+    removal = refused.removal
+    await context.abort(
+        grpc.StatusCode.PERMISSION_DENIED,
+        f"this node was removed by {removal.by_name or removal.by}",
+        ((REMOVAL_METADATA, encode(removal)),),
+    )
+
+
+def find_removal(error: Exception, me: str) -> Removal | None:
+    """What `refuse` said, if that is what ended a call."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return None
+    for key, value in error.trailing_metadata() or ():
+        if key == REMOVAL_METADATA and isinstance(value, bytes):
+            try:
+                removal = _removal.decode(value)
+            except msgspec.MsgspecError:
+                return None
+            return removal if removal.node == me else None
+    return None
+
+
+class Consent:
+    """Both sides of the calls."""
+
+    def __init__(self, node: NodeState, durable: Durable) -> None:
+        self.node = node
+        self._durable = durable
+
+    # -- asking --
+
+    async def ask(self, voter: str, ask: Ask) -> Answer:
+        """A node's answer; Unavailable if there is none. The records that it sends are merged."""
+        node = self.node
+        known = [
+            pb.DigestEntry(origin=origin, version=node.version(origin))
+            for origin in [*sorted(ask.lost), voter]
+        ]
+        request = pb.RemovalAsk(remover=ask.remover, lost=sorted(ask.lost), known=known)
+        reply: pb.RemovalAnswer = await self._call(voter, "AgreeRemoval", request, ANSWER_WITHIN)
+        for delta in reply.deltas:
+            node.merge(delta_from_proto(delta))
+        return Answer(
+            Verdict(reply.verdict) if reply.verdict in list(Verdict) else Verdict.STRANGER,
+            reply.about,
+            frozenset(reply.settled),
+            {entry.origin: entry.version for entry in reply.versions},
+            frozenset(reply.voters),
+        )
+
+    async def release(self, ask: Ask, voters: list[str]) -> None:
+        """Tell those that were asked that the removal was given up; they forget it in time."""
+        request = pb.RemovalAsk(remover=ask.remover, lost=sorted(ask.lost), release=True)
+        calls = [self._call(voter, "AgreeRemoval", request, ANSWER_WITHIN) for voter in voters]
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    async def deliver(self, peer: str) -> None:
+        """Bring `peer` all that this node wrote; Unavailable if it does not confirm it."""
+        node, known = self.node, 0
+        for _ in range(3):  # what it has, then what it lacks, then what came since
+            reply: pb.DeliveryReply = await self._call(
+                peer,
+                "Deliver",
+                pb.Delivery(
+                    node=node.me,
+                    delta=delta_to_proto(_delta(node, node.me, known)) if known else None,
+                ),
+                DELIVER_WITHIN,
+            )
+            if reply.version >= node.version(node.me):
+                return
+            known = reply.version
+        raise Unavailable(f"node {node.node_name(peer)}", "does not take what this node wrote")
+
+    async def _call(self, peer: str, method: str, request: Any, seconds: float) -> Any:
+        node = self.node.nodes.get(peer)
+        if node is None:
+            raise Unavailable(f"node {peer}", "is not known here")
+        channel = grpc.aio.insecure_channel(target_of(node), OPTIONS)
+        try:
+            stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
+            return await getattr(stub, method)(request, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            removal = find_removal(error, self.node.me)
+            if removal:
+                self.node.expel(removal)
+            raise Unavailable(
+                f"node {node.name}", f"does not answer ({error.code().name})"
+            ) from None
+        finally:
+            await channel.close()
+
+    # -- answering --
+
+    def handlers(self) -> dict[str, Any]:
+        """For cluster/server.py: the methods of the service."""
+        return {
+            "AgreeRemoval": grpc.unary_unary_rpc_method_handler(
+                self._agree,
+                request_deserializer=pb.RemovalAsk.FromString,
+                response_serializer=pb.RemovalAnswer.SerializeToString,
+            ),
+            "Deliver": grpc.unary_unary_rpc_method_handler(
+                self._take_delivery,
+                request_deserializer=pb.Delivery.FromString,
+                response_serializer=pb.DeliveryReply.SerializeToString,
+            ),
+        }
+
+    async def _agree(
+        self,
+        request: pb.RemovalAsk,
+        context: grpc.aio.ServicerContext[pb.RemovalAsk, pb.RemovalAnswer],
+    ) -> pb.RemovalAnswer:
+        node, ask = self.node, Ask(request.remover, frozenset(request.lost))
+        if request.release:
+            node.removing.release(ask)
+            return pb.RemovalAnswer()
+        if removal := node.removals.get(request.remover):
+            await refuse(context, Refused(removal))
+        # What we own by a donation that nobody else has heard of must be among what we tell.
+        await self._durable()
+        answer = node.removing.decide(ask, node.clock())
+        log.info(
+            "removal.asked", by=ask.remover, lost=sorted(ask.lost), verdict=answer.verdict.name
+        )
+        reply = pb.RemovalAnswer(
+            verdict=int(answer.verdict),
+            about=answer.about,
+            settled=sorted(answer.settled),
+            versions=[pb.DigestEntry(origin=o, version=v) for o, v in answer.versions.items()],
+            voters=sorted(answer.voters),
+        )
+        for entry in request.known:
+            lacking = node.version(entry.origin) > entry.version
+            if entry.origin in answer.versions and lacking:
+                delta = _delta(node, entry.origin, entry.version)
+                if len(delta.records) <= BEHIND_MAX:
+                    reply.deltas.append(delta_to_proto(delta))
+        return reply
+
+    async def _take_delivery(
+        self,
+        request: pb.Delivery,
+        context: grpc.aio.ServicerContext[pb.Delivery, pb.DeliveryReply],
+    ) -> pb.DeliveryReply:
+        node, sender = self.node, request.node
+        if removal := node.removals.get(sender):
+            await refuse(context, Refused(removal))
+        if request.HasField("delta"):
+            delta = delta_from_proto(request.delta)
+            if delta.origin == sender:
+                node.merge(delta)
+                await self._durable()
+        return pb.DeliveryReply(version=node.version(sender))
+
+
+def _delta(node: NodeState, origin: str, known: int) -> Delta:
+    """What `node` has of `origin` after `known`; all of it if tombstones in between are gone."""
+    floor = node.floor(origin)
+    reset = known < floor
+    base = 0 if reset else known
+    return Delta(origin, base, node.version(origin), node.since(origin, base), floor, reset, reset)

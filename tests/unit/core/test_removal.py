@@ -1,0 +1,201 @@
+"""Consent to removals: who goes on, who gives way, and what must be known before inheriting."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.core.removal import (
+    ATTEMPT_WITHIN,
+    FROZEN_FOR,
+    Answer,
+    Ask,
+    Attempt,
+    Removals,
+    Verdict,
+)
+
+
+class Sight:
+    """What a node sees, set by hand."""
+
+    def __init__(self, me: str, *others: str) -> None:
+        self.me = me
+        self.known = {me, *others}
+        self.removed: set[str] = set()
+        self.alive: set[str] = set()
+        self.versions: dict[str, int] = {}
+
+    def voters(self) -> set[str]:
+        return self.known - self.removed
+
+    def is_removed(self, node: str) -> bool:
+        return node in self.removed
+
+    def is_alive(self, node: str) -> bool:
+        return node in self.alive
+
+    def version(self, origin: str) -> int:
+        return self.versions.get(origin, 0)
+
+
+def make(me: str, *others: str) -> tuple[Removals, Sight]:
+    sight = Sight(me, *others)
+    return Removals(sight), sight
+
+
+def consent(machine: Removals, attempt: Attempt, *voters: str) -> None:
+    for voter in voters:
+        machine.take(attempt, voter, Answer(Verdict.AGREED))
+
+
+def test_all_others_that_are_not_lost_are_asked() -> None:
+    machine, _ = make("a", "b", "c", "d")
+    attempt = machine.begin({"d"}, 0.0)
+    assert machine.look(attempt) == ["b", "c"]
+    assert not machine.is_ready(attempt, 0.0)
+    consent(machine, attempt, "b")
+    assert machine.look(attempt) == ["c"]
+    consent(machine, attempt, "c")
+    assert machine.is_ready(attempt, 0.0)
+    machine.finish(attempt)
+    assert not machine.is_ready(attempt, 0.0)
+
+
+def test_one_that_is_alone_needs_nobody() -> None:
+    machine, _ = make("a", "b")
+    assert machine.is_ready(machine.begin({"b"}, 0.0), 0.0)
+
+
+def test_an_attempt_ends_with_its_time() -> None:
+    machine, _ = make("a", "b")
+    attempt = machine.begin({"b"}, 5.0)
+    assert machine.is_ready(attempt, 5.0 + ATTEMPT_WITHIN - 0.1)
+    assert not machine.is_ready(attempt, 5.0 + ATTEMPT_WITHIN)
+
+
+def test_whom_only_a_voter_knows_is_asked_too() -> None:
+    machine, _ = make("a", "b", "d")
+    attempt = machine.begin({"d"}, 0.0)
+    machine.take(attempt, "b", Answer(Verdict.AGREED, voters=frozenset("abcd")))
+    assert machine.look(attempt) == ["c"]
+    assert not machine.is_ready(attempt, 0.0)
+
+
+def test_whom_it_comes_to_know_meanwhile_is_asked_too() -> None:
+    machine, sight = make("a", "b", "d")
+    attempt = machine.begin({"d"}, 0.0)
+    consent(machine, attempt, "b")
+    sight.known.add("c")
+    assert not machine.is_ready(attempt, 0.0)
+    assert machine.look(attempt) == ["c"]
+
+
+def test_it_catches_up_with_the_furthest_voter_and_with_each_voters_own() -> None:
+    machine, sight = make("a", "b", "c", "d")
+    attempt = machine.begin({"d"}, 0.0)
+    machine.take(attempt, "b", Answer(Verdict.AGREED, versions={"d": 7, "b": 3, "c": 99}))
+    machine.take(attempt, "c", Answer(Verdict.AGREED, versions={"d": 5, "c": 4}))
+    assert machine.lacking(attempt) == ["b", "c", "d"]
+    sight.versions = {"b": 3, "c": 4, "d": 6}
+    assert machine.lacking(attempt) == ["d"]
+    assert not machine.is_ready(attempt, 0.0)
+    sight.versions["d"] = 7
+    assert machine.is_ready(attempt, 0.0)
+
+
+def test_a_lost_one_that_lives_after_all_is_not_inherited() -> None:
+    machine, sight = make("a", "b", "d")
+    attempt = machine.begin({"d"}, 0.0)
+    consent(machine, attempt, "b")
+    sight.alive.add("d")
+    assert not machine.is_ready(attempt, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("ask", "verdict", "about"),
+    [
+        (Ask("a", frozenset("d")), Verdict.AGREED, ""),
+        (Ask("x", frozenset("d")), Verdict.STRANGER, ""),
+        (Ask("b", frozenset("d")), Verdict.STRANGER, ""),
+        (Ask("e", frozenset("d")), Verdict.STRANGER, ""),
+        (Ask("a", frozenset("bd")), Verdict.ALIVE, "b"),
+        (Ask("a", frozenset("cd")), Verdict.ALIVE, "c"),
+    ],
+)
+def test_what_a_voter_says(ask: Ask, verdict: Verdict, about: str) -> None:
+    machine, sight = make("b", "a", "c", "d", "e")
+    sight.alive.add("c")
+    sight.removed.add("e")
+    answer = machine.decide(ask, 0.0)
+    assert (answer.verdict, answer.about) == (verdict, about)
+
+
+def test_consent_tells_how_far_the_voter_is() -> None:
+    machine, sight = make("b", "a", "d")
+    sight.versions = {"a": 1, "b": 2, "d": 3}
+    answer = machine.decide(Ask("a", frozenset("d")), 0.0)
+    assert answer.versions == {"b": 2, "d": 3}
+    assert answer.voters == frozenset("abd")
+
+
+def test_of_two_the_smaller_id_goes_on() -> None:
+    (a, _), (b, _) = make("a", "b", "d"), make("b", "a", "d")
+    ours, theirs = a.begin({"d"}, 0.0), b.begin({"d"}, 0.0)
+    refusal = a.decide(theirs.ask, 0.0)
+    assert (refusal.verdict, refusal.about) == (Verdict.RIVAL, "a")
+    consent_of_b = b.decide(ours.ask, 0.0)
+    assert consent_of_b.verdict is Verdict.AGREED
+    assert theirs.failed and theirs.failed.about == "a" and not b.is_ready(theirs, 0.0)
+    a.take(ours, "b", consent_of_b)
+    assert a.is_ready(ours, 0.0)
+    b.take(theirs, "a", Answer(Verdict.AGREED))  # late, and of another attempt
+    assert not b.is_ready(theirs, 0.0)
+
+
+def test_two_that_remove_different_nodes_do_not_meet() -> None:
+    machine, _ = make("b", "a", "c", "d")
+    own = machine.begin({"c"}, 0.0)
+    assert machine.decide(Ask("a", frozenset("d")), 0.0).verdict is Verdict.AGREED
+    assert own.failed is None
+
+
+def test_who_was_removed_already_must_be_known_to_be_so() -> None:
+    (b, b_sees), (a, a_sees) = make("b", "a", "d", "e"), make("a", "b", "d", "e")
+    b_sees.removed.add("d")
+    b_sees.versions = {"b": 4, "d": 9, "e": 2}
+    attempt = a.begin({"d", "e"}, 0.0)
+    answer = b.decide(attempt.ask, 0.0)
+    assert answer.settled == frozenset("d") and answer.versions == {"b": 4, "e": 2}
+    a.take(attempt, "b", answer)
+    a_sees.versions = {"b": 4, "e": 2}
+    assert a.lacking(attempt) == ["d"] and not a.is_ready(attempt, 0.0)
+    a_sees.removed.add("d")
+    assert a.is_ready(attempt, 0.0)
+
+
+def test_the_lost_are_not_heard_while_one_may_inherit() -> None:
+    machine, _ = make("b", "a", "d")
+    ask = Ask("a", frozenset("d"))
+    machine.decide(ask, 0.0)
+    assert machine.remover("d", FROZEN_FOR - 1) == "a"
+    assert machine.remover("c", 0.0) == ""
+    assert machine.remover("d", FROZEN_FOR) == ""
+    machine.decide(ask, 100.0)
+    machine.release(Ask("c", frozenset("d")))
+    assert machine.remover("d", 100.0) == "a"
+    machine.release(ask)
+    assert machine.remover("d", 100.0) == ""
+
+
+def test_ones_own_attempt_hears_them_once_the_rival_gave_up() -> None:
+    machine, _ = make("b", "a", "d")
+    machine.decide(Ask("a", frozenset("d")), 0.0)
+    attempt = machine.begin({"d"}, 1.0)
+    assert machine.remover("d", 1.0) == "a"
+    consent(machine, attempt, "a")
+    assert machine.remover("d", 1.0) == ""
+
+
+def test_a_frozen_time_outlasts_an_attempt() -> None:
+    # An attempt that began before the ask was sent must be over before the voter forgets it.
+    assert FROZEN_FOR > ATTEMPT_WITHIN
