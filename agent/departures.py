@@ -116,6 +116,13 @@ class Departures:
             raise InUse(f"node {name}", "is this one", "Run 'vxmesh node leave'")
         if self.node.is_alive(id):
             raise InUse(f"node {name}", "is alive", "Run 'vxmesh node leave' there")
+        status = self.node.status.get(id)
+        if status and status.state == "unreachable" and not status.withdrawn:
+            raise InUse(
+                f"node {name}",
+                "has a host that answers, so its workloads may still use its addresses",
+                "Start its agent and run 'vxmesh node leave' there, or stop the host",
+            )
 
     async def _remove(self, lost: set[str]) -> None:
         node = self.node
@@ -261,10 +268,16 @@ class Departures:
         except BaseException:
             node.leaving = False
             raise
-        await self._announce_left()
-        node.tell("member.left", "this node left the cluster", node=node.me)
-        self._ended()
+        # Shielded: a caller who goes away now must not leave an agent neither here nor gone.
+        await asyncio.shield(asyncio.ensure_future(self._part()))
         return done
+
+    async def _part(self) -> None:
+        try:
+            await self._announce_left()
+            self.node.tell("member.left", "this node left the cluster", node=self.node.me)
+        finally:
+            self._ended()
 
     def _check_idle(self, force: bool) -> None:
         node = self.node

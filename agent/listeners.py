@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -15,7 +16,7 @@ import structlog
 
 from agent.node import NodeState
 from agent.plan import Plan
-from agent.store import Batch, PeerBatch
+from agent.store import WITHDRAWN, Batch, PeerBatch
 from agent.views import Change
 
 log = structlog.get_logger()
@@ -53,6 +54,8 @@ class ToStore:
         self._last: asyncio.Future[None] | None = None
         self._broken = False  # a write was lost: until one succeeds, each is of everything
         self._behind: asyncio.TimerHandle | None = None
+        self._again: asyncio.TimerHandle | None = None  # when a failed write is made up for
+        self._withdrawn = self._gone()  # as it is on disk
         self._kept: dict[str, tuple[int, int, int]] = {
             o: self._state(o) for o in node.replica.origins()
         }
@@ -64,6 +67,8 @@ class ToStore:
         """Queue what has to be written."""
         if self._behind is None:
             self._behind = self._loop.call_later(PEERS_BEHIND, self._catch_up)
+        if change.statuses:
+            self._keep_withdrawn()
         if change.nodes:
             # Who is there must not be forgotten: without their consent no lost node is removed.
             self.keep_peers()
@@ -96,7 +101,8 @@ class ToStore:
             # What is written next is all there is, or the disk would have a hole.
             log.error("store.failed", error=str(error))
             self._broken = True
-            self._loop.call_later(RETRY_AFTER, self._retry)
+            if self._again is None:
+                self._again = self._loop.call_later(RETRY_AFTER, self._retry)
             return
         if self._broken and not whole:
             return  # there is a hole before it, until all has been written anew
@@ -107,6 +113,27 @@ class ToStore:
     def _state(self, origin: str) -> tuple[int, int, int]:
         replica = self.node.replica
         return replica.generation(origin), replica.version(origin), replica.floor(origin)
+
+    def _keep_withdrawn(self) -> None:
+        """Who counts as gone: a restart must not bring back names that were withdrawn."""
+        text = self._gone()
+        if text != self._withdrawn:
+            self._withdrawn = text
+            done = self.store.write(Batch(meta={WITHDRAWN: text}))
+            done.add_done_callback(self._withdrawn_written)
+
+    def _gone(self) -> str:
+        gone = {
+            id: [status.state, status.incarnation]
+            for id, status in self.node.status.items()
+            if status.withdrawn
+        }
+        return json.dumps(gone, sort_keys=True)
+
+    def _withdrawn_written(self, done: asyncio.Future[None]) -> None:
+        if not done.cancelled() and done.exception():
+            log.error("store.failed", error=str(done.exception()))
+            self._withdrawn = ""  # with the next change
 
     def _catch_up(self) -> None:
         self.keep_peers()
@@ -147,6 +174,7 @@ class ToStore:
             self._kept[origin] = (-1, 0, 0)  # all of it again, with the next change
 
     def _retry(self) -> None:
+        self._again = None
         if self._broken:
             self.changed(Change(rewritten=True))
 

@@ -244,6 +244,12 @@ class Operations:
                 own = msgspec.structs.replace(spec, name=name, addresses=addresses)
                 await self._attach(self.node.sandboxes[sandbox.id], network, own, "")
             await self.done(wait)
+        except Timeout as error:
+            self.drop_sandbox(sandbox.id)
+            why = f"{error.why}, so it was undone"
+            raise Timeout(
+                f"sandbox {name}", why, "Give --wait more time, or leave it out"
+            ) from None
         except BaseException:
             self.drop_sandbox(sandbox.id)
             raise

@@ -11,16 +11,18 @@ What stands opposite: store.py, or the disk of the simulation (tests/sim/disk.py
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from agent.core.replica import Record, beyond
 from agent.errors import Unavailable, VxmeshError
 from agent.model import Sandbox
 from agent.node import JOIN_ANEW, NodeState
-from agent.store import PeerBatch
+from agent.store import WITHDRAWN, PeerBatch
+from agent.views import Status
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): differs after each boot
 
@@ -46,6 +48,7 @@ class Life:
     sandboxes: list[Sandbox]
     version: int
     floor: int
+    withdrawn: dict[str, tuple[str, int]]  # who counted as gone: node -> state, incarnation
 
 
 def begin(disk: Disk, boot_id: str, new_id: Callable[[], str]) -> Life:
@@ -77,7 +80,12 @@ def begin(disk: Disk, boot_id: str, new_id: Callable[[], str]) -> Life:
         sandboxes,
         int(meta.get("version", 0)),
         int(meta.get("floor", 0)),
+        {id: (state, number) for id, (state, number) in _withdrawn(meta).items()},
     )
+
+
+def _withdrawn(meta: dict[str, str]) -> dict[str, list[Any]]:
+    return dict(json.loads(meta.get(WITHDRAWN, "{}")))
 
 
 def recall(node: NodeState, disk: Disk, life: Life) -> None:
@@ -85,3 +93,8 @@ def recall(node: NodeState, disk: Disk, life: Life) -> None:
     node.restore(life.records, life.sandboxes, life.version, life.floor)
     for known in disk.load_peers():
         node.restore_peer(known.origin, known.records, known.version, known.floor)
+    for id, (state, incarnation) in life.withdrawn.items():
+        if id in node.nodes and id != node.me:
+            reason = "" if state == "left" else "was gone before this agent was started again"
+            node.status[id] = Status(state, reason, node.clock(), True, incarnation)
+            node.withdrawn.add(id)

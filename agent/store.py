@@ -32,6 +32,7 @@ __all__ = ["Batch", "PeerBatch", "Store", "must_outlive_power", "reset"]
 LASTING = ("r/", "w/", "x/")  # claims, networks and removals
 ROWS_A_STATEMENT = 500  # of 5 values at most: far below SQLite's limit of 32,766
 _sandbox = msgspec.msgpack.Decoder(Sandbox)
+WITHDRAWN = "withdrawn"  # key of the meta: node id -> state and incarnation, as JSON
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from agent.model import Node
 from agent.rpc import peer_pb2_grpc as pb_grpc
 
 CHANNELS_MAX = 64  # each costs a connection and some 50 kB
+CLOSE_WITHIN = 2.0  # s; longer than any ping
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
@@ -42,17 +43,19 @@ class Channels:
             self._close_soon(self._channels.pop(next(iter(self._channels)))[1])
         return pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
 
-    async def drop(self, id: str) -> None:
-        """Throw a node's channel away."""
+    def drop(self, id: str) -> None:
+        """Use another channel for a node from now on; what is under way on this one goes on."""
         held = self._channels.pop(id, None)
         if held:
-            await held[1].close()
+            self._close_soon(held[1])
 
     async def close(self) -> None:
         """Close all."""
         channels = [channel for _, channel in self._channels.values()]
         self._channels.clear()
-        await asyncio.gather(*(c.close() for c in channels), *self._closing)
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*(c.close() for c in channels), *self._closing, return_exceptions=True)
 
     def _close_soon(self, channel: grpc.aio.Channel) -> None:
         task = asyncio.get_running_loop().create_task(_close(channel))
@@ -61,7 +64,8 @@ class Channels:
 
 
 async def _close(channel: grpc.aio.Channel) -> None:
-    await channel.close()
+    # With grace: without it other calls on the channel end as if they had been cancelled.
+    await channel.close(grace=CLOSE_WITHIN)
 
 
 async def knock(node: Node, timeout: float) -> Outcome | None:

@@ -99,7 +99,18 @@ class Detector:
         self.node.listeners.append(self._changed)
         for id in list(self.node.nodes):
             self._add(id)
+        self._recall()
         self._spawn(self._run())
+
+    def _recall(self) -> None:
+        """Who counted as gone before the restart does so until it answers."""
+        now = time.monotonic()
+        for id, status in self.node.status.items():
+            if status.withdrawn:
+                state = State.LEFT if status.state == _STATES[State.LEFT] else State.DEAD
+                rumour = Rumour(id, status.incarnation, state, self.node.me)
+                self.membership.receive([rumour], now)
+        self.membership.transitions()  # that is no news
 
     async def stop(self) -> None:
         """Probe no more. Nobody is told: a stop is not a leave."""
@@ -283,7 +294,7 @@ class Detector:
             stub = self._channels.stub(node)
             reply: pb.PingForReply = await stub.PingFor(request, timeout=ask.timeout)
         except (grpc.aio.AioRpcError, grpc.aio.UsageError):
-            await self._channels.drop(helper)
+            self._channels.drop(helper)
             return  # no nack either: perhaps it is we who are slow (Lifeguard)
         outcome = {0: Outcome.ACK, 1: Outcome.REFUSED}.get(reply.outcome, Outcome.SILENT)
         self.membership.answered(ask.seq, helper, outcome, time.monotonic())
@@ -340,7 +351,7 @@ class Detector:
             if removal:
                 self.node.expel(removal)
             # A new channel the next time: this one's connection may have backed off for long.
-            await self._channels.drop(node.id)
+            self._channels.drop(node.id)
             return None
 
     def _compare(self, id: str, table: int) -> None:

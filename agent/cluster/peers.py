@@ -152,7 +152,7 @@ class Peers:
                 task.cancel()
                 del self._dialers[id]
         for id in sorted(self._wanted):
-            if id not in self._dialers:
+            if id not in self._dialers or self._dialers[id][1].done():
                 target = target_of(nodes[id])
                 self._dialers[id] = target, self._start(self._keep(id, target))
 
@@ -237,7 +237,11 @@ class Peers:
 
         def behind() -> list[str]:
             links = {id: self.links.get(id) for id in known}
-            return [id for id, link in links.items() if link is None or link.session.missing]
+            return [
+                id
+                for id, link in links.items()
+                if id not in self.node.withdrawn and (link is None or link.session.missing)
+            ]
 
         while (left := deadline - time.monotonic()) > 0 and behind():
             try:

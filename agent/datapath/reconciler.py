@@ -34,6 +34,9 @@ REPORT_INTERVAL = 1.0  # s between two reports of repairs
 HOST = 0  # among VNIs: what there is once a host
 
 
+HOLDS = ("bridge", "rows", "tables", "everything")  # failures after which nothing is in force
+
+
 class Reconciler:
     """The kernel state of one host."""
 
@@ -134,11 +137,12 @@ class Reconciler:
         return list(self._failures.items().values())
 
     def _note_applied(self, mark: object) -> None:
-        """Tell, unless a network or its rows failed: a retry that succeeds tells then.
+        """Tell, unless a network, its rows or the rules failed: a retry that succeeds tells then.
 
-        A port that failed is its caller's to know, who asked `settle` for it.
+        A port that failed is its caller's to know, who asked `settle` for it. What concerns the
+        host alone (a route of somebody else's in our way) is no reason to hold all others up.
         """
-        if not any(kind != "port" for kind, _, _ in self._failures.items()):
+        if not any(kind in HOLDS for kind, _, _ in self._failures.items()):
             self.on_applied(mark)
 
     # -- life --

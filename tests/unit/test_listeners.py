@@ -14,7 +14,9 @@ from agent.listeners import ToStore
 from agent.model import Network, Node, encode
 from agent.node import NodeState
 from agent.requests import parse_endpoint, parse_network
+from agent.restart import begin, recall
 from agent.store import PeerBatch, Store
+from agent.views import Status
 
 OTHER = "2" * 16
 
@@ -131,4 +133,52 @@ async def test_a_number_too_large_for_the_disk_does_not_stop_it(tmp_path: Path) 
     await store.write(PeerBatch(OTHER, [], 5, 0, replace=True))
     await store.write(PeerBatch(OTHER, [], 6, 0))
     assert [known.version for known in store.load_peers()] == [6]
+    await store.close()
+
+
+async def test_who_counts_as_gone_does_so_after_a_restart(tmp_path: Path) -> None:
+    # Else a restart would bring names back that were withdrawn days ago.
+    node, store = make(), Store(tmp_path)
+    begin(store, "boot", lambda: node.me)
+    storing = ToStore(node, store, lambda: None)
+    other = Node(OTHER, "n2", "10.99.0.2", 7946, "10.99.0.2", 4789, "0", 0.0, 1500)
+    node.merge(Delta(OTHER, 0, 1, [Record(f"n/{OTHER}", 1, encode(other))]))
+    node.describe(node.nodes[node.me])
+    node.set_status(OTHER, Status("unreachable", "silent", 1.0, True, 7))
+    await storing.durable()
+    await store.close()
+    store = Store(tmp_path)
+    life = begin(store, "boot", lambda: node.me)
+    again = make()
+    recall(again, store, life)
+    assert again.withdrawn == {OTHER} and again.status[OTHER].incarnation == 7
+    storing = ToStore(again, store, lambda: None)
+    again.set_status(OTHER, Status("alive", "", 2.0, False, 8))
+    again.describe(again.nodes[again.me])
+    await storing.durable()
+    await store.close()
+    store = Store(tmp_path)
+    assert begin(store, "boot", lambda: node.me).withdrawn == {}
+    await store.close()
+
+
+async def test_a_disk_that_stays_full_is_tried_once_a_second(tmp_path: Path) -> None:
+    node, store = make(), Store(tmp_path)
+    storing = ToStore(node, store, lambda: None)
+
+    def full(batches: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    store._commit = full  # type: ignore[method-assign]
+    for number in range(20):
+        node.create_network(parse_network(f"n{number}", subnets=[f"10.{number}.0.0/24"]))
+    with pytest.raises(Unavailable):
+        await storing.durable()
+    handle = storing._again
+    assert handle is not None
+    node.create_network(parse_network("more", subnets=["10.99.0.0/24"]))
+    with pytest.raises(Unavailable):
+        await storing.durable()
+    assert storing._again is handle, "one timer, however much has failed"
+    handle.cancel()
     await store.close()

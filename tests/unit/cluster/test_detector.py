@@ -9,14 +9,16 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from agent.cluster.channels import Channels, knock
 from agent.cluster.detector import Detector
 from agent.cluster.server import PeerServer
-from agent.core.membership import PRESETS, Outcome
+from agent.core.membership import PRESETS, Outcome, Rumour, State
 from agent.model import Node
 from agent.node import NodeState
+from agent.rpc import peer_pb2 as pb
 from agent.views import Status
 
 TUNING = dataclasses.replace(PRESETS["local"], agent_grace=1.0)
@@ -151,8 +153,6 @@ async def test_tables_that_differ_are_told_whole() -> None:
             peer.meet(ghost)
             peer.detector._add(ghost.record.id)
         # b alone has heard that it left, and told its peers so when none of them listened.
-        from agent.core.membership import Rumour, State
-
         rumour = Rumour(ghost.record.id, 5, State.LEFT, ghost.record.id)
         b.detector.membership.receive([rumour], asyncio.get_running_loop().time(), table=True)
         b.detector.membership.piggyback(limit=1000)
@@ -178,6 +178,55 @@ async def test_channels_that_are_too_many_are_closed() -> None:
     assert f"{0:016x}" not in channels._channels
     await channels.close()
     assert not channels._channels
+
+
+async def test_a_ping_that_times_out_leaves_the_others_alone() -> None:
+    # They share a channel: closing it without grace ended all of them as if cancelled.
+    a, b = Peer(1), Peer(2)
+    slow = asyncio.Event()
+
+    class Slow:
+        def answer(self, request: Any) -> Any:
+            return b.detector.answer(request)
+
+        async def answer_for(self, request: Any) -> Any:
+            await slow.wait()
+            return await b.detector.answer_for(request)
+
+    a.meet(b)
+    b.meet(a)
+    b.server.pings = Slow()
+    await b.server.start("127.0.0.1", b.record.port)
+    request = pb.PingForRequest(node=a.record.id, target=a.record.id, seconds=0.1)
+    stub = a.detector._channels.stub(b.record)
+    try:
+        first = asyncio.ensure_future(stub.PingFor(request, timeout=5.0))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.PingFor(request, timeout=0.1)  # on the same channel
+        a.detector._channels.drop(b.record.id)
+        slow.set()
+        assert (await first).outcome == 1, "nobody listens at a, whose host answers"
+    finally:
+        await a.detector._channels.close()
+        await b.server.stop()
+
+
+async def test_who_was_gone_before_a_restart_is_gone_until_it_answers() -> None:
+    a, b = Peer(1), Peer(2)
+    a.meet(b)
+    b.meet(a)
+    a.node.status[b.record.id] = Status("unreachable", "was gone", 0.0, True, 1)
+    a.node.withdrawn.add(b.record.id)
+    await a.server.start("127.0.0.1", a.record.port)
+    await a.detector.start()
+    try:
+        assert a.detector.membership.state(b.record.id) is State.DEAD
+        assert a.sees(b).withdrawn
+        await b.start()
+        await until(lambda: a.sees(b).state == "alive" and not a.sees(b).withdrawn)
+    finally:
+        await b.stop()
+        await a.stop()
 
 
 async def test_a_quiet_detector_sleeps() -> None:
