@@ -80,8 +80,8 @@ class Judge:
             if shown >= DEAD and self._by_lot():
                 self._look(member, now)  # it may believe that we are dead, too
             return
-        case = member.case = Case(by, now if since is None else since)
-        case.seen = by == self._me and state is not REFUSED
+        case = member.case = Case(by, now if since is None else since, self._rng.uniform(0.5, 1.5))
+        case.seen = now if by == self._me and state is not REFUSED else -inf
         if state is SUSPECT:
             self._show(member, SUSPECT, reason, by)
             case.suspicion = self._suspicion(by, now)
@@ -100,8 +100,9 @@ class Judge:
 
     def confirm(self, member: Member, case: Case, rumour: Rumour, now: float) -> None:
         """An accusation of a member that there is a case against already."""
-        first_hand = rumour.by == self._me and not case.seen
-        case.seen |= first_hand
+        first_hand = False
+        if rumour.by == self._me:
+            first_hand, case.seen = case.seen == -inf, now
         if member.state < DEAD:
             refused, suspicion = member.state is REFUSED, case.suspicion
             new = suspicion is None or (refused and now > suspicion.begin + suspicion.maximum)
@@ -112,9 +113,10 @@ class Judge:
                 suspicion.begin = now
                 self.watched[member.node] = None
                 new = True
-            if not suspicion.confirm(rumour.by) and not new:
+            if suspicion.confirm(rumour.by) or new:
+                self._news.confirm(rumour)
+            elif rumour.by != self._me:
                 return
-            self._news.confirm(rumour)
         self._arm(member, case)
 
     # -- what we find --
@@ -134,7 +136,7 @@ class Judge:
             rumour = Rumour(member.node, member.incarnation, REFUSED, self._me)
             self.claim(member, rumour, now, "its host answers, its agent does not")
         elif member.shown is REFUSED and member.case is not None:
-            member.case.suspicion, member.case.seen = None, False
+            member.case.suspicion, member.case.seen = None, -inf
             self.watched.pop(member.node, None)
 
     def forget(self, node: str) -> None:
@@ -201,12 +203,20 @@ class Judge:
             heappush(self._timers, (due, member.node))
 
     def _due(self, member: Member, case: Case) -> float:
-        """When something is to be decided about a member."""
+        """When something is to be done about a member: the last look, or the verdict."""
         due = case.held
-        if case.suspicion is not None and (case.seen or member.state is not REFUSED):
+        if case.suspicion is not None and (case.seen > -inf or member.state is not REFUSED):
             due = case.suspicion.deadline(self._count[ALIVE])
+        window = self._tuning.window(self._roll.size) * self._health.factor
+        if case.looked == -inf:
+            # The last look is to end when the suspicion does. Who has not found it silent before
+            # comes later: most likely somebody who has settles it, and a thousand looks at one
+            # node are saved.
+            due += -window if case.seen > -inf else window * case.share
+        elif case.seen <= case.looked:
+            due = case.looked + window  # it was not silent to the end, or the look goes on
         # Not while we hear it, whatever others say.
-        due = max(due, case.looked, member.heard + self._tuning.probe_interval)
+        due = max(due, member.heard + self._tuning.probe_interval)
         if member.shown is REFUSED:
             due = min(due, case.since + self._tuning.agent_grace)
         return due
@@ -223,10 +233,10 @@ class Judge:
         elif member.shown is REFUSED and case.since + self._tuning.agent_grace <= now:
             reason = f"its agent did not come back within {self._tuning.agent_grace:.0f} s"
             self._bury(member, now, case.since, reason)
-        elif not case.seen:
-            # Nobody is declared dead on hearsay: perhaps the refutation has passed us by.
+        elif case.looked == -inf or case.seen <= case.looked:
+            # A last look, at the member and at what its refutation may have told the helpers.
+            case.looked = now
             self._look(member, now)
-            case.looked = now + self._tuning.window(self._roll.size) * self._health.factor
             self._arm(member, case)
         elif member.state is SUSPECT and member.host >= case.since:
             # Its kernel took connections meanwhile: the agent hangs, the host does not.

@@ -9,10 +9,10 @@ after every input, and whenever `next_timer` is reached, calls `handle_timer`, t
 Five rules are ours. A refused probe proves that the host lives, so its target becomes REFUSED
 and not SUSPECT. Who hears of a suspicion probes the suspect at once (in a large cluster: a few,
 by lot), which brings the confirmations, or tells the suspect what to refute. Nobody declares
-another dead that it has not found silent itself. Who refuted a suspicion gets more time with the
-next probes: it is slow, and not dead. And a DEAD that others claim of a member that we
-thought well is told to it, and held for as long as it may need to refute: else two halves of a
-cluster that find each other again would bury each other's living.
+another dead without a last look, helpers included, who tell what they know of it. Who refuted a
+suspicion gets more time with the next probes: it is slow, and not dead. And a DEAD that others
+claim of a member that we thought well is told to it, and held for as long as it may need to
+refute: else two halves of a cluster that find each other again would bury each other's living.
 """
 
 from __future__ import annotations
@@ -360,15 +360,18 @@ class Membership:
     def _transmissions(self) -> int:
         return self.tuning.transmissions(self._roll.size)
 
-    def piggyback(self, target: str = "", limit: int = PIGGYBACK) -> list[Rumour]:
-        """What to put on a message to `target`: that we go, what is said against it, news."""
+    def piggyback(self, target: str = "", limit: int = PIGGYBACK, about: str = "") -> list[Rumour]:
+        """What to put on a message to `target`: that we go, what is said against it, what we know
+        `about` another (between a prober and its helpers: the one that they look at), then news."""
+        first = [self._roll.own] if self._left else []
         member = self._members.get(target)
-        against = [self._roll.own] if self._left else []
         if member is not None and (member.state or target in self._stale):
-            against.append(member.claim())
+            first.append(member.claim())
+        if about and (member := self._members.get(about)) is not None:
+            first.append(member.claim())
         if not self._news:
-            return against
-        return against + self._news.take(limit - len(against), 1, self._transmissions)
+            return first
+        return first + self._news.take(limit - len(first), 1, self._transmissions)
 
     def gossip(self, now: float, candidates: Sequence[str]) -> tuple[list[str], list[Rumour]]:
         """Whom of `candidates` (streams that are open) to tell what now; nothing without news."""

@@ -33,13 +33,14 @@ class Transition(NamedTuple):
 class Case:
     """What stands against a member, as long as it is not ALIVE. Times in s."""
 
-    __slots__ = ("by", "held", "looked", "seen", "since", "suspicion", "timer")
+    __slots__ = ("by", "held", "looked", "seen", "share", "since", "suspicion", "timer")
 
-    def __init__(self, by: str, since: float) -> None:
+    def __init__(self, by: str, since: float, share: float) -> None:
         self.by = by
         self.since = since  # silent (SUSPECT, DEAD) or without agent (REFUSED) since
-        self.seen = False  # we found it silent ourselves
-        self.looked = -inf  # until when we look at it, before we decide
+        self.seen = -inf  # when we found it silent ourselves, last
+        self.looked = -inf  # when we began to look at it for the last time, before the verdict
+        self.share = share  # of a window that we leave to those who have seen more
         self.suspicion: Suspicion | None = None
         self.held = inf  # when a DEAD that others claim is believed
         self.timer = inf  # the earliest timer that looks at this case again

@@ -50,7 +50,9 @@ class Member(hosts.Protocol):
         self.observer = observer
         self._wake = float("inf")
         self._help = 0
-        self._helping: dict[int, tuple[Host, int]] = {}  # our ping -> who asked, its probe
+        self._helping: dict[
+            int, tuple[Host, int, str]
+        ] = {}  # our ping -> who asked, its probe, whom
         self._compared: dict[str, tuple[int, int]] = {}  # neighbour -> its digest, ours then
 
     def start(self) -> None:
@@ -108,7 +110,7 @@ class Member(hosts.Protocol):
     def _ask(self, ask: Ask) -> None:
         host = self.host
         for id in ask.helpers:
-            rumours = self.core.piggyback(id)
+            rumours = self.core.piggyback(id, about=ask.target)
             helper = host.world.hosts[id]
             message = (self.core.incarnation, rumours, ask.seq, ask.target, ask.timeout)
             host.world.exchange(host, helper, _of(helper).on_ask, message, size_of(rumours), None)
@@ -182,7 +184,7 @@ class Member(hosts.Protocol):
         host = self.host
         world = host.world
         self._help += 1
-        self._helping[self._help] = (peer, seq)
+        self._helping[self._help] = (peer, seq, target_id)
         rumours = self.core.piggyback(target_id)
         target = world.hosts[target_id]
         ping = (self.core.incarnation, rumours, self._help, self.on_help_ack)
@@ -205,8 +207,8 @@ class Member(hosts.Protocol):
         asked = self._helping.pop(number, None)
         if asked is None or not self.host.runs:
             return
-        peer, seq = asked
-        rumours = self.core.piggyback(peer.id)
+        peer, seq, target = asked
+        rumours = self.core.piggyback(peer.id, about=target)
         message = (self.core.incarnation, rumours, seq, outcome)
         self.host.world.exchange(
             self.host, peer, _of(peer).on_answer, message, size_of(rumours), None

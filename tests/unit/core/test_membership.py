@@ -245,7 +245,7 @@ def test_those_that_are_silent_themselves_are_not_waited_for() -> None:
     node.until_state("b", SUSPECT)
     node.until_state("c", SUSPECT)
     node.deaf_helpers = node.silence = set("bcde")
-    node.run(6.0)
+    node.run(12.0)
     gone = {t.node for t in node.seen if t.after is DEAD}
     assert gone == set("bcde")  # unconfirmed and with K = 3 it would have taken longer
 
