@@ -18,8 +18,6 @@ from typing import NamedTuple
 from agent.core.suspicion import Health
 from agent.core.tuning import Tuning
 
-HELPERS_SHARE = 0.7  # of the time left: how long helpers ping; the rest is their nacks' way back
-
 
 class Outcome(Enum):
     """How a probe ended."""
@@ -32,7 +30,8 @@ class Outcome(Enum):
 class Probe(NamedTuple):
     """Ping `target`, and report what comes within `timeout` s: `acked` or `refused`.
 
-    Helpers are asked before that time is up; an answer until then still counts.
+    Helpers are asked before that time is up; an answer until then still counts. One `seq` may
+    be pinged twice.
     """
 
     seq: int
@@ -56,22 +55,34 @@ class Ask(NamedTuple):
 class Pending:
     """A probe under way. Times in s on the core's clock."""
 
-    __slots__ = ("asked", "begin", "deadline", "due", "incarnation", "node", "silent")
+    __slots__ = (
+        "again",
+        "asked",
+        "begin",
+        "deadline",
+        "due",
+        "incarnation",
+        "node",
+        "seq",
+        "silent",
+    )
 
     def __init__(
-        self, node: str, incarnation: int, begin: float, due: float, deadline: float
+        self, seq: int, node: str, incarnation: int, begin: float, due: float, deadline: float
     ) -> None:
+        self.seq = seq
         self.node = node
         self.incarnation = incarnation  # as it was known when the probe began
         self.begin = begin
         self.due = due  # when to look at it: first to ask helpers, then the deadline
         self.deadline = deadline
-        self.asked: tuple[str, ...] | None = None
+        self.asked: tuple[str, ...] = ()
         self.silent: set[str] = set()  # helpers that answered, but had no answer themselves
+        self.again = False  # it has been given a second window
 
-    def missing(self) -> int:
-        """How many helpers have not answered at all."""
-        return len(self.asked) - len(self.silent) if self.asked else 0
+    def alone(self) -> bool:
+        """Helpers were asked, and not one of them answered."""
+        return bool(self.asked) and not self.silent
 
 
 class Rotation:
@@ -129,39 +140,49 @@ class Prober:
     def __init__(self, tuning: Tuning, health: Health) -> None:
         self._tuning = tuning
         self._health = health
-        self._pending: dict[int, Pending] = {}
+        self.pending: dict[int, Pending] = {}
         self._seq = 0
         self._actions: list[Probe | Ask] = []
 
     def under_way(self, node: str) -> bool:
         """Whether `node` is being probed."""
-        return any(pending.node == node for pending in self._pending.values())
+        return any(pending.node == node for pending in self.pending.values())
 
-    def start(self, node: str, incarnation: int, n: int, now: float) -> None:
-        """Probe `node`, one of `n`."""
-        factor = self._health.factor
+    def start(self, node: str, incarnation: int, n: int, lenience: int, now: float) -> None:
+        """Probe `node`, one of `n`, with `lenience` times the usual patience."""
+        factor = self._health.factor * lenience
         window = self._tuning.window(n) * factor
-        due = min(window, self._tuning.probe_timeout * factor)
+        due = min(window, self._tuning.timeout(n) * factor)
         self._seq += 1
-        self._pending[self._seq] = Pending(node, incarnation, now, now + due, now + window)
+        self.pending[self._seq] = Pending(
+            self._seq, node, incarnation, now, now + due, now + window
+        )
         self._actions.append(Probe(self._seq, node, window))
+
+    def again(self, pending: Pending, n: int, now: float) -> None:
+        """A second window, by the local health of now; late answers of helpers still count."""
+        window = self._tuning.window(n) * self._health.factor
+        pending.again = True
+        pending.due = pending.deadline = now + window
+        self.pending[pending.seq] = pending
+        self._actions.append(Probe(pending.seq, pending.node, window))
 
     def get(self, seq: int) -> Pending | None:
         """The probe, if it is under way."""
-        return self._pending.get(seq)
+        return self.pending.get(seq)
 
     def finish(self, seq: int) -> Pending | None:
         """It was answered; None if it is not under way."""
-        return self._pending.pop(seq, None)
+        return self.pending.pop(seq, None)
 
     def stop(self) -> None:
         """No more probes."""
-        self._pending.clear()
+        self.pending.clear()
         self._actions.clear()
 
     def postpone(self, late: float) -> None:
         """Nothing was read for `late` s: that is no silence."""
-        for pending in self._pending.values():
+        for pending in self.pending.values():
             pending.begin += late
             pending.due += late
             pending.deadline += late
@@ -176,27 +197,29 @@ class Prober:
     def next_timer(self) -> float:
         """When `handle_timer` is due."""
         due = inf
-        for pending in self._pending.values():
+        for pending in self.pending.values():
             if pending.due < due:
                 due = pending.due
         return due
 
-    def handle_timer(self, now: float, helpers: Callable[[str], list[str]]) -> list[Pending]:
+    def handle_timer(self, now: float, helpers: Callable[[Pending], list[str]]) -> list[Pending]:
         """Ask for help where it is time; the probes whose time is over are returned.
 
-        `helpers` says who may be asked to ping a target.
+        `helpers` says who may be asked to ping its target.
         """
         over: list[Pending] = []
-        for seq, pending in list(self._pending.items()):
+        for seq, pending in list(self.pending.items()):
             if pending.due > now:
                 continue
             if pending.deadline <= now:
-                del self._pending[seq]
+                del self.pending[seq]
                 over.append(pending)
                 continue
             pending.due = pending.deadline
-            pending.asked = tuple(helpers(pending.node))
+            pending.asked = tuple(helpers(pending))
             if pending.asked:
-                timeout = (pending.deadline - now) * HELPERS_SHARE
+                left = pending.deadline - now
+                back = max(1.2 * self._tuning.probe_timeout, 0.3 * left)  # the nacks' way
+                timeout = left - min(back, 0.6 * left)
                 self._actions.append(Ask(seq, pending.node, pending.asked, timeout))
         return over

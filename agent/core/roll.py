@@ -134,9 +134,9 @@ class Roll:
             return self.members[node]
         return None
 
-    def suspected(self) -> list[Member]:
-        """Those of whom a suspicion is held."""
-        return [m for m in self.members.values() if m.case is not None and m.case.suspicion]
+    def cases(self) -> list[Member]:
+        """Those that there is something against."""
+        return [member for member in self.members.values() if member.case is not None]
 
     def transitions(self) -> list[Transition]:
         """What we believe has changed since the last call."""

@@ -64,8 +64,8 @@ class News:
         self._queue: deque[_Item] = deque()
         self._items: dict[str, dict[str, _Item]] = {}  # node -> accuser, or "" -> item
 
-    def __len__(self) -> int:
-        return len(self._items)
+    def __bool__(self) -> bool:
+        return bool(self._items)
 
     def __contains__(self, node: object) -> bool:
         return node in self._items
@@ -96,14 +96,6 @@ class News:
         """Nothing about that node is to be said any more."""
         for item in self._items.pop(node, {}).values():
             item.gone = True
-
-    def again(self, node: str, by: str, limit: int) -> None:
-        """Another node told us what we were telling: it counts as told once more."""
-        items = self._items.get(node)
-        if items is not None and (item := items.get(by)) is not None:
-            item.sent += 1
-            if item.sent >= limit:
-                self._done(item)
 
     def take(self, room: int, copies: int, limit: int) -> list[Rumour]:
         """Up to `room` rumours for a message to `copies` nodes; each goes to `limit` in all."""

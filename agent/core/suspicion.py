@@ -1,8 +1,8 @@
-"""Lifeguard's two ideas about doubt: of others (a suspicion) and of oneself (local health).
+"""Doubt of others (a suspicion), of oneself (local health), and of doubts (lenience).
 
+The first two are Lifeguard's:
 Dadgar, Phillips, Currey: "Lifeguard: Local Health Awareness for More Accurate Failure
-Detection", 2018. What stands opposite: core/membership.py keeps one Suspicion for each suspect,
-and one Health.
+Detection", 2018. What stands opposite: core/judgement.py keeps a Suspicion for each suspect.
 """
 
 from __future__ import annotations
@@ -76,3 +76,36 @@ class Health:
     def patience(self) -> float:
         """What the suspicions that we hold are multiplied by."""
         return 1.0 + PATIENCE * self.level
+
+
+class Lenience:
+    """Who refuted suspicions lately is slow rather than dead, and gets more time with each.
+
+    `limit` refutations count at most; one is forgotten each `decay` s.
+    """
+
+    __slots__ = ("_decay", "_limit", "_refuted")
+
+    def __init__(self, limit: int, decay: float) -> None:
+        self._limit = limit
+        self._decay = decay
+        self._refuted: dict[str, tuple[int, float]] = {}  # node -> how many, when the last
+
+    def refuted(self, node: str, now: float) -> None:
+        """It was suspected, and lives."""
+        self._refuted[node] = (min(self._limit, self.factor(node, now)), now)
+
+    def forget(self, node: str) -> None:
+        """It is no member any more."""
+        self._refuted.pop(node, None)
+
+    def factor(self, node: str, now: float) -> int:
+        """How many times the usual window a probe of it may take."""
+        if node not in self._refuted:
+            return 1
+        count, last = self._refuted[node]
+        factor = 1 + count - int((now - last) / self._decay)
+        if factor > 1:
+            return factor
+        del self._refuted[node]
+        return 1

@@ -35,6 +35,9 @@ def main() -> int:
     many.add_argument("--nodes", type=int, help="how many")
     many.add_argument("--loss", type=float, default=0.0, help="share of packets lost, 0..1")
     many.add_argument("--slow", type=float, default=0.0, help="share of nodes that are slow")
+    many.add_argument(
+        "--noise", type=float, default=0.0, help="everything is late by up to so many s"
+    )
     many.add_argument("--minutes", type=float, default=0.5, help="how long, in virtual time")
     many.add_argument("--kill", action="store_true", help="one host falls silent")
     many.add_argument("--refuse", action="store_true", help="one agent dies, its host answers")
@@ -77,6 +80,7 @@ def _many(options: argparse.Namespace) -> int:
             seed=options.seed if options.seed is not None else 1,
             loss=options.loss,
             slow=options.slow,
+            noise=options.noise,
             minutes=options.minutes,
             kill=options.kill,
             refuse=options.refuse,

@@ -73,8 +73,8 @@ class Member(hosts.Protocol):
                 self._probe(action)
             else:
                 self._ask(action)
-        peers, rumours = core.gossip(world.now, host.neighbours)
-        if rumours:
+        if core.next_timer() <= world.now:
+            peers, rumours = core.gossip(world.now, host.neighbours)
             size = size_of(rumours)
             message = (core.incarnation, rumours)
             for peer in peers:
@@ -86,12 +86,13 @@ class Member(hosts.Protocol):
         due = core.next_timer()
         if due < self._wake:
             self._wake = due
-            world.at(due, self._timer, due)
+            late = world.noise * world.rng.random() if world.noise else 0.0
+            world.at(due + late, self._timer, due)
 
     def _timer(self, due: float, _: None) -> None:
         if due == self._wake and self.host.runs:
             self._wake = float("inf")
-            self.core.handle_timer(due)
+            self.core.handle_timer(self.host.world.now)
             self._pump()
 
     def _probe(self, probe: Probe) -> None:

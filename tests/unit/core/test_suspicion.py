@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.suspicion import Health, Suspicion
+from agent.core.suspicion import Health, Lenience, Suspicion
 
 
 def test_an_unconfirmed_suspicion_lasts_the_maximum() -> None:
@@ -68,3 +68,16 @@ def test_health_stays_within_its_bounds_and_scales() -> None:
     assert (health.level, health.factor, health.patience) == (3, 4.0, 1.75)
     health.better()
     assert health.factor == 3.0
+
+
+def test_lenience_grows_with_refutations_and_is_forgotten() -> None:
+    lenience = Lenience(limit=3, decay=30.0)
+    assert lenience.factor("a", 0.0) == 1
+    factors = []
+    for _ in range(5):
+        lenience.refuted("a", 0.0)
+        factors.append(lenience.factor("a", 0.0))
+    assert factors == [2, 3, 4, 4, 4]
+    assert [lenience.factor("a", t) for t in (29.0, 31.0, 61.0, 91.0)] == [4, 3, 2, 1]
+    lenience.refuted("a", 91.0)
+    assert lenience.factor("a", 92.0) == 2
