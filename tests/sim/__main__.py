@@ -33,6 +33,9 @@ def main() -> int:
     parser.add_argument("--bounded", action="store_true", help="streams to a few nodes only")
     many = parser.add_argument_group("many nodes")
     many.add_argument("--nodes", type=int, help="how many")
+    many.add_argument(
+        "--endpoints", type=int, default=0, help="of each; no protocol of these runs uses them yet"
+    )
     many.add_argument("--loss", type=float, default=0.0, help="share of packets lost, 0..1")
     many.add_argument("--slow", type=float, default=0.0, help="share of nodes that are slow")
     many.add_argument(

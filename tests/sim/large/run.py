@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.core.membership import PRESETS, State, Transition
-from tests.sim.large.host import Host, connect
+from tests.sim.large.host import Host, Protocol, connect
 from tests.sim.large.membership import Member
 from tests.sim.large.world import World
 
@@ -63,23 +64,30 @@ class Figures:
 
 
 class Run:
-    """A run of `options`. `play` raises AssertionError where something does not hold."""
+    """A run of `options`. `play` raises AssertionError where something does not hold.
 
-    def __init__(self, options: Options) -> None:
+    `more`: what each host runs beside membership.
+    """
+
+    def __init__(self, options: Options, more: Sequence[Callable[[Host], Protocol]] = ()) -> None:
         self.options = options
         self.figures = Figures()
         before = _resident()
         self.world = World(options.seed, options.loss, options.preset, options.noise)
         self.hosts = [Host(self.world, f"{i + 1:016x}") for i in range(options.nodes)]
         self.members = [Member(host, PRESETS[options.preset], self) for host in self.hosts]
+        for protocol in more:
+            for host in self.hosts:
+                protocol(host)
         connect(self.hosts, self.world.rng)
         count = round(options.slow * options.nodes)
         for host in self.world.rng.sample(self.hosts, count):
             host.slow = True
         well = [host for host in self.hosts if not host.slow]
         self.victim, self.orphan = self.world.rng.sample(well, 2)
-        for member in self.members:
-            member.start()
+        for host in self.hosts:
+            for each in host.protocols:
+                each.start()
         self.figures.memory = (_resident() - before) / options.nodes
         self._killed = self._orphaned = self._cut = math.inf
         self._accused: set[tuple[str, int]] = set()
@@ -114,9 +122,8 @@ class Run:
         world.run_until(end + CALM)
         gc.enable()
         figures.suspicions = len(self._accused)
-        figures.digest = hash(
-            (tuple(figures.detected), world.events, self.members[0].core.digest())
-        )
+        seen = (tuple(figures.detected), tuple(figures.refused), figures.accusations, world.events)
+        figures.digest = hash((seen, self.members[0].core.digest())) % (1 << 64)
         self.check()
         return figures
 
@@ -198,6 +205,7 @@ class Run:
             f"suspicions: {figures.suspicions} ({figures.accusations} accusations)",
             f"a node sends {figures.messages:.1f} messages/s, {figures.bytes / 1000:.2f} kB/s",
             f"a node takes {figures.memory / 1000:.0f} kB of memory",
+            f"run {figures.digest:016x}",
             f"{figures.events:,} events in {figures.took:.1f} s of one processor: "
             f"{figures.events / figures.took:,.0f} events/s",
         ]
