@@ -63,6 +63,8 @@ class Stability:
         self._neighbours: dict[str, _Neighbour] = {}
         self._next: dict[str, str] = {}  # origin -> the neighbour to tell; of the present ones
         self._digest: Mapping[str, tuple[int, int]] = {}  # ours, as last looked at
+        self._live: Iterable[str] = ()  # who was last asked about, and the sum of the hashes
+        self._wanted = 0
 
     def up(self, peer: str) -> None:
         """A new stream to `peer`: nothing has been said on it."""
@@ -123,10 +125,13 @@ class Stability:
 
     def stable(self, version: int, live: Iterable[str]) -> int:
         """Up to which of our versions all of `live` have our records; 0 if that is not known.
-        `version` is the one that we have published."""
+        `version` is the one that we have published; a `live` that is given again is not summed
+        again."""
+        if live is not self._live:
+            self._live = live
+            self._wanted = sum(map(position, {self.me, *live})) % CIRCLE
         reach = self._reach(self.me, version)
-        wanted = sum(map(position, {self.me, *live})) % CIRCLE
-        return reach.version if reach.members == wanted else 0
+        return reach.version if reach.members == self._wanted else 0
 
     def _look(self, digest: Mapping[str, tuple[int, int]]) -> None:
         """See what of ours has changed."""

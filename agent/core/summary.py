@@ -35,6 +35,8 @@ def bucket(origin: str) -> int:
 
 def differing(mine: tuple[int, ...], theirs: tuple[int, ...]) -> int:
     """The buckets that differ, as bits."""
+    if mine == theirs:
+        return 0
     pairs = zip(mine, theirs, strict=True)
     return sum(1 << number for number, (a, b) in enumerate(pairs) if a != b)
 

@@ -16,6 +16,7 @@ from agent.core.membership import PRESETS
 from tests.sim.crashrun import CrashRun
 from tests.sim.large import run as large
 from tests.sim.large.run import Options
+from tests.sim.large.whole import WholeRun
 from tests.sim.scenario import Run
 
 
@@ -34,8 +35,9 @@ def main() -> int:
     many = parser.add_argument_group("many nodes")
     many.add_argument("--nodes", type=int, help="how many")
     many.add_argument(
-        "--endpoints", type=int, default=0, help="of each; no protocol of these runs uses them yet"
+        "--endpoints", type=int, default=0, help="of each; then the whole core runs, not just SWIM"
     )
+    many.add_argument("--writes", type=int, default=30, help="new endpoints in the course of it")
     many.add_argument("--loss", type=float, default=0.0, help="share of packets lost, 0..1")
     many.add_argument("--slow", type=float, default=0.0, help="share of nodes that are slow")
     many.add_argument(
@@ -77,7 +79,8 @@ def main() -> int:
 
 
 def _many(options: argparse.Namespace) -> int:
-    run = large.Run(
+    kind = WholeRun if options.endpoints else large.Run
+    run = kind(
         Options(
             nodes=options.nodes,
             seed=options.seed if options.seed is not None else 1,
@@ -89,6 +92,8 @@ def _many(options: argparse.Namespace) -> int:
             refuse=options.refuse,
             split=options.split,
             preset=options.preset,
+            endpoints=options.endpoints,
+            writes=options.writes,
         )
     )
     try:
