@@ -33,7 +33,7 @@ class Options:
     split: float = 0.0
     preset: str = "lan"
     endpoints: int = 0  # of each host; with some, the whole core runs (whole.py)
-    writes: int = 30  # new endpoints in the course of it, then
+    writes: int = 60  # new endpoints in the course of it, then
 
     def command(self) -> str:
         """What replays it."""
