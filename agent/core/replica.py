@@ -118,6 +118,7 @@ class Replica:
         # published, oldest first. Until those are, these are what there is: a delta that left
         # them out would promise what a crash before the next publication never keeps.
         self._past: dict[str, list[Record]] = {}
+        self._digest: dict[str, tuple[int, int]] | None = None  # as last asked for, if it holds
 
     def put(self, key: str, value: bytes) -> Record:
         """Write one of our own records."""
@@ -135,6 +136,7 @@ class Replica:
 
     def publish(self, version: int) -> None:
         """Let others see our own records up to `version`."""
+        self._digest = None
         self.published = max(self.published, version)
         own = self._origins[self.me]
         if own.version <= self.published:
@@ -149,6 +151,7 @@ class Replica:
 
     def restore(self, records: Iterable[Record], version: int, floor: int) -> None:
         """Take our own records from disk, at start, oldest first."""
+        self._digest = None
         own = self._origins[self.me]
         for record in records:
             own.put(record)
@@ -160,6 +163,7 @@ class Replica:
         self, origin: str, records: Iterable[Record], version: int, floor: int
     ) -> list[Change]:
         """Take what was known of another origin from disk, at start, oldest first."""
+        self._digest = None
         state = self._origins.setdefault(origin, _Origin())
         for record in records:
             state.put(record)
@@ -192,10 +196,14 @@ class Replica:
         return state.floor if state else 0
 
     def digest(self) -> dict[str, tuple[int, int]]:
-        """Origin -> (version, floor)."""
-        return {
-            origin: (self.version(origin), state.floor) for origin, state in self._origins.items()
-        }
+        """Origin -> (version, floor). The same dict as long as nothing changed: leave it as it is.
+
+        A node of a thousand is asked for it on each of a dozen streams every second.
+        """
+        if self._digest is None:
+            self._digest = {o: (state.version, state.floor) for o, state in self._origins.items()}
+            self._digest[self.me] = (self.published, self._origins[self.me].floor)
+        return self._digest
 
     def get(self, origin: str, key: str) -> bytes:
         """The value of a key; empty if there is none."""
@@ -235,7 +243,10 @@ class Replica:
         """
         if delta.origin == self.me:
             return []
-        state = self._origins.setdefault(delta.origin, _Origin())
+        state = self._origins.get(delta.origin)
+        if state is None:
+            state = self._origins[delta.origin] = _Origin()
+            self._digest = None
         if delta.reset:
             return self._merge_reset(state, delta)
         if delta.upto <= state.version:
@@ -246,6 +257,7 @@ class Replica:
             # The sender did not know how little we have: tombstones that we lack are gone there.
             # (With its floor here already, we are in the midst of taking all of it.)
             return None
+        self._digest = None
         changes: list[Change] = []
         known = state.version
         for record in delta.records:
@@ -274,6 +286,7 @@ class Replica:
         del self._incoming[delta.origin]
         if incoming.version <= state.version:
             return []
+        self._digest = None
         incoming.floor = max(delta.floor, state.floor)
         incoming.generation = state.generation + 1
         before = state.records
@@ -299,6 +312,7 @@ class Replica:
         own = self._origins[self.me]
         if version <= own.version:
             return False
+        self._digest = None
         live = [r for r in own.records.values() if r.value]
         start = beyond(version)
         fresh = self._origins[self.me] = _Origin(version=start, floor=start)
@@ -313,12 +327,14 @@ class Replica:
         state = self._origins.get(origin)
         if state is None or upto <= state.floor:
             return 0
+        self._digest = None
         before = len(state.records)
         state.raise_floor(upto)
         return before - len(state.records)
 
     def forget(self, origin: str) -> list[Change]:
         """Drop an origin altogether; the keys that go with it."""
+        self._digest = None
         self._incoming.pop(origin, None)
         state = self._origins.pop(origin, None)
         if state is None:

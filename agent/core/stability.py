@@ -51,6 +51,8 @@ class _Neighbour:
     heard: dict[str, Reach] = field(default_factory=dict)
     told: dict[str, Reach] = field(default_factory=dict)
     tellings: int = 0
+    moved: bool = True  # who is told what has changed: look at every origin
+    changed: dict[str, None] = field(default_factory=dict)  # else at these, in order
 
 
 class Stability:
@@ -60,16 +62,24 @@ class Stability:
         self.me = me
         self._neighbours: dict[str, _Neighbour] = {}
         self._next: dict[str, str] = {}  # origin -> the neighbour to tell; of the present ones
+        self._digest: Mapping[str, tuple[int, int]] = {}  # ours, as last looked at
+        self._live: Iterable[str] = ()  # who was last asked about, and the sum of the hashes
+        self._wanted = 0
 
     def up(self, peer: str) -> None:
         """A new stream to `peer`: nothing has been said on it."""
         self._neighbours[peer] = _Neighbour()
-        self._next.clear()
+        self._move()
 
     def down(self, peer: str) -> None:
         """There is no stream to `peer` any more."""
         self._neighbours.pop(peer, None)
+        self._move()
+
+    def _move(self) -> None:
         self._next.clear()
+        for neighbour in self._neighbours.values():
+            neighbour.moved = True
 
     def take(self, peer: str, seen: Seen) -> None:
         """What a neighbour told."""
@@ -77,23 +87,33 @@ class Stability:
         if neighbour is None:
             return
         if seen.whole:
+            for origin in neighbour.heard:
+                self._note(origin)
             neighbour.heard.clear()
         for origin, reach in seen.entries.items():
+            self._note(origin)
             if reach == NONE:
                 neighbour.heard.pop(origin, None)
             else:
                 neighbour.heard[origin] = reach
 
     def tell(self, peer: str, digest: Mapping[str, tuple[int, int]]) -> Seen | None:
-        """What to tell `peer` now; None if it knows. `digest` is what we have of each origin."""
+        """What to tell `peer` now; None if it knows. `digest` is what we have of each origin: a
+        new one whenever that has changed."""
         neighbour = self._neighbours.get(peer)
         if neighbour is None:
             return None
+        self._look(digest)
         whole = neighbour.tellings % WHOLE_EVERY == 0
         neighbour.tellings += 1
+        origins: Iterable[str] = digest if whole or neighbour.moved else neighbour.changed
+        neighbour.moved, neighbour.changed = False, {}
         told = neighbour.told
         entries: dict[str, Reach] = {}
-        for origin, (version, _) in digest.items():
+        for origin in origins:
+            if origin not in digest:
+                continue
+            version = digest[origin][0]
             if origin != self.me and self._toward(origin) == peer:
                 reach = self._reach(origin, version)
                 if whole or told.get(origin) != reach:
@@ -105,10 +125,27 @@ class Stability:
 
     def stable(self, version: int, live: Iterable[str]) -> int:
         """Up to which of our versions all of `live` have our records; 0 if that is not known.
-        `version` is the one that we have published."""
+        `version` is the one that we have published; a `live` that is given again is not summed
+        again."""
+        if live is not self._live:
+            self._live = live
+            self._wanted = sum(map(position, {self.me, *live})) % CIRCLE
         reach = self._reach(self.me, version)
-        wanted = sum(position(node) for node in {self.me, *live}) % CIRCLE
-        return reach.version if reach.members == wanted else 0
+        return reach.version if reach.members == self._wanted else 0
+
+    def _look(self, digest: Mapping[str, tuple[int, int]]) -> None:
+        """See what of ours has changed."""
+        if digest is not self._digest:
+            before, self._digest = self._digest, digest
+            for origin, have in digest.items():
+                if before.get(origin) != have:
+                    self._note(origin)
+
+    def _note(self, origin: str) -> None:
+        """What is to be told of an origin may have changed."""
+        neighbour = self._neighbours.get(self._toward(origin))
+        if neighbour is not None and not neighbour.moved:
+            neighbour.changed[origin] = None
 
     def _reach(self, origin: str, version: int) -> Reach:
         members = position(self.me)

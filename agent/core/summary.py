@@ -35,6 +35,8 @@ def bucket(origin: str) -> int:
 
 def differing(mine: tuple[int, ...], theirs: tuple[int, ...]) -> int:
     """The buckets that differ, as bits."""
+    if mine == theirs:
+        return 0
     pairs = zip(mine, theirs, strict=True)
     return sum(1 << number for number, (a, b) in enumerate(pairs) if a != b)
 
@@ -45,10 +47,15 @@ class Summarizer:
     def __init__(self) -> None:
         self._counted: dict[str, int] = {}  # origin -> version that is in the hashes
         self._buckets = [0] * BUCKETS
+        self._digest: Mapping[str, tuple[int, int]] = {}  # what was last looked at
 
     def update(self, digest: Mapping[str, tuple[int, int]]) -> tuple[int, ...]:
         """The hashes of `digest`: origin -> (version, floor). Floors are not looked at: they
-        come with records, so two nodes that have the same may well have different ones."""
+        come with records, so two nodes that have the same may well have different ones. A digest
+        that is given again is not looked at again."""
+        if digest is self._digest:
+            return tuple(self._buckets)
+        self._digest = digest
         counted = self._counted
         for origin in counted.keys() - digest.keys():
             self._buckets[bucket(origin)] ^= _mix(origin, counted.pop(origin))

@@ -3,7 +3,9 @@
 A small one under a load of creates and removes:
     [--crashes | --bounded] --seeds N [--first SEED] | --seed SEED [--trace]
 Many nodes, to see how it scales:
-    --nodes N [--loss P] [--slow P] [--kill] [--minutes M] …
+    --nodes N [--endpoints N] [--loss P] [--slow P] [--kill] [--minutes M] …
+Clusters of 10 to 1,000 nodes, drawn:
+    --plot FILE
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 
 from agent.core.membership import PRESETS
+from tests.sim import plot
 from tests.sim.crashrun import CrashRun
 from tests.sim.large import run as large
 from tests.sim.large.run import Options
+from tests.sim.large.whole import WholeRun
 from tests.sim.scenario import Run
 
 
@@ -34,8 +39,9 @@ def main() -> int:
     many = parser.add_argument_group("many nodes")
     many.add_argument("--nodes", type=int, help="how many")
     many.add_argument(
-        "--endpoints", type=int, default=0, help="of each; no protocol of these runs uses them yet"
+        "--endpoints", type=int, default=0, help="of each; then the whole core runs, not just SWIM"
     )
+    many.add_argument("--writes", type=int, default=60, help="new endpoints in the course of it")
     many.add_argument("--loss", type=float, default=0.0, help="share of packets lost, 0..1")
     many.add_argument("--slow", type=float, default=0.0, help="share of nodes that are slow")
     many.add_argument(
@@ -45,8 +51,22 @@ def main() -> int:
     many.add_argument("--kill", action="store_true", help="one host falls silent")
     many.add_argument("--refuse", action="store_true", help="one agent dies, its host answers")
     many.add_argument("--split", type=float, default=0.0, help="cut in two halves for so many s")
+    many.add_argument("--plot", type=Path, help="draw convergence against the size, as SVG")
     many.add_argument("--preset", choices=PRESETS, default="lan")
     options = parser.parse_args()
+    if options.plot is not None:
+        seed = options.seed if options.seed is not None else 7
+        plot.main(
+            options.plot,
+            Options(
+                nodes=0,
+                seed=seed,
+                loss=options.loss or 0.05,
+                endpoints=options.endpoints or 10,
+                writes=options.writes,
+            ),
+        )
+        return 0
     if options.nodes is not None:
         return _many(options)
     seeds = (
@@ -77,7 +97,8 @@ def main() -> int:
 
 
 def _many(options: argparse.Namespace) -> int:
-    run = large.Run(
+    kind = WholeRun if options.endpoints else large.Run
+    run = kind(
         Options(
             nodes=options.nodes,
             seed=options.seed if options.seed is not None else 1,
@@ -89,6 +110,8 @@ def _many(options: argparse.Namespace) -> int:
             refuse=options.refuse,
             split=options.split,
             preset=options.preset,
+            endpoints=options.endpoints,
+            writes=options.writes,
         )
     )
     try:

@@ -34,7 +34,7 @@ class Protocol(ABC):
 
     def send(self, peer: Host, message: Any, size: int) -> None:
         """Put a message of `size` bytes on the stream to `peer`."""
-        self.host.world.stream(self.host, peer, self.channel, message, size)
+        self.host.send(peer, self.channel, message, size)
 
 
 class Host:
@@ -67,6 +67,10 @@ class Host:
         self.messages = 0  # that it sent
         self.bytes = 0
         world.hosts[id] = self
+
+    def send(self, peer: Host, channel: int, message: Any, size: int) -> None:
+        """Put a message of `size` bytes on the stream to `peer`."""
+        self.world.stream(self, peer, channel, message, size)
 
     @property
     def runs(self) -> bool:

@@ -81,7 +81,7 @@ class Member(hosts.Protocol):
             size = size_of(rumours)
             message = (core.incarnation, rumours)
             for peer in peers:
-                world.stream(host, world.hosts[peer], self.channel, message, size)
+                self.send(world.hosts[peer], message, size)
             due = core.next_timer()
         for transition in core.transitions():
             self.observer.transition(host, transition)

@@ -32,6 +32,8 @@ class Options:
     refuse: bool = False
     split: float = 0.0
     preset: str = "lan"
+    endpoints: int = 0  # of each host; with some, the whole core runs (whole.py)
+    writes: int = 60  # new endpoints in the course of it, then
 
     def command(self) -> str:
         """What replays it."""
@@ -42,6 +44,8 @@ class Options:
         words += ["--kill"] if self.kill else []
         words += ["--refuse"] if self.refuse else []
         words += [f"--split {self.split:g}"] if self.split else []
+        if self.endpoints:
+            words += [f"--endpoints {self.endpoints} --writes {self.writes}"]
         return "python -m tests.sim " + " ".join(words)
 
 
@@ -69,17 +73,18 @@ class Run:
     `more`: what each host runs beside membership.
     """
 
+    host_type: type[Host] = Host
+
     def __init__(self, options: Options, more: Sequence[Callable[[Host], Protocol]] = ()) -> None:
         self.options = options
         self.figures = Figures()
-        before = _resident()
+        before = resident()
         self.world = World(options.seed, options.loss, options.preset, options.noise)
-        self.hosts = [Host(self.world, f"{i + 1:016x}") for i in range(options.nodes)]
-        self.members = [Member(host, PRESETS[options.preset], self) for host in self.hosts]
+        self.hosts = [self.host_type(self.world, f"{i + 1:016x}") for i in range(options.nodes)]
+        self.members = self._equip()
         for protocol in more:
             for host in self.hosts:
                 protocol(host)
-        connect(self.hosts, self.world.rng)
         count = round(options.slow * options.nodes)
         for host in self.world.rng.sample(self.hosts, count):
             host.slow = True
@@ -88,10 +93,16 @@ class Run:
         for host in self.hosts:
             for each in host.protocols:
                 each.start()
-        self.figures.memory = (_resident() - before) / options.nodes
+        self.figures.memory = (resident() - before) / options.nodes
         self._killed = self._orphaned = self._cut = math.inf
         self._accused: set[tuple[str, int]] = set()
         self._dead: set[tuple[str, str]] = set()  # (who believes it, of whom)
+
+    def _equip(self) -> list[Member]:
+        """Give each host its protocols, membership first, and its streams."""
+        members = [Member(host, PRESETS[self.options.preset], self) for host in self.hosts]
+        connect(self.hosts, self.world.rng)
+        return members
 
     # -- what happens --
 
@@ -198,8 +209,8 @@ class Run:
         lines = [
             f"{n} nodes, preset {options.preset}, packet loss {options.loss:.0%}, "
             f"{options.slow:.0%} slow, {options.minutes:g} virtual minutes, seed {options.seed}",
-            *([_spread("silent node believed dead", figures.detected)] if options.kill else []),
-            *([_spread("dead agent believed refused", figures.refused)] if options.refuse else []),
+            *([spread("silent node believed dead", figures.detected)] if options.kill else []),
+            *([spread("dead agent believed refused", figures.refused)] if options.refuse else []),
             *([f"healed after {figures.healed:.2f} s"] if options.split else []),
             f"false positives: {len(figures.false_positives)}",
             f"suspicions: {figures.suspicions} ({figures.accusations} accusations)",
@@ -212,7 +223,7 @@ class Run:
         return "\n".join(lines)
 
 
-def _spread(what: str, times: list[float]) -> str:
+def spread(what: str, times: list[float]) -> str:
     if not times:
         return f"{what}: by nobody"
     times = sorted(times)
@@ -220,6 +231,6 @@ def _spread(what: str, times: list[float]) -> str:
     return f"{what}: first {times[0]:.2f} s, 99 % {most:.2f} s, all {len(times)} {times[-1]:.2f} s"
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes of memory that this process holds (proc(5), statm)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -85,6 +85,10 @@ class World:
             self._now_playing = sorted(self._slots.pop(self._slot))
             self._place = 0
 
+    def latency(self) -> float:
+        """How long a packet that is not lost takes one way."""
+        return self._least + (self._spread + self.noise) * self.rng.random()
+
     def transit(self) -> float:
         """How long a message takes one way, with what had to be sent again."""
         random = self.rng.random

@@ -200,3 +200,25 @@ def test_all_of_an_origin_may_come_in_parts_below_its_floor() -> None:
     assert peer.merge(Delta("a", 2, 3, [Record("e/3", 3, b"v")], floor=4))
     assert peer.merge(Delta("a", 3, 5, [Record("e/4", 5, b"v")], floor=4))
     assert peer.version("a") == 5 and len(peer.items("a")) == 3
+
+
+def test_a_digest_is_made_anew_just_when_something_changed() -> None:
+    a, b = writer(b"1", b"2"), Replica("b")
+    told = b.digest()
+    assert b.digest() is told
+    b.merge(delta(a, 0))
+    assert b.digest() == {"b": (0, 0), "a": (2, 0)}
+    b.put("mine", b"1")
+    assert b.digest()["b"] == (0, 0), "not published"
+    b.publish(1)
+    assert b.digest()["b"] == (1, 0)
+    b.merge(Delta("a", 0, 5, [Record("k0", 5, b"9")], floor=4, reset=True, complete=True))
+    assert b.digest()["a"] == (5, 4)
+    b.collect("a", 5)
+    assert b.digest()["a"] == (5, 5)
+    b.surpass(7)
+    assert b.digest()["b"][1] > 7
+    b.restore_peer("c", [], 3, 1)
+    b.forget("a")
+    assert b.digest().keys() == {"b", "c"}
+    assert told == {"b": (0, 0)}, "who keeps one has what it was"

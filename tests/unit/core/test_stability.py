@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from agent.core.stability import WHOLE_EVERY, Reach, Seen, Stability
+from agent.core.stability import NONE, WHOLE_EVERY, Reach, Seen, Stability
 from agent.core.topology import Topology, position
 
 Digest = dict[str, tuple[int, int]]
@@ -134,3 +134,36 @@ def test_a_sum_that_only_looks_complete_is_not_taken() -> None:
     part.take("b", Seen(twice))
     part.take("c", Seen(twice))
     assert part.stable(9, ["a", "b", "c"]) == 0
+
+
+def test_what_is_told_of_changes_alone_is_all_that_is_to_be_told() -> None:
+    rng = random.Random(3)
+    quick, thorough = Stability("me"), Stability("me")
+    origins, peers = [f"o{n}" for n in range(20)], [f"p{n}" for n in range(5)]
+    digest: Digest = {}
+    told = 0
+    for _ in range(3000):
+        peer = rng.choice(peers)
+        some = rng.sample(origins, 3)
+        match rng.randrange(12):
+            case 0:
+                quick.up(peer)
+                thorough.up(peer)
+            case 1:
+                quick.down(peer)
+                thorough.down(peer)
+            case 2 | 3 | 4:
+                entries = {o: rng.choice([NONE, Reach(rng.randrange(5), 7)]) for o in some}
+                seen = Seen(entries, rng.random() < 0.3)
+                quick.take(peer, seen)
+                thorough.take(peer, seen)
+            case 5 | 6:
+                digest = {**digest, some[0]: (rng.randrange(9), 0)}
+                if rng.random() < 0.1:
+                    digest.pop(some[1], None)
+            case _:
+                thorough._move()
+                found, wanted = quick.tell(peer, digest), thorough.tell(peer, digest)
+                assert found == wanted
+                told += bool(found and not found.whole)
+    assert told > 100
