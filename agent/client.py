@@ -238,9 +238,26 @@ class Client:
         request = pb.ResolveRequest(name=name, type=type, network=network)
         return cast(pb.ResolveReply, await self._call(self._stub.Resolve, request))
 
+    async def metrics(self) -> str:
+        """The agent's metrics, in Prometheus' text format."""
+        reply: pb.MetricsReply = await self._call(self._stub.GetMetrics, pb.GetMetricsRequest())
+        return reply.text
+
     async def watch(self, since: int = 0) -> AsyncIterator[pb.Event]:
         """Changes after revision `since`; with 0 the present state first, then `synced`."""
         async for event in self._stream(self._stub.Watch(pb.WatchRequest(since=since))):
+            yield event
+
+    async def events(
+        self, since: int = 0, *, not_before: float = 0.0, follow: bool = False
+    ) -> AsyncIterator[pb.Event]:
+        """What is in the agent's history, then `synced`; with `follow` goes on from there.
+
+        `since` is a revision, `not_before` in seconds since the epoch. Where the history does
+        not reach back so far, an event `trimmed` comes first.
+        """
+        request = pb.WatchRequest(since=since, history=True, not_before=not_before, end=not follow)
+        async for event in self._stream(self._stub.Watch(request)):
             yield event
 
     async def _call(self, method: Any, request: Any) -> Any:

@@ -50,6 +50,9 @@ class Settings:
     )
     log_level: str = field(default="info", metadata={"help": "debug, info, warning or error"})
     log_format: str = field(default="text", metadata={"help": "text for people, json for machines"})
+    metrics_listen: str = field(
+        default="", metadata={"help": "ADDRESS:PORT for /metrics, without authentication [none]"}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +146,31 @@ def _check(values: dict[str, Any]) -> None:
             raise Invalid(
                 f"setting {name}", f"is unknown: {values[name]!r}", f"Use {', '.join(allowed)}"
             )
+    if values["metrics_listen"]:
+        parse_listen(values["metrics_listen"])
     for directory in ("state_dir", "run_dir"):
         if not os.path.isabs(values[directory]):  # noqa: PTH117
             raise Invalid(f"setting {directory}", "is not absolute", "Give a whole path")
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Address and port of ADDRESS:PORT, where IPv6 is in brackets; Invalid if malformed."""
+    address, colon, port = text.rpartition(":")
+    bare = address[1:-1] if address.startswith("[") and address.endswith("]") else address
+    try:
+        family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+        socket.inet_pton(family, bare)
+        if not colon or (family == socket.AF_INET6) != (bare != address):
+            raise ValueError("brackets are for IPv6")
+        if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+            raise ValueError("the port")
+    except (OSError, ValueError):
+        raise Invalid(
+            f"setting metrics_listen {text[:60]!r}",
+            "is malformed",
+            "Write ADDRESS:PORT, as 127.0.0.1:9646 or [::1]:9646",
+        ) from None
+    return bare, int(port)
 
 
 def default_address() -> str:

@@ -30,15 +30,17 @@ from grpc_reflection.v1alpha import reflection
 
 from agent import __version__, restart, store
 from agent.api.control import Control
+from agent.api.metrics import Metrics, Sources
 from agent.api.watch import Watchers
 from agent.cluster.detector import Detector
 from agent.cluster.discovery import Mdns
 from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
-from agent.config import Settings, default_address
+from agent.config import Settings, default_address, parse_listen
 from agent.core.membership import PRESETS
-from agent.datapath.monitor import CarrierMonitor
+from agent.datapath.carrier import CarrierMonitor
 from agent.datapath.reconciler import Reconciler
+from agent.datapath.repairs import KINDS, Repair
 from agent.datapath.underlay import describe, forget_unresolved
 from agent.departures import Departures
 from agent.errors import Conflict, VxmeshError
@@ -117,10 +119,20 @@ async def run(settings: Settings, reset_state: bool) -> None:
             if peers:
                 peers.wake()
 
+        def repaired(repair: Repair) -> None:
+            names = [node.catalogue.name(id) for id in sorted(repair.networks)]
+            node.tell(
+                "drift.repaired",
+                repair.describe(names),
+                kind=repair.kind,
+                count=str(repair.count),
+                networks=",".join(names),
+            )
+
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
-        kernel = Reconciler(plan, run_dir, on_applied=applied)
+        kernel = Reconciler(plan, run_dir, on_applied=applied, on_repair=repaired)
         peers = Peers(node, me, secrets.token_hex(8), storing.durable)
         links = peers.links
         tuning = dataclasses.replace(PRESETS[settings.detection], agent_grace=settings.agent_grace)
@@ -163,10 +175,21 @@ async def run(settings: Settings, reset_state: bool) -> None:
             stack.push_async_callback(mdns.stop)
         watchers = Watchers(node, peers)
         stack.callback(watchers.close)
+        streams = peers.links
+        sources = Sources(
+            kernel_failures=lambda: len(kernel.failures()),
+            peer_streams=lambda: len(streams),
+            resolver=feed.counters,
+            repair_kinds=KINDS,
+        )
+        metrics = Metrics(node, sources)
+        await stack.enter_async_context(metrics.sampling())
+        if settings.metrics_listen:
+            await _serve_metrics(metrics, settings.metrics_listen, stack)
         departures = Departures(
             node, operations, peers.consent, detector.leave, lambda: _end(ending)
         )
-        control = Control(node, operations, departures, peers, feed, watchers)
+        control = Control(node, operations, departures, peers, feed, watchers, metrics)
         await _serve(control, socket, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)
@@ -306,6 +329,14 @@ async def _serve(control: Control, path: Path, stack: contextlib.AsyncExitStack)
     finally:
         os.umask(before)
     stack.push_async_callback(server.stop, 0.5)
+
+
+async def _serve_metrics(metrics: Metrics, where: str, stack: contextlib.AsyncExitStack) -> None:
+    from agent.api.metricserver import MetricServer  # aiohttp takes 0.2 s to import
+
+    server = MetricServer(metrics)
+    await server.start(*parse_listen(where))
+    stack.push_async_callback(server.stop)
 
 
 def _end(ending: asyncio.Future[None]) -> None:

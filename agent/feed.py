@@ -43,6 +43,10 @@ class ToResolver:
         self.node.listeners.remove(self._changed)
         await self._client.close()
 
+    async def counters(self) -> dict[str, int]:
+        """The name server's own counters; Unavailable if it does not answer."""
+        return (await self._client.stats()).counters
+
     async def settle(self) -> None:
         """Return when what has changed so far is in force."""
         await self._client.flush()

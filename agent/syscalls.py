@@ -20,6 +20,7 @@ CLONE_NEWNET = 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 32, 4096, 16384, 1 << 18, 1 << 19
 MNT_DETACH = 2
+_PR_SET_NAME = 15
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -60,6 +61,11 @@ def mount(
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+
+
+def set_thread_name(name: str) -> None:
+    """What the kernel calls the calling thread, 15 bytes at most; see PR_SET_NAME in prctl(2)."""
+    _check(_libc.prctl(_PR_SET_NAME, os.fsencode(name), 0, 0, 0), "prctl")
 
 
 def in_thread(function: Callable[[], T]) -> T:

@@ -12,6 +12,7 @@ import grpc.aio
 
 from agent.api import convert
 from agent.api.errors import reports, reports_stream
+from agent.api.metrics import Metrics
 from agent.api.watch import Watchers
 from agent.core.members import Member
 from agent.core.names import resolv_conf
@@ -50,6 +51,7 @@ class Control(pb_grpc.ControlServicer):
         health: convert.Health,
         resolver: Resolver,
         watchers: Watchers,
+        metrics: Metrics,
     ) -> None:
         self.node = node
         self.operations = operations
@@ -57,6 +59,7 @@ class Control(pb_grpc.ControlServicer):
         self.health = health
         self.resolver = resolver
         self.watchers = watchers
+        self.metrics = metrics
 
     @reports
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:
@@ -274,8 +277,12 @@ class Control(pb_grpc.ControlServicer):
 
     @reports_stream
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.Event]:
-        async for event in self.watchers.watch(request.since):
+        async for event in self.watchers.watch(request):
             yield event
+
+    @reports
+    async def GetMetrics(self, request: pb.GetMetricsRequest, context: Context) -> pb.MetricsReply:
+        return pb.MetricsReply(text=(await self.metrics.text()).decode())
 
 
 def _wait(request: Any) -> float:

@@ -9,19 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, NamedTuple
 
 from agent.api import convert
 from agent.core.members import Member
 from agent.errors import Exhausted, Invalid
 from agent.node import NodeState
 from agent.rpc import control_pb2 as pb
-from agent.views import Change
+from agent.rpc import types_pb2 as types
+from agent.views import Change, EndpointChange
 
 HISTORY = 10_000  # events kept, some 500 bytes each
 PAGE = 500  # endpoints a turn of the loop
 BACKLOG = 1_000  # changes a watcher may lag behind
+
+
+class Item(NamedTuple):
+    """One change as it is kept."""
+
+    revision: int
+    time: float  # seconds since the epoch
+    made: list[pb.Event]  # at once, as what they show is another one later, or gone
+    endpoints: list[EndpointChange]  # made when asked for, as they are many
+    names: dict[str, str]  # of the networks of those
 
 
 class Watchers:
@@ -30,20 +41,22 @@ class Watchers:
     def __init__(self, node: NodeState, health: convert.Health) -> None:
         self.node = node
         self.health = health
-        self._history: collections.deque[tuple[int, float, Change]]
-        self._history = collections.deque()
+        self._history: collections.deque[Item] = collections.deque()
         self._events_kept = 0
-        self._queues: set[asyncio.Queue[tuple[int, float, Change] | None]] = set()
+        self._began = node.clock()  # what happened before is not in the history
+        self._queues: set[asyncio.Queue[Item | None]] = set()
         node.listeners.append(self._changed)
 
     def _changed(self, change: Change) -> None:
-        # Without what only the store needs, which would keep every record in memory.
-        told = Change(nodes=change.nodes, networks=change.networks, endpoints=change.endpoints)
-        item = (self.node.revision, self.node.clock(), told)
+        names = {c.network: self.node.catalogue.name(c.network) for c in change.endpoints}
+        made = list(self._make(change))
+        item = Item(self.node.revision, self.node.clock(), made, change.endpoints, names)
         self._history.append(item)
-        self._events_kept += _weight(told)
-        while self._events_kept > HISTORY:
-            self._events_kept -= _weight(self._history.popleft()[2])
+        self._events_kept += _weight(item)
+        while self._events_kept > HISTORY and len(self._history) > 1:
+            gone = self._history.popleft()
+            self._events_kept -= _weight(gone)
+            self._began = gone.time
         for queue in list(self._queues):
             try:
                 queue.put_nowait(item)
@@ -60,29 +73,42 @@ class Watchers:
             queue.put_nowait(None)
         self._queues.clear()
 
-    async def watch(self, since: int) -> AsyncIterator[pb.Event]:
-        """Events after revision `since`; with 0 the present state first, then `synced`."""
-        queue: asyncio.Queue[tuple[int, float, Change] | None] = asyncio.Queue(BACKLOG)
+    async def watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.Event]:
+        """Events after a revision; with 0 first the present state or the history, then `synced`."""
+        queue: asyncio.Queue[Item | None] = asyncio.Queue(BACKLOG)
         past = list(self._history)
-        revision = self.node.revision
+        began, revision, since = self._began, self.node.revision, request.since
         self._queues.add(queue)
         try:
             if since:
-                if since > revision or (since < revision and (not past or past[0][0] > since + 1)):
+                if since > revision or (
+                    since < revision and (not past or past[0].revision > since + 1)
+                ):
                     raise Invalid(
                         f"revision {since}",
                         "is not in this agent's history (it may have been started since)",
-                        "Watch from 0",
+                        "Watch from 0, or give a time",
                     )
-                for number, moment, change in past:
-                    if number > since:
-                        for event in self._events(number, moment, change):
-                            yield event
+                past = [item for item in past if item.revision > since]
+            elif request.history:
+                if request.not_before and request.not_before < began:
+                    yield pb.Event(revision=revision, time=_text(began), action="trimmed")
+                past = [item for item in past if item.time >= request.not_before]
             else:
+                past = []
                 async for event in self._present(revision):
                     yield event
-            while (item := await queue.get()) is not None:
-                for event in self._events(*item):
+            for count, item in enumerate(past):
+                for event in self._events(item):
+                    yield event
+                if count % PAGE == PAGE - 1:
+                    await asyncio.sleep(0)
+            if request.history or not since:
+                yield pb.Event(revision=revision, time=_text(self.node.clock()), action="synced")
+            if request.end:
+                return
+            while (next_ := await queue.get()) is not None:
+                for event in self._events(next_):
                     yield event
             raise Exhausted("watch", "was ended: it lagged too far, or the agent stops", "Again")
         finally:
@@ -90,45 +116,57 @@ class Watchers:
 
     async def _present(self, revision: int) -> AsyncIterator[pb.Event]:
         """What there is. Changes meanwhile are queued, and may be told twice, never not at all."""
-        node, now = self.node, convert.time_text(self.node.clock())
+        node, now = self.node, _text(self.node.clock())
 
         def event(**what: Any) -> pb.Event:
-            return pb.Event(revision=revision, time=now, **what)
+            return pb.Event(revision=revision, time=now, action="create", **what)
 
         for each in list(node.nodes.values()):
-            yield event(action="create", node=convert.node(node, self.health, each))
+            yield event(node=convert.node(node, self.health, each))
         for network in list(node.catalogue.all()):
-            yield event(action="create", network=convert.network(node, network))
+            yield event(network=convert.network(node, network))
             members = node.members.get(network.id)
             for count, member in enumerate(list(members.all.values()) if members else ()):
-                yield event(action="create", endpoint=convert.endpoint(node, member))
+                yield event(endpoint=convert.endpoint(node, member))
                 if count % PAGE == PAGE - 1:
                     await asyncio.sleep(0)
-        yield event(action="synced")
 
-    def _events(self, revision: int, moment: float, change: Change) -> list[pb.Event]:
+    def _make(self, change: Change) -> Iterator[pb.Event]:
+        """The events of all but endpoints, at the time of the change."""
         node = self.node
-        events = []
-        for id in change.nodes:
+        for id in sorted(change.nodes | change.statuses.keys()):
             found = node.nodes.get(id)
             if found:
-                event = pb.Event(action="update", node=convert.node(node, self.health, found))
-                events.append(event)
+                yield pb.Event(action="update", node=convert.node(node, self.health, found))
+            else:
+                yield pb.Event(action="remove", node=types.Node(id=id))
         for id, old in change.networks.items():
             new = node.catalogue.get(id)
             shown = new or old
             if shown:
                 action = "remove" if not new else "update" if old else "create"
-                events.append(pb.Event(action=action, network=convert.network(node, shown)))
-        for _, before, after in change.endpoints:
+                yield pb.Event(action=action, network=convert.network(node, shown))
+        for notice in change.notices:
+            told = pb.Notice(kind=notice.kind, message=notice.message, fields=notice.fields)
+            yield pb.Event(action="notice", notice=told)
+
+    def _events(self, item: Item) -> list[pb.Event]:
+        events = list(item.made)
+        for network, before, after in item.endpoints:
             member: Member | None = after or before
             if member:
                 action = "remove" if not after else "update" if before else "create"
-                events.append(pb.Event(action=action, endpoint=convert.endpoint(node, member)))
+                event = pb.Event(action=action, endpoint=convert.endpoint(self.node, member))
+                event.endpoint.network = item.names[network]
+                events.append(event)
         for event in events:
-            event.revision, event.time = revision, convert.time_text(moment)
+            event.revision, event.time = item.revision, _text(item.time)
         return events
 
 
-def _weight(change: Change) -> int:
-    return 1 + len(change.nodes) + len(change.networks) + len(change.endpoints)
+def _text(moment: float) -> str:
+    return convert.time_text(moment)
+
+
+def _weight(item: Item) -> int:
+    return 1 + len(item.made) + len(item.endpoints)

@@ -30,6 +30,8 @@ NOUNS: dict[str, tuple[str, str]] = {
     "run": ("agent.cli.run:run", "Run a command in a sandbox of its own."),
     "exec": ("agent.cli.run:exec_", "Run a command in a sandbox that exists."),
     "resolve": ("agent.cli.resolve:resolve", "What a name is answered with, and why."),
+    "events": ("agent.cli.events:events", "What changed, and what an operator should hear of."),
+    "metrics": ("agent.cli.metrics:metrics", "How the agent and its name server are doing."),
     "testbed": ("agent.cli.testbed:testbed", "Hosts out of namespaces on this machine."),
 }
 

@@ -179,7 +179,12 @@ def _text(value: Any) -> str:
         text = ", ".join(map(_text, value))
     else:
         text = str(value)
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text) or "-"
+    return clean(text) or "-"
+
+
+def clean(text: str) -> str:
+    """Text from elsewhere, fit for a terminal: without control characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _lines(value: Any) -> list[str]:

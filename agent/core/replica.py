@@ -324,3 +324,7 @@ class Replica:
         if state is None:
             return []
         return [Change(origin, r.key, b"") for r in state.records.values() if r.value]
+
+    def count(self) -> int:
+        """How many records are held, tombstones included."""
+        return sum(len(state.records) for state in self._origins.values())

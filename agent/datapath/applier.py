@@ -11,8 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,15 @@ from typing import Any
 import structlog
 
 from agent.datapath import namespaces, nft, sandbox
-from agent.datapath.backlog import Failures, Key
+from agent.datapath.backlog import Backlog, Failures, Key
 from agent.datapath.bulk import Bulk
+from agent.datapath.inspection import Inspection
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.networks import Networks
+from agent.datapath.nft import UPLINK
 from agent.datapath.nftables import Nftables
+from agent.datapath.repairs import Repairs
 from agent.datapath.uplink import Uplink
 from agent.drivers.base import Bridge, DesiredState, Rows
 from agent.errors import VxmeshError
@@ -33,7 +35,6 @@ from agent.errors import VxmeshError
 log = structlog.get_logger()
 
 CHUNK = 1000  # MACs and addresses pulled at once: 2 to 4 ms of the loop
-MUTED_ROWS = 500  # from so many deleted rows on, their events are not worth hearing
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Look:
     interior: bool = False  # into the sandboxes too
     rows: bool = False  # at all rows
     drift: bool = True  # and count as repairs what differs
+    only: Collection[str] | None = None  # of the ports at those of these endpoints; None: at all
     gone: Callable[[str], None] | None = None  # told of endpoints whose namespace is gone
 
 
@@ -57,22 +59,31 @@ class Applier:
         host_netns: str,
         failures: Failures,
         monitor: Monitor,
+        backlog: Callable[[], Backlog],
     ) -> None:
-        """Open what is needed in our namespace and the host's; both must be there."""
-        self._desired, self._failures, self._monitor = desired, failures, monitor
-        self._netns = netns
-        self.repairs: Counter[str] = Counter()
+        """Open what is needed in our namespace and the host's; both must be there.
+
+        `backlog` is what has been noted since the one that is being worked off.
+        """
+        self._desired, self._failures, self._backlog = desired, failures, backlog
+        self._path = netns
+        self.repairs = Repairs()
         self.stale_tables = True  # since the rules were loaded, a network came, changed or went
+        self._forwards = False  # our rules are there, so that we may forward
         with contextlib.ExitStack() as stack:
-            fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
+            self._inode = os.fstat(fd).st_ino
+            self._netns = Path(f"/proc/self/fd/{fd}")  # whatever becomes of its own path
             self._own = stack.enter_context(contextlib.closing(Netlink(netns)))
             self._host = stack.enter_context(contextlib.closing(Netlink(host_netns)))
-            self._bulk = stack.enter_context(contextlib.closing(Bulk(netns)))
-            self._own_table = stack.enter_context(contextlib.closing(Nftables(netns)))
+            self._bulk = stack.enter_context(contextlib.closing(Bulk(netns, monitor.muting)))
+            monitor.ignore(self._bulk.port)
+            self._own_table = stack.enter_context(contextlib.closing(Nftables(self._netns)))
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
-            self.uplink = Uplink(self._own, self._host, netns, host_netns)
+            self.inspection = Inspection(self.networks, self._bulk)
+            self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -95,13 +106,6 @@ class Applier:
             if whole:
                 self._failures.succeeded(key)
 
-    @contextlib.contextmanager
-    def counting_repairs(self) -> Iterator[None]:
-        """Count the devices that have to be made or mended meanwhile as repairs."""
-        self.networks.fixed.clear()
-        yield
-        self.repairs.update(+self.networks.fixed)
-
     async def compare(
         self, interior: bool, drift: bool = False, gone: Callable[[str], None] | None = None
     ) -> None:
@@ -109,9 +113,12 @@ class Applier:
         links = await self._own.links()
         bridges = self._desired.bridges()
         await self.networks.sweep(links, bridges.values())
-        look = Look({link.name: link for link in links}, interior, True, drift, gone)
+        look = Look({link.name: link for link in links}, interior, True, drift, gone=gone)
         for vni in self.in_turn(self.networks.held.keys() | bridges.keys()):
-            await self.attempt(("bridge", vni, ""), self.bridge(vni, look))
+            if drift:
+                await self.mend(vni, look)
+            else:
+                await self.attempt(("bridge", vni, ""), self.bridge(vni, look))
 
     def in_turn(self, vnis: Iterable[int]) -> list[int]:
         """The order in which networks are made so: who gives addresses up before who gets them.
@@ -145,29 +152,36 @@ class Applier:
         changed = held is None or _without_ports(held.bridge) != _without_ports(bridge)
         resized = held is not None and held.bridge.mtu != bridge.mtu
         fresh = False
+        before = dict(held.ports) if held else {}
         if changed or look:
             self.stale_tables |= changed
             fresh = await self.networks.ensure(bridge, look.links if look else None)
-        before = self.networks.elsewhere(bridge) if changed or look else None
+        elsewhere = self.networks.elsewhere(bridge) if changed or look else None
         held = self.networks.held[vni]
-        if before is not None:
+        if elsewhere is not None:
             # The rows first: then the workloads can go on from the moment that they are moved.
             await self._all_rows(held.vxlan, vni, fresh, False)
-            await self.networks.hand_over(before, vni)
-            await self.networks.remove(before)
+            await self.networks.hand_over(elsewhere, vni)
+            await self.networks.remove(elsewhere)
             fresh = False
         if self._failures.forget(vni, bridge.ports):
             await self._sweep()
         for endpoint in held.ports.keys() - bridge.ports.keys():
             await self.networks.detach(vni, endpoint)
         for endpoint, port in bridge.ports.items():
-            if not (look or resized) and held.ports.get(endpoint, (None, 0))[0] == port:
+            looked = look is not None and (look.only is None or endpoint in look.only)
+            if not (looked or resized) and held.ports.get(endpoint, (None, 0))[0] == port:
                 continue
             if look and look.gone and not sandbox.alive(port):
                 look.gone(endpoint)
             interior = resized or (look is not None and look.interior)
             attach = self.networks.attach(vni, port, interior, look.links if look else None)
+            fixed = self.networks.fixed.copy()
             await self.attempt(("port", vni, endpoint), attach)
+            if before.get(endpoint, (None, 0))[0] != port:
+                self.networks.fixed = fixed  # it was asked for
+        if changed:
+            self.networks.fixed.clear()  # another network than it was is no drift
         if fresh or (look and look.rows):
             drift = look is not None and look.drift and not fresh
             await self.attempt(("rows", vni, ""), self._all_rows(held.vxlan, vni, fresh, drift))
@@ -185,9 +199,12 @@ class Applier:
             await self._bulk.write(vxlan, rows)
         else:
             keep = not self._desired.complete()
+            backlog = self._backlog()
+            asked = backlog.awaits(vni)
+            macs, addresses = map(set, backlog.rows.get(vni, ((), ())))  # to be written anyway
             fdb, neighbours = await self._bulk.reconcile(vxlan, rows, keep=keep)
-            if drift:
-                self._count(fdb=fdb, neighbour=neighbours)
+            if drift and not asked:
+                self._count_rows(vni, len(fdb - macs), len(neighbours - addresses))
 
     async def _sweep(self) -> None:
         """Delete what a failed attempt at something no longer wanted may have left."""
@@ -198,57 +215,135 @@ class Applier:
         held = self.networks.held.get(vni)
         if held is None:
             return
-        many = len(macs) + len(addresses) > MUTED_ROWS
-        with self._monitor.muting(held.vxlan) if many else contextlib.nullcontext():
-            writing: asyncio.Task[None] | None = None
-            for start in range(0, max(len(macs), len(addresses)), CHUNK):
-                end = start + CHUNK
-                rows = self._desired.rows(vni, macs[start:end], addresses[start:end])
-                if writing:
-                    await writing
-                writing = asyncio.create_task(self._bulk.write(held.vxlan, rows))
-                await asyncio.sleep(0)  # let it begin before the next chunk is pulled
+        writing: asyncio.Task[None] | None = None
+        for start in range(0, max(len(macs), len(addresses)), CHUNK):
+            end = start + CHUNK
+            rows = self._desired.rows(vni, macs[start:end], addresses[start:end])
             if writing:
                 await writing
-
-    async def restore(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
-        """Put rows back that were deleted and are still wanted."""
-        held = self.networks.held.get(vni)
-        if held is None:
-            return
-        rows = self._desired.rows(vni, macs, addresses)
-        wanted = Rows([r for r in rows.fdb if r[1]], [r for r in rows.neighbours if r[1]])
-        fdb, neighbours = await self._bulk.restore(held.vxlan, wanted)
-        self._count(fdb=fdb, neighbour=neighbours)
-
-    def _count(self, **repairs: int) -> None:
-        self.repairs.update(+Counter(repairs))
+            writing = asyncio.create_task(self._bulk.write(held.vxlan, rows))
+            await asyncio.sleep(0)  # let it begin before the next chunk is pulled
+        if writing:
+            await writing
 
     async def tables(self) -> None:
         """The rules of both namespaces."""
         self.stale_tables = False  # whatever comes of it: a failure has its own next attempt
         bridges = self._bridges()
         await self._own_table.load(nft.own(bridges))
-        await asyncio.to_thread(namespaces.set_sysctls, self._netns, namespaces.FORWARDING)
+        await self._set_sysctls(namespaces.FORWARDING)
+        self._forwards = True
         await self._host_table.load(nft.host(bridges, self._desired.forwards()))
-
-    async def check_tables(self) -> None:
-        """Put rules back that somebody else deleted."""
-        for table in (self._own_table, self._host_table):
-            self._count(nft=not await table.check())
 
     async def routes(self) -> None:
         """The host's routes to the networks that may be reached from it."""
         await self.uplink.set_routes(_outward(self._bridges()))
 
+    # -- what nobody asked for: whatever has to be changed is drift --
+
+    async def mend(self, vni: int, look: Look) -> None:
+        """A network's devices and ports, and as `look` says."""
+        held = self.networks.held.get(vni)
+        if held and self._forwards:
+            device = self._set_sysctls(namespaces.of_device(held.bridge.device))
+            with contextlib.suppress(FileNotFoundError):  # the device is about to be made again
+                self.repairs.add("sysctl", await device, held.bridge.network)
+        self.networks.fixed.clear()
+        await self.attempt(("bridge", vni, ""), self.bridge(vni, look))
+        held = self.networks.held.get(vni)
+        for kind, count in self.networks.fixed.items() if held else ():
+            self.repairs.add(kind, count, held.bridge.network if held else "")
+
+    async def audit(self, vni: int) -> None:
+        """All of a network. As a rule all is right, which a few requests in a thread tell."""
+        held = self.networks.held.get(vni)
+        if held is None:
+            return
+        if self._failures.stands(("bridge", vni, "")) or not await self.inspection.audit(vni):
+            await self.mend(vni, Look(rows=True))
+            return
+        if self._forwards:
+            device = self._set_sysctls(namespaces.of_device(held.bridge.device))
+            self.repairs.add("sysctl", await device, held.bridge.network)
+        await self._all_rows(held.vxlan, vni, False, True)
+
+    async def restore(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
+        """Put rows back that were deleted and are still wanted."""
+        held = self.networks.held.get(vni)
+        macs, addresses = list(macs), list(addresses)
+        if held is None:
+            return
+        for start in range(0, max(len(macs), len(addresses)), CHUNK):
+            end = start + CHUNK
+            rows = self._not_asked(vni, macs[start:end], addresses[start:end])
+            wanted = Rows([r for r in rows.fdb if r[1]], [r for r in rows.neighbours if r[1]])
+            self._count_rows(vni, *await self._bulk.restore(held.vxlan, wanted))
+
+    async def correct(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
+        """Make rows right that somebody added or changed."""
+        held = self.networks.held.get(vni)
+        if held is not None:
+            rows = self._not_asked(vni, macs, addresses)
+            self._count_rows(vni, *await self._bulk.correct(held.vxlan, rows))
+
+    def _not_asked(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> Rows:
+        """The rows of these keys, without those that are about to be written anyway."""
+        backlog = self._backlog()
+        if backlog.awaits(vni):
+            return Rows([], [])
+        asked = backlog.rows.get(vni, (set(), set()))
+        return self._desired.rows(
+            vni, [m for m in macs if m not in asked[0]], [a for a in addresses if a not in asked[1]]
+        )
+
+    def _count_rows(self, vni: int, fdb: int, neighbours: int) -> None:
+        held = self.networks.held.get(vni)
+        network = held.bridge.network if held else ""
+        self.repairs.add("fdb", fdb, network)
+        self.repairs.add("neighbour", neighbours, network)
+
+    def is_bound(self) -> bool:
+        """Whether our namespace is at its path."""
+        return namespaces.inode(self._path) == self._inode
+
+    async def check_namespace(self) -> None:
+        """Our namespace at its path: we hold it, so nothing is lost when that goes."""
+        if not self.is_bound():
+            await asyncio.to_thread(namespaces.bind, self._fd, self._path)
+            self.repairs.add("namespace")
+
+    async def check_strangers(self) -> None:
+        """Delete devices that bear our mark and are not those that we made: renamed ones."""
+        if await self.inspection.has_strangers():
+            await self._sweep()
+
+    async def check_tables(self, told: bool) -> None:
+        """Rules that somebody else changed; `told` as for Nftables.check."""
+        for table in (self._own_table, self._host_table):
+            self.repairs.add("nft", not await table.check(told))
+
     async def check_routes(self) -> None:
-        """The same, against what the host really has."""
+        """The host's routes to our networks, against what it really has."""
         await self.uplink.read_routes()
-        self._count(route=await self.uplink.set_routes(_outward(self._bridges())))
+        self.repairs.add("route", await self.uplink.set_routes(_outward(self._bridges())))
+
+    async def check_sysctls(self) -> None:
+        """Those of our namespace, and what we need of the host's."""
+        values = {**namespaces.OWN, **(namespaces.FORWARDING if self._forwards else {})}
+        changed = await self._set_sysctls(values)
+        if self._forwards:
+            changed += await self._set_sysctls(namespaces.of_device(UPLINK))
+        with contextlib.suppress(FileNotFoundError):  # the uplink is gone, and an event says so
+            changed += await self.uplink.set_sysctls()
+        self.repairs.add("sysctl", changed)
 
     async def mend_uplink(self) -> None:
         """The way out: its devices, addresses and routes."""
-        self._count(link=bool(await self.uplink.ensure()))
+        for kind, count in (await self.uplink.ensure()).items():
+            self.repairs.add(kind, count)
+
+    async def _set_sysctls(self, values: Mapping[str, str]) -> int:
+        return await asyncio.to_thread(namespaces.set_sysctls, self._netns, values)
 
     def _bridges(self) -> list[Bridge]:
         return [held.bridge for held in self.networks.held.values()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import structlog
 
@@ -19,7 +19,7 @@ RETRY_FIRST, RETRY_MOST = 0.5, 30.0  # s; doubled with every failure in between
 
 Key = tuple[
     str, int, str
-]  # kind (bridge, port, rows, tables, routes, uplink), VNI or 0, endpoint or ""
+]  # kind (bridge, port, rows, tables, routes, uplink, …), VNI or 0, endpoint or ""
 Rows = dict[int, tuple[set[bytes], set[bytes]]]  # VNI -> MACs, addresses
 
 
@@ -33,27 +33,31 @@ class Backlog:
     everything: bool = False
     again: set[int] = field(default_factory=set)  # bridges of which something failed
     # Of what follows nobody asked for a change: what is found wrong there is drift.
-    suspects: set[int] = field(default_factory=set)  # bridges with a device that was lost or down
+    # VNI -> endpoints whose ports are not as they were; "" for the bridge and VXLAN device
+    suspects: dict[int, set[str]] = field(default_factory=dict)
     audits: set[int] = field(default_factory=set)  # bridges to compare whole, rows and all
     lost: Rows = field(default_factory=dict)  # rows that were deleted
+    changed: Rows = field(default_factory=dict)  # rows that came or became others
+    strangers: bool = False  # devices with our mark under names that are not ours
+    namespace: bool = False  # whether it is at its path
     uplink: bool = False
+    routes: bool = False
+    sysctls: bool = False
     tables: bool = False
+    tables_told: bool = False  # the kernel says that somebody changed them
     overrun: bool = False  # everything, because events were lost
 
     def __bool__(self) -> bool:
-        return bool(
-            self.bridges
-            or self.rows
-            or self.forwards
-            or self.everything
-            or self.again
-            or self.suspects
-            or self.audits
-            or self.lost
-            or self.uplink
-            or self.tables
-            or self.overrun
-        )
+        return any(getattr(self, part.name) for part in fields(self))
+
+    def awaits(self, vni: int) -> bool:
+        """Whether all of a network is to be written anew, so that a difference is no drift."""
+        return self.everything or vni in self.bridges or vni in self.again
+
+    def host(self) -> None:
+        """Note what there is once a host, whatever its networks."""
+        self.namespace = self.uplink = self.routes = True
+        self.sysctls = self.tables = self.strangers = True
 
 
 def add_rows(rows: Rows, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:

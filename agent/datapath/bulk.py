@@ -13,12 +13,14 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from agent.datapath import packing
+from agent.datapath import linkstate, packing
+from agent.datapath.linkstate import LinkState
 from agent.datapath.packing import AF_BRIDGE, AF_INET, AF_INET6, Batch, Row
 from agent.drivers.base import Rows
 from agent.syscalls import socket_in
@@ -27,20 +29,34 @@ SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 BUFFER = 4 << 20  # bytes; a thousand failures of one batch must fit
 RECEIVE = 1 << 16
+MUTED_ROWS = 100  # from so many on, the events of our own rows are not worth hearing
 DUMP_ATTEMPTS = 5  # a dump that others disturb is taken again; after that it is good enough
 
 T = TypeVar("T")
+Muting = Callable[[int, bool], AbstractContextManager[None]]
+Dumped = tuple[bytes, bytes, int, int]  # MAC, destination, flags, state
 
 
 class Bulk:
     """The rows of the devices in one network namespace."""
 
-    def __init__(self, netns: str | Path) -> None:
-        """Open in the namespace at path `netns`. OSError if it is none."""
+    def __init__(
+        self,
+        netns: str | Path,
+        muting: Muting = lambda *_: contextlib.nullcontext(),
+    ) -> None:
+        """Open in the namespace at path `netns`. OSError if it is none.
+
+        `muting` is entered with the device, and whether they are deleted, while many of its
+        rows are written.
+        """
+        self._muting = muting
         self._sock = socket_in(netns, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
         for option in (SO_SNDBUFFORCE, SO_RCVBUFFORCE):
             self._sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        self._sock.bind((0, 0))
+        self.port: int = self._sock.getsockname()[0]  # who asks, in what the kernel tells of it
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
 
     def close(self) -> None:
@@ -59,11 +75,20 @@ class Bulk:
         """Put back those rows that are not there; how many FDB and neighbour rows that were."""
         return await self._run(lambda: self._write(ifindex, rows, True))
 
-    async def reconcile(self, ifindex: int, want: Rows, keep: bool = False) -> tuple[int, int]:
+    async def correct(self, ifindex: int, rows: Rows) -> tuple[int, int]:
+        """Write those rows that are not so; how many FDB and neighbour rows that were.
+
+        Each is looked at by itself: for a few out of many.
+        """
+        return await self._run(lambda: self._correct(ifindex, rows))
+
+    async def reconcile(
+        self, ifindex: int, want: Rows, keep: bool = False
+    ) -> tuple[set[bytes], set[bytes]]:
         """Compare all rows of a VXLAN device with `want` and write the difference only.
 
-        With `keep` rows that are not wanted are left. Returns how many FDB and neighbour rows
-        were written.
+        With `keep` rows that are not wanted are left. Returns the MACs and the addresses of
+        the rows that were written.
         """
         return await self._run(lambda: self._reconcile(ifindex, want, keep))
 
@@ -79,16 +104,23 @@ class Bulk:
         """On the bridge of port `ifindex`, lead `mac` to that port."""
         await self._run(lambda: self._send((packing.pack_static(ifindex, mac), 1)))
 
+    async def drop_static(self, ifindex: int, mac: bytes) -> None:
+        """Lead `mac` there no longer; fine if it was not."""
+        await self._run(lambda: self._send((packing.pack_drop_static(ifindex, mac), 1)))
+
     async def static_macs(self, ifindex: int) -> set[bytes]:
         """The MACs that the bridge of port `ifindex` leads to that port by a static entry."""
-        dumped = await self._run(lambda: self._dump(AF_BRIDGE, ifindex))
-        return {
-            mac
-            for mac, _, flags, state in dumped
-            if not flags & packing.NTF_SELF  # a bridge's own entries have no flag at all
-            and state & packing.NUD_NOARP
-            and not state & packing.NUD_PERMANENT
-        }
+        return await self._run(lambda: _statics(self._dump(AF_BRIDGE, ifindex)))
+
+    async def misled(self, ports: Mapping[int, bytes]) -> set[int]:
+        """Those ports (device -> the MAC behind it) that not just their own MAC is led to."""
+        return await self._run(
+            lambda: {i for i, mac in ports.items() if _statics(self._dump(AF_BRIDGE, i)) != {mac}}
+        )
+
+    async def links(self, bridge: int) -> list[LinkState]:
+        """A bridge, if it is there, and the devices on it; with 0 all devices that there are."""
+        return await self._run(lambda: self._links(bridge))
 
     async def addresses(self, ifindex: int) -> set[str]:
         """The addresses of a device, in interface notation."""
@@ -112,6 +144,16 @@ class Bulk:
     # -- in the thread --
 
     def _write(self, ifindex: int, rows: Rows, exclusive: bool) -> tuple[int, int]:
+        deleted = sum(value is None for part in (rows.fdb, rows.neighbours) for _, value in part)
+        with contextlib.ExitStack() as stack:
+            # Not both where it is one: others may delete what we are about to put back.
+            if deleted > MUTED_ROWS:
+                stack.enter_context(self._muting(ifindex, True))
+            if len(rows.fdb) + len(rows.neighbours) - deleted > MUTED_ROWS:
+                stack.enter_context(self._muting(ifindex, False))
+            return self._write_all(ifindex, rows, exclusive)
+
+    def _write_all(self, ifindex: int, rows: Rows, exclusive: bool) -> tuple[int, int]:
         written = [0, 0]
         failures: list[OSError] = []
         for i, batches in enumerate(
@@ -164,28 +206,61 @@ class Bulk:
             while True:
                 self._sock.recv(RECEIVE, socket.MSG_DONTWAIT)
 
-    def _reconcile(self, ifindex: int, want: Rows, keep: bool) -> tuple[int, int]:
-        fdb = list(_difference(want.fdb, self._dump_fdb(ifindex), keep))
+    def _reconcile(self, ifindex: int, want: Rows, keep: bool) -> tuple[set[bytes], set[bytes]]:
+        dumped = self._dump(AF_BRIDGE, ifindex)
+        fdb = list(_difference(want.fdb, _rows(dumped), keep))
         neighbours = list(_difference(want.neighbours, self._dump_neighbours(ifindex), keep))
+        self._write(ifindex, Rows(fdb, neighbours), False)
+        astray = _statics(dumped)  # the bridge itself is to lead nothing here: it floods
+        for mac in astray:
+            self._send((packing.pack_drop_static(ifindex, mac), 1))
+        return astray | {mac for mac, _ in fdb}, {address for address, _ in neighbours}
+
+    def _correct(self, ifindex: int, rows: Rows) -> tuple[int, int]:
+        fdb = [
+            (mac, vtep)
+            for mac, vtep in rows.fdb
+            if _rows(self._get(packing.pack_get(ifindex, mac))).get(mac) != vtep
+        ]
+        neighbours = [
+            (address, mac)
+            for address, mac in rows.neighbours
+            if _permanent(self._get(packing.pack_get_neighbour(ifindex, address))).get(address)
+            != mac
+        ]
         self._write(ifindex, Rows(fdb, neighbours), False)
         return len(fdb), len(neighbours)
 
+    def _get(self, request: bytes) -> list[Dumped]:
+        reader = packing.DumpReader()
+        self._sock.send(request)
+        reader.feed(self._sock.recv(RECEIVE))  # one datagram: the row, or that there is none
+        return reader.rows
+
+    def _links(self, bridge: int) -> list[LinkState]:
+        found = []
+        requests = [(linkstate.pack_get_link(bridge), False)] if bridge else []
+        for request, is_dump in [*requests, (linkstate.pack_dump_links(bridge), True)]:
+            self._sock.send(request)
+            more = True
+            while more:
+                data = self._sock.recv(RECEIVE)
+                more = is_dump
+                for offset, kind in packing.messages(data):
+                    if kind == linkstate.RTM_NEWLINK:
+                        found.append(linkstate.read_link(data, offset))
+                    else:
+                        more = False
+        return found
+
     def _dump_fdb(self, ifindex: int) -> dict[bytes, bytes]:
-        return {
-            mac: dst
-            for mac, dst, flags, _ in self._dump(AF_BRIDGE, ifindex)
-            if flags & packing.NTF_SELF and dst
-        }
+        return _rows(self._dump(AF_BRIDGE, ifindex))
 
     def _dump_neighbours(self, ifindex: int) -> dict[bytes, bytes]:
-        return {
-            dst: mac
-            for family in (AF_INET, AF_INET6)
-            for mac, dst, _, state in self._dump(family, ifindex)
-            if state & packing.NUD_PERMANENT and mac
-        }
+        families = AF_INET, AF_INET6
+        return _permanent([row for family in families for row in self._dump(family, ifindex)])
 
-    def _dump(self, family: int, ifindex: int) -> list[tuple[bytes, bytes, int, int]]:
+    def _dump(self, family: int, ifindex: int) -> list[Dumped]:
         request = packing.pack_dump(family, ifindex)
         for _ in range(DUMP_ATTEMPTS):
             reader = packing.DumpReader()
@@ -197,6 +272,27 @@ class Bulk:
             if not reader.disturbed:
                 break
         return reader.rows
+
+
+def _rows(dumped: Iterable[Dumped]) -> dict[bytes, bytes]:
+    """MAC -> VTEP of a VXLAN device. Only a group's MAC, which is never wanted, can have two."""
+    return {mac: vtep for mac, vtep, flags, _ in dumped if flags & packing.NTF_SELF and vtep}
+
+
+def _statics(dumped: Iterable[Dumped]) -> set[bytes]:
+    """The MACs of a bridge's static entries, which have no flag at all."""
+    return {
+        mac
+        for mac, _, flags, state in dumped
+        if not flags & packing.NTF_SELF
+        and state & packing.NUD_NOARP
+        and not state & packing.NUD_PERMANENT
+    }
+
+
+def _permanent(dumped: Iterable[Dumped]) -> dict[bytes, bytes]:
+    """Address -> MAC of the permanent neighbours."""
+    return {dst: mac for mac, dst, _, state in dumped if state & packing.NUD_PERMANENT and mac}
 
 
 def _difference(want: Iterable[Row], have: dict[bytes, bytes], keep: bool) -> Iterator[Row]:

@@ -1,23 +1,32 @@
-"""What others do to our namespaces: devices gone or down, rows or rules deleted.
+"""What others do to the devices, rows, addresses and routes of a namespace.
 
-A filter in the kernel passes only what can mean a loss, so that our own writing does not come
-back to us. An event is never an order: it says what to look at again.
-What stands opposite: reconciler.py, which looks. Source: netlink(7); Linux
-Documentation/networking/filter.rst (classic BPF).
+A filter in the kernel passes only what can mean drift, so that next to nothing of our own
+writing comes back to us. An event is never an order: it says what to look at again.
+What stands opposite: drift.py, which compares it with what should be. Source: netlink(7),
+rtnetlink(7); Linux net/core/rtnetlink.c, net/core/neighbour.c (__neigh_notify has the port of
+who asked), drivers/net/vxlan/vxlan_core.c (vxlan_fdb_notify has not).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import socket
-import struct
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.datapath import sockfilter
+from agent.datapath.linkstate import (
+    RTM_DELLINK,
+    RTM_NEWLINK,
+    LinkState,
+    read_index,
+    read_link,
+)
+from agent.datapath.netlink import PROTOCOL
 from agent.datapath.packing import (
     AF_BRIDGE,
     ATTRIBUTE,
@@ -25,25 +34,29 @@ from agent.datapath.packing import (
     NDA_DST,
     NDA_LLADDR,
     NDMSG,
+    NTF_SELF,
+    NUD_NOARP,
+    NUD_PERMANENT,
     RTM_DELNEIGH,
+    RTM_NEWADDR,
+    RTM_NEWNEIGH,
+    read_address,
 )
 from agent.syscalls import socket_in
 
-RTM_NEWLINK, RTM_DELLINK = 16, 17
-RTNLGRP_LINK, RTNLGRP_NEIGH = 1, 3
-NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
-NFT_DELETIONS = {0x0A02, 0x0A05, 0x0A08}  # of a table, a chain, a rule
+RTM_DELADDR, RTM_DELROUTE, RTM_NEWNETCONF = 21, 25, 80
+# RTNLGRP_*: LINK, NEIGH; IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_, IPV6_NETCONF
+ROW_GROUPS, ADDRESS_GROUPS = (1, 3), (5, 7, 9, 11, 24, 25)
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
-SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33
-IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
+SO_RCVBUFFORCE = 33
+EVERY_DEVICE = 0xFFFFFFFF  # NETCONFA_IFINDEX_ALL
 
 # A deleted row costs about 1 KiB while it waits: this is 30,000 of them, and only while so.
 RECEIVE_BUFFER = 32 << 20  # bytes
 RECEIVE = 1 << 16
 TURN = 128  # datagrams handled in one turn of the loop, about 0.5 ms
 
-_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jump if true, if false, k
-_LINK_INFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
+Rows = dict[int, list[tuple[bytes, bytes]]]  # by device: MAC and VTEP, or address and MAC
 
 
 @dataclass(slots=True)
@@ -51,12 +64,18 @@ class Events:
     """What was seen in one turn."""
 
     lost: set[int] = field(default_factory=set)  # devices gone, or off their bridge
-    down: set[int] = field(default_factory=set)  # devices set down or without carrier
+    links: list[LinkState] = field(default_factory=list)  # devices that something changed on
     macs: dict[int, list[bytes]] = field(default_factory=dict)  # FDB rows gone, by device
     addresses: dict[int, list[bytes]] = field(default_factory=dict)  # neighbour rows gone
+    new_macs: Rows = field(default_factory=dict)  # FDB rows that came or changed
+    new_addresses: Rows = field(default_factory=dict)  # neighbour rows; b"" if not permanent
+    entries: list[tuple[int, bytes]] = field(default_factory=list)  # new static ones of a bridge
+    interfaces: list[tuple[int, str, bool]] = field(default_factory=list)  # address, whether new
+    routes: bool = False  # one that bore our mark is gone
+    forwarding: bool = False  # somebody set it, for all devices
 
 
-class _Listener:
+class Listener:
     """A multicast netlink socket, drained a turn of the loop at a time."""
 
     def __init__(self, netns: str | Path, protocol: int, overrun: Callable[[], None]) -> None:
@@ -94,8 +113,8 @@ class _Listener:
         raise NotImplementedError
 
 
-class Monitor(_Listener):
-    """Devices and rows of one namespace."""
+class Monitor(Listener):
+    """One namespace: ours, or with `host` the host's, of which only a little is ours."""
 
     def __init__(
         self,
@@ -103,133 +122,145 @@ class Monitor(_Listener):
         seen: Callable[[Events], None],
         overrun: Callable[[], None],
         buffer: int = RECEIVE_BUFFER,
+        host: bool = False,
     ) -> None:
-        """Call `seen` with what was lost; `overrun` when events were, too many for `buffer`."""
+        """Call `seen` with what happened; `overrun` when events were lost, too many for `buffer`.
+
+        Of the host's namespace that is addresses and routes that went, and forwarding.
+        """
         super().__init__(netns, socket.NETLINK_ROUTE, overrun)
         self._seen = seen
-        self._muted: list[int] = []
+        self._host = host
+        self._muted: list[tuple[int, bool]] = []
+        self._ignored = 0
+        self._lock = threading.Lock()  # rows are written, and so muted, in a thread
         self._attach()
-        self._start((RTNLGRP_LINK, RTNLGRP_NEIGH), buffer)
+        self._start(ADDRESS_GROUPS if host else ROW_GROUPS + ADDRESS_GROUPS, buffer)
+
+    def ignore(self, port: int) -> None:
+        """Hear nothing of neighbour rows that the netlink socket with this port writes."""
+        with self._lock:
+            self._ignored = port
+            self._attach()
 
     @contextlib.contextmanager
-    def muting(self, ifindex: int) -> Iterator[None]:
-        """Meanwhile, hear nothing of deleted rows of a device: it, or many of them, are to go."""
-        self._muted.append(ifindex)
-        self._attach()
+    def muting(self, ifindex: int, deleted: bool = True) -> Iterator[None]:
+        """Meanwhile, hear nothing of rows of a device that are deleted, or of others."""
+        muted = (ifindex, deleted)
+        with self._lock:
+            self._muted.append(muted)
+            self._attach()
         try:
             yield
         finally:
-            self._muted.remove(ifindex)
-            self._attach()
+            with self._lock:
+                self._muted.remove(muted)
+                self._attach()
 
     def _attach(self) -> None:
-        program = _filter(self._muted)
-        buffer = ctypes.create_string_buffer(program, len(program))
-        length = len(program) // _INSTRUCTION.size
-        fprog = struct.pack("@HP", length, ctypes.addressof(buffer))  # struct sock_fprog
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
+        program = _host_filter() if self._host else _filter(self._muted, self._ignored)
+        sockfilter.attach(self._socket, program)
 
     def _handle(self, received: list[bytes]) -> None:
         events = Events()
         for data in received:
             _, kind, _, _, _ = HEADER.unpack_from(data)
-            if kind == RTM_DELNEIGH:
-                _row(data, events)
-                continue
-            _, _, index, flags, _ = _LINK_INFO.unpack_from(data, 16)
-            if kind == RTM_DELLINK:  # with family AF_BRIDGE: it has left its bridge
-                events.lost.add(index)
-            elif flags & (IFF_UP | IFF_LOWER_UP) != IFF_UP | IFF_LOWER_UP:
-                events.down.add(index)
+            if kind in (RTM_DELNEIGH, RTM_NEWNEIGH):
+                _row(data, kind == RTM_NEWNEIGH, events)
+            elif kind == RTM_NEWLINK:
+                events.links.append(read_link(data))
+            elif kind == RTM_DELLINK:  # with family AF_BRIDGE: it has left its bridge
+                events.lost.add(read_index(data))
+            elif kind in (RTM_NEWADDR, RTM_DELADDR):
+                events.interfaces.append((*read_address(data), kind == RTM_NEWADDR))
+            elif kind == RTM_DELROUTE:
+                events.routes = True
+            else:
+                events.forwarding = True
         self._seen(events)
 
 
-class TableMonitor(_Listener):
-    """Whether somebody deletes from the nftables table `vxmesh` of one namespace."""
-
-    def __init__(
-        self, netns: str | Path, deleted: Callable[[], None], buffer: int = RECEIVE_BUFFER
-    ) -> None:
-        """Call `deleted` when a chain, a rule or the table went, or events were lost."""
-        super().__init__(netns, NETLINK_NETFILTER, deleted)
-        self._deleted = deleted
-        self._start((NFNLGRP_NFTABLES,), buffer)
-
-    def _handle(self, received: list[bytes]) -> None:
-        for data in received:
-            offset = 0
-            while offset + 16 <= len(data):
-                length, kind, _, _, _ = HEADER.unpack_from(data, offset)
-                if kind in NFT_DELETIONS and b"vxmesh\0" in data[offset : offset + length]:
-                    self._deleted()
-                    return
-                offset += (length + 3) & ~3
+# Offsets: the type is a half-word at byte 4 of struct nlmsghdr, the port of who asked for the
+# change the word at 12; what follows begins at 16. ndmsg: family 0, device 4; rtmsg: protocol
+# 5; netconfmsg is 4 bytes with its padding, then NETCONFA_IFINDEX has its value at 8.
+_ROUTE: list[sockfilter.Line] = ["route:", (21, 1), (PROTOCOL, 1, "accept"), "drop"]
+_NETCONF: list[sockfilter.Line] = ["netconf:", (24, 4), (EVERY_DEVICE, 4, "accept"), "drop"]
+_END: list[sockfilter.Line] = ["accept:", "accept"]
 
 
-class CarrierMonitor(_Listener):
-    """Devices of one namespace that come up, or get their carrier back."""
-
-    def __init__(
-        self, netns: str | Path, up: Callable[[], None], buffer: int = RECEIVE_BUFFER
-    ) -> None:
-        """Call `up` when one did, or events were lost."""
-        super().__init__(netns, socket.NETLINK_ROUTE, up)
-        self._up = up
-        self._running: dict[int, bool] = {}
-        self._start((RTNLGRP_LINK,), buffer)
-
-    def _handle(self, received: list[bytes]) -> None:
-        came = False
-        for data in received:
-            _, kind, _, _, _ = HEADER.unpack_from(data)
-            if kind not in (RTM_NEWLINK, RTM_DELLINK):
-                continue
-            family, _, index, flags, _ = _LINK_INFO.unpack_from(data, 16)
-            if family != socket.AF_UNSPEC:
-                continue  # what a bridge says of its ports
-            now = kind == RTM_NEWLINK and flags & (IFF_UP | IFF_LOWER_UP) == IFF_UP | IFF_LOWER_UP
-            # A device is told of again and again; only the first event after it was down counts.
-            came = came or (now and not self._running.get(index, True))
-            self._running[index] = now
-            if kind == RTM_DELLINK:
-                del self._running[index]
-        if came:
-            self._up()
-
-
-def _filter(muted: list[int]) -> bytes:
-    """A program that passes link events, and deleted rows of devices that are not muted.
-
-    The type is a half-word at byte 4 of struct nlmsghdr, the device of a row the word at byte
-    20. Loads are in network order, hence the swapping.
-    """
-    load_half, load_word, equal, return_ = 0x28, 0x20, 0x15, 0x06
-    drop, accept = (return_, 0, 0, 0), (return_, 0, 0, 0xFFFFFFFF)
-    program = [
-        (load_half, 0, 0, 4),
-        (equal, 3, 0, socket.htons(RTM_NEWLINK)),
-        (equal, 2, 0, socket.htons(RTM_DELLINK)),
-        (equal, 2, 0, socket.htons(RTM_DELNEIGH)),
-        drop,
-        accept,
-        (load_word, 0, 0, 20),
+def _filter(muted: list[tuple[int, bool]], ignored: int) -> bytes:
+    """Links and addresses; rows that others wrote or deleted, of devices that are not muted."""
+    program: list[sockfilter.Line] = [
+        (4, 2),
+        (RTM_NEWLINK, 2, "accept"),
+        (RTM_DELLINK, 2, "accept"),
+        (RTM_NEWADDR, 2, "accept"),
+        (RTM_DELADDR, 2, "accept"),
+        (RTM_DELROUTE, 2, "route"),
+        (RTM_NEWNETCONF, 2, "netconf"),
+        (RTM_DELNEIGH, 2, "row"),
+        (RTM_NEWNEIGH, 2, "new"),
+        "drop",
+        *_ROUTE,
+        *_NETCONF,
+        "new:",
+        (16, 1),
+        (AF_BRIDGE, 1, "newrow"),
+        (12, 4),
+        (0, 4, "drop"),  # the kernel itself, which learns and forgets neighbours
+        (ignored, 4, "drop"),
+        "newrow:",
+        (20, 4),
+        *[(index, 4, "drop") for index, deleted in muted if not deleted],
+        "accept",
+        "row:",
+        (20, 4),
+        *[(index, 4, "drop") for index, deleted in muted if deleted],
+        *_END,
+        "drop:",
+        "drop",
     ]
-    for index in muted:
-        program += [(equal, 0, 1, socket.htonl(index)), drop]
-    program.append(accept)
-    return b"".join(_INSTRUCTION.pack(*line) for line in program)
+    return sockfilter.assemble(program)
 
 
-def _row(data: bytes, events: Events) -> None:
-    """Note which row a RTM_DELNEIGH is about."""
-    family, index, _, _, _ = NDMSG.unpack_from(data, 16)
-    wanted, rows = (NDA_LLADDR, events.macs) if family == AF_BRIDGE else (NDA_DST, events.addresses)
-    at = 28
-    while at + 4 <= len(data):
+def _host_filter() -> bytes:
+    return sockfilter.assemble(
+        [
+            (4, 2),
+            (RTM_DELADDR, 2, "accept"),
+            (RTM_DELROUTE, 2, "route"),
+            (RTM_NEWNETCONF, 2, "netconf"),
+            "drop",
+            *_ROUTE,
+            *_NETCONF,
+            *_END,
+        ]
+    )
+
+
+def _row(data: bytes, new: bool, events: Events) -> None:
+    """Note which row a RTM_DELNEIGH or RTM_NEWNEIGH is about."""
+    family, index, state, flags, _ = NDMSG.unpack_from(data, 16)
+    mac = destination = b""
+    at, end = 28, len(data)
+    while at + 4 <= end:
         size, kind = ATTRIBUTE.unpack_from(data, at)
-        if size < 4:
-            return
-        if kind == wanted:
-            rows.setdefault(index, []).append(data[at + 4 : at + size])
-            return
+        if kind == NDA_LLADDR:
+            mac = data[at + 4 : at + size]
+        elif kind == NDA_DST:
+            destination = data[at + 4 : at + size]
+        if size < 4 or (mac and destination):
+            break
         at += (size + 3) & ~3
+    if family == AF_BRIDGE:
+        if not new:
+            events.macs.setdefault(index, []).append(mac)
+        elif flags & NTF_SELF:
+            events.new_macs.setdefault(index, []).append((mac, destination))
+        elif state & NUD_NOARP and not state & NUD_PERMANENT:
+            events.entries.append((index, mac))
+    elif new:
+        kept = mac if state & NUD_PERMANENT else b""
+        events.new_addresses.setdefault(index, []).append((destination, kept))
+    else:
+        events.addresses.setdefault(index, []).append(destination)

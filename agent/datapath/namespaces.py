@@ -9,12 +9,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from agent.errors import Conflict
-from agent.syscalls import CLONE_NEWNET, MNT_DETACH, MS_BIND, in_netns, mount, umount, unshare
+from agent.syscalls import (
+    CLONE_NEWNET,
+    MNT_DETACH,
+    MS_BIND,
+    in_netns,
+    in_thread,
+    mount,
+    setns,
+    umount,
+    unshare,
+)
 
 NS_GET_NSTYPE = 0xB703
 SYSCTL = Path("/proc/sys/net")
@@ -40,6 +49,20 @@ OWN = {
 
 # The same, but only once the rules are there which keep the networks apart.
 FORWARDING = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
+
+# What devices have inherited, and what each of them could be given instead.
+DEVICE = {
+    "ipv4/conf/{}/forwarding": "1",
+    "ipv4/conf/{}/rp_filter": "0",
+    "ipv4/conf/{}/send_redirects": "0",
+    "ipv6/conf/{}/disable_ipv6": "0",
+    "ipv6/conf/{}/forwarding": "1",
+}
+
+
+def of_device(name: str) -> dict[str, str]:
+    """The sysctls of one device of our own namespace, once it forwards."""
+    return {file.format(name): value for file, value in DEVICE.items()}
 
 
 def is_network_namespace(path: str | Path) -> bool:
@@ -71,30 +94,41 @@ def ensure(path: Path) -> bool:
     """
     if is_network_namespace(path):
         return False
+    _make_file(path)
+    try:
+        in_thread(lambda: _mount_here(path, lambda: unshare(CLONE_NEWNET)))
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def bind(fd: int, path: Path) -> None:
+    """Have the namespace of `fd` at `path`, in place of whatever somebody else put there.
+
+    Conflict or OSError if that cannot be.
+    """
+    remove(path)
+    _make_file(path)
+    # Not from /proc/self/fd: where the mount that `fd` was opened on has been detached, Linux
+    # 6.18 leaks the copy, and the namespace with it, if a third mount namespace has one too.
+    in_thread(lambda: _mount_here(path, lambda: setns(fd, CLONE_NEWNET)))
+
+
+def _mount_here(path: Path, enter: Callable[[], None]) -> None:
+    enter()
+    mount("/proc/thread-self/ns/net", str(path), flags=MS_BIND)
+
+
+def _make_file(path: Path) -> None:
+    """A file to mount on. One that is there: a namespace was, until a restart or an unmount."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A file that no namespace is mounted on: one was, before the machine was started again.
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o444))
     except OSError as error:
         raise Conflict(
             f"namespace {path}", f"cannot be made ({error.strerror})", "Move it out of the way"
         ) from None
-    failure: list[OSError] = []
-
-    def make() -> None:
-        try:
-            unshare(CLONE_NEWNET)
-            mount("/proc/thread-self/ns/net", str(path), flags=MS_BIND)
-        except OSError as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=make, name="new-netns")
-    thread.start()
-    thread.join()
-    if failure:
-        path.unlink(missing_ok=True)
-        raise failure[0]
-    return True
 
 
 def remove(path: Path) -> None:
@@ -114,22 +148,25 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def set_sysctls(netns: str | Path, values: Mapping[str, str]) -> None:
+def set_sysctls(netns: str | Path, values: Mapping[str, str]) -> int:
     """Write sysctls, by their path below /proc/sys/net, in the namespace at `netns`.
 
     /proc/sys/net shows the namespace of the thread that opens it. What is so already is not
-    written; IPv6's are left out where the kernel has no IPv6.
+    written; IPv6's are left out where the kernel has no IPv6. Returns how many were written.
     """
 
-    def write() -> None:
+    def write() -> int:
+        written = 0
         for name, value in values.items():
             file = SYSCTL / name
             if name.startswith("ipv6/") and not (SYSCTL / "ipv6").exists():
                 continue
             if file.read_text().strip() != value:
                 file.write_text(value)
+                written += 1
+        return written
 
-    in_netns(netns, write)
+    return in_netns(netns, write)
 
 
 def get_sysctl(netns: str | Path, name: str) -> str:

@@ -26,15 +26,15 @@ from typing import Any, ParamSpec, TypeVar
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from agent.datapath.linkstate import IFF_LOWER_UP, IFF_UP, SKIP_STATISTICS
 from agent.syscalls import socket_in
 
 PROTOCOL = 120  # of every route that is ours: RTPROT_*, 0-255, not in /etc/iproute2/rt_protos
 TABLE_MAIN = 254
-SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS: half of a link's answer is counters
-IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 IFA_F_NODAD = 0x02
 NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20  # linux/neighbour.h
 RTN_UNICAST = 1
+RT_SCOPE_NOWHERE = 255  # of a route to delete: whichever it has
 BR_STATE_FORWARDING = 3  # linux/if_bridge.h
 
 T = TypeVar("T")
@@ -358,14 +358,15 @@ class Netlink:
         )
 
     @in_thread
-    async def delete_route(self, destination: str, gateway: str, device: int) -> None:
-        """Delete a route of ours; fine if it is gone."""
+    async def delete_route(
+        self, destination: str, gateway: str, device: int, *, any_protocol: bool = False
+    ) -> None:
+        """Delete a route of ours, or with `any_protocol` whosever it is; fine if it is gone."""
+        protocol = 0 if any_protocol else PROTOCOL
+        via = {"gateway": gateway} if gateway else {}
+        request = {"dst": destination, "oif": device, "proto": protocol, **via}
         try:
-            await _call(
-                self._route.route(
-                    "del", dst=destination, gateway=gateway, oif=device, proto=PROTOCOL
-                )
-            )
+            await _call(self._route.route("del", scope=RT_SCOPE_NOWHERE, **request))
         except OSError as error:
             if error.errno not in (errno.ESRCH, errno.ENODEV):
                 raise

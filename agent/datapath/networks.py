@@ -90,7 +90,7 @@ class Networks:
             await self._own.add_bridge(bridge.device, mac, bridge.mtu)
             index = await self._own.index(bridge.device)
             await self._own.set_link(index, ifalias=mark, state="up")
-            for address in _addresses(bridge):
+            for address in addresses_of(bridge):
                 await self._own.add_address(index, address)
             self.fixed["bridge"] += 1
             return index
@@ -107,16 +107,18 @@ class Networks:
             await self._own.set_link(link.index, **wrong)
         # After the link is up: IPv6 addresses go when it goes down. And first what is too many:
         # the kernel takes the other addresses of a subnet with the first one.
-        wanted = _addresses(bridge)
+        wanted = addresses_of(bridge)
+        addresses = 0
         for other in await self._bulk.addresses(link.index) - set(wanted):
             await self._own.delete_address(link.index, other)
-            wrong[other] = True
+            addresses += 1
         have = await self._bulk.addresses(link.index)
         for address in wanted:
             if address not in have:
                 await self._own.add_address(link.index, address)
-                wrong[address] = True
+                addresses += 1
         self.fixed["link"] += bool(wrong)
+        self.fixed["address"] += addresses
         return link.index
 
     async def _vxlan(self, bridge: Bridge, master: int, link: Link | None) -> tuple[int, bool]:
@@ -349,7 +351,10 @@ class Networks:
         mark = f"{MARK}ep:{port.endpoint}"
         keep = link.kind == "veth" and link.alias == mark
         statics = await self._bulk.static_macs(link.index) if keep and link.master else set()
-        keep = keep and statics <= {port.mac}
+        keep = keep and (port.mac in statics or not statics)
+        astray = statics - {port.mac} if keep else set()
+        for mac in astray:
+            await self._bulk.drop_static(link.index, mac)
         changes = 0
         if keep and (interior or port != old):
             try:
@@ -378,11 +383,11 @@ class Networks:
             await self._bulk.add_static(link.index, port.mac)
             changes += 1
         self.fixed["link"] += bool(wrong)
-        self.fixed["port"] += bool(changes)
+        self.fixed["port"] += bool(changes or astray)
         return link.index
 
 
-def _addresses(bridge: Bridge) -> list[str]:
+def addresses_of(bridge: Bridge) -> list[str]:
     """The addresses of a bridge: its gateways, and for IPv6 a link-local one.
 
     Without it the kernel cannot solicit a neighbour for a packet that it forwards

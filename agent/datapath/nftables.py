@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import os
 import re
+import secrets
 import subprocess
 import threading
 from collections.abc import Callable
@@ -22,11 +23,13 @@ import structlog
 
 from agent.datapath.nft import TABLE, Ruleset, delta, render
 from agent.errors import Unsupported, VxmeshError
-from agent.syscalls import CLONE_NEWNET, setns
+from agent.syscalls import CLONE_NEWNET, set_thread_name, setns
 
 log = structlog.get_logger()
 
 LIBRARY = "libnftables.so.1"
+# Of our threads, so that what the kernel tells of our own changes is known as that.
+THREAD = f"vxmnft-{secrets.token_hex(4)}"  # 15 bytes, TASK_COMM_LEN without its end
 # Its contexts are apart, but the tables of names behind them are not in every version.
 _library_lock = threading.Lock()
 
@@ -42,7 +45,7 @@ class Nftables:
         self._library = library
         self._run: Callable[[str], str] | None = None
         self._close: Callable[[], None] = lambda: None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="nft")
+        self._pool = ThreadPoolExecutor(1, "nft", set_thread_name, (THREAD,))
         self._loaded: Ruleset | None = None
         self._listing: list[str] = []
 
@@ -53,9 +56,12 @@ class Nftables:
         """
         await self._in_thread(lambda: self._load(ruleset))
 
-    async def check(self) -> bool:
-        """Whether the table is as it was loaded; if it is not, it is loaded anew."""
-        return await self._in_thread(self._check)
+    async def check(self, told: bool = False) -> bool:
+        """Whether the table is as it was loaded; if it is not, it is loaded anew.
+
+        With `told`, somebody else has changed it, maybe before what was loaded was looked at.
+        """
+        return await self._in_thread(lambda: self._check(told))
 
     async def remove(self) -> None:
         """Delete the table; fine if it is not there."""
@@ -93,13 +99,16 @@ class Nftables:
             return False
         return True
 
-    def _check(self) -> bool:
+    def _check(self, told: bool) -> bool:
         ruleset = self._loaded
-        if ruleset is None or self._list() == self._listing:
+        if ruleset is None:
             return True
-        self._loaded = None
-        self._load(ruleset)
-        return False
+        same = self._list() == self._listing
+        # The binary is not our thread: of what it changes we are told, and would go on for ever.
+        if not same or (told and self._run is not _run_binary):
+            self._loaded = None
+            self._load(ruleset)
+        return same
 
     def _list(self) -> list[str]:
         """The table as words, sorted: in what order elements are listed is chance."""

@@ -117,6 +117,26 @@ def pack_static(ifindex: int, mac: bytes) -> bytes:
     )
 
 
+def pack_drop_static(ifindex: int, mac: bytes) -> bytes:
+    """One acknowledged message: the bridge leads `mac` to port `ifindex` no longer."""
+    header = HEADER.pack(40, RTM_DELNEIGH, NLM_F_REQUEST | NLM_F_ACK, 0, 0)
+    return header + NDMSG.pack(AF_BRIDGE, ifindex, 0, NTF_MASTER, 0) + _MAC_HEAD + mac + _PAD
+
+
+def pack_get(ifindex: int, mac: bytes) -> bytes:
+    """A request for one FDB row of a VXLAN device, answered with it or with ENOENT."""
+    header = HEADER.pack(40, RTM_GETNEIGH, NLM_F_REQUEST, 0, 0)
+    return header + NDMSG.pack(AF_BRIDGE, ifindex, 0, NTF_SELF, 0) + _MAC_HEAD + mac + _PAD
+
+
+def pack_get_neighbour(ifindex: int, address: bytes) -> bytes:
+    """A request for one neighbour row; see pack_get."""
+    n = len(address)
+    family = AF_INET if n == 4 else AF_INET6
+    header = HEADER.pack(32 + n, RTM_GETNEIGH, NLM_F_REQUEST, 0, 0)
+    return header + NDMSG.pack(family, ifindex, 0, 0, 0) + _DST_HEADS[n] + address
+
+
 def pack_delete_link(ifindex: int) -> bytes:
     """One acknowledged message: delete a device."""
     flags = NLM_F_REQUEST | NLM_F_ACK
@@ -146,26 +166,37 @@ def pack_dump_addresses(ifindex: int) -> bytes:
     return head + IFADDRMSG.pack(0, 0, 0, 0, ifindex)
 
 
+def read_address(data: bytes, offset: int = 0) -> tuple[int, str]:
+    """Of RTM_NEWADDR or RTM_DELADDR: the device, and the address in interface notation."""
+    length = HEADER.unpack_from(data, offset)[0]
+    _, prefix, _, _, ifindex = IFADDRMSG.unpack_from(data, offset + 16)
+    values = {}
+    at = offset + 24
+    while at + 4 <= offset + length:
+        size, name = ATTRIBUTE.unpack_from(data, at)
+        values[name] = data[at + 4 : at + size]
+        at += max(4, (size + 3) & ~3)
+    # Of a point-to-point link IFA_ADDRESS is the other end's; of IPv6 it is the only one.
+    return ifindex, f"{format_address(values.get(IFA_LOCAL) or values[IFA_ADDRESS])}/{prefix}"
+
+
 def read_addresses(data: bytes, found: set[str]) -> bool:
-    """Take one datagram of such a dump, in interface notation; True when it was the last."""
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind, _, _, _ = HEADER.unpack_from(data, offset)
+    """Take one datagram of such a dump; True when it was the last."""
+    for offset, kind in messages(data):
         if kind in (NLMSG_DONE, NLMSG_ERROR):
             return True
         if kind == RTM_NEWADDR:
-            _, prefix, _, _, _ = IFADDRMSG.unpack_from(data, offset + 16)
-            values = {}
-            at = offset + 24
-            while at + 4 <= offset + length:
-                size, name = ATTRIBUTE.unpack_from(data, at)
-                values[name] = data[at + 4 : at + size]
-                at += max(4, (size + 3) & ~3)
-            # Of a point-to-point link IFA_ADDRESS is the other end's; of IPv6 it is the only one.
-            address = values.get(IFA_LOCAL) or values[IFA_ADDRESS]
-            found.add(f"{format_address(address)}/{prefix}")
-        offset += (length + 3) & ~3
+            found.add(read_address(data, offset)[1])
     return False
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each message of a datagram begins, and its type."""
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, _, _, _ = HEADER.unpack_from(data, offset)
+        yield offset, kind
+        offset += max(16, (length + 3) & ~3)
 
 
 class DumpReader:

@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
 
-from agent.datapath import sandbox
 from agent.datapath.applier import Applier, Look, prepare
 from agent.datapath.backlog import Backlog, Failures, Key, add_rows
 from agent.datapath.cleanup import remove_everything
-from agent.datapath.monitor import RECEIVE_BUFFER, Events, Monitor, TableMonitor
+from agent.datapath.drift import Drift
+from agent.datapath.monitor import RECEIVE_BUFFER, Events, Monitor
+from agent.datapath.mountwatch import MountWatch
+from agent.datapath.repairs import Repair
+from agent.datapath.tablemonitor import TableMonitor
 from agent.drivers.base import DesiredState
 from agent.errors import Unavailable, VxmeshError
 
 log = structlog.get_logger()
 
-AUDIT_INTERVAL = 60.0  # s; one network in turn is compared whole: 50 ms for 10,000 endpoints
+AUDIT_INTERVAL = 20.0  # s; in which every network is compared whole once, one after the other
+REPORT_INTERVAL = 1.0  # s between two reports of repairs
+HOST = 0  # among VNIs: what there is once a host
 
 
 class Reconciler:
@@ -39,6 +44,7 @@ class Reconciler:
         *,
         on_applied: Callable[[object], None] = lambda mark: None,
         on_port_gone: Callable[[str], None] = lambda endpoint: None,
+        on_repair: Callable[[Repair], None] = lambda repair: None,
         host_netns: str = "/proc/self/ns/net",
         audit_interval: float = AUDIT_INTERVAL,
         monitor_buffer: int = RECEIVE_BUFFER,
@@ -46,10 +52,11 @@ class Reconciler:
         """Our own namespace is at run_dir/netns, the host's at `host_netns`.
 
         `on_applied` is given desired.mark() once what it stands for has been attempted;
-        `on_port_gone` the id of an endpoint whose sandbox's namespace exists no longer.
+        `on_port_gone` the id of an endpoint whose sandbox's namespace exists no longer;
+        `on_repair` what was put back that nobody asked for, a kind at a time.
         """
         self.netns = run_dir / "netns"
-        self.on_applied, self.on_port_gone = on_applied, on_port_gone
+        self.on_applied, self.on_port_gone, self.on_repair = on_applied, on_port_gone, on_repair
         self._desired = desired
         self._host_netns = host_netns
         self._audit_interval, self._monitor_buffer = audit_interval, monitor_buffer
@@ -60,6 +67,8 @@ class Reconciler:
         self._current: list[asyncio.Future[None]] = []  # who waits for what is being applied
         self._busy = self._stopped = False
         self._applier: Applier | None = None
+        self._drift: Drift | None = None
+        self._reporting: asyncio.TimerHandle | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = contextlib.ExitStack()
 
@@ -89,6 +98,13 @@ class Reconciler:
         self._backlog.everything = True
         self._wake.set()
 
+    def audit(self) -> None:
+        """Compare everything with the kernel, in order to find drift."""
+        self._backlog.host()
+        if self._applier:
+            self._backlog.audits.update(self._applier.networks.held)
+        self._wake.set()
+
     async def settle(self, endpoint: str | None = None) -> None:
         """Return when all that was touched before this call has been attempted.
 
@@ -110,8 +126,8 @@ class Reconciler:
 
     @property
     def repairs(self) -> Counter[str]:
-        """What was put back without being asked for, by kind: fdb, neighbour, link, port, …"""
-        return self._applier.repairs if self._applier else Counter()
+        """What was put back without being asked for, by kind; see repairs.KINDS."""
+        return self._applier.repairs.total if self._applier else Counter()
 
     def failures(self) -> list[VxmeshError]:
         """What could not be applied and is being tried again."""
@@ -138,10 +154,27 @@ class Reconciler:
             # Before anything is looked at, so that nothing is lost in between.
             monitor = Monitor(self.netns, self._seen, self._overrun, self._monitor_buffer)
             stack.callback(monitor.close)
+            host = Monitor(self._host_netns, self._seen_on_host, self._overrun, host=True)
+            stack.callback(host.close)
             for path in (self.netns, self._host_netns):
                 stack.callback(TableMonitor(path, self._tables_seen).close)
-            applier = Applier(self._desired, self.netns, self._host_netns, self._failures, monitor)
+            stack.callback(MountWatch(self._mounts_seen).close)
+            applier = Applier(
+                self._desired,
+                self.netns,
+                self._host_netns,
+                self._failures,
+                monitor,
+                lambda: self._backlog,
+            )
             stack.callback(applier.close)
+            self._drift = Drift(
+                self._desired,
+                applier.networks,
+                applier.inspection,
+                applier.uplink,
+                lambda endpoint: self.on_port_gone(endpoint),
+            )
             self._applier = applier
             await applier.uplink.ensure()
             await applier.uplink.read_routes()
@@ -163,6 +196,8 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        if self._reporting:
+            self._reporting.cancel()
         self._failures.clear()
         for future in self._next + self._current:
             if not future.done():
@@ -188,11 +223,24 @@ class Reconciler:
                 await self._apply(applier, backlog)
                 await self._repair(applier, backlog)
                 self._note_applied(mark)
+                self._report(applier)
             except Exception as error:
                 # What the kernel refuses is handled where it happens: this is a fault of ours.
                 log.exception("datapath.fault")
                 self._failures.failed(("everything", 0, ""), error)
             self._end()
+
+    def _report(self, applier: Applier) -> None:
+        """Tell what was put back: at once, but of who goes on and on only every now and then."""
+        if self._reporting is None and (repairs := applier.repairs.take()):
+            loop = asyncio.get_running_loop()
+            self._reporting = loop.call_later(REPORT_INTERVAL, self._report_again, applier)
+            for repair in repairs:
+                self.on_repair(repair)
+
+    def _report_again(self, applier: Applier) -> None:
+        self._reporting = None
+        self._report(applier)
 
     def _begin(self) -> Backlog:
         """Take all that is noted, and those who wait for it."""
@@ -226,23 +274,36 @@ class Reconciler:
 
     async def _repair(self, applier: Applier, backlog: Backlog) -> None:
         """The part that nobody asked for: whatever has to be changed now is drift."""
-        if backlog.uplink or backlog.overrun:
+        if backlog.overrun:
+            log.warning("datapath.events_lost")
+            backlog.host()
+        if backlog.namespace:
+            await applier.attempt(("namespace", 0, ""), applier.check_namespace())
+        if backlog.uplink:
             await applier.attempt(("uplink", 0, ""), applier.mend_uplink())
-            await applier.attempt(("routes", 0, ""), applier.check_routes())
-        with applier.counting_repairs():
-            if backlog.overrun:
-                log.warning("datapath.events_lost")
-                await applier.compare(interior=False, drift=True)
-            for vni in applier.in_turn(backlog.suspects | backlog.audits):
-                look = Look(rows=vni in backlog.audits)
-                await applier.attempt(("bridge", vni, ""), applier.bridge(vni, look))
+        if backlog.sysctls:
+            await applier.attempt(("sysctls", 0, ""), applier.check_sysctls())
+        if backlog.strangers:
+            await applier.attempt(("strangers", 0, ""), applier.check_strangers())
+        if backlog.overrun:
+            await applier.compare(interior=False, drift=True)
+        for vni in applier.in_turn(backlog.suspects):
+            await applier.mend(vni, Look(only=backlog.suspects[vni]))
+        for vni in applier.in_turn(backlog.audits):
+            await applier.attempt(("audit", vni, ""), applier.audit(vni))
         for vni, (macs, addresses) in backlog.lost.items():
             restore = applier.restore(vni, macs, addresses)
             await applier.attempt(("rows", vni, ""), restore, whole=False)
+        for vni, (macs, addresses) in backlog.changed.items():
+            correct = applier.correct(vni, macs, addresses)
+            await applier.attempt(("rows", vni, ""), correct, whole=False)
         if applier.stale_tables:
             await self._rules(applier)
-        if backlog.tables or backlog.overrun:
-            await applier.attempt(("tables", 0, ""), applier.check_tables())
+        if backlog.uplink or backlog.routes:
+            await applier.attempt(("routes", 0, ""), applier.check_routes())
+        if backlog.tables or backlog.tables_told:
+            check = applier.check_tables(backlog.tables_told)
+            await applier.attempt(("tables", 0, ""), check)
 
     async def _rules(self, applier: Applier) -> None:
         await applier.attempt(("tables", 0, ""), applier.tables())
@@ -256,75 +317,62 @@ class Reconciler:
             self._backlog.again.add(vni)
         elif kind in ("tables", "routes"):
             self._backlog.forwards = True
-        elif kind == "uplink":
-            self._backlog.uplink = True
+        elif kind == "audit":
+            self._failures.succeeded(key)  # a network that is gone by now would stand for ever
+            self._backlog.audits.add(vni)
+        elif kind in ("uplink", "namespace", "sysctls", "strangers"):
+            setattr(self._backlog, kind, True)
         else:
             self._failures.succeeded(key)
             self._backlog.everything = True
         self._wake.set()
 
     async def _audit(self, applier: Applier) -> None:
-        """Compare one network after the other whole, for what no event tells of."""
-        done: set[int] = set()
+        """Compare one network after the other whole, and the host, for what no event tells of.
+
+        Spread out, and each comes up once in an interval however many there are.
+        """
+        turn: deque[int] = deque([HOST])
         while True:
-            await asyncio.sleep(self._audit_interval)
-            waiting = applier.networks.held.keys() - done
-            if not waiting:
-                done.clear()
-                waiting = set(applier.networks.held)
-            if waiting:
-                vni = min(waiting)
-                done.add(vni)
-                self._backlog.audits.add(vni)
-            self._backlog.uplink = self._backlog.tables = True
+            held = {HOST, *applier.networks.held}
+            turn = deque(vni for vni in turn if vni in held)
+            turn.extend(sorted(held.difference(turn)))
+            await asyncio.sleep(self._audit_interval / len(turn))
+            turn.rotate(-1)
+            if turn[-1] == HOST:
+                self._backlog.host()
+            else:
+                self._backlog.audits.add(turn[-1])
             self._wake.set()
 
     # -- what others did --
 
     def _seen(self, events: Events) -> None:
-        applier = self._applier
-        if applier is None:
-            return
-        devices = applier.networks.devices
-        rows = events.macs.keys() | events.addresses.keys()
-        for index in events.lost | events.down | rows:
-            vni, endpoint = devices.get(index, (0, ""))
-            if index == applier.uplink.index:
-                self._backlog.uplink = True
-            elif endpoint:
-                self._port_suspected(applier, vni, endpoint)
-            elif vni:
-                if index in events.lost or index in events.down:
-                    self._backlog.suspects.add(vni)
-                macs, addresses = events.macs.get(index, []), events.addresses.get(index, [])
-                self._rows_lost(vni, macs, addresses)
-        if self._backlog:
-            self._wake.set()
+        if self._drift:
+            self._drift.note(events, self._backlog)
+            self._look()
 
-    def _port_suspected(self, applier: Applier, vni: int, endpoint: str) -> None:
-        """Something is wrong with a port: that of a sandbox which is gone, or to be mended."""
-        bridge = self._desired.bridge(vni)
-        port = bridge.ports.get(endpoint) if bridge else None
-        if port and not sandbox.alive(port):
-            applier.networks.forget_port(vni, endpoint)  # so that it is told only once
-            self.on_port_gone(endpoint)
-        else:
-            self._backlog.suspects.add(vni)
-
-    def _rows_lost(self, vni: int, macs: list[bytes], addresses: list[bytes]) -> None:
-        rows = self._desired.rows(vni, macs, addresses)
-        macs = [mac for mac, vtep in rows.fdb if vtep]
-        addresses = [address for address, mac in rows.neighbours if mac]
-        if macs or addresses:
-            add_rows(self._backlog.lost, vni, macs, addresses)
+    def _seen_on_host(self, events: Events) -> None:
+        if self._drift:
+            self._drift.note_host(events, self._backlog)
+            self._look()
 
     def _tables_seen(self) -> None:
-        self._backlog.tables = True
+        self._backlog.tables_told = True
         self._wake.set()
+
+    def _mounts_seen(self) -> None:
+        if self._applier and not self._applier.is_bound():
+            self._backlog.namespace = True
+            self._wake.set()
 
     def _overrun(self) -> None:
         self._backlog.overrun = True
         self._wake.set()
+
+    def _look(self) -> None:
+        if self._backlog:
+            self._wake.set()
 
 
 def _stopping() -> Unavailable:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
 
 from agent.datapath import namespaces
+from agent.datapath.linkstate import LinkState
 from agent.datapath.namespaces import SYSCTL
 from agent.datapath.netlink import PROTOCOL, Link, Netlink
 from agent.datapath.nft import HOST_UPLINK, UPLINK
@@ -57,19 +59,22 @@ class Uplink:
         self._ipv6 = bool(namespaces.get_sysctl(own_netns, "ipv6/conf/all/forwarding"))
         self._routes: set[str] = set()
         self.index = 0  # in our namespace
-        self._host_index = 0
+        self.host_index = 0  # of the other end
 
-    async def ensure(self) -> int:
-        """Make the pair as it should be; how many things were not. Conflict, OSError."""
+    def is_right(self, link: LinkState) -> bool:
+        """Whether our end is as it was made."""
+        named = link.name == UPLINK and link.alias in (MARK, None)
+        return named and link.up and link.mtu == MTU
+
+    async def ensure(self) -> Counter[str]:
+        """Make the pair as it should be; how many things were not, by kind. Conflict, OSError."""
         own, host = await self._own.link(UPLINK), await self._host.link(HOST_UPLINK)
-        changes = 0
+        changes: Counter[str] = Counter()
         if not (own and host and own.peer == host.index and host.peer == own.index):
-            changes += 1
+            changes["link"] += 1
             own, host = await self._make(own, host)
-        self.index, self._host_index = own.index, host.index
-        # The host has to forward what sandboxes send out and what comes to published ports.
-        sysctls = {**_HOST_END, "ipv4/ip_forward": "1"}
-        await asyncio.to_thread(namespaces.set_sysctls, self._host_netns, sysctls)
+        self.index, self.host_index = own.index, host.index
+        changes["sysctl"] += await self.set_sysctls()
         await self._own.set_link(LOOPBACK, state="up")
         addresses = [(HOST4, OWN4, LENGTH4)]
         if self._ipv6:
@@ -77,16 +82,26 @@ class Uplink:
         for side, link, position in ((self._host, host, 0), (self._own, own, 1)):
             if link.alias != MARK:
                 await side.set_link(link.index, ifalias=MARK)
+            if link.mtu != MTU:
+                changes["link"] += 1
+                await side.set_link(link.index, mtu=MTU)
             have = await side.addresses(link.index)
             for address in addresses:
                 interface = f"{address[position]}/{address[2]}"
                 if interface not in have:
-                    changes += 1
+                    changes["address"] += 1
                     await side.add_address(link.index, interface)
             if not link.up:
-                changes += 1
+                changes["link"] += 1
                 await side.set_link(link.index, state="up")
-        return changes + await self._default_routes()
+        changes["route"] += await self._default_routes()
+        return changes
+
+    async def set_sysctls(self) -> int:
+        """Those of the host's end, and forwarding; how many were other."""
+        # The host has to forward what sandboxes send out and what comes to published ports.
+        sysctls = {**_HOST_END, "ipv4/ip_forward": "1"}
+        return await asyncio.to_thread(namespaces.set_sysctls, self._host_netns, sysctls)
 
     async def _make(self, own: Link | None, host: Link | None) -> tuple[Link, Link]:
         # Without its mark but paired with ours, it was made by an agent that died meanwhile.
@@ -112,12 +127,15 @@ class Uplink:
         return own, host
 
     async def _default_routes(self) -> int:
-        have = {r.destination for r in await self._own.routes() if r.device == self.index}
+        """Lead the rest of the world there; how many routes were missing or led elsewhere."""
+        have = {(r.destination, r.gateway, r.device) for r in await self._own.routes()}
         changes = 0
         wanted = [("0.0.0.0/0", HOST4)] + ([("::/0", HOST6)] if self._ipv6 else [])
         for destination, gateway in wanted:
-            if destination not in have:
+            if (destination, gateway, self.index) not in have:
                 changes += 1
+                for _, other, device in [h for h in have if h[0] == destination]:
+                    await self._own.delete_route(destination, other, device, any_protocol=True)
                 await self._own.add_route(destination, gateway, self.index)
         return changes
 
@@ -126,7 +144,7 @@ class Uplink:
         self._routes = {
             r.destination
             for r in await self._host.routes()
-            if r.protocol == PROTOCOL and r.device == self._host_index
+            if r.protocol == PROTOCOL and r.device == self.host_index
         }
 
     async def set_routes(self, subnets: Iterable[str]) -> int:
@@ -139,14 +157,14 @@ class Uplink:
             await asyncio.to_thread(in_netns, self._host_netns, _forward_ipv6)
         for subnet in self._routes - wanted:
             gateway = OWN6 if ":" in subnet else OWN4
-            await self._host.delete_route(subnet, gateway, self._host_index)
+            await self._host.delete_route(subnet, gateway, self.host_index)
             self._routes.discard(subnet)
         missing = wanted - self._routes
         taken = []
         for subnet in sorted(missing):
             gateway, source = (OWN6, HOST6) if ":" in subnet else (OWN4, HOST4)
             try:
-                await self._host.add_route(subnet, gateway, self._host_index, source)
+                await self._host.add_route(subnet, gateway, self.host_index, source)
             except OSError as error:
                 if error.errno != errno.EEXIST:
                     raise

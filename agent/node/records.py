@@ -54,9 +54,9 @@ class Records(Views):
                     found.append((network, member))
         return found
 
-    def tell(self, kind: str, message: str, **fields: str) -> None:
+    def tell(self, kind: str, message: str, /, **fields: str) -> None:
         """Tell an operator of something that is no object of its own; see model.Notice."""
-        log.info(kind, message=message, **fields)
+        log.info(kind, **{"message": message, **fields})
         with Recording(self) as change:
             change.notices.append(Notice(kind, message, fields))
 

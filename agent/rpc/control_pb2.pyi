@@ -262,26 +262,61 @@ class DnsRecord(_message.Message):
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., ttl: _Optional[int] = ..., data: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("since",)
+    __slots__ = ("since", "history", "not_before", "end")
     SINCE_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    NOT_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     since: int
-    def __init__(self, since: _Optional[int] = ...) -> None: ...
+    history: bool
+    not_before: float
+    end: bool
+    def __init__(self, since: _Optional[int] = ..., history: _Optional[bool] = ..., not_before: _Optional[float] = ..., end: _Optional[bool] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("revision", "time", "action", "node", "network", "endpoint")
+    __slots__ = ("revision", "time", "action", "node", "network", "endpoint", "notice")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
     revision: int
     time: str
     action: str
     node: _types_pb2.Node
     network: _types_pb2.Network
     endpoint: _types_pb2.Endpoint
-    def __init__(self, revision: _Optional[int] = ..., time: _Optional[str] = ..., action: _Optional[str] = ..., node: _Optional[_Union[_types_pb2.Node, _Mapping]] = ..., network: _Optional[_Union[_types_pb2.Network, _Mapping]] = ..., endpoint: _Optional[_Union[_types_pb2.Endpoint, _Mapping]] = ...) -> None: ...
+    notice: Notice
+    def __init__(self, revision: _Optional[int] = ..., time: _Optional[str] = ..., action: _Optional[str] = ..., node: _Optional[_Union[_types_pb2.Node, _Mapping]] = ..., network: _Optional[_Union[_types_pb2.Network, _Mapping]] = ..., endpoint: _Optional[_Union[_types_pb2.Endpoint, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ...) -> None: ...
+
+class Notice(_message.Message):
+    __slots__ = ("kind", "message", "fields")
+    class FieldsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    message: str
+    fields: _containers.ScalarMap[str, str]
+    def __init__(self, kind: _Optional[str] = ..., message: _Optional[str] = ..., fields: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class GetMetricsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MetricsReply(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class LeaveNodeRequest(_message.Message):
     __slots__ = ("force",)

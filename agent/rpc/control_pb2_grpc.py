@@ -140,6 +140,11 @@ class ControlStub:
                 request_serializer=agent_dot_rpc_dot_control__pb2.WatchRequest.SerializeToString,
                 response_deserializer=agent_dot_rpc_dot_control__pb2.Event.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/vxmesh.v1.Control/GetMetrics',
+                request_serializer=agent_dot_rpc_dot_control__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_control__pb2.MetricsReply.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -276,6 +281,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetrics(self, request, context):
+        """How the agent and its name server are doing, in Prometheus' text format.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -383,6 +395,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=agent_dot_rpc_dot_control__pb2.WatchRequest.FromString,
                     response_serializer=agent_dot_rpc_dot_control__pb2.Event.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.GetMetricsRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_control__pb2.MetricsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -952,6 +969,33 @@ class Control:
             '/vxmesh.v1.Control/Watch',
             agent_dot_rpc_dot_control__pb2.WatchRequest.SerializeToString,
             agent_dot_rpc_dot_control__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/GetMetrics',
+            agent_dot_rpc_dot_control__pb2.GetMetricsRequest.SerializeToString,
+            agent_dot_rpc_dot_control__pb2.MetricsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath import namespaces
+from agent.datapath import namespaces, nft
 from agent.datapath.bulk import Bulk
-from agent.datapath.monitor import Events, Monitor, TableMonitor
+from agent.datapath.monitor import Events, Monitor
+from agent.datapath.mountwatch import MountWatch
 from agent.datapath.netlink import Netlink
+from agent.datapath.nftables import Nftables
 from agent.datapath.packing import Row
+from agent.datapath.tablemonitor import TableMonitor
 from agent.datapath.underlay import describe
 from agent.drivers.base import Rows
 from agent.errors import Conflict
@@ -149,7 +152,7 @@ async def test_rows_are_written_read_compared_and_deleted(netns: Path) -> None:
         assert await bulk.dump_neighbours(index) == neighbours
         shown = run("ip", "neigh", "show", "dev", "vxl7", netns=netns)
         assert "fd00::a00:a lladdr 02:50:00:00:00:0a PERMANENT" in shown
-        assert await bulk.reconcile(index, rows) == (0, 0)
+        assert await bulk.reconcile(index, rows) == (set(), set())
         # One missing, one wrong, one too many, of each.
         (mac, vtep), (other, _), *_ = fdb.items()
         (address, _), (wrong, _), *_ = neighbours.items()
@@ -161,7 +164,8 @@ async def test_rows_are_written_read_compared_and_deleted(netns: Path) -> None:
                 [(address, None), (wrong, extra), (b"\x0b\x00\x00\x01", extra)],
             ),
         )
-        assert await bulk.reconcile(index, rows) == (3, 3)
+        written = {mac, other, extra}, {address, wrong, b"\x0b\x00\x00\x01"}
+        assert await bulk.reconcile(index, rows) == written
         assert await bulk.dump_fdb(index) == fdb
         assert await bulk.dump_neighbours(index) == neighbours
         # Restoring puts back only what is not there.
@@ -226,7 +230,7 @@ async def test_bulk_leaves_the_loop_free_and_says_how_long_it_took(
             written = time.perf_counter() - begin
             lag.cancel()
             begin = time.perf_counter()
-            assert await bulk.reconcile(index, rows) == (0, 0)
+            assert await bulk.reconcile(index, rows) == (set(), set())
             compared = time.perf_counter() - begin
             begin = time.perf_counter()
             nothing = Rows([(k, None) for k in fdb], [(k, None) for k in neighbours])
@@ -246,11 +250,12 @@ async def test_bulk_leaves_the_loop_free_and_says_how_long_it_took(
 # -- events --
 
 
-async def test_only_losses_are_heard_and_not_of_muted_devices(netns: Path) -> None:
+async def test_losses_are_heard_but_not_of_muted_devices(netns: Path) -> None:
     index = vxlan(netns)
     seen: list[Events] = []
     monitor = Monitor(netns, seen.append, lambda: None)
     bulk = Bulk(netns)
+    monitor.ignore(bulk.port)
     mac, address = b"\x02\x00\x00\x00\x00\x01", b"\x0a\x00\x00\x01"
     six = b"\xfd" + bytes(14) + b"\x01"
     here = Rows([(mac, b"\x0a\x63\x00\x02")], [(address, mac), (six, mac)])
@@ -261,15 +266,26 @@ async def test_only_losses_are_heard_and_not_of_muted_devices(netns: Path) -> No
             await bulk.write(index, gone)
             await bulk.write(index, here)
         run("ip", "link", "set", "lo", "up", netns=netns)
-        await asyncio.sleep(0.05)
-        assert not any(e.macs or e.addresses or e.lost or index in e.down for e in seen)
+        await until(lambda: any(link.name == "lo" for e in seen for link in e.links), "lo is up")
+        assert not any(e.macs or e.addresses or e.lost or e.new_addresses for e in seen)
+        again = [row for e in seen for row in e.new_macs.get(index, [])]
+        assert again == 2 * [(mac, b"\x0a\x63\x00\x02")]
+        seen.clear()
+        with monitor.muting(index, False):
+            await bulk.write(index, Rows([(mac, b"\x0a\x63\x00\x03")], []))
+        run("ip", "link", "set", "lo", "down", netns=netns)
+        await until(lambda: any(link.name == "lo" for e in seen for link in e.links), "lo is down")
+        assert not any(e.new_macs for e in seen)
         seen.clear()
         await bulk.write(index, gone)
         await until(lambda: sum(len(e.addresses.get(index, [])) for e in seen) == 2, "rows gone")
         assert [m for e in seen for m in e.macs.get(index, [])] == [mac]
         assert [a for e in seen for a in e.addresses.get(index, [])] == [address, six]
         run("ip", "link", "set", "vxl7", "down", netns=netns)
-        await until(lambda: any(index in e.down for e in seen), "the device is down")
+        await until(
+            lambda: any(link.index == index and not link.up for e in seen for link in e.links),
+            "the device is down",
+        )
         run("ip", "link", "del", "vxl7", netns=netns)
         await until(lambda: any(index in e.lost for e in seen), "the device is gone")
     finally:
@@ -277,19 +293,89 @@ async def test_only_losses_are_heard_and_not_of_muted_devices(netns: Path) -> No
         monitor.close()
 
 
-async def test_of_other_tables_nothing_is_heard(netns: Path) -> None:
+async def test_what_others_write_is_heard_and_by_whom_it_was_not_learnt(netns: Path) -> None:
+    index = vxlan(netns)
+    seen: list[Events] = []
+    monitor = Monitor(netns, seen.append, lambda: None)
+    mac, vtep = "02:00:00:00:00:01", "10.99.0.2"
+    try:
+        run("bridge", "fdb", "add", mac, "dev", "vxl7", "dst", vtep, "self", netns=netns)
+        neighbour = ("ip", "neigh", "replace", "10.0.0.1", "lladdr", mac, "dev", "vxl7", "nud")
+        run(*neighbour, "permanent", netns=netns)
+        run(*neighbour, "stale", netns=netns)
+        run("ip", "address", "add", "10.5.0.1/24", "dev", "vxl7", netns=netns)
+        run("ip", "address", "del", "10.5.0.1/24", "dev", "vxl7", netns=netns)
+        run("sysctl", "-qw", "net.ipv4.ip_forward=1", netns=netns)
+        await until(lambda: any(e.forwarding for e in seen), "the last of it")
+        assert [r for e in seen for r in e.new_macs.get(index, [])] == [
+            (bytes.fromhex(mac.replace(":", "")), socket.inet_aton(vtep))
+        ]
+        address, held = socket.inet_aton("10.0.0.1"), bytes.fromhex(mac.replace(":", ""))
+        assert [r for e in seen for r in e.new_addresses.get(index, [])] == [
+            (address, held),
+            (address, b""),
+        ]
+        told = [i for e in seen for i in e.interfaces if ":" not in i[1]]
+        assert told == [(index, "10.5.0.1/24", True), (index, "10.5.0.1/24", False)]
+    finally:
+        monitor.close()
+
+
+async def test_routes_of_ours_are_heard_and_no_others(netns: Path) -> None:
+    seen: list[Events] = []
+    monitor = Monitor(netns, seen.append, lambda: None, host=True)
+    run("ip", "link", "set", "lo", "up", netns=netns)
+    try:
+        for protocol in ("static", "120"):
+            assert not any(e.routes for e in seen)
+            run("ip", "route", "add", "10.9.0.0/24", "dev", "lo", "proto", protocol, netns=netns)
+            run("ip", "route", "del", "10.9.0.0/24", netns=netns)
+        await until(lambda: any(e.routes for e in seen), "ours is gone")
+        assert len(seen) == 1
+    finally:
+        monitor.close()
+
+
+async def test_of_other_tables_nothing_is_heard_nor_of_what_is_our_own_doing(netns: Path) -> None:
     heard: list[bool] = []
     monitor = TableMonitor(netns, lambda: heard.append(True))
+    ours = Nftables(netns)
     try:
         run("nft", "add", "table", "inet", "theirs", netns=netns)
         run("nft", "delete", "table", "inet", "theirs", netns=netns)
-        run("nft", "add", "table", "inet", "vxmesh", netns=netns)
+        await ours.load(nft.own([]))
         await asyncio.sleep(0.05)
         assert not heard
-        run("nft", "flush", "ruleset", netns=netns)
-        await until(lambda: heard, "our table is gone")
+        for command in (
+            "add rule inet vxmesh forward accept",
+            'add element inet vxmesh open { "x" }',
+            'delete element inet vxmesh open { "x" }',
+            "chain inet vxmesh forward { policy accept; }",
+            "flush ruleset",
+        ):
+            heard.clear()
+            run("nft", command, netns=netns)
+            await until(lambda: heard, command)
     finally:
+        ours.close()
         monitor.close()
+
+
+async def test_a_mount_anywhere_is_told(tmp_path: Path) -> None:
+    told: list[bool] = []
+    watch = MountWatch(lambda: told.append(True))
+    path = tmp_path / "netns"
+    try:
+        await asyncio.sleep(0.01)
+        assert not told
+        namespaces.ensure(path)
+        await until(lambda: told, "it is mounted")
+        told.clear()
+        namespaces.remove(path)
+        await until(lambda: told, "it is unmounted")
+    finally:
+        watch.close()
+        namespaces.remove(path)
 
 
 # -- the host --

@@ -23,7 +23,7 @@ CUT = float(os.environ.get("VXMESH_CUT_SECONDS", "6"))  # longer than any timer 
 
 @pytest.fixture(scope="module")
 def five() -> Iterator[Testbed]:
-    with temporary(hosts=5, prefix="vxf") as made:
+    with temporary(hosts=5) as made:
         yield made
 
 

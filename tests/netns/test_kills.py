@@ -33,7 +33,7 @@ OWN_LINKS = {"lo", "uplink"}
 
 @pytest.fixture(scope="module")
 def killed() -> Iterator[Testbed]:
-    with temporary(hosts=3, prefix="vxk") as made:
+    with temporary(hosts=3) as made:
         yield made
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import default_address, load
+from agent.config import default_address, load, parse_listen
 from agent.errors import Invalid
 
 
@@ -30,6 +30,9 @@ def test_a_flag_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
         ({"advertise": "nowhere"}, {}, "address 'nowhere'"),
         ({"name": "a.b"}, {}, "is not a DNS label"),
         ({"run_dir": "run"}, {}, "is not absolute"),
+        ({"metrics_listen": "9646"}, {}, "Write ADDRESS:PORT"),
+        ({"metrics_listen": "::1:9646"}, {}, "Write ADDRESS:PORT"),
+        ({"metrics_listen": "127.0.0.1:0"}, {}, "Write ADDRESS:PORT"),
         ({"log_level": "loud"}, {}, "Use debug, info"),
     ],
 )
@@ -56,3 +59,10 @@ def test_the_default_address_is_an_address() -> None:
         assert default_address().count(".") == 3 or ":" in default_address()
     except Invalid as error:
         assert "no route leads outside" in str(error)
+
+
+def test_where_metrics_are_served() -> None:
+    assert parse_listen("127.0.0.1:9646") == ("127.0.0.1", 9646)
+    assert parse_listen("[::1]:9646") == ("::1", 9646)
+    listening = load({"metrics_listen": "[::]:1"}, {}).settings.metrics_listen
+    assert listening == "[::]:1"

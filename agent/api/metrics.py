@@ -1,0 +1,217 @@
+"""How the agent and its name server are doing, for Prometheus.
+
+Two sources: what is counted when it happens (`count`, or a notice of a kind in COUNTED), and
+what is looked at when somebody asks. The looking is done in the loop, which owns what is looked
+at; to make text of it takes 20 µs a series and is done in a thread. Every series is bounded by
+kinds or networks, never by endpoints. docs/metrics.md explains each.
+What stands opposite: metricserver.py and control.py, which hand it out; daemon.py, which says
+where to look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agent import __version__
+from agent.errors import VxmeshError
+from agent.node import NodeState
+from agent.views import Change
+
+RESOLVER_WITHIN = 1.0  # s; a name server that does not answer by then is down, as far as we say
+LAG_EVERY = 0.1  # s between two looks at the clock
+LAG_WINDOW = 15.0  # s; the largest lag of this window or the one before is what is shown
+
+# Name (a counter if it ends so), labels, what it says.
+SPECS: dict[str, tuple[tuple[str, ...], str]] = {
+    "vxmesh_build_info": (("version", "python"), "Always 1; which build this is."),
+    "vxmesh_nodes": (("state",), "Known nodes by state, this one included."),
+    "vxmesh_networks": ((), "Networks of the cluster."),
+    "vxmesh_endpoints": (("network",), "Endpoints of the cluster by network."),
+    "vxmesh_endpoints_local": ((), "Endpoints of this node."),
+    "vxmesh_sandboxes": ((), "Sandboxes of this node."),
+    "vxmesh_kernel_failures": ((), "Parts of the kernel's state that failed and are retried."),
+    "vxmesh_drift_repaired_total": (("kind",), "What others took away or changed, put back."),
+    "vxmesh_notices_total": (("kind",), "Notices told, by kind."),
+    "vxmesh_replica_origins": ((), "Nodes that records are held of."),
+    "vxmesh_replica_records": ((), "Records held, of all origins."),
+    "vxmesh_peer_streams": ((), "Open streams to other agents."),
+    "vxmesh_loop_lag_seconds": ((), "The event loop's largest lag in the last 15 to 30 s."),
+    "vxmesh_resolver_up": ((), "1 if the name server answers its agent."),
+    "vxmesh_resolver_rows": (("of",), "Networks, endpoints and views the name server knows."),
+    "vxmesh_resolver_questions_total": (("transport",), "Questions received."),
+    "vxmesh_resolver_answers_total": (("result",), "What was to be done with them."),
+    "vxmesh_resolver_forwarded_total": (("transport",), "Questions sent to an upstream."),
+    "vxmesh_resolver_failures_total": (("reason",), "Questions that got no proper answer."),
+}
+
+# A notice of this kind counts here: the metric, which of its fields are labels, and which one
+# says how much (empty: one).
+COUNTED: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "drift.repaired": ("vxmesh_drift_repaired_total", ("kind",), "count"),
+}
+
+# The name server's own counters (resolver/server.py, forward.py): metric and label.
+RESOLVER: dict[str, tuple[str, str]] = {
+    **{n: ("vxmesh_resolver_rows", n) for n in ("networks", "endpoints", "views")},
+    **{n: ("vxmesh_resolver_questions_total", n) for n in ("udp", "tcp")},
+    **{
+        n: ("vxmesh_resolver_answers_total", n)
+        for n in ("answer", "nodata", "nxdomain", "forward", "refused")
+    },
+    "forwarded": ("vxmesh_resolver_forwarded_total", "udp"),
+    "forwarded_tcp": ("vxmesh_resolver_forwarded_total", "tcp"),
+    **{
+        n: ("vxmesh_resolver_failures_total", n)
+        for n in (
+            "malformed",
+            "errors",
+            "unsent",
+            "connections_refused",
+            "forward_refused_busy",
+            "forward_failed",
+            "forward_no_upstream",
+        )
+    },
+}
+
+Values = dict[str, dict[tuple[str, ...], float]]  # metric -> values of its labels -> value
+
+
+@dataclass(slots=True)
+class Sources:
+    """Where to look, besides the node. The kinds are there from the start, with 0."""
+
+    kernel_failures: Callable[[], int] = lambda: 0
+    peer_streams: Callable[[], int] = lambda: 0
+    resolver: Callable[[], Awaitable[Mapping[str, int]]] | None = None  # its counters
+    repair_kinds: Iterable[str] = field(default_factory=tuple)
+
+
+class Metrics:
+    """What is counted, and where the rest is looked up."""
+
+    def __init__(self, node: NodeState, sources: Sources) -> None:
+        self.node, self.sources = node, sources
+        self._counters: dict[str, Counter[tuple[str, ...]]] = {
+            name: Counter() for name in SPECS if name.endswith("_total")
+        }
+        for kind in sources.repair_kinds:
+            self.count("vxmesh_drift_repaired_total", 0, kind=kind)
+        self._lags = [0.0, 0.0]  # of the window before and of this one, seconds
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+        node.listeners.append(self._changed)
+
+    def count(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Add to a counter of SPECS, which says what labels it has."""
+        held = self._counters[name]
+        key = tuple(labels[label] for label in SPECS[name][0])
+        held[key] += amount  # type: ignore[assignment]
+
+    def _changed(self, change: Change) -> None:
+        for notice in change.notices:
+            self.count("vxmesh_notices_total", kind=notice.kind)
+            if notice.kind in COUNTED:
+                name, labels, amount = COUNTED[notice.kind]
+                values = {label: notice.fields.get(label, "") for label in labels}
+                self.count(name, float(notice.fields[amount]) if amount else 1, **values)
+
+    # -- the loop's lag --
+
+    @contextlib.asynccontextmanager
+    async def sampling(self) -> AsyncIterator[None]:
+        """Meanwhile, look how late the loop comes to what was to be done at a certain time."""
+        task = asyncio.create_task(self._sample(), name="loop-lag")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _sample(self) -> None:
+        loop = asyncio.get_running_loop()
+        window = loop.time() + LAG_WINDOW
+        while True:
+            due = loop.time() + LAG_EVERY
+            await asyncio.sleep(LAG_EVERY)
+            now = loop.time()
+            if now > window:
+                self._lags, window = [self._lags[1], 0.0], now + LAG_WINDOW
+            self._lags[1] = max(self._lags[1], now - due)
+
+    # -- looking --
+
+    async def text(self) -> bytes:
+        """All of it in Prometheus' text format, version 0.0.4."""
+        values = self._look()
+        await self._ask_resolver(values)
+        return await asyncio.to_thread(_render, values, self._process)
+
+    def _look(self) -> Values:
+        node = self.node
+        states: Counter[tuple[str, ...]] = Counter()
+        for id in node.nodes:
+            states[(node.condition(id).state,)] += 1
+        replica = node.replica
+        members = node.members
+        networks = list(node.catalogue.all())
+        one: dict[str, float] = {
+            "vxmesh_networks": len(networks),
+            "vxmesh_endpoints_local": sum(len(m.local) for m in members.values()),
+            "vxmesh_sandboxes": len(node.sandboxes),
+            "vxmesh_kernel_failures": self.sources.kernel_failures(),
+            "vxmesh_replica_origins": len(replica.origins()),
+            "vxmesh_replica_records": replica.count(),
+            "vxmesh_peer_streams": self.sources.peer_streams(),
+            "vxmesh_loop_lag_seconds": max(self._lags),
+        }
+        values: Values = {name: {(): value} for name, value in one.items()}
+        values["vxmesh_build_info"] = {(__version__, platform.python_version()): 1}
+        values["vxmesh_nodes"] = dict(states)
+        values["vxmesh_endpoints"] = {
+            (node.catalogue.name(n.id),): len(members[n.id].all) if n.id in members else 0
+            for n in networks
+        }
+        values.update({name: dict(held) for name, held in self._counters.items()})
+        return values
+
+    async def _ask_resolver(self, values: Values) -> None:
+        up = False
+        if self.sources.resolver is not None:
+            with contextlib.suppress(VxmeshError, OSError, EOFError, TimeoutError):
+                async with asyncio.timeout(RESOLVER_WITHIN):
+                    counters = await self.sources.resolver()
+                up = True
+                for key, (name, label) in RESOLVER.items():
+                    values.setdefault(name, {})[(label,)] = counters.get(key, 0)
+        values["vxmesh_resolver_up"] = {(): float(up)}
+
+
+class _Once(Collector):
+    """What was looked at, for one rendering."""
+
+    def __init__(self, values: Values) -> None:
+        self._values = values
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (labels, text) in SPECS.items():
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = kind(name, text, labels=labels)
+            for key, value in self._values.get(name, {}).items():
+                family.add_metric(key, value)
+            yield family
+
+
+def _render(values: Values, process: CollectorRegistry) -> bytes:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Once(values))
+    return generate_latest(registry) + generate_latest(process)
