@@ -7,6 +7,7 @@ have no stream to us. What stands opposite: server.py of the other node.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -37,8 +38,19 @@ def target_of(node: Node) -> str:
     return f"{host}:{node.port}"
 
 
-async def request_space(node: Node, request: pb.SpaceRequest) -> pb.SpaceReply:
-    """Ask an owner of addresses for some; Unavailable if it does not answer."""
+async def request_space(node: Node, request: pb.SpaceRequest, tries: int = 1) -> pb.SpaceReply:
+    """Ask an owner of addresses for some; Unavailable if it does not answer.
+
+    On a way that loses packets the first try may be lost with them. To ask twice is to be given
+    twice at worst: nothing is lost by that, the addresses are the asker's then.
+    """
+    for _ in range(tries - 1):
+        with contextlib.suppress(Unavailable):
+            return await _request_space(node, request)
+    return await _request_space(node, request)
+
+
+async def _request_space(node: Node, request: pb.SpaceRequest) -> pb.SpaceReply:
     channel = grpc.aio.insecure_channel(target_of(node), OPTIONS)
     try:
         stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]

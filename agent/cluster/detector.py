@@ -272,9 +272,7 @@ class Detector:
 
     async def _probe(self, probe: Probe) -> None:
         def host_answers() -> None:
-            # Known to be without its agent: that its host is still there is all the question.
-            if self.membership.state(probe.target) is State.REFUSED:
-                self.membership.refused(probe.seq, time.monotonic())
+            self.membership.host_answers(probe.seq, time.monotonic())
 
         outcome, incarnation = await self.ping(
             probe.target, probe.timeout, host_answers=host_answers
@@ -286,7 +284,6 @@ class Detector:
             self._first_seen(probe.target)
         elif outcome is Outcome.REFUSED:
             self.membership.refused(probe.seq, now)
-            self.membership.refuses(probe.target, now)
         self._flush()
 
     async def _ask(self, ask: Ask) -> None:
@@ -311,14 +308,12 @@ class Detector:
         self,
         target: str,
         timeout: float,
-        patient: bool = True,
         host_answers: Callable[[], None] = lambda: None,
     ) -> tuple[Outcome, int]:
         """Whether the agent of `target` answers within `timeout` s; and its incarnation.
 
-        `patient` asks one that takes connections and does not answer a second time, for half
-        as long, before it is said to be REFUSED: it may only be busy. `host_answers` is called
-        as soon as it took a connection.
+        `host_answers` is called as soon as its host took a connection. If its agent then says
+        nothing that is SILENT all the same: it may only be busy.
         """
         node = self.node.nodes.get(target)
         if node is None:
@@ -333,9 +328,6 @@ class Detector:
                 if knocked is None:
                     host_answers()
                 reply = await pinging
-            if reply is None and knocked is None and patient:
-                reply = await self._ping_once(node, timeout / 2)
-                knocked = Outcome.REFUSED
         finally:
             pinging.cancel()
         if reply is None:
@@ -398,6 +390,6 @@ class Detector:
     async def answer_for(self, request: pb.PingForRequest) -> pb.PingForReply:
         """Ping somebody on behalf of a peer."""
         seconds = min(max(request.seconds, 0.01), 10.0)
-        outcome, incarnation = await self.ping(request.target, seconds, patient=False)
+        outcome, incarnation = await self.ping(request.target, seconds)
         number = {Outcome.ACK: 0, Outcome.REFUSED: 1, Outcome.SILENT: 2}[outcome]
         return pb.PingForReply(outcome=number, incarnation=incarnation)

@@ -47,6 +47,7 @@ HEAD_START = 0.1  # s; and how long when a port answers again, to both at about 
 SETTLE = 0.1  # s; where nodes are many, their comings and goings are looked at together
 KEEP_UNWANTED = 30.0  # s; longer than a node flaps, or streams would be closed and opened again
 HELPERS = 2  # who ask a node for us that we cannot reach
+SPACE_TRIES = 3  # of an owner that counts as there
 TIDY_INTERVAL = 5.0  # s; how late beyond that
 
 Call = grpc.aio.StreamStreamCall[bytes, bytes]
@@ -299,7 +300,8 @@ class Peers:
             ranges=[pb.AddressRange(start=a, end=b) for a, b in ranges],
             known=self.node.version(owner),
         )
-        reply = await calls.request_space(node, request)
+        is_there = self.live is None or owner in set(self.live())
+        reply = await calls.request_space(node, request, SPACE_TRIES if is_there else 1)
         if reply.HasField("delta"):
             self.node.merge(delta_from_proto(reply.delta))
             self.mesh.spread(owner, None, time.monotonic())

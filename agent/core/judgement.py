@@ -228,6 +228,9 @@ class Judge:
             self._look(member, now)
             case.looked = now + self._tuning.window(self._roll.size) * self._health.factor
             self._arm(member, case)
+        elif member.state is SUSPECT and member.host >= case.since:
+            # Its kernel took connections meanwhile: the agent hangs, the host does not.
+            self.refused(member, now)
         elif member.state is DEAD:
             self._show(member, DEAD, f"{_HEARSAY[DEAD]}, and silent", case.by)
         elif case.suspicion is not None:

@@ -209,10 +209,18 @@ class Membership:
             self.health.better()
             self._refused(pending.node, now)
 
-    def refuses(self, node: str, now: float) -> None:
-        """The same, too late for the probe: the host took a connection at once, and then its
-        agent was given time that it did not use."""
-        self._refused(node, now)
+    def host_answers(self, seq: int, now: float) -> None:
+        """The target's host took a connection; its agent, which may be busy, has said nothing.
+
+        Not yet a reason to call it REFUSED. But a suspicion that comes of it ends in that, and
+        one that is REFUSED already stays so.
+        """
+        pending = self._prober.get(seq)
+        member = self._members.get(pending.node) if pending is not None else None
+        if member is not None:
+            member.host = now
+            if member.shown is REFUSED:
+                self.refused(seq, now)
 
     def answered(self, seq: int, helper: str, outcome: Outcome, now: float) -> None:
         """A helper tells how its ping went."""

@@ -33,7 +33,7 @@ class Probe(NamedTuple):
     """Ping `target`, and report what came within `timeout` s: `acked` or `refused`, or nothing.
 
     Helpers are asked before that time is up; an answer until then still counts. A host that took
-    the connection and said nothing is reported as `refused` when `timeout` is over. One `seq` may
+    the connection is reported at once by `host_answers`, whatever comes of it. One `seq` may
     be pinged twice.
     """
 

@@ -48,7 +48,7 @@ class Case:
 class Member:
     """One of the others."""
 
-    __slots__ = ("case", "heard", "incarnation", "node", "shown", "state")
+    __slots__ = ("case", "heard", "host", "incarnation", "node", "shown", "state")
 
     def __init__(self, node: str, incarnation: int) -> None:
         self.node = node
@@ -56,6 +56,7 @@ class Member:
         self.state = ALIVE  # the greatest claim
         self.shown = ALIVE  # what we believe
         self.heard = -inf  # when a message came from it directly
+        self.host = -inf  # when its host last took a connection, whether or not its agent spoke
         self.case: Case | None = None
 
     def claim(self) -> Rumour:

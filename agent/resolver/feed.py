@@ -173,6 +173,11 @@ def setup_of(listen: Sequence[str], netns: str | None) -> str:
     return f"{__version__} {','.join(listen)} {stat.st_dev}:{stat.st_ino}"
 
 
+def namespace_of(setup: str) -> str:
+    """The part of a setup that names the namespace."""
+    return setup.rpartition(" ")[2]
+
+
 class Batch:
     """Changes for the resolver, the last of each row only: twice changed is sent once.
 

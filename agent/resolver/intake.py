@@ -108,7 +108,10 @@ class Intake:
                 if not greeted:
                     fields = {"asked": message.setup, "protocol": message.protocol}
                     _log.warning("agent of another setup: giving way", extra={"fields": fields})
-                    self._on_replaced()
+                    if feed.namespace_of(message.setup) == feed.namespace_of(self._setup):
+                        self._on_replaced()
+                    else:  # ours is to go: nobody who asks is in it any more
+                        self._on_stop()
                     return
             elif not greeted:
                 raise ValueError("no hello")

@@ -73,17 +73,18 @@ class Member(hosts.Protocol):
                 self._probe(action)
             else:
                 self._ask(action)
-        if core.next_timer() <= world.now:
+        due = core.next_timer()
+        if due <= world.now:
             peers, rumours = core.gossip(world.now, host.neighbours)
             size = size_of(rumours)
             message = (core.incarnation, rumours)
             for peer in peers:
                 world.stream(host, world.hosts[peer], self.channel, message, size)
+            due = core.next_timer()
         for transition in core.transitions():
             self.observer.transition(host, transition)
             if transition.before is State.DEAD and transition.node in host.neighbours:
                 self._open(world.hosts[transition.node])
-        due = core.next_timer()
         if due < self._wake:
             self._wake = due
             late = world.noise * world.rng.random() if world.noise else 0.0

@@ -38,6 +38,7 @@ class Node:
             self.core.heard(other, 1, self.now)
         self.silence: set[str] = set()
         self.refuse: set[str] = set()
+        self.hang: set[str] = set()  # silent too, but their hosts take connections
         self.deaf_helpers: set[str] = set()
         self.probes: list[tuple[float, str]] = []
         self.asks: list[Ask] = []
@@ -59,6 +60,8 @@ class Node:
                         self.probes.append((self.now, target))
                         if target in self.refuse:
                             self.core.refused(seq, self.now)
+                        elif target in self.hang:
+                            self.core.host_answers(seq, self.now)
                         elif target not in self.silence:
                             self.core.acked(seq, self.incarnations[target], self.now)
                     case Ask(seq, target, helpers, _):
@@ -70,7 +73,7 @@ class Node:
     def outcome(self, target: str) -> Outcome:
         if target in self.refuse:
             return Outcome.REFUSED
-        return Outcome.SILENT if target in self.silence else Outcome.ACK
+        return Outcome.SILENT if target in self.silence | self.hang else Outcome.ACK
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> float:
         """Let time pass; the time that it took."""
@@ -661,3 +664,18 @@ def test_presets_fit_together(preset: Tuning) -> None:
     assert preset.probe_timeout < preset.probe_interval
     assert preset.suspicion_min > 2 * preset.probe_interval
     assert preset.window(1000) < preset.minimum(1000)
+
+
+@pytest.mark.parametrize("unwell", [0, 8])
+def test_an_agent_that_hangs_is_refused_and_not_dead_however_unwell_we_are(unwell: int) -> None:
+    node = Node()
+    node.hang.add("b")
+    node.core.health.worse(unwell)
+    node.run(30.0, lambda: node.core.state("b") is REFUSED)
+    assert [t.after for t in node.seen if t.node == "b"] == [SUSPECT, REFUSED]
+    node.run(20.0)
+    assert node.core.state("b") is REFUSED, "each connection that its host takes renews it"
+    node.hang.clear()
+    node.silence.add("b")
+    node.run(30.0, lambda: node.core.state("b") is DEAD)
+    assert node.core.state("b") is DEAD
