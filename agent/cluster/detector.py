@@ -41,7 +41,9 @@ from agent.views import Change, Status
 log = structlog.get_logger()
 
 DIFFERS = 3  # pings with another table, until the whole of it is told
-FAREWELL_WITHIN = 1.0  # s; for those with a stream to say that they know that this node goes
+FAREWELLS = 32  # who are asked for an answer when this node leaves; the rest hears of it
+FAREWELL_WITHIN = 1.0  # s; for them to answer
+FAREWELL_AGAIN = 0.05  # s; after a ping that failed
 KNOCK_AFTER = 1 / 3  # of a ping's time: then see whether the host itself answers
 
 _STATES = {
@@ -93,6 +95,7 @@ class Detector:
         self._channels = Channels()
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._stopped = False
 
     async def start(self) -> None:
         """Begin to probe."""
@@ -114,6 +117,7 @@ class Detector:
 
     async def stop(self) -> None:
         """Probe no more. Nobody is told: a stop is not a leave."""
+        self._stopped = True
         self.node.listeners.remove(self._changed)
         for task in list(self._tasks):
             task.cancel()
@@ -127,7 +131,8 @@ class Detector:
     async def leave(self) -> None:
         """Tell that this node goes, on every stream. The others pass it on.
 
-        A ping each, which says it too, shows that it has arrived before the streams end.
+        A ping that is answered, which says it too, shows that it has arrived before the streams
+        end: from those with a stream, and where nodes are few from all.
         """
         self.membership.leave(time.monotonic())
         data = encode_rumours(self.membership.table())
@@ -135,8 +140,16 @@ class Detector:
         for stream in streams.values():
             stream.post(data)
         self._flush()
-        told = [node for id, node in self.node.nodes.items() if id in streams]
-        await asyncio.gather(*(self._ping_once(node, FAREWELL_WITHIN) for node in told))
+        live = [self.node.nodes[id] for id in self.live() if id in self.node.nodes]
+        live.sort(key=lambda node: (node.id not in streams, node.id))
+        await asyncio.gather(*(self._say_farewell(node) for node in live[:FAREWELLS]))
+
+    async def _say_farewell(self, node: Node) -> None:
+        deadline = time.monotonic() + FAREWELL_WITHIN
+        while (left := deadline - time.monotonic()) > 0:
+            if await self._ping_once(node, left):
+                return
+            await asyncio.sleep(FAREWELL_AGAIN)
 
     # -- what streams tell --
 
@@ -195,7 +208,9 @@ class Detector:
         self._wake.set()
 
     def _carry_out(self) -> None:
-        """What the membership wants now."""
+        """What the membership wants now; nothing when streams end after `stop`."""
+        if self._stopped:
+            return
         for action in self.membership.actions():
             self._spawn(self._probe(action) if isinstance(action, Probe) else self._ask(action))
         for transition in self.membership.transitions():

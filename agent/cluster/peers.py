@@ -89,6 +89,7 @@ class Peers:
         self._seeds: dict[str, asyncio.Task[None]] = {}  # host:port -> task
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.TimerHandle | None = None
+        self._stopped = False
         self.consent = Consent(node, durable)
         node.is_linked = self._is_linked
         self.server = PeerServer(node, self._accept, durable, self.consent.handlers())
@@ -106,6 +107,7 @@ class Peers:
 
     async def stop(self) -> None:
         """Close every stream and the port."""
+        self._stopped = True
         self.node.listeners.remove(self._changed)
         if self._looking:
             self._looking.cancel()
@@ -132,7 +134,7 @@ class Peers:
 
     def membership_changed(self) -> None:
         """`live`, or what is known of nodes, has changed: look anew whom to hold streams to."""
-        if self._looking is None:
+        if self._looking is None and not self._stopped:
             many = len(self.node.nodes) > self._everybody
             loop = asyncio.get_running_loop()
             self._looking = loop.call_later(SETTLE if many else 0.0, self._look)
@@ -148,7 +150,8 @@ class Peers:
         self._wanted &= set(nodes)
         for id, (target, task) in list(self._dialers.items()):
             moved = id in nodes and target_of(nodes[id]) != target
-            if (moved or id not in self._wanted) and id not in self.links:
+            over = (moved or id not in self._wanted) and id not in self.links
+            if over or task.done():  # of a node that was not wanted for a while
                 task.cancel()
                 del self._dialers[id]
         for id in sorted(self._wanted):

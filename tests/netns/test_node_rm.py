@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,15 +20,21 @@ def own() -> Iterator[World]:
 
 
 def lose(world: World, host: str, *seen_by: str) -> None:
-    """Cut a host off, and wait until the others know."""
+    """Cut a host off, and wait until the others have found it dead and withdrawn it."""
     world.bed.cut(host)
+    await_loss(world, host, False, *seen_by)
+
+
+def await_loss(world: World, host: str, answers: bool, *seen_by: str) -> None:
+    """Wait until the others have found the agent dead; `answers`: its host is there."""
+
+    def known(other: str) -> bool:
+        node = world.read(other, "node", "inspect", host)
+        told = node["reason"].startswith("agent") == answers
+        return bool(node["state"] == "unreachable" and told)
+
     for other in seen_by:
-        world.wait(
-            lambda other=other: (  # type: ignore[misc]
-                world.read(other, "node", "inspect", host)["state"] == "unreachable"
-            ),
-            f"{other} noticed that {host} is gone",
-        )
+        world.wait(lambda other=other: known(other), f"{other} noticed that {host} is gone")  # type: ignore[misc]
 
 
 def names(world: World, host: str) -> list[str]:
@@ -113,6 +120,27 @@ def test_one_that_cannot_be_asked_keeps_a_removal_from_happening(own: World) -> 
     assert {r["node"] for r in own.read("h1", "network", "inspect", net)["ranges"]} == {"h1"}
 
 
+def test_an_agent_that_is_dead_for_good_is_removed_though_its_host_answers(own: World) -> None:
+    net = own.network("--subnet", "10.77.0.0/28", host="h3")
+    make(own, "h3", net, "on-lost", "--ip", "10.77.0.9", "--wait=10")
+    own.bed.kill("h3")
+    await_loss(own, "h3", True, "h1", "h2")
+    # Its endpoints are kept for a while: somebody may start it again.
+    assert [e["name"] for e in own.read("h1", "endpoint", "ls")] == ["on-lost"]
+    begin = time.monotonic()
+    own.vx("h1", "node", "rm", "h3", "--wait=10")
+    assert time.monotonic() - begin < 8, "nobody waits for a node that is removed"
+    for host in ("h1", "h2"):
+        own.wait(lambda host=host: names(own, host) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
+        assert own.read(host, "endpoint", "ls") == []
+    make(own, "h2", net, "again", "--ip", "10.77.0.9", "--wait=10")
+    lost = own.host("h3")
+    started = own.run("h3", VXMESH, "agent", "--name", "h3", "--advertise", lost.address)
+    assert started.returncode == 1 and "was removed from the cluster by h1" in started.stderr
+    assert "Traceback" not in started.stderr
+    assert names(own, "h1") == ["h1", "h2"]
+
+
 def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) -> None:
     net = own.network("--subnet", "10.77.0.0/28", host="h3")
     own.workload("h3", net, "busy")
@@ -131,6 +159,10 @@ def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) ->
             f"{host} knows that h3 left",
         )
         assert own.read(host, "endpoint", "ls") == []
+    # Who starts anew hears it from the others.
+    own.bed.kill("h1")
+    own.bed.start("h1")
+    own.wait(lambda: own.read("h1", "node", "inspect", "h3")["state"] == "left", "h1 heard it")
     # Nobody misses it: its addresses are handed out, and a lost node is removed without it.
     for number in range(13):
         make(own, "h1", net, f"e{number}")

@@ -640,3 +640,23 @@ def test_a_network_whose_creator_took_it_back_does_not_stay_for_a_lost_ones_reco
     assert not n1.replica.get(n1.me, "w/" + web.id), "a tombstone, as only it had a record"
     send(n1, n2)
     assert not n2.catalogue.get(web.id) and not n2.catalogue.records(web.id)
+
+
+def test_a_deletion_by_the_lost_one_outlives_it_though_others_wrote_later(
+    three: tuple[NodeState, NodeState, NodeState],
+) -> None:
+    n1, n2, n3 = three
+    web = n1.create_network(parse_network("web", subnets=["10.1.0.0/28"]))
+    meet(*three)
+    n3.remove_network(web.id)
+    n2.clock = lambda: 2000.0
+    with Recording(n2) as change:  # has not heard of it
+        n2._write_network(web, change)
+    meet(*three)
+    assert not n1.catalogue.get(web.id)
+    n1.inherit([n3.me])
+    send(n1, n2)
+    for node in (n1, n2):
+        assert not node.catalogue.get(web.id)
+        assert node.catalogue.records(web.id)[n1.me].deleted
+        assert set(node.catalogue.records(web.id)) == {n1.me, n2.me}

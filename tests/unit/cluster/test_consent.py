@@ -205,9 +205,12 @@ async def test_a_delivery_is_confirmed(three: list[Agent]) -> None:
 
 
 async def test_a_goodbye_has_arrived_when_it_was_said_and_holds_until_the_next_life(
-    three: list[Agent],
+    three: list[Agent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("agent.cluster.detector.FAREWELL_WITHIN", 10.0)  # on a busy machine
     one, two, leaver = three
+    links = {two.me.id: leaver.peers.links[two.me.id]}  # who has no stream is told too
+    monkeypatch.setattr(leaver.detector, "_streams", lambda: links)
     await leaver.detector.leave()
     for agent in (one, two):
         assert agent.sees(leaver) == "left"

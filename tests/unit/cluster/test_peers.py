@@ -197,6 +197,16 @@ async def test_a_redial_opens_new_streams_in_place_of_doubtful_ones(
         await until(lambda: agents[1].names() == {"after"}, "it works")
 
 
+async def test_one_that_is_wanted_again_is_dialled_again() -> None:
+    async with running(2, everybody=30) as (a, b):
+        await until(lambda: b.id in a.peers.links, "a stream")
+        a.peers._wanted.clear()  # while it stands
+        a.peers.links[b.id].close()
+        await until(lambda: a.peers._dialers[b.id][1].done(), "nobody dials")
+        a.peers.membership_changed()
+        await until(lambda: not a.peers._dialers[b.id][1].done(), "it is dialled")
+
+
 async def test_a_port_is_waited_for_until_it_answers() -> None:
     port = free_port()
     reach = Reach()
