@@ -19,6 +19,14 @@ def own() -> Iterator[World]:
         yield World(bed)
 
 
+@pytest.fixture
+def hasty() -> Iterator[World]:
+    """The same, of agents that give a dead one a few seconds only."""
+    options = ("--agent-grace", "4")
+    with temporary(hosts=3, prefix="vxt-rm", agent_options=options) as bed:
+        yield World(bed)
+
+
 def lose(world: World, host: str, *seen_by: str) -> None:
     """Cut a host off, and wait until the others have found it dead and withdrawn it."""
     world.bed.cut(host)
@@ -120,13 +128,22 @@ def test_one_that_cannot_be_asked_keeps_a_removal_from_happening(own: World) -> 
     assert {r["node"] for r in own.read("h1", "network", "inspect", net)["ranges"]} == {"h1"}
 
 
-def test_an_agent_that_is_dead_for_good_is_removed_though_its_host_answers(own: World) -> None:
+def test_an_agent_that_is_dead_for_good_is_removed_once_its_time_is_up(hasty: World) -> None:
+    own = hasty
     net = own.network("--subnet", "10.77.0.0/28", host="h3")
     make(own, "h3", net, "on-lost", "--ip", "10.77.0.9", "--wait=10")
     own.bed.kill("h3")
     await_loss(own, "h3", True, "h1", "h2")
     # Its endpoints are kept for a while: somebody may start it again.
     assert [e["name"] for e in own.read("h1", "endpoint", "ls")] == ["on-lost"]
+    refused = own.try_vx("h1", "node", "rm", "h3")
+    assert refused.returncode == 5 and "host that answers" in refused.stderr, refused.stderr
+
+    def withdrawn(host: str) -> bool:
+        return bool(own.read(host, "endpoint", "ls")[0]["state"] == "unreachable")
+
+    for host in ("h1", "h2"):
+        own.wait(lambda host=host: withdrawn(host), f"{host} waits no longer", 30)  # type: ignore[misc]
     begin = time.monotonic()
     own.vx("h1", "node", "rm", "h3", "--wait=10")
     assert time.monotonic() - begin < 8, "nobody waits for a node that is removed"
