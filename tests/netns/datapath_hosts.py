@@ -52,8 +52,11 @@ async def until(what: Callable[[], Any], why: str) -> None:
         await asyncio.sleep(0.01)
 
 
-def pings(*attempts: tuple[Path, str], wait: float = 0.5) -> list[bool]:
-    """Whether an echo from a namespace to an address is answered, all at once."""
+def pings(*attempts: tuple[Path, str], wait: float = 1.3) -> list[bool]:
+    """Whether an echo from a namespace to an address is answered, all at once.
+
+    `wait` s: the kernel asks for a neighbour a second time after 1 s, which a busy machine needs.
+    """
     started = [
         subprocess.Popen(
             ["nsenter", f"--net={path}", "ping", "-n", "-c", "1", "-W", str(wait), address],

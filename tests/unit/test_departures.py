@@ -365,7 +365,10 @@ async def test_rm_of_the_living_of_oneself_and_of_nobody(
     n1.set_status(n3.me, Status("suspect", "", 0.0))
     with pytest.raises(InUse):
         await rm.remove_nodes([n3.me])
-    n1.set_status(n3.me, Status("unreachable", "", 0.0))
+    n1.set_status(n3.me, Status("unreachable", "agent", 0.0))
+    with pytest.raises(InUse, match="has a host that answers"):
+        await rm.remove_nodes([n3.me])
+    n1.set_status(n3.me, Status("unreachable", "", 0.0, True))
     first = await rm.remove_nodes(["n3"])
     assert first == await rm.remove_nodes(["n3"]) == await rm.remove_nodes([n3.me[:16]])
 
