@@ -68,6 +68,8 @@ def main() -> int:
         )
         return 0
     if options.nodes is not None:
+        if options.nodes < 2:
+            parser.error("--nodes: at least 2")
         return _many(options)
     seeds = (
         [options.seed]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from xml.sax.saxutils import escape
 
 from tests.sim.large.run import Options
 from tests.sim.large.whole import WholeFigures, WholeRun
@@ -80,7 +81,7 @@ def draw(points: Sequence[Point], what: str) -> str:
     """The picture; `what` tells below its title what was run."""
     shapes = [
         f'<text class="title" x="{LEFT}" y="24">Until a new endpoint is known</text>',
-        f'<text class="small" x="{LEFT}" y="44">{what}</text>',
+        f'<text class="small" x="{LEFT}" y="44">{escape(what)}</text>',
     ]
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     for seconds, text in TICKS:

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 
@@ -25,6 +26,7 @@ from tests.sim.large.nodes import SlimState, State, describe, furnish
 from tests.sim.large.run import Options
 from tests.sim.large.sizes import size_of
 from tests.sim.large.whole import WholeRun, versions_of, view
+from tests.sim.plot import HEIGHT, NAMES, WIDTH, Point, draw
 
 SMALL = Options(nodes=40, endpoints=5, seed=7, loss=0.05, minutes=0.35, writes=20)
 FEW = 8  # up to so many hosts would all have streams to all
@@ -142,3 +144,17 @@ def test_a_delta_is_as_large_as_the_codec_makes_it() -> None:
         delta = state.state_of(since)
         assert isinstance(delta, Delta)
         assert size_of(delta) == pytest.approx(len(Encoder().encode(delta)), rel=0.1)
+
+
+def test_the_plot_shows_every_size_and_every_share() -> None:
+    points = [Point(n, (0.001, 0.01, 0.2), (0.002, 0.3, 99.0)) for n in (10, 1000)]
+    picture = ElementTree.fromstring(draw(points, "5 % & <more>"))
+    texts = {text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"10", "1,000", *NAMES, "nodes", "1 s", "5 % & <more>"} <= texts
+    lines = list(picture.iter("{http://www.w3.org/2000/svg}polyline"))
+    assert len(lines) == 2 * len(NAMES)
+    for line in lines:
+        for place in line.attrib["points"].split():
+            x, y = map(float, place.split(","))
+            assert 0 <= x <= WIDTH
+            assert 0 <= y <= HEIGHT

@@ -110,11 +110,13 @@ class Load:
         self.networks = networks
         self.writes: list[Write] = []
         self.failed: list[str] = []
+        self._begun = 0
         self._by_origin: dict[str, list[Write]] = {}
 
     def write(self, peers: Peers) -> None:
         """Begin to make an endpoint at a host."""
-        drive(self._write(peers, len(self.writes) + len(self.failed)))
+        self._begun += 1
+        drive(self._write(peers, self._begun - 1))
 
     async def _write(self, peers: Peers, number: int) -> None:
         state, world = peers.state, peers.host.world
