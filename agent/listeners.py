@@ -85,6 +85,7 @@ class ToStore:
             version=version,
             floor=self.node.floor(self.node.me) if change.floor or whole else 0,
             replace=whole,
+            size=self.node.replica.size(self.node.me),
             sandboxes={id: self.node.sandboxes.get(id) for id in boxes},
         )
         future = self.store.write(batch)
@@ -156,7 +157,8 @@ class ToStore:
                 part = records[start : start + PEER_ROWS]
                 last = start + PEER_ROWS >= len(records)
                 version = now[1] if last else part[-1].version
-                batch = PeerBatch(origin, part, version, now[2], replace and start == 0)
+                size = self.node.replica.size(origin)
+                batch = PeerBatch(origin, part, version, now[2], replace and start == 0, size=size)
                 done = self.store.write(batch)
                 done.add_done_callback(functools.partial(self._peer_written, origin))
             self._kept[origin] = now

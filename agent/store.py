@@ -50,6 +50,7 @@ class Batch:
     version: int = 0  # our highest version with this batch
     floor: int = 0  # drop tombstones up to here
     replace: bool = False  # `records` and `sandboxes` are all there are
+    size: int = 0  # our records with this batch, tombstones included
     sandboxes: dict[str, Sandbox | None] = field(default_factory=dict)
     meta: dict[str, str] = field(default_factory=dict)  # settings of the node
 
@@ -64,6 +65,7 @@ class PeerBatch:
     floor: int
     replace: bool = False  # `records` are all there are
     gone: bool = False  # the origin was forgotten
+    size: int = 0  # the origin's records with this batch, tombstones included
 
 
 def must_outlive_power(batches: Iterable[Batch | PeerBatch]) -> bool:
@@ -131,7 +133,7 @@ class Store:
         self._db = open_state(self.path)
         self._holes = Holes()
         self._logged: dict[str, int] = {}  # origin -> its records in the log
-        self._lived: dict[str, int] = {}  # those that were not dead when last looked at
+        self._live: dict[str, int] = {}  # those that are not dead
         self._queue: queue.SimpleQueue[
             tuple[Batch | PeerBatch, Callable[[Exception | None], None]] | None
         ]
@@ -174,7 +176,7 @@ class Store:
             newest.update((record.key, record) for record in records)
         living = [r for r in newest.values() if r.value or r.version > floor]
         living.sort(key=lambda record: record.version)
-        self._logged[origin], self._lived[origin] = logged, len(living)
+        self._logged[origin], self._live[origin] = logged, len(living)
         return living
 
     def _rows(
@@ -258,7 +260,7 @@ class Store:
                 if batch.replace:
                     self._clear(ME)
                     self._db.execute("DELETE FROM sandboxes")
-                self._append(ME, batch.records)
+                self._append(ME, batch.records, batch.size)
                 marks = {"version": batch.version, "floor": batch.floor}
                 rows = [(key, str(value)) for key, value in marks.items() if value]
                 self._replace("meta", [*rows, *batch.meta.items()])
@@ -280,26 +282,27 @@ class Store:
         if batch.gone:
             self._db.execute("DELETE FROM peers WHERE origin = ?", (origin,))
             return
-        self._append(origin, batch.records)
+        self._append(origin, batch.records, batch.size)
         self._replace("peers", [(origin, batch.version, batch.floor)])
 
     # -- the log --
 
-    def _append(self, origin: str, records: Sequence[Record]) -> None:
+    def _append(self, origin: str, records: Sequence[Record], live: int) -> None:
         append(self._db, [(origin, records)])
         self._logged[origin] = self._logged.get(origin, 0) + len(records)
+        self._live[origin] = live
 
     def _clear(self, origin: str) -> None:
         self._db.execute("DELETE FROM log WHERE origin = ?", (origin,))
-        self._logged[origin] = self._lived[origin] = 0
+        self._logged[origin] = self._live[origin] = 0
 
     def _compact(self) -> None:
         """Write anew one origin of whose records in the log more are dead than may be."""
         for origin, logged in self._logged.items():
-            if logged <= 2 * self._lived.get(origin, 0) + SLACK:
+            if logged <= 2 * self._live.get(origin, 0) + SLACK:
                 continue
             # If this fails, which no answer depends on, it is tried when there is twice as much.
-            self._lived[origin] = logged
+            self._live[origin] = logged
             with self._db:
                 floors = "SELECT floor FROM peers WHERE origin = ?"
                 if origin == ME:
@@ -307,8 +310,7 @@ class Store:
                 found = self._db.execute(floors, (origin,)).fetchone()
                 living = self._living(origin, int(found[0]) if found else 0)
                 self._clear(origin)
-                self._append(origin, living)
-            self._lived[origin] = len(living)
+                self._append(origin, living, len(living))
             return
 
 

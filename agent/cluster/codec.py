@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+import msgspec
 from google.protobuf.message import DecodeError
 
 from agent.core.membership import Rumour, State
@@ -24,6 +25,8 @@ RECORDS_MAX = 100_000
 ORIGINS_MAX = 100_000
 VALUE_BYTES_MAX = 256 * 1024
 RUMOURS_MAX = 20_000  # a table of a cluster far larger than is meant, suspicions and all
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(list[Record]).decode
 VERSION_MAX = 1 << 62  # a thousand writes a second for a hundred million years; fits SQLite
 
 
@@ -59,7 +62,6 @@ def encode_rumours(rumours: Iterable[Rumour]) -> bytes:
 
 def delta_to_proto(delta: Delta) -> pb.Delta:
     """A delta as its message."""
-    record = pb.Record
     return pb.Delta(
         origin=delta.origin,
         base=delta.base,
@@ -67,15 +69,18 @@ def delta_to_proto(delta: Delta) -> pb.Delta:
         floor=delta.floor,
         reset=delta.reset,
         complete=delta.complete,
-        records=[record(key=k, version=v, value=b) for k, v, b in delta.records],
+        records=_pack(delta.records),
     )
 
 
 def delta_from_proto(message: pb.Delta) -> Delta:
     """A delta out of its message; Invalid if it cannot be one."""
-    if len(message.records) > RECORDS_MAX:
-        raise Invalid("delta", f"has {len(message.records)} records", "")
-    records = [Record(r.key, r.version, r.value) for r in message.records]
+    try:
+        records = _unpack(message.records) if message.records else []
+    except msgspec.MsgspecError as error:
+        raise Invalid("delta", f"has records that cannot be read ({error})", "") from None
+    if len(records) > RECORDS_MAX:
+        raise Invalid("delta", f"has {len(records)} records", "")
     last = message.base
     for key, version, value in records:
         if not last < version <= message.upto or len(value) > VALUE_BYTES_MAX or key[1:2] != "/":

@@ -80,6 +80,18 @@ class _Origin:
             self.tombstones[record.key] = record.version
         self.version = record.version
 
+    def put_all(self, fresh: list[Record]) -> None:
+        """The same for many, of which most are new."""
+        records, tombstones = self.records, self.tombstones
+        for record in fresh:
+            key, version, value = record
+            if key in records:
+                del records[key]
+                tombstones.pop(key, None)
+            records[key] = record
+            if not value:
+                tombstones[key] = version
+
     def raise_floor(self, floor: int) -> None:
         if floor <= self.floor:
             return
@@ -258,12 +270,10 @@ class Replica:
             # (With its floor here already, we are in the midst of taking all of it.)
             return None
         self._digest = None
-        changes: list[Change] = []
-        known = state.version
-        for record in delta.records:
-            if record.version > known:
-                state.put(record)
-                changes.append(Change(delta.origin, record.key, record.value))
+        known, origin = state.version, delta.origin
+        fresh = [record for record in delta.records if record.version > known]
+        state.put_all(fresh)
+        changes = [Change(origin, key, value) for key, _, value in fresh]
         state.version = delta.upto
         state.raise_floor(delta.floor)
         return changes
@@ -340,6 +350,11 @@ class Replica:
         if state is None:
             return []
         return [Change(origin, r.key, b"") for r in state.records.values() if r.value]
+
+    def size(self, origin: str) -> int:
+        """How many records of an origin are held, tombstones and unpublished ones included."""
+        state = self._origins.get(origin)
+        return len(state.records) if state else 0
 
     def count(self) -> int:
         """How many records are held, tombstones included."""
