@@ -124,6 +124,7 @@ class Replica:
     def __init__(self, me: str) -> None:
         self.me = me
         self.published = 0
+        self.changed: set[str] = set()  # other origins, since who looks at it cleared it
         self._origins: dict[str, _Origin] = {me: _Origin()}
         self._incoming: dict[str, _Origin] = {}  # whole states that are not complete yet
         # The published past: own records that were overwritten by others which are not
@@ -259,6 +260,7 @@ class Replica:
         if state is None:
             state = self._origins[delta.origin] = _Origin()
             self._digest = None
+            self.changed.add(delta.origin)
         if delta.reset:
             return self._merge_reset(state, delta)
         if delta.upto <= state.version:
@@ -271,6 +273,7 @@ class Replica:
             return None
         self._digest = None
         known, origin = state.version, delta.origin
+        self.changed.add(origin)
         fresh = [record for record in delta.records if record.version > known]
         state.put_all(fresh)
         changes = [Change(origin, key, value) for key, _, value in fresh]
@@ -297,6 +300,7 @@ class Replica:
         if incoming.version <= state.version:
             return []
         self._digest = None
+        self.changed.add(delta.origin)
         incoming.floor = max(delta.floor, state.floor)
         incoming.generation = state.generation + 1
         before = state.records
@@ -345,6 +349,7 @@ class Replica:
     def forget(self, origin: str) -> list[Change]:
         """Drop an origin altogether; the keys that go with it."""
         self._digest = None
+        self.changed.add(origin)
         self._incoming.pop(origin, None)
         state = self._origins.pop(origin, None)
         if state is None:
