@@ -140,10 +140,10 @@ class Content:
             return
         if isinstance(batch, PeerBatch):
             rows = self.peer_records.setdefault(batch.origin, {})
-            _replace(rows, batch.records, batch.replace, batch.floor)
+            _replace(rows, batch.records, batch.replace)
             self.peers[batch.origin] = (batch.version, batch.floor)
             return
-        _replace(self.records, batch.records, batch.replace, batch.floor)
+        _replace(self.records, batch.records, batch.replace)
         if batch.replace:
             self.sandboxes.clear()
         if batch.version:
@@ -158,12 +158,16 @@ class Content:
                 self.sandboxes[id] = sandbox
 
 
-def _replace(rows: dict[str, Record], new: list[Record], whole: bool, floor: int) -> None:
+def _replace(rows: dict[str, Record], new: list[Record], whole: bool) -> None:
     if whole:
         rows.clear()
     rows.update((record.key, record) for record in new)
-    for key in [k for k, r in rows.items() if not r.value and r.version <= floor]:
-        del rows[key]
+
+
+def _living(rows: dict[str, Record], floor: int) -> list[Record]:
+    """As the store reads its log: without the tombstones up to the floor."""
+    living = (record for record in rows.values() if record.value or record.version > floor)
+    return sorted(living, key=lambda record: record.version)
 
 
 Transaction = list[Batch | PeerBatch]
@@ -196,14 +200,14 @@ class Disk:
 
     def load(self) -> tuple[dict[str, str], list[Record], list[Sandbox]]:
         found = self._content(len(self._tail))
-        records = sorted(found.records.values(), key=lambda r: r.version)
+        records = _living(found.records, int(found.meta.get("floor", 0)))
         return found.meta, records, list(found.sandboxes.values())
 
     def load_peers(self) -> list[PeerBatch]:
         found = self._content(len(self._tail))
         return [
-            PeerBatch(o, sorted(found.peer_records[o].values(), key=lambda r: r.version), *marks)
-            for o, marks in found.peers.items()
+            PeerBatch(o, _living(found.peer_records[o], floor), version, floor)
+            for o, (version, floor) in found.peers.items()
         ]
 
     def set_meta(self, values: dict[str, str]) -> None:
