@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,7 @@ from agent.core.topology import neighbours
 from agent.model import Node
 from agent.node import NodeState
 from agent.requests import parse_network
+from tests.identities import authority
 
 WITHIN = 20.0  # s; a machine may be busy
 
@@ -43,11 +47,24 @@ class Agent:
     def __init__(self, index: int, everybody: int) -> None:
         self.id = f"{index:016x}"
         node = Node(self.id, f"n{index}", "127.0.0.1", free_port(), "127.0.0.1", 4789, "t", 0, 1500)
+        self.me = node
         self.state = NodeState(node, time.time, random.Random(index))
         self.applies = True
-        self.peers = Peers(self.state, node, f"boot{index}", self._durable, everybody)
+        self.everybody = everybody
+        self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))  # short: it is for unix sockets
+        self.keyring = authority().keyring(self.id)
+        self.peers = self.again(f"boot{index}")
         self.state.listeners.append(self._changed)
         self.state.describe(node)
+
+    def again(self, boot: str) -> Peers:
+        return Peers(
+            self.state, self.me, boot, self._durable, self.keyring, self.run_dir, self.everybody
+        )
+
+    async def stop(self) -> None:
+        await self.peers.stop()
+        shutil.rmtree(self.run_dir)
 
     @property
     def target(self) -> str:
@@ -81,7 +98,7 @@ async def running(count: int, everybody: int) -> AsyncIterator[list[Agent]]:
         yield agents
     finally:
         for agent in agents:
-            await agent.peers.stop()
+            await agent.stop()
 
 
 def wanted(agents: list[Agent], everybody: int) -> dict[str, set[str]]:
@@ -163,7 +180,7 @@ async def test_an_agent_that_was_away_is_found_again() -> None:
         await agents[0].peers.stop()
         await until(lambda: agents[0].id not in agents[1].peers.links, "it was noticed")
         agents[1].make("meanwhile")
-        again = Peers(agents[0].state, agents[0].peers.me, "boot again", agents[0]._durable)
+        again = agents[0].again("boot again")
         agents[0].peers = again
         await again.start([])
         await until(lambda: "meanwhile" in agents[0].names(), "it was told what it missed")
