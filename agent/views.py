@@ -14,7 +14,8 @@ import msgspec
 import structlog
 
 from agent.core.addresses import Addresses
-from agent.core.catalogue import Catalogue, give_way
+from agent.core.bounds import check_bounds
+from agent.core.catalogue import NETWORKS_MAX, Catalogue, give_way
 from agent.core.members import Member, Members
 from agent.core.replica import Change as Update
 from agent.core.replica import Record
@@ -46,6 +47,9 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     REMOVAL: msgspec.msgpack.Decoder(Removal),
 }
 T = TypeVar("T")
+# Removals that are heeded; they are kept for good. A cluster that had so many nodes lost would
+# have had another one each day for a quarter of a century.
+REMOVALS_MAX = 10_000
 log = structlog.get_logger()
 
 
@@ -193,6 +197,14 @@ class Views:
 
     def apply(self, updates: list[Update], change: Change) -> set[str]:
         """Take changed records; the networks whose ownership of addresses may have moved."""
+        self.catalogue.hold()
+        try:
+            touched = self._apply(updates, change)
+        finally:
+            self._note_networks(self.catalogue.release(), change)
+        return touched | set(change.networks)
+
+    def _apply(self, updates: list[Update], change: Change) -> set[str]:
         touched: set[str] = set()
         for origin, key, value in updates:
             kind = key[:2]
@@ -200,6 +212,9 @@ class Views:
                 found = _decoders[kind].decode(value) if value and kind in _decoders else None
                 if found is not None:
                     check_sound(found, key[2:])
+                    if origin != self.me:
+                        check_bounds(found)
+                        self._check_place(origin, found)
             except (msgspec.MsgspecError, VxmeshError, ValueError) as error:
                 # Of a newer agent, a broken or a hostile one. What it had before stands.
                 log.warning("record.unusable", peer=origin, key=key[:60], error=str(error)[:200])
@@ -208,7 +223,7 @@ class Views:
                 if isinstance(found, Endpoint):
                     self._take_endpoint(origin, found, change)
                 else:
-                    self._drop_endpoint(key[2:], change)
+                    self._drop_endpoint(key[2:], change, origin)
             elif kind == NETWORK:
                 if isinstance(found, Network):
                     self._take_network(origin, found, change)
@@ -228,7 +243,25 @@ class Views:
                 if origin == self.me:
                     self.inherited.add(found.node)
                 self._unheeded.append(found)
-        return touched | set(change.networks)
+        return touched
+
+    def _check_place(self, origin: str, value: object) -> None:
+        """Invalid if another node's record would take what is not its to take."""
+        if isinstance(value, Endpoint):
+            network = self._network_of.get(value.id)
+            held = self.members[network].all.get(value.id) if network is not None else None
+            if held is not None and held.node != origin:
+                # Ids are 64 random bits: this one was copied, to take the endpoint from its node.
+                raise Invalid("endpoint", f"{value.id} is of {held.node}")
+            if value.network in self.members:
+                self.members[value.network].check_claims(value)
+        elif isinstance(value, Network):
+            if not self.catalogue.has_room(origin, value):
+                raise Invalid("network", f"is one too many of {origin}: {NETWORKS_MAX} are let be")
+            self.catalogue.check_overlaps(value)
+        elif isinstance(value, Removal) and value.node not in self.removals:
+            if len(self.removals) + len(self._unheeded) >= REMOVALS_MAX:
+                raise Invalid("removal", f"is one too many: {REMOVALS_MAX} are kept")
 
     def _take_network(self, origin: str, network: Network, change: Change) -> None:
         id = network.id
@@ -246,7 +279,11 @@ class Views:
             # Only a creator takes its record back, and then the network is gone for all.
             for lost in self._orphans.pop(id, {}):
                 self._note_networks(self.catalogue.drop(lost, id), change)
-        if not self.catalogue.get(id):
+        self._note_closed(id)
+
+    def _note_closed(self, id: str) -> None:
+        """A network may be known to be removed: what we stated of its addresses may go then."""
+        if not self.catalogue.get(id) and self.me in self._claims.get(id, ()):
             self._closed.add(id)
 
     def _note_networks(self, before: dict[str, Network | None], change: Change) -> None:
@@ -254,8 +291,10 @@ class Views:
             network = self.catalogue.get(id)
             change.networks.setdefault(id, old)
             if network is None:
-                self._closed.add(id)
+                self._note_closed(id)
                 self.addresses.pop(id, None)
+                if id in self.members and not self.members[id].all:
+                    del self.members[id]
             elif id not in self.addresses:
                 addresses = self.addresses[id] = Addresses(network, self.me)
                 for origin, claims in self._claims.get(id, {}).items():
@@ -265,19 +304,23 @@ class Views:
                         addresses.space.take(address)
 
     def _take_claims(self, origin: str, network: str, claims: Claims | None) -> None:
-        stated = self._claims.setdefault(network, {})
         addresses = self.addresses.get(network)
         if claims is None:
+            stated = self._claims.get(network, {})
             stated.pop(origin, None)
+            if not stated:
+                self._claims.pop(network, None)
             if addresses:
                 addresses.ring.forget(origin)
         else:
-            stated[origin] = claims
+            self._claims.setdefault(network, {})[origin] = claims
             if addresses:
                 addresses.ring.merge(origin, claims)
 
     def _take_endpoint(self, origin: str, endpoint: Endpoint, change: Change) -> None:
         network = endpoint.network
+        if self._network_of.get(endpoint.id, network) != network:
+            self._drop_endpoint(endpoint.id, change)  # it was in another network before
         members = self.members.get(network) or self._members(network)
         old = members.put(endpoint, origin)
         self._network_of[endpoint.id] = network
@@ -289,10 +332,14 @@ class Views:
                 addresses.space.take(address)
         change.endpoints.append(EndpointChange(network, old, Member(endpoint, origin)))
 
-    def _drop_endpoint(self, id: str, change: Change) -> None:
-        network = self._network_of.pop(id, None)
+    def _drop_endpoint(self, id: str, change: Change, origin: str = "") -> None:
+        """An endpoint is gone. With an `origin`, only if it was that one's."""
+        network = self._network_of.get(id)
         if network is None:
             return
+        if origin and self.members[network].all[id].node != origin:
+            return
+        del self._network_of[id]
         old = self.members[network].drop(id)
         if old:
             self._release(old.endpoint)

@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Set
 from typing import Generic, NamedTuple, TypeVar
 
+from agent.errors import Invalid
 from agent.model import Endpoint
 
 K = TypeVar("K", bound=Hashable)
+# Endpoints of a network with one name, MAC or address. Of those all are looked at to choose one,
+# so without a bound the cost were their square; halves of a cluster bring two, rarely a few.
+CLAIMANTS_MAX = 100
 
 
 class Member(NamedTuple):
@@ -30,23 +34,22 @@ class _Index(Generic[K]):
 
     def __init__(self) -> None:
         self._one: dict[K, str] = {}
-        self._more: dict[K, list[str]] = {}
+        self._more: dict[K, dict[str, None]] = {}  # an ordered set: a key may have many
 
     def add(self, key: K, id: str) -> None:
         if self._one.setdefault(key, id) is not id and self._one[key] != id:
-            rest = self._more.setdefault(key, [])
-            if id not in rest:
-                rest.append(id)
+            self._more.setdefault(key, {})[id] = None
 
     def remove(self, key: K, id: str) -> None:
         rest = self._more.get(key)
         if self._one.get(key) == id:
             if rest:
-                self._one[key] = rest.pop(0)
+                self._one[key] = next(iter(rest))
+                del rest[self._one[key]]
             else:
                 del self._one[key]
-        elif rest and id in rest:
-            rest.remove(id)
+        elif rest:
+            rest.pop(id, None)
         if rest is not None and not rest:
             del self._more[key]
 
@@ -55,6 +58,10 @@ class _Index(Generic[K]):
         if first is None:
             return []
         return [first, *self._more[key]] if key in self._more else [first]
+
+    def count(self, key: K) -> int:
+        """How many ids have the key."""
+        return (key in self._one) + len(self._more.get(key, ()))
 
     def sole(self, key: K) -> str | None:
         """The id of a key that has just one; None if it has none, or several."""
@@ -98,6 +105,16 @@ class Members:
         for address in endpoint.addresses:
             self.by_address.add(address, id)
         return old
+
+    def check_claims(self, endpoint: Endpoint) -> None:
+        """Invalid if too many endpoints claim what this one claims as well."""
+        if endpoint.id in self.all:
+            return
+        most = self.by_mac.count(endpoint.mac), self.by_name.count(endpoint.name)
+        for address in endpoint.addresses:
+            most = (*most, self.by_address.count(address))
+        if max(most) >= CLAIMANTS_MAX:
+            raise Invalid("endpoint", f"claims what {max(most)} others claim")
 
     def drop(self, id: str) -> Member | None:
         """Remove; what was there."""
