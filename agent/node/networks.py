@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agent.core.addresses import Range
+from agent.core.bounds import SEGMENTS_MAX
 from agent.core.catalogue import NETWORKS_MAX, VNIS_CHOSEN, free_vni
 from agent.core.catalogue import Conflict as Clash
 from agent.core.clock import HybridClock
@@ -205,6 +206,9 @@ class Networks(Records):
         if to not in self.nodes or to == self.me:
             return "who asks is not known here yet; try again shortly"
         before = addresses.claims()
+        if len(before.segments) + 2 * len(ranges) + 2 > SEGMENTS_MAX:
+            # Else who asks for every other address could make our record too large to be taken.
+            return f"its addresses are in {len(before.segments)} pieces, and more cannot be told"
         kept = addresses.donate(to, family, ranges)
         if addresses.claims() != before:
             with Recording(self):
