@@ -180,7 +180,10 @@ class Operations:
             local = list(members.local) if members else []
             ids = [id for id in local if self.node.is_committed(id)]
         else:
-            ids = [self.node.find_endpoint(ref, network)[1].endpoint.id for ref in refs]
+            ids = []
+            for ref in refs:
+                ids.append(self.node.find_endpoint(ref, network)[1].endpoint.id)
+                await asyncio.sleep(0)  # a prefix is looked for among all
         await asyncio.shield(asyncio.ensure_future(self._remove(ids)))
         await self.done(wait)
         return ids

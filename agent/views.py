@@ -259,8 +259,9 @@ class Views:
             if not self.catalogue.has_room(origin, value):
                 raise Invalid("network", f"is one too many of {origin}: {NETWORKS_MAX} are let be")
             self.catalogue.check_overlaps(value)
-        elif isinstance(value, Removal) and value.node not in self.removals:
-            if len(self.removals) + len(self._unheeded) >= REMOVALS_MAX:
+        elif isinstance(value, Removal):
+            kept = len(self.removals) + len(self._unheeded)
+            if value.node not in self.removals and kept >= REMOVALS_MAX:
                 raise Invalid("removal", f"is one too many: {REMOVALS_MAX} are kept")
 
     def _take_network(self, origin: str, network: Network, change: Change) -> None:

@@ -233,7 +233,7 @@ def _versions(what: str, entries: Collection[pb.VersionEntry]) -> dict[str, int]
 
 
 def _check(what: str, origins: Collection[str], versions: Iterable[int]) -> None:
-    if len(origins) > ORIGINS_MAX or not all([0 < len(o) <= ID_MAX for o in origins]):
+    if len(origins) > ORIGINS_MAX or not all(0 < len(o) <= ID_MAX for o in origins):
         raise Invalid(what, f"is of {len(origins)} origins, or of one that cannot be", "")
     if max(versions, default=0) > VERSION_MAX:
         raise Invalid(what, "has a version that cannot be", "")

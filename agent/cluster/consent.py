@@ -28,7 +28,8 @@ log = structlog.get_logger()
 
 ANSWER_WITHIN = 2.0  # s; for one try
 DELIVER_WITHIN = 5.0  # s; the receiver writes to its disk
-BEHIND_MAX = 20_000  # records of one origin that fit into an answer; else the streams bring them
+BEHIND_MAX = 20_000  # records that fit into an answer; the streams bring what does not
+LOST_MAX = 1000  # nodes that one asks to remove together
 
 Durable = Callable[[], Awaitable[None]]
 
@@ -123,6 +124,8 @@ class Consent:
         context: grpc.aio.ServicerContext[pb.RemovalAsk, pb.RemovalAnswer],
     ) -> pb.RemovalAnswer:
         await self._claims.check(request.remover, context)
+        if len(request.lost) > LOST_MAX:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "too many nodes")
         node, ask = self.node, Ask(request.remover, frozenset(request.lost))
         if request.release:
             node.removing.release(ask)
@@ -140,11 +143,12 @@ class Consent:
             versions=[pb.DigestEntry(origin=o, version=v) for o, v in answer.versions.items()],
             voters=sorted(answer.voters),
         )
-        for entry in request.known:
-            lacking = node.version(entry.origin) > entry.version
-            if entry.origin in answer.versions and lacking:
-                delta = _delta(node, entry.origin, entry.version)
-                if len(delta.records) <= BEHIND_MAX:
+        left = BEHIND_MAX
+        for origin, known in {entry.origin: entry.version for entry in request.known}.items():
+            if origin in answer.versions and node.version(origin) > known:
+                delta = _delta(node, origin, known)
+                if len(delta.records) <= left:
+                    left -= len(delta.records)
                     reply.deltas.append(delta_to_proto(delta))
         return reply
 

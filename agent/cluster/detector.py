@@ -21,8 +21,9 @@ import grpc.aio
 import structlog
 
 from agent.cluster.channels import Channels, knock
-from agent.cluster.codec import encode_rumours, rumours_from_proto, rumours_to_proto
+from agent.cluster.codec import Rumours, encode_rumours, rumours_from_proto, rumours_to_proto
 from agent.cluster.dialer import Dialer, Distrusted
+from agent.core.bounds import INCARNATION_MAX
 from agent.core.membership import (
     Ask,
     Membership,
@@ -33,6 +34,7 @@ from agent.core.membership import (
     Transition,
     Tuning,
 )
+from agent.errors import Invalid
 from agent.model import Node
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
@@ -171,7 +173,8 @@ class Detector:
         known = self.node.nodes
         rumours = [r for r in rumours if r.node in known]  # of others there is no record yet
         for rumour in rumours:
-            if rumour.node == peer and rumour.state is State.ALIVE:
+            own = rumour.node == peer and rumour.state is State.ALIVE
+            if own and rumour.incarnation <= INCARNATION_MAX:
                 self._told[peer] = max(self._told.get(peer, 0), rumour.incarnation)
         self.membership.receive(rumours, now)
         if peer in known and peer in self._told:
@@ -349,7 +352,12 @@ class Detector:
             return knocked or Outcome.SILENT, 0
         if isinstance(reply, Outcome):
             return reply, 0
-        self.take(target, rumours_from_proto(reply.rumours))
+        try:
+            rumours = _sound(reply)
+        except Invalid as error:
+            log.warning("peer.refused", peer=target, error=str(error))
+            return Outcome.SILENT, 0
+        self.take(target, rumours)
         self._compare(target, reply.table)
         return Outcome.ACK, reply.incarnation
 
@@ -391,10 +399,11 @@ class Detector:
         return self.membership.piggyback(id)
 
     def answer(self, request: pb.PingRequest) -> pb.PingReply:
-        """What a peer that pings is told."""
+        """What a peer that pings is told; Invalid if it says what cannot be."""
+        rumours = _sound(request)
         if request.node in self.node.nodes:
             self._told[request.node] = max(self._told.get(request.node, 0), request.incarnation)
-            self.take(request.node, rumours_from_proto(request.rumours))
+            self.take(request.node, rumours)
             self._compare(request.node, request.table)
             self._first_seen(request.node)
         return pb.PingReply(
@@ -410,3 +419,10 @@ class Detector:
         outcome, incarnation = await self.ping(request.target, seconds)
         number = {Outcome.ACK: 0, Outcome.REFUSED: 1, Outcome.SILENT: 2}[outcome]
         return pb.PingForReply(outcome=number, incarnation=incarnation)
+
+
+def _sound(message: pb.PingRequest | pb.PingReply) -> Rumours:
+    """The rumours of a ping; Invalid if it says what cannot be."""
+    if message.incarnation > INCARNATION_MAX:
+        raise Invalid("ping", f"has incarnation {message.incarnation}", "")
+    return rumours_from_proto(message.rumours)

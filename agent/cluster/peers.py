@@ -32,7 +32,7 @@ from agent.cluster.link import SILENCE, Impostor, Link, Write
 from agent.cluster.outside import Handlers
 from agent.cluster.reach import Reach
 from agent.cluster.refusals import Reason, Refusals
-from agent.cluster.server import SYNC, PeerServer
+from agent.cluster.server import RANGES_MAX, SYNC, PeerServer
 from agent.cluster.trust import Keyring
 from agent.core.plumtree import Mesh
 from agent.core.replica import Delta
@@ -331,7 +331,7 @@ class Peers:
             network=network.id,
             requester=self.me.id,
             family=family,
-            ranges=[pb.AddressRange(start=a, end=b) for a, b in ranges],
+            ranges=[pb.AddressRange(start=a, end=b) for a, b in ranges[:RANGES_MAX]],
             known=self.node.version(owner),
         )
         is_there = self.live is None or owner in set(self.live())

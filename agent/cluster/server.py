@@ -22,6 +22,7 @@ from agent.cluster.claims import Claims
 from agent.cluster.codec import delta_to_proto
 from agent.cluster.dialer import Dialer
 from agent.cluster.front import Front
+from agent.cluster.inflight import ERRANDS_MAX, InFlight
 from agent.cluster.link import Impostor
 from agent.cluster.outside import ENROL, PEER, Handlers, OutsideServer
 from agent.cluster.refusals import Refusals
@@ -33,6 +34,11 @@ from agent.rpc import peer_pb2 as pb
 SYNC = "/vxmesh.v1.Peer/Sync"
 DEFAULT_PORT = 7946
 BEHIND_MAX = 20_000  # records that fit into the answer to a request for addresses
+# Ranges of one request for addresses: each is looked for in all that we own. Who wants more asks
+# again (peers.py); a bulk of 2,000 endpoints takes a few requests at worst.
+RANGES_MAX = 256
+MESSAGE_MAX = 16 << 20  # bytes; a batch has 4 MiB (core/session.py), an answer with records more
+STREAMS_MAX = 1024  # calls of one connection; twice what inflight.py lets a node have
 
 INNER = "inner"  # below the run directory: where the front reaches the servers behind it
 
@@ -106,6 +112,8 @@ class PeerServer:
         self._sockets = directory / "members.sock", directory / "outside.sock"
         self._front = Front(node, dialer.keyring, refusals, *self._sockets)
         self._durable = durable
+        self._calls = InFlight()
+        self._errands = InFlight(ERRANDS_MAX)
         self.pings: Pings | None = None
         self._server: grpc.aio.Server | None = None
         self._moved = asyncio.Event()
@@ -115,26 +123,31 @@ class PeerServer:
         check_port(address, port)
         inside, outside = self._sockets
         await asyncio.to_thread(_make_private, inside.parent)
-        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 16 << 20)])
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_MAX),
+                ("grpc.max_concurrent_streams", STREAMS_MAX),
+            ]
+        )
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Sync": grpc.stream_stream_rpc_method_handler(self._sync),
             "RequestSpace": grpc.unary_unary_rpc_method_handler(
-                self._request_space,
+                self._calls.bounded(self._request_space),
                 request_deserializer=pb.SpaceRequest.FromString,
                 response_serializer=pb.SpaceReply.SerializeToString,
             ),
             "Ping": grpc.unary_unary_rpc_method_handler(
-                self._ping,
+                self._calls.bounded(self._ping),
                 request_deserializer=pb.PingRequest.FromString,
                 response_serializer=pb.PingReply.SerializeToString,
             ),
             "PingFor": grpc.unary_unary_rpc_method_handler(
-                self._ping_for,
+                self._errands.bounded(self._ping_for),
                 request_deserializer=pb.PingForRequest.FromString,
                 response_serializer=pb.PingForReply.SerializeToString,
             ),
             "AwaitApplied": grpc.unary_unary_rpc_method_handler(
-                self._await_applied,
+                self._calls.bounded(self._await_applied),
                 request_deserializer=pb.AppliedRequest.FromString,
                 response_serializer=pb.Applied.SerializeToString,
             ),
@@ -176,7 +189,7 @@ class PeerServer:
         await self._claims.member(context)
         deadline = time.monotonic() + min(request.seconds, AWAIT_MOST)
         if request.node and request.node != self.node.me:
-            return await self._await_for_another(request, deadline)
+            return await self._errands.run(self._await_for_another, request, context)
         while self.node.applied(request.origin) < request.version:
             left = deadline - time.monotonic()
             if not left > 0:  # nor if it is no number
@@ -188,8 +201,13 @@ class PeerServer:
                 break
         return pb.Applied(version=self.node.applied(request.origin))
 
-    async def _await_for_another(self, request: pb.AppliedRequest, deadline: float) -> pb.Applied:
+    async def _await_for_another(
+        self,
+        request: pb.AppliedRequest,
+        context: grpc.aio.ServicerContext[pb.AppliedRequest, pb.Applied],
+    ) -> pb.Applied:
         """For one who cannot reach that node itself."""
+        deadline = time.monotonic() + min(request.seconds, AWAIT_MOST)
         node = self.node.nodes.get(request.node)
         has = node and await await_applied(
             self._dialer, node, request.origin, request.version, deadline
@@ -241,6 +259,8 @@ class PeerServer:
     ) -> pb.SpaceReply:
         await self._claims.check(request.requester, context)
         width = {4: 4, 6: 16}.get(request.family, 0)
+        if len(request.ranges) > RANGES_MAX:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "too many ranges")
         ranges = [(r.start, r.end) for r in request.ranges]
         if not width or any(len(a) != width or len(b) != width or a > b for a, b in ranges):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed ranges")

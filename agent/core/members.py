@@ -110,11 +110,11 @@ class Members:
         """Invalid if too many endpoints claim what this one claims as well."""
         if endpoint.id in self.all:
             return
-        most = self.by_mac.count(endpoint.mac), self.by_name.count(endpoint.name)
+        most = max(self.by_mac.count(endpoint.mac), self.by_name.count(endpoint.name))
         for address in endpoint.addresses:
-            most = (*most, self.by_address.count(address))
-        if max(most) >= CLAIMANTS_MAX:
-            raise Invalid("endpoint", f"claims what {max(most)} others claim")
+            most = max(most, self.by_address.count(address))
+        if most >= CLAIMANTS_MAX:
+            raise Invalid("endpoint", f"claims what {most} others claim")
 
     def drop(self, id: str) -> Member | None:
         """Remove; what was there."""

@@ -25,7 +25,6 @@ from agent.requests import NetworkSpec
 from agent.subnets import check_subnets, choose_subnets, first_gateway
 from agent.views import CLAIMS, NETWORK, Change
 
-
 # Conflicts told one by one when many come at once: each is an event, and all are in `network ls`.
 TOLD_AT_ONCE = 50
 
