@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
 import grpc
 import grpc.aio
 
-from agent.errors import Invalid, NoAgent, VxmeshError, from_code
+from agent.errors import Denied, Invalid, NoAgent, VxmeshError, from_code
 from agent.rpc import control_pb2 as pb
 from agent.rpc import control_pb2_grpc as pb_grpc
 from agent.rpc import types_pb2 as types
 
 DEFAULT_HOST = "unix:///run/vxmesh/agent.sock"
+SOCKET, READ_SOCKET = "agent.sock", "read.sock"
 _CHUNK = 1 << 20  # bytes of an announce file a message
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -32,10 +34,13 @@ _OPTIONS = [
 
 
 class Client:
-    """A connection to one agent. `host` is a gRPC target, by default VXMESH_HOST's."""
+    """A connection to one agent. `host` is a gRPC target, by default VXMESH_HOST's.
+
+    Who may not connect agent.sock but read.sock beside it gets that, and can look.
+    """
 
     def __init__(self, host: str = "") -> None:
-        self.host = host or os.environ.get("VXMESH_HOST", "") or DEFAULT_HOST
+        self.host = _open_to_us(host or os.environ.get("VXMESH_HOST", "") or DEFAULT_HOST)
         self._channel = grpc.aio.insecure_channel(self.host, options=_OPTIONS)
         self._stub: Any = pb_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call]
 
@@ -278,12 +283,69 @@ class Client:
             if key == "grpc-status-details-bin":
                 return _from_details(value)
         if error.code() is grpc.StatusCode.UNAVAILABLE:
+            if denied := _shut_to_us(self.host):
+                return denied
             return NoAgent(
                 f"agent at {self.host}",
                 "does not answer",
                 "Start one with 'vxmesh agent', or say where it is with --host or VXMESH_HOST",
             )
         return from_code(error.code().name, "the request", error.details() or "was refused")
+
+
+def _path(target: str) -> Path | None:
+    """The unix socket that a gRPC target names; None if it is another kind of target."""
+    for prefix in ("unix://", "unix:"):
+        if target.startswith(prefix):
+            return Path(target.removeprefix(prefix))
+    return None
+
+
+def _is_open(path: Path) -> bool:
+    """Whether this process may connect a unix socket, as far as its mode goes; see unix(7)."""
+    return os.access(path, os.W_OK, effective_ids=True)
+
+
+def _open_to_us(target: str) -> str:
+    path = _path(target)
+    if path and path.name == SOCKET and not _is_open(path):
+        beside = path.with_name(READ_SOCKET)
+        if _is_open(beside):
+            return f"unix://{beside}"
+    return target
+
+
+def _shut_to_us(target: str) -> Denied | None:
+    """The error if the agent's socket is there, but not for us."""
+    path = _path(target)
+    if path is None or _is_open(path):
+        return None
+    groups: list[str] = []
+    try:
+        groups.append(_group_of(path))
+        groups.append(f"(to look only) {_group_of(path.with_name(READ_SOCKET))}")
+    except FileNotFoundError:
+        if not groups:
+            return None
+    except PermissionError:
+        pass  # a directory before it is shut: to the groups too, perhaps
+    also = f" and the group {' and '.join(groups)}" if groups else ""
+    return Denied(
+        f"agent at {target}",
+        f"is for root{also}, and you are uid {os.geteuid()}",
+        "Run it as root" + (", or have yourself added to a group and log in again" if also else ""),
+    )
+
+
+def _group_of(path: Path) -> str:
+    """The group of a file by name, or by number if it has none; OSError as stat(2)."""
+    import grp
+
+    gid = path.stat().st_gid
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def _from_details(data: bytes | str) -> VxmeshError:

@@ -53,6 +53,12 @@ class Settings:
     metrics_listen: str = field(
         default="", metadata={"help": "ADDRESS:PORT for /metrics, without authentication [none]"}
     )
+    change_group: str = field(
+        default="vxmesh", metadata={"help": "group (or gid) that may use the agent as root may"}
+    )
+    read_group: str = field(
+        default="vxmesh-read", metadata={"help": "group (or gid) that may look and not change"}
+    )
 
 
 @dataclass(frozen=True, slots=True)

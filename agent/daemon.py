@@ -21,16 +21,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc.aio
 import msgspec
 import structlog
-from grpc_health.v1 import health as grpc_health
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from agent import __version__, restart, store
 from agent.api.control import Control
+from agent.api.front import SOCKET
 from agent.api.metrics import Metrics, Sources
+from agent.api.refusals import Refusals
+from agent.api.server import ControlServer
 from agent.api.watch import Watchers
 from agent.cluster.detector import Detector
 from agent.cluster.discovery import Mdns
@@ -51,7 +50,6 @@ from agent.model import Node
 from agent.node import NodeState
 from agent.operations import Operations
 from agent.plan import Plan
-from agent.rpc import control_pb2, control_pb2_grpc
 from agent.watcher import Watcher
 
 log = structlog.get_logger()
@@ -67,7 +65,6 @@ PROGRESS_INTERVAL = 1.0  # s
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
 ANSWERED_WITHIN = 0.2  # s; what is left of a call when the node has left
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
-MESSAGE_MAX = 16 << 20  # bytes of one request
 INCARNATIONS_A_LIFE = 1 << 20  # room for refutations, which are not written down
 
 
@@ -85,7 +82,7 @@ def main(settings: Settings, reset_state: bool) -> None:
 async def run(settings: Settings, reset_state: bool) -> None:
     """Build an agent, run it until it is told to stop, and take it apart."""
     run_dir, state_dir = Path(settings.run_dir), Path(settings.state_dir)
-    socket = await free_socket(run_dir / "agent.sock")
+    socket = await free_socket(run_dir / SOCKET)
     if reset_state and (aside := store.reset(state_dir)):
         log.warning("state.reset", aside=str(aside))
     async with contextlib.AsyncExitStack() as stack:
@@ -190,7 +187,13 @@ async def run(settings: Settings, reset_state: bool) -> None:
             node, operations, peers.consent, detector.leave, lambda: _end(ending)
         )
         control = Control(node, operations, departures, peers, feed, watchers, metrics)
-        await _serve(control, socket, stack)
+        refusals = Refusals(node)
+        stack.callback(refusals.close)
+        server = ControlServer(
+            control, run_dir, (settings.change_group, settings.read_group), refusals.note
+        )
+        stack.push_async_callback(server.stop)
+        await server.start()
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)
         progress = asyncio.create_task(_report_progress(node, peers))
@@ -264,7 +267,7 @@ async def _catch_up(peers: Peers, plan: Plan, kernel: Reconciler) -> None:
 
 async def free_socket(path: Path) -> Path:
     """`path`, with a dead agent's socket removed; Conflict if a living one answers there."""
-    await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+    await asyncio.to_thread(_make_run_dir, path.parent)
     try:
         _, writer = await asyncio.open_unix_connection(str(path))
     except FileNotFoundError:
@@ -276,6 +279,13 @@ async def free_socket(path: Path) -> Path:
     raise Conflict(
         f"socket {path}", "is another agent's", "Stop that one, or give another --run-dir"
     )
+
+
+def _make_run_dir(directory: Path) -> None:
+    """Whoever may use a socket has to get at it; what is root's alone has a mode of its own."""
+    if not directory.exists():
+        directory.mkdir(parents=True)
+        directory.chmod(0o755)  # whatever the umask
 
 
 async def _describe(settings: Settings, life: restart.Life) -> Node:
@@ -309,26 +319,6 @@ async def _watch_underlay(settings: Settings, node: NodeState) -> None:
         if (underlay.mtu, underlay.routes) != (known.mtu, known.routes):
             log.info("underlay.changed", mtu=underlay.mtu, routes=len(underlay.routes))
             node.describe(msgspec.structs.replace(known, mtu=underlay.mtu, routes=underlay.routes))
-
-
-async def _serve(control: Control, path: Path, stack: contextlib.AsyncExitStack) -> None:
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", MESSAGE_MAX)])
-    control_pb2_grpc.add_ControlServicer_to_server(control, server)  # type: ignore[no-untyped-call]
-    health = grpc_health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    name = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
-    for service in ("", name):
-        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
-    reflection.enable_server_reflection(
-        (name, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
-    before = os.umask(0o117)  # gRPC makes the socket when the port is added
-    try:
-        server.add_insecure_port(f"unix://{path}")
-        await server.start()
-    finally:
-        os.umask(before)
-    stack.push_async_callback(server.stop, 0.5)
 
 
 async def _serve_metrics(metrics: Metrics, where: str, stack: contextlib.AsyncExitStack) -> None:

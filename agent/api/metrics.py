@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from agent import __version__
+from agent.api.refusals import REASONS
 from agent.errors import VxmeshError
 from agent.node import NodeState
 from agent.views import Change
@@ -51,12 +52,14 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_resolver_answers_total": (("result",), "What was to be done with them."),
     "vxmesh_resolver_forwarded_total": (("transport",), "Questions sent to an upstream."),
     "vxmesh_resolver_failures_total": (("reason",), "Questions that got no proper answer."),
+    "vxmesh_control_refused_total": (("reason",), "Attempts to use the agent that were refused."),
 }
 
 # A notice of this kind counts here: the metric, which of its fields are labels, and which one
 # says how much (empty: one).
 COUNTED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "drift.repaired": ("vxmesh_drift_repaired_total", ("kind",), "count"),
+    "control.refused": ("vxmesh_control_refused_total", ("reason",), "count"),
 }
 
 # The name server's own counters (resolver/server.py, forward.py): metric and label.
@@ -106,6 +109,8 @@ class Metrics:
         }
         for kind in sources.repair_kinds:
             self.count("vxmesh_drift_repaired_total", 0, kind=kind)
+        for reason in REASONS:
+            self.count("vxmesh_control_refused_total", 0, reason=reason)
         self._lags = [0.0, 0.0]  # of the window before and of this one, seconds
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
