@@ -19,6 +19,7 @@ from agent.core.topology import neighbours
 from agent.model import Node
 from agent.node import NodeState
 from agent.requests import parse_network
+from agent.views import Status
 
 WITHIN = 20.0  # s; a machine may be busy
 
@@ -155,6 +156,67 @@ async def test_only_the_live_are_waited_for_and_streams_follow_them() -> None:
         assert await agents[0].peers.wait_applied(version, WITHIN) == []
         # It is held for dead, and dialled all the same: it may come back.
         assert gone.id in agents[0].peers.links
+
+
+async def test_one_whose_agent_alone_is_dead_is_waited_for_until_it_is_withdrawn() -> None:
+    async with running(3, everybody=30) as (one, two, down):
+        await until(lambda: all(len(a.peers.links) == 2 for a in (one, two, down)), "all are up")
+        one.peers.live = lambda: [one.id, two.id]
+        await down.peers.stop()
+        await until(lambda: down.id not in one.peers.links, "its stream is gone")
+        one.state.set_status(down.id, Status("unreachable", "agent", 0.0))
+        version = one.make("net")
+        assert await one.peers.wait_applied(version, 0.5) == [down.id]
+        # Its kernel has the change as soon as its agent is back.
+        waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        down.peers = Peers(down.state, down.peers.me, "boot again", down._durable)
+        await down.peers.start([])
+        assert await waiting == []
+        await down.peers.stop()
+        down.peers = Peers(down.state, down.peers.me, "boot that never is", down._durable)
+        await until(lambda: down.id not in one.peers.links, "its stream is gone again")
+        version = one.make("another")
+        waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        one.state.set_status(down.id, Status("unreachable", "silent", 0.0, withdrawn=True))
+        assert await waiting == []
+
+
+async def test_who_loses_its_stream_during_a_wait_is_asked() -> None:
+    async with running(3, everybody=30) as (one, two, three):
+        await until(lambda: all(len(a.peers.links) == 2 for a in (one, two, three)), "all are up")
+        one.peers.live = lambda: [one.id, two.id, three.id]
+        three.applies = False
+        version = one.make("net")
+        waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN))
+        await until(lambda: three.names() == {"net"}, "it was told")
+        for agent in (one, three):  # and nobody makes a new stream
+            agent.peers._wanted.clear()
+        for agent, other in ((one, three), (three, one)):
+            agent.peers.links[other.id].close()
+        await until(lambda: three.id not in one.peers.links, "the stream is gone")
+        three.state.kernel_has(three.state.versions())
+        three.peers.wake()
+        assert await waiting == []
+        assert three.id not in one.peers.links
+
+
+async def test_who_comes_during_a_wait_is_waited_for_too() -> None:
+    async with running(3, everybody=30) as (one, two, late):
+        await until(lambda: all(len(a.peers.links) == 2 for a in (one, two, late)), "all are up")
+        live = [one.id, two.id]
+        one.peers.live = lambda: live
+        two.applies = late.applies = False
+        version = one.make("net")
+        waiting = asyncio.create_task(one.peers.wait_applied(version, 3.0))
+        await until(lambda: two.names() == late.names() == {"net"}, "both were told")
+        live.append(late.id)
+        two.state.kernel_has(two.state.versions())
+        two.peers.wake()
+        assert await waiting == [late.id]
 
 
 async def test_an_agent_that_was_away_is_found_again() -> None:
