@@ -76,9 +76,9 @@ class Client:
         request = pb.RemoveRequest(refs=refs, wait=_wait(wait))
         return list((await self._call(self._stub.RemoveNode, request)).removed)
 
-    async def leave(self, *, force: bool = False) -> list[pb.Handover]:
+    async def leave(self, *, force: bool = False, wait: float = 0.0) -> list[pb.Handover]:
         """Have the agent hand everything over and end; with `force`, workloads too."""
-        request = pb.LeaveNodeRequest(force=force)
+        request = pb.LeaveNodeRequest(force=force, wait=_wait(wait))
         return list((await self._call(self._stub.LeaveNode, request)).handovers)
 
     async def create_network(

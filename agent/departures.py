@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from agent.core.removal import ATTEMPT_WITHIN, Answer, Ask, Attempt, Verdict
-from agent.errors import Conflict, InUse, Invalid, NotFound, Unavailable, VxmeshError
+from agent.errors import Conflict, InUse, Invalid, NotFound, Timeout, Unavailable, VxmeshError
 from agent.model import shorten
 from agent.node import NodeState
 from agent.operations import Operations
@@ -241,12 +241,13 @@ class Departures:
 
     # -- this node --
 
-    async def leave(self, force: bool = False) -> list[Handover]:
+    async def leave(self, force: bool = False, wait: float = 0.0) -> list[Handover]:
         """Hand everything over and end the agent; what went to whom.
 
         InUse names what runs here, unless `force` ends it. Unavailable if a living node does not
-        confirm that it has all that this one wrote: then the agent goes on, and what was handed
-        over is the others' all the same.
+        confirm that it has all that this one wrote, Timeout if after `wait` s a node's kernel
+        still has something of it: then the agent goes on, and what was handed over is the
+        others' all the same.
         """
         node = self.node
         node.check_stays()
@@ -258,6 +259,15 @@ class Departures:
             done = self._hand_over(living)
             await self._operations.done()
             await asyncio.gather(*(self._cluster.deliver(id) for id in living))
+            # Before it goes: afterwards there is nobody who could say that it is not so.
+            await self._operations.done(wait)
+        except Timeout as error:
+            node.leaving = False
+            raise Timeout(
+                "this node",
+                f"has not left: {error.what} {error.why}",
+                "Run it again; without --wait it does not wait for kernels",
+            ) from None
         except Unavailable as error:
             node.leaving = False
             raise Unavailable(

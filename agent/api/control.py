@@ -84,7 +84,7 @@ class Control(pb_grpc.ControlServicer):
 
     @reports
     async def LeaveNode(self, request: pb.LeaveNodeRequest, context: Context) -> pb.LeaveNodeReply:
-        done = await self.departures.leave(request.force)
+        done = await self.departures.leave(request.force, _wait(request))
         return pb.LeaveNodeReply(handovers=[convert.handover(self.node, h) for h in done])
 
     # -- networks --

@@ -319,10 +319,12 @@ class MetricsReply(_message.Message):
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class LeaveNodeRequest(_message.Message):
-    __slots__ = ("force",)
+    __slots__ = ("force", "wait")
     FORCE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
     force: bool
-    def __init__(self, force: _Optional[bool] = ...) -> None: ...
+    wait: Wait
+    def __init__(self, force: _Optional[bool] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...
 
 class LeaveNodeReply(_message.Message):
     __slots__ = ("handovers",)

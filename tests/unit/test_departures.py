@@ -14,7 +14,7 @@ from agent.core.addresses import Range
 from agent.core.removal import Answer, Ask, Verdict
 from agent.core.replica import Delta, Record
 from agent.departures import Departures
-from agent.errors import Conflict, InUse, NotFound, Unavailable, VxmeshError
+from agent.errors import Conflict, InUse, NotFound, Timeout, Unavailable, VxmeshError
 from agent.listeners import ToStore
 from agent.model import Network, Node, Notice, Removal
 from agent.node import NeedSpace, NodeState
@@ -267,11 +267,12 @@ class Wire:
         self.me = ""
         self.left: list[str] = []
         self.before_answer: Callable[[str], None] = lambda voter: None
+        self.lagging: list[str] = []  # whose kernels lack everything
 
     def at(self, me: str) -> Wire:
         other = Wire(*self.nodes.values())
         other.cut, other.me, other.before_answer = self.cut, me, self.before_answer
-        other.left = self.left
+        other.left, other.lagging = self.left, self.lagging
         return other
 
     def reach(self, id: str) -> NodeState:
@@ -302,7 +303,7 @@ class Wire:
         self.left.append(self.me)
 
     async def wait_applied(self, version: int, seconds: float) -> list[str]:
-        return []
+        return list(self.lagging)
 
     async def request_space(
         self, owner: str, network: Network, family: int, ranges: list[Range]
@@ -468,6 +469,24 @@ async def test_leaving_ends_only_when_all_that_live_have_what_this_node_wrote(
     wire.cut.clear()
     await leave.leave()
     assert ended == [n3.me] and owners(n1, web).get("n3", 0) == 0
+
+
+async def test_who_waits_leaves_only_when_nothing_of_it_is_in_any_kernel(
+    three: tuple[NodeState, NodeState, NodeState],
+) -> None:
+    n1, _, n3 = three
+    lost_network(three)
+    wire, ended = Wire(*three), list[str]()
+    n3.kernel_has(n3.versions())
+    n3.listeners.append(lambda change: n3.kernel_has(n3.versions()))
+    wire.lagging.append(n1.me)
+    leave = departures(n3, wire, ended)
+    with pytest.raises(Timeout, match=r"this node: has not left: .* in the kernel of n1"):
+        await leave.leave(force=True, wait=1.0)
+    assert not ended and not n3.leaving and not wire.left
+    wire.lagging.clear()
+    await leave.leave(wait=1.0)
+    assert ended == [n3.me] == wire.left
 
 
 async def test_who_is_alone_may_leave_but_not_with_addresses_that_nobody_can_take() -> None:
