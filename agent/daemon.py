@@ -93,6 +93,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         me = await _describe(settings, life)
         check_port(me.address, me.port)  # before anything is changed in the kernel
         node = NodeState(me, time.time, random.SystemRandom())
+        node.monotonic = time.monotonic
         restart.recall(node, disk, life)
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -126,7 +126,7 @@ class Departures:
 
     async def _remove(self, lost: set[str]) -> None:
         node = self.node
-        attempt = node.removing.begin(lost, node.clock())
+        attempt = node.removing.begin(lost, node.monotonic())
         voters: set[str] = set()
         try:
             await self._gather(attempt, voters)
@@ -148,11 +148,11 @@ class Departures:
                         voters.add(voter)
                         tasks[voter] = asyncio.ensure_future(self._ask(voter, attempt))
                 silent = all(tasks[id].done() for id in attempt.ask.lost)
-                if silent and removing.is_ready(attempt, node.clock()):
+                if silent and removing.is_ready(attempt, node.monotonic()):
                     node.inherit(attempt.ask.lost)
                     removing.finish(attempt)
                     return
-                if node.clock() >= attempt.deadline:
+                if node.monotonic() >= attempt.deadline:
                     raise self._late(attempt)
                 await asyncio.sleep(POLL)
                 for task in tasks.values():
@@ -166,12 +166,12 @@ class Departures:
             raise self._refusal(attempt.failed, attempt)
 
     async def _ask(self, voter: str, attempt: Attempt) -> None:
-        deadline = self.node.clock() + TRY_FOR
+        deadline = self.node.monotonic() + TRY_FOR
         while True:
             try:
                 answer = await self._cluster.ask(voter, attempt.ask)
             except Unavailable as error:
-                if self.node.clock() >= deadline:
+                if self.node.monotonic() >= deadline:
                     raise self._silent(voter, attempt, error) from None
                 await asyncio.sleep(POLL)
             else:
@@ -192,9 +192,9 @@ class Departures:
         """Another one removes them: what comes of it is this call's outcome too."""
         names = self._names(lost)
         log.info("removal.rival", by=rival, nodes=sorted(lost))
-        deadline = self.node.clock() + RIVAL_WITHIN
+        deadline = self.node.monotonic() + RIVAL_WITHIN
         while not all(self.node.is_removed(id) for id in lost):
-            if self.node.clock() >= deadline:
+            if self.node.monotonic() >= deadline:
                 raise Conflict(
                     f"node {names}",
                     f"is being removed by {self.node.node_name(rival)}, which has not finished",
