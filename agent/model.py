@@ -172,15 +172,16 @@ class Trust(msgspec.Struct, frozen=True, array_like=True, gc=False):
     authorities: tuple[bytes, ...]  # certificates, DER; the first one issues
     retired: tuple[bytes, ...]  # earlier ones, the latest first: for signatures of records only
     by: str  # node id
+    phase: int = 0  # of a change of the CA (cluster/identity/rotation.py); 0: none is under way
     left_behind: tuple[str, ...] = ()  # nodes that were away and have to join anew
-    signature: bytes = b""
+    signatures: tuple[bytes, ...] = ()  # with the keys of CAs, the signer's present ones
 
 
 class TokenState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Which join token holds, stated by a keeper; the one with the highest stamp counts.
 
     The secret follows from `nonce` and the CA's key, so nobody but keepers can tell it; it is
-    written down nowhere. Signed as a Trust is.
+    written down nowhere. Signed with that same key, and of no use with another CA.
     """
 
     stamp: int
@@ -344,6 +345,7 @@ def check_sound(
         held = (*value.authorities, *value.retired)
         sound = id == ONLY and 0 < value.epoch < 1 << 32 and 0 <= value.stamp <= STAMP_MAX
         sound = sound and len(value.authorities) > 0 and len(held) <= AUTHORITIES_MAX
+        sound = sound and len(value.signatures) <= len(value.authorities)
         sound = sound and all(len(certificate) <= CERTIFICATE_MAX for certificate in held)
     elif isinstance(value, TokenState):
         sound = id == ONLY and 0 <= value.stamp <= STAMP_MAX and len(value.nonce) <= 64

@@ -65,8 +65,8 @@ def must_outlive_power(batches: Iterable[Batch | PeerBatch]) -> bool:
     Ownership of addresses: a donation that came undone would be an address handed out twice.
     Networks: one that was removed must not rise again, nor must a node, by a removal undone on
     its heir, or on itself (`meta`), nor a join token that is void. Whole states under new
-    versions: under those versions nothing else may ever be written. The rest may be lost with the power, and
-    a node that may have lost some says everything anew (restart.py).
+    versions: under those versions nothing else may ever be written. The rest may be lost with
+    the power, and a node that may have lost some says everything anew (restart.py).
     """
     return any(
         isinstance(batch, Batch)

@@ -8,15 +8,15 @@ procedures from beginning to end; core/removal.py, who may inherit.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Set
 
 from agent.core.removal import Removals
 from agent.core.replica import Change as Update
 from agent.errors import VxmeshError
-from agent.model import Node, Notice, Removal, TokenState, Trust
+from agent.model import Node, Notice, Removal
 from agent.node.endpoints import Endpoints
 from agent.node.records import Recording, expelled_error, log
-from agent.views import NETWORK, REMOVAL, TOKEN, TRUST, Change
+from agent.views import NETWORK, REMOVAL, Change
 
 LEFT = "left"  # the state of a node that said goodbye
 
@@ -97,13 +97,6 @@ class Departures(Endpoints):
                 network = self.catalogue.records(about)[lost]
                 self._put(key, network)
                 self._take_network(self.me, network, change)
-            elif key.startswith(TRUST) and _rank(self.trusts, lost) > _rank(self.trusts, self.me):
-                # A token that is void must not hold again because who said so is gone.
-                self.trusts[self.me] = self.trusts[lost]
-                self._put(key, self.trusts[self.me])
-            elif key.startswith(TOKEN) and _rank(self.tokens, lost) > _rank(self.tokens, self.me):
-                self.tokens[self.me] = self.tokens[lost]
-                self._put(key, self.tokens[self.me])
 
     def _rests_on(self, origin: str, network: str, lost: Set[str] = frozenset()) -> bool:
         """Whether what `origin` wrote of a network counts, and nobody else's record that stays
@@ -199,11 +192,3 @@ class Departures(Endpoints):
             count = addresses.hand_over(to)
             self._state_claims(network)
         return count
-
-
-def _rank(stated: Mapping[str, Trust] | Mapping[str, TokenState], origin: str) -> tuple[int, int]:
-    """The order of what nodes state of one thing; below all if `origin` states nothing."""
-    found = stated.get(origin)
-    if found is None:
-        return -1, 0
-    return (found.epoch if isinstance(found, Trust) else 0), found.stamp

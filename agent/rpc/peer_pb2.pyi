@@ -347,18 +347,14 @@ class RenewRequest(_message.Message):
     def __init__(self, certificate: _Optional[bytes] = ..., request: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., hops: _Optional[int] = ...) -> None: ...
 
 class Issued(_message.Message):
-    __slots__ = ("certificate", "authorities", "retired", "epoch", "refusal")
+    __slots__ = ("certificate", "trust", "refusal")
     CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
-    AUTHORITIES_FIELD_NUMBER: _ClassVar[int]
-    RETIRED_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     certificate: bytes
-    authorities: _containers.RepeatedScalarFieldContainer[bytes]
-    retired: _containers.RepeatedScalarFieldContainer[bytes]
-    epoch: int
+    trust: bytes
     refusal: Refusal
-    def __init__(self, certificate: _Optional[bytes] = ..., authorities: _Optional[_Iterable[bytes]] = ..., retired: _Optional[_Iterable[bytes]] = ..., epoch: _Optional[int] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    def __init__(self, certificate: _Optional[bytes] = ..., trust: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "what", "why", "fix", "reason")
