@@ -43,6 +43,9 @@ CHANGES = frozenset(
         "RemoveEndpoint",
         "CreateSandbox",
         "RemoveSandbox",
+        "GetJoinToken",  # who has it can bring a node in
+        "RotateAuthority",
+        "IssueUser",
     )
 )
 READS = frozenset(
@@ -60,6 +63,7 @@ READS = frozenset(
         "Resolve",
         "Watch",
         "GetMetrics",
+        "GetCluster",
     )
 )
 # Services that only tell of themselves, whole.
