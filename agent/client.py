@@ -13,7 +13,7 @@ import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
@@ -23,7 +23,11 @@ from agent.rpc import control_pb2 as pb
 from agent.rpc import control_pb2_grpc as pb_grpc
 from agent.rpc import types_pb2 as types
 
+if TYPE_CHECKING:
+    from agent.clienttls import Bundle
+
 DEFAULT_HOST = "unix:///run/vxmesh/agent.sock"
+TCP = "tcp://"
 SOCKET, READ_SOCKET = "agent.sock", "read.sock"
 _CHUNK = 1 << 20  # bytes of an announce file a message
 _OPTIONS = [
@@ -36,12 +40,22 @@ _OPTIONS = [
 class Client:
     """A connection to one agent. `host` is a gRPC target, by default VXMESH_HOST's.
 
-    Who may not connect agent.sock but read.sock beside it gets that, and can look.
+    Who may not connect agent.sock but read.sock beside it gets that, and can look. For
+    `tcp://HOST:PORT` it takes a certificate: `tls` is the file that `vxmesh cluster user` wrote,
+    by default VXMESH_TLS's; Invalid if it cannot be used.
     """
 
-    def __init__(self, host: str = "") -> None:
+    def __init__(self, host: str = "", tls: str = "") -> None:
         self.host = _open_to_us(host or os.environ.get("VXMESH_HOST", "") or DEFAULT_HOST)
-        self._channel = grpc.aio.insecure_channel(self.host, options=_OPTIONS)
+        self._bundle: Bundle | None = None
+        if self.host.startswith(TCP):
+            # Imported here: `cryptography` takes 50 ms, which the sockets of a host do without.
+            from agent.clienttls import Bundle, file_for
+
+            self._bundle = Bundle(file_for(self.host, tls))
+            self._channel = self._bundle.channel(self.host.removeprefix(TCP), _OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(self.host, options=_OPTIONS)
         self._stub: Any = pb_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def __aenter__(self) -> Client:
@@ -248,6 +262,13 @@ class Client:
         reply: pb.MetricsReply = await self._call(self._stub.GetMetrics, pb.GetMetricsRequest())
         return reply.text
 
+    async def issue_user(
+        self, name: str, request: bytes, *, read: bool = False
+    ) -> pb.UserCertificate:
+        """A certificate for who uses agents over TCP; `request` is clienttls.make_request's."""
+        asked = pb.IssueUserRequest(name=name, read=read, request=request)
+        return cast(pb.UserCertificate, await self._call(self._stub.IssueUser, asked))
+
     async def watch(self, since: int = 0) -> AsyncIterator[pb.Event]:
         """Changes after revision `since`; with 0 the present state first, then `synced`."""
         async for event in self._stream(self._stub.Watch(pb.WatchRequest(since=since))):
@@ -283,7 +304,7 @@ class Client:
             if key == "grpc-status-details-bin":
                 return _from_details(value)
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            if denied := _shut_to_us(self.host):
+            if denied := self._denied(error.details() or ""):
                 return denied
             return NoAgent(
                 f"agent at {self.host}",
@@ -291,6 +312,12 @@ class Client:
                 "Start one with 'vxmesh agent', or say where it is with --host or VXMESH_HOST",
             )
         return from_code(error.code().name, "the request", error.details() or "was refused")
+
+    def _denied(self, details: str) -> Denied | None:
+        """The error if an agent may well be there, and it is us that it does not take."""
+        if self._bundle:
+            return self._bundle.problem(self.host, details)
+        return _shut_to_us(self.host)
 
 
 def _path(target: str) -> Path | None:

@@ -59,6 +59,10 @@ class Settings:
     read_group: str = field(
         default="vxmesh-read", metadata={"help": "group (or gid) that may look and not change"}
     )
+    control_listen: str = field(
+        default="",
+        metadata={"help": "ADDRESS:PORT for users with a certificate of 'cluster user' [none]"},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +156,15 @@ def _check(values: dict[str, Any]) -> None:
             raise Invalid(
                 f"setting {name}", f"is unknown: {values[name]!r}", f"Use {', '.join(allowed)}"
             )
-    if values["metrics_listen"]:
-        parse_listen(values["metrics_listen"])
+    for name in ("metrics_listen", "control_listen"):
+        if values[name]:
+            parse_listen(values[name], name)
     for directory in ("state_dir", "run_dir"):
         if not os.path.isabs(values[directory]):  # noqa: PTH117
             raise Invalid(f"setting {directory}", "is not absolute", "Give a whole path")
 
 
-def parse_listen(text: str) -> tuple[str, int]:
+def parse_listen(text: str, setting: str) -> tuple[str, int]:
     """Address and port of ADDRESS:PORT, where IPv6 is in brackets; Invalid if malformed."""
     address, colon, port = text.rpartition(":")
     bare = address[1:-1] if address.startswith("[") and address.endswith("]") else address
@@ -172,7 +177,7 @@ def parse_listen(text: str) -> tuple[str, int]:
             raise ValueError("the port")
     except (OSError, ValueError):
         raise Invalid(
-            f"setting metrics_listen {text[:60]!r}",
+            f"setting {setting} {text[:60]!r}",
             "is malformed",
             "Write ADDRESS:PORT, as 127.0.0.1:9646 or [::1]:9646",
         ) from None

@@ -326,7 +326,7 @@ async def _serve_metrics(metrics: Metrics, where: str, stack: contextlib.AsyncEx
     from agent.api.metricserver import MetricServer  # aiohttp takes 0.2 s to import
 
     server = MetricServer(metrics)
-    await server.start(*parse_listen(where))
+    await server.start(*parse_listen(where, "metrics_listen"))
     stack.push_async_callback(server.stop)
 
 

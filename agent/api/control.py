@@ -17,7 +17,7 @@ from agent.api.watch import Watchers
 from agent.core.members import Member
 from agent.core.names import resolv_conf
 from agent.departures import Departures
-from agent.errors import Invalid
+from agent.errors import Invalid, Unsupported
 from agent.model import Network, Sandbox
 from agent.node import NodeState
 from agent.operations import Operations
@@ -40,6 +40,13 @@ class Resolver(Protocol):
         """As a sandbox in just these networks (ids) would get it."""
 
 
+class Users(Protocol):
+    """What cluster/identity offers to who wants to use agents over TCP."""
+
+    def issue(self, name: str, right: str, request: bytes) -> pb.UserCertificate:
+        """A certificate for the key in `request` (PKCS #10, DER); `right` is read or change."""
+
+
 class Control(pb_grpc.ControlServicer):
     """The servicer."""
 
@@ -60,6 +67,7 @@ class Control(pb_grpc.ControlServicer):
         self.resolver = resolver
         self.watchers = watchers
         self.metrics = metrics
+        self.users: Users | None = None  # where the node has an identity
 
     @reports
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:
@@ -283,6 +291,13 @@ class Control(pb_grpc.ControlServicer):
     @reports
     async def GetMetrics(self, request: pb.GetMetricsRequest, context: Context) -> pb.MetricsReply:
         return pb.MetricsReply(text=(await self.metrics.text()).decode())
+
+    @reports
+    async def IssueUser(self, request: pb.IssueUserRequest, context: Context) -> pb.UserCertificate:
+        if self.users is None:
+            raise Unsupported("certificates", "are issued by no agent without an identity")
+        right = "read" if request.read else "change"
+        return self.users.issue(request.name, right, request.request)
 
 
 def _wait(request: Any) -> float:
