@@ -47,6 +47,19 @@ class Users(Protocol):
         """A certificate for the key in `request` (PKCS #10, DER); `right` is read or change."""
 
 
+class Administration(Protocol):
+    """What cluster/identity offers."""
+
+    async def join_token(self, rotate: bool) -> pb.JoinToken:
+        """What another machine needs to join; with `rotate` a new one."""
+
+    async def rotate_authority(self, force: bool) -> pb.Cluster:
+        """Begin to change the CA, or go on with it; `force`: leave nodes behind."""
+
+    def cluster(self) -> pb.Cluster:
+        """Who the cluster is and whom it trusts."""
+
+
 class Control(pb_grpc.ControlServicer):
     """The servicer."""
 
@@ -59,6 +72,7 @@ class Control(pb_grpc.ControlServicer):
         resolver: Resolver,
         watchers: Watchers,
         metrics: Metrics,
+        administration: Administration,
     ) -> None:
         self.node = node
         self.operations = operations
@@ -68,6 +82,7 @@ class Control(pb_grpc.ControlServicer):
         self.watchers = watchers
         self.metrics = metrics
         self.users: Users | None = None  # where the node has an identity
+        self.administration = administration
 
     @reports
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:
@@ -298,6 +313,22 @@ class Control(pb_grpc.ControlServicer):
             raise Unsupported("certificates", "are issued by no agent without an identity")
         right = "read" if request.read else "change"
         return self.users.issue(request.name, right, request.request)
+
+    # -- identity --
+
+    @reports
+    async def GetJoinToken(self, request: pb.GetJoinTokenRequest, context: Context) -> pb.JoinToken:
+        return await self.administration.join_token(request.rotate)
+
+    @reports
+    async def RotateAuthority(
+        self, request: pb.RotateAuthorityRequest, context: Context
+    ) -> pb.Cluster:
+        return await self.administration.rotate_authority(request.force)
+
+    @reports
+    async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.Cluster:
+        return self.administration.cluster()
 
 
 def _wait(request: Any) -> float:

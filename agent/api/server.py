@@ -59,7 +59,7 @@ class ControlServer:
         self._limits = limits or Limits()
         self._server: grpc.aio.Server | None = None
         self._front: Front | None = None
-        self.tls: TlsFront | None = None  # once `listen` was called
+        self._tls: TlsFront | None = None
 
     async def start(self) -> None:
         """Serve; OSError if a socket cannot be made."""
@@ -73,21 +73,24 @@ class ControlServer:
             await front.listen(self._run_dir / READ_SOCKET, Way.READ_SOCKET, read)
         await front.listen(self._run_dir / SOCKET, Way.SOCKET, change)
 
-    async def listen(self, address: str, port: int, context: Context, believed: Believed) -> None:
-        """Take users over TCP too, once `start` is done; Conflict if the port cannot be taken.
+    async def listen(
+        self, address: str, port: int, context: Context, believed: Believed
+    ) -> TlsFront:
+        """Take users over TCP too; Conflict if the port cannot be taken.
 
         `context` gives the TLS context of the moment, `believed` raises Invalid for a
         certificate of no CA that holds (tlsfront.py).
         """
-        self.tls = TlsFront(self.inner, context, believed, self._refused, self._limits)
-        await self.tls.listen(address, port)
+        self._tls = TlsFront(self.inner, context, believed, self._refused, self._limits)
+        await self._tls.listen(address, port)
+        return self._tls
 
     async def stop(self) -> None:
         """Take no more connections, and end the calls under way."""
         if self._front:
             await self._front.close()
-        if self.tls:
-            await self.tls.close()
+        if self._tls:
+            await self._tls.close()
         if self._server:
             await self._server.stop(STOP_WITHIN)
 

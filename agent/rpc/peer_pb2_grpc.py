@@ -69,11 +69,6 @@ class PeerStub:
                 request_serializer=agent_dot_rpc_dot_peer__pb2.AppliedRequest.SerializeToString,
                 response_deserializer=agent_dot_rpc_dot_peer__pb2.Applied.FromString,
                 _registered_method=True)
-        self.HandKey = channel.unary_unary(
-                '/vxmesh.v1.Peer/HandKey',
-                request_serializer=agent_dot_rpc_dot_peer__pb2.KeyParcel.SerializeToString,
-                response_deserializer=agent_dot_rpc_dot_peer__pb2.KeyTaken.FromString,
-                _registered_method=True)
 
 
 class PeerServicer:
@@ -129,13 +124,6 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def HandKey(self, request, context):
-        """From a keeper: the key of a CA that the receiver trusts already; it is a keeper then.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -173,11 +161,6 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.AwaitApplied,
                     request_deserializer=agent_dot_rpc_dot_peer__pb2.AppliedRequest.FromString,
                     response_serializer=agent_dot_rpc_dot_peer__pb2.Applied.SerializeToString,
-            ),
-            'HandKey': grpc.unary_unary_rpc_method_handler(
-                    servicer.HandKey,
-                    request_deserializer=agent_dot_rpc_dot_peer__pb2.KeyParcel.FromString,
-                    response_serializer=agent_dot_rpc_dot_peer__pb2.KeyTaken.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -379,33 +362,6 @@ class Peer:
             metadata,
             _registered_method=True)
 
-    @staticmethod
-    def HandKey(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/vxmesh.v1.Peer/HandKey',
-            agent_dot_rpc_dot_peer__pb2.KeyParcel.SerializeToString,
-            agent_dot_rpc_dot_peer__pb2.KeyTaken.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
 
 class EnrolStub:
     """How a node gets its certificate. All that one without a certificate can reach; any node takes
@@ -432,6 +388,11 @@ class EnrolStub:
                 '/vxmesh.v1.Enrol/Renew',
                 request_serializer=agent_dot_rpc_dot_peer__pb2.RenewRequest.SerializeToString,
                 response_deserializer=agent_dot_rpc_dot_peer__pb2.Issued.FromString,
+                _registered_method=True)
+        self.HandKey = channel.unary_unary(
+                '/vxmesh.v1.Enrol/HandKey',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.KeyParcel.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.KeyTaken.FromString,
                 _registered_method=True)
 
 
@@ -462,6 +423,14 @@ class EnrolServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HandKey(self, request, context):
+        """From a keeper: the key of a CA that the receiver trusts already; it is a keeper then. Who has
+        such a key needs no other leave.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrolServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -479,6 +448,11 @@ def add_EnrolServicer_to_server(servicer, server):
                     servicer.Renew,
                     request_deserializer=agent_dot_rpc_dot_peer__pb2.RenewRequest.FromString,
                     response_serializer=agent_dot_rpc_dot_peer__pb2.Issued.SerializeToString,
+            ),
+            'HandKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandKey,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.KeyParcel.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.KeyTaken.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -564,6 +538,33 @@ class Enrol:
             '/vxmesh.v1.Enrol/Renew',
             agent_dot_rpc_dot_peer__pb2.RenewRequest.SerializeToString,
             agent_dot_rpc_dot_peer__pb2.Issued.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Enrol/HandKey',
+            agent_dot_rpc_dot_peer__pb2.KeyParcel.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.KeyTaken.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import hashlib
 import math
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ def fingerprint(certificate: bytes) -> str:
     return base64.b32encode(digest).decode().lower()
 
 
+@functools.lru_cache(maxsize=4096)
 def issuer_of(certificate: bytes, authorities: tuple[bytes, ...]) -> bytes | None:
     """Which of `authorities` signed a certificate (all DER); None if none did."""
     try:

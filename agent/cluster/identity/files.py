@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,7 +150,9 @@ class Files:
         """Rename what is there, so that the node begins anew; the new path."""
         if not self.directory.exists():
             return None
-        aside = self.directory.with_name(f"{DIRECTORY}-{time.time_ns()}")
+        number = 1
+        while (aside := self.directory.with_name(f"{DIRECTORY}.aside-{number}")).exists():
+            number += 1
         self.directory.rename(aside)
         return aside
 

@@ -1,4 +1,4 @@
-"""A new cluster: its id, its CA, and the certificate of its first node."""
+"""A new cluster: its id, its CA, and the certificate of its first node, which issues it itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import secrets
 from agent.cluster.identity import authority as ca
 from agent.cluster.identity import requests
 from agent.cluster.identity.files import Files, Held
+from agent.cluster.identity.requests import Request
 from agent.errors import Conflict
 from agent.model import Trust
 
@@ -44,3 +45,11 @@ def found_cluster(files: Files, node: str, now: float, life: float) -> Held:
     held = Held(cluster, node, certificate, asked.key, record_key, trust, (authority,))
     files.save(held)
     return held
+
+
+def issue_own(held: Held, asked: Request, now: float, life: float) -> bytes:
+    """A certificate (DER) of a keeper for itself."""
+    assert held.issuing is not None
+    public = requests.public_half(held.record_key)
+    key = asked.key.public_key()
+    return ca.issue(held.issuing, held.cluster, held.node, public, key, now, life)
