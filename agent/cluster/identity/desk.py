@@ -20,7 +20,7 @@ import grpc.aio
 import structlog
 from cryptography import x509
 
-from agent.cluster.calls import OPTIONS, target_of
+from agent.cluster.dialer import OPTIONS, target_of
 from agent.cluster.identity import authority as ca
 from agent.cluster.identity import requests, statements, tokens
 from agent.cluster.identity.enrol import call_enrol
