@@ -150,10 +150,18 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
         kernel = Reconciler(plan, run_dir, on_applied=applied, on_repair=repaired)
-        peers = Peers(node, me, secrets.token_hex(8), storing.durable)
+        peers = Peers(
+            node,
+            me,
+            secrets.token_hex(8),
+            storing.durable,
+            identity.keyring,
+            run_dir,
+            enrol=identity.desk.handlers(),
+        )
         links = peers.links
         tuning = dataclasses.replace(PRESETS[settings.detection], agent_grace=settings.agent_grace)
-        detector = Detector(node, tuning, me.incarnation, lambda: links)
+        detector = Detector(node, tuning, me.incarnation, lambda: links, peers.dialer)
         peers.server.pings = detector
         peers.on_rumours = detector.take
         peers.on_link.append(detector.stream_changed)

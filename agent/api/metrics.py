@@ -45,6 +45,8 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_replica_origins": ((), "Nodes that records are held of."),
     "vxmesh_replica_records": ((), "Records held, of all origins."),
     "vxmesh_peer_streams": ((), "Open streams to other agents."),
+    "vxmesh_peer_refused_total": (("reason",), "Connections and calls refused at the peer port."),
+    "vxmesh_join_refused_total": (("reason",), "Requests for a certificate that were refused."),
     "vxmesh_loop_lag_seconds": ((), "The event loop's largest lag in the last 15 to 30 s."),
     "vxmesh_resolver_up": ((), "1 if the name server answers its agent."),
     "vxmesh_resolver_rows": (("of",), "Networks, endpoints and views the name server knows."),
@@ -60,6 +62,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
 COUNTED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "drift.repaired": ("vxmesh_drift_repaired_total", ("kind",), "count"),
     "control.refused": ("vxmesh_control_refused_total", ("reason",), "count"),
+    "join.refused": ("vxmesh_join_refused_total", ("reason",), ""),
 }
 
 # The name server's own counters (resolver/server.py, forward.py): metric and label.
@@ -97,6 +100,7 @@ class Sources:
     peer_streams: Callable[[], int] = lambda: 0
     resolver: Callable[[], Awaitable[Mapping[str, int]]] | None = None  # its counters
     repair_kinds: Iterable[str] = field(default_factory=tuple)
+    peer_refused: Callable[[], Mapping[str, int]] = dict  # reason -> how many
 
 
 class Metrics:
@@ -187,6 +191,8 @@ class Metrics:
             for n in networks
         }
         values.update({name: dict(held) for name, held in self._counters.items()})
+        refused = self.sources.peer_refused()
+        values["vxmesh_peer_refused_total"] = {(why,): count for why, count in refused.items()}
         return values
 
     async def _ask_resolver(self, values: Values) -> None:

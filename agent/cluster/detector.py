@@ -22,7 +22,7 @@ import structlog
 
 from agent.cluster.channels import Channels, knock
 from agent.cluster.codec import encode_rumours, rumours_from_proto, rumours_to_proto
-from agent.cluster.consent import find_removal
+from agent.cluster.dialer import Dialer, Distrusted
 from agent.core.membership import (
     Ask,
     Membership,
@@ -82,6 +82,7 @@ class Detector:
         tuning: Tuning,
         incarnation: int,
         streams: Callable[[], Mapping[str, Stream]],
+        dialer: Dialer,
     ) -> None:
         self.node = node
         self.membership = Membership(
@@ -92,7 +93,8 @@ class Detector:
         self._told: dict[str, int] = {}  # node -> the incarnation that it gave itself
         self._taken: dict[str, float] = {}  # node -> last_heard of its stream, as last looked at
         self._differs: dict[str, int] = {}  # node -> pings running on which its table was another
-        self._channels = Channels()
+        self._dialer = dialer
+        self._channels = Channels(dialer)
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopped = False
@@ -147,7 +149,7 @@ class Detector:
     async def _say_farewell(self, node: Node) -> None:
         deadline = time.monotonic() + FAREWELL_WITHIN
         while (left := deadline - time.monotonic()) > 0:
-            if await self._ping_once(node, left):
+            if isinstance(await self._ping_once(node, left), pb.PingReply):
                 return
             await asyncio.sleep(FAREWELL_AGAIN)
 
@@ -308,7 +310,9 @@ class Detector:
                 return
             stub = self._channels.stub(node)
             reply: pb.PingForReply = await stub.PingFor(request, timeout=ask.timeout)
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
+            if isinstance(error, grpc.aio.AioRpcError):
+                self._dialer.heed(error, helper)
             self._channels.drop(helper)
             return  # no nack either: perhaps it is we who are slow (Lifeguard)
         outcome = {0: Outcome.ACK, 1: Outcome.REFUSED}.get(reply.outcome, Outcome.SILENT)
@@ -333,23 +337,25 @@ class Detector:
         pinging = asyncio.ensure_future(self._ping_once(node, timeout))
         try:
             await asyncio.wait({pinging}, timeout=timeout * KNOCK_AFTER)
-            reply = pinging.result() if pinging.done() else None
-            if reply is None:
+            reply = pinging.result() if pinging.done() else Outcome.SILENT
+            if reply is Outcome.SILENT:
                 knocked = await knock(node, begin + timeout - time.monotonic())
                 if knocked is None:
                     host_answers()
                 reply = await pinging
         finally:
             pinging.cancel()
-        if reply is None:
+        if reply is Outcome.SILENT:
             return knocked or Outcome.SILENT, 0
-        if reply.node != target:
-            return Outcome.REFUSED, 0  # another agent lives there now
+        if isinstance(reply, Outcome):
+            return reply, 0
         self.take(target, rumours_from_proto(reply.rumours))
         self._compare(target, reply.table)
         return Outcome.ACK, reply.incarnation
 
-    async def _ping_once(self, node: Node, timeout: float) -> pb.PingReply | None:
+    async def _ping_once(self, node: Node, timeout: float) -> pb.PingReply | Outcome:
+        """The answer; REFUSED if another agent lives there now, or one that cannot show whose it
+        is; SILENT if there is none."""
         request = pb.PingRequest(
             node=self.node.me,
             incarnation=self.membership.incarnation,
@@ -360,14 +366,14 @@ class Detector:
         try:
             stub = self._channels.stub(node)
             reply: pb.PingReply = await stub.Ping(request, timeout=timeout)
-            return reply
+            return reply if reply.node == node.id else Outcome.REFUSED
         except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
-            removal = find_removal(error, self.node.me)
-            if removal:
-                self.node.expel(removal)
             # A new channel the next time: this one's connection may have backed off for long.
             self._channels.drop(node.id)
-            return None
+            if isinstance(error, grpc.aio.UsageError):
+                return Outcome.SILENT
+            meant = self._dialer.heed(error, node.id)
+            return Outcome.REFUSED if isinstance(meant, Distrusted) else Outcome.SILENT
 
     def _compare(self, id: str, table: int) -> None:
         """What a peer knows of all, as a hash: news on its way differs once, what was lost again

@@ -34,6 +34,11 @@ class PeerStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.WhoIs = channel.unary_unary(
+                '/vxmesh.v1.Peer/WhoIs',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.WhoIsRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.WhoIsReply.FromString,
+                _registered_method=True)
         self.Sync = channel.stream_stream(
                 '/vxmesh.v1.Peer/Sync',
                 request_serializer=agent_dot_rpc_dot_peer__pb2.PeerMessage.SerializeToString,
@@ -73,6 +78,13 @@ class PeerStub:
 
 class PeerServicer:
     """Missing associated documentation comment in .proto file."""
+
+    def WhoIs(self, request, context):
+        """Who answers here: for who knows an address only, and checks it by certificate afterwards.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Sync(self, request_iterator, context):
         """One stream between two nodes carries everything both ways.
@@ -127,6 +139,11 @@ class PeerServicer:
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'WhoIs': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhoIs,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.WhoIsRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.WhoIsReply.SerializeToString,
+            ),
             'Sync': grpc.stream_stream_rpc_method_handler(
                     servicer.Sync,
                     request_deserializer=agent_dot_rpc_dot_peer__pb2.PeerMessage.FromString,
@@ -172,6 +189,33 @@ def add_PeerServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Peer:
     """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def WhoIs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Peer/WhoIs',
+            agent_dot_rpc_dot_peer__pb2.WhoIsRequest.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.WhoIsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Sync(request_iterator,

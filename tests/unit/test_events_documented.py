@@ -53,7 +53,7 @@ def told() -> set[str]:
 
 
 def documented() -> set[str]:
-    text = (ROOT / "docs/events.md").read_text().split("## Notices", 1)[1]
+    text = (ROOT / "docs/events.md").read_text().split("## Notices", 1)[1].split("\n## ")[0]
     rows = re.findall(r"^\| ((?:`[\w.]+`(?:, )?)+) \|", text, re.M)
     return {kind for row in rows for kind in re.findall(r"`([\w.]+)`", row)}
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from agent.cluster.calls import target_of
+from agent.cluster.dialer import target_of
 from agent.cluster.identity import authority as ca
 from agent.cluster.identity import rotation, statements, tokens
 from agent.cluster.identity.rotation import INTRODUCING, STEADY

@@ -20,7 +20,7 @@ import grpc.aio
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.cluster.calls import OPTIONS
+from agent.cluster.dialer import OPTIONS
 from agent.cluster.identity import authority as ca
 from agent.cluster.identity import requests
 from agent.cluster.identity.files import Held

@@ -22,7 +22,7 @@ import structlog
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.cluster.calls import OPTIONS, target_of
+from agent.cluster.dialer import OPTIONS, target_of
 from agent.cluster.identity import authority as ca
 from agent.cluster.identity import keepers, renewal, requests, rotation, statements
 from agent.cluster.identity.desk import Desk, ask_keepers
