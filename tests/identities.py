@@ -7,6 +7,7 @@ of another cluster.
 from __future__ import annotations
 
 import datetime
+import secrets
 from functools import cache
 
 from cryptography import x509
@@ -27,7 +28,9 @@ class Authority:
     def __init__(self, cluster: str = CLUSTER) -> None:
         self.cluster = cluster
         self.key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"vxmesh {cluster}")])
+        # Two of one cluster differ in their names: by that OpenSSL finds who issued what.
+        text = f"vxmesh {cluster} {secrets.token_hex(4)}"
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
         now = datetime.datetime.now(datetime.UTC)
         self.certificate = (
             x509.CertificateBuilder()

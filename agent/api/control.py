@@ -17,7 +17,7 @@ from agent.api.watch import Watchers
 from agent.core.members import Member
 from agent.core.names import resolv_conf
 from agent.departures import Departures
-from agent.errors import Exhausted, Invalid
+from agent.errors import Exhausted, Invalid, Unsupported
 from agent.model import Network, Sandbox
 from agent.node import NodeState
 from agent.operations import Operations
@@ -42,6 +42,26 @@ class Resolver(Protocol):
         """As a sandbox in just these networks (ids) would get it."""
 
 
+class Users(Protocol):
+    """What cluster/identity offers to who wants to use agents over TCP."""
+
+    def issue(self, name: str, right: str, request: bytes) -> pb.UserCertificate:
+        """A certificate for the key in `request` (PKCS #10, DER); `right` is read or change."""
+
+
+class Administration(Protocol):
+    """What cluster/identity offers."""
+
+    async def join_token(self, rotate: bool) -> pb.JoinToken:
+        """What another machine needs to join; with `rotate` a new one."""
+
+    async def rotate_authority(self, force: bool) -> pb.Cluster:
+        """Begin to change the CA, or go on with it; `force`: leave nodes behind."""
+
+    def cluster(self) -> pb.Cluster:
+        """Who the cluster is and whom it trusts."""
+
+
 class Control(pb_grpc.ControlServicer):
     """The servicer."""
 
@@ -54,6 +74,7 @@ class Control(pb_grpc.ControlServicer):
         resolver: Resolver,
         watchers: Watchers,
         metrics: Metrics,
+        administration: Administration,
     ) -> None:
         self.node = node
         self.operations = operations
@@ -63,6 +84,8 @@ class Control(pb_grpc.ControlServicer):
         self.watchers = watchers
         self.metrics = metrics
         self._uploading = 0  # bytes of announcements that are not complete
+        self.users: Users | None = None  # where the node has an identity
+        self.administration = administration
 
     @reports
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:
@@ -87,7 +110,7 @@ class Control(pb_grpc.ControlServicer):
 
     @reports
     async def LeaveNode(self, request: pb.LeaveNodeRequest, context: Context) -> pb.LeaveNodeReply:
-        done = await self.departures.leave(request.force)
+        done = await self.departures.leave(request.force, _wait(request))
         return pb.LeaveNodeReply(handovers=[convert.handover(self.node, h) for h in done])
 
     # -- networks --
@@ -292,6 +315,29 @@ class Control(pb_grpc.ControlServicer):
     @reports
     async def GetMetrics(self, request: pb.GetMetricsRequest, context: Context) -> pb.MetricsReply:
         return pb.MetricsReply(text=(await self.metrics.text()).decode())
+
+    @reports
+    async def IssueUser(self, request: pb.IssueUserRequest, context: Context) -> pb.UserCertificate:
+        if self.users is None:
+            raise Unsupported("certificates", "are issued by no agent without an identity")
+        right = "read" if request.read else "change"
+        return self.users.issue(request.name, right, request.request)
+
+    # -- identity --
+
+    @reports
+    async def GetJoinToken(self, request: pb.GetJoinTokenRequest, context: Context) -> pb.JoinToken:
+        return await self.administration.join_token(request.rotate)
+
+    @reports
+    async def RotateAuthority(
+        self, request: pb.RotateAuthorityRequest, context: Context
+    ) -> pb.Cluster:
+        return await self.administration.rotate_authority(request.force)
+
+    @reports
+    async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.Cluster:
+        return self.administration.cluster()
 
 
 def _wait(request: Any) -> float:

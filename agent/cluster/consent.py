@@ -132,7 +132,7 @@ class Consent:
             return pb.RemovalAnswer()
         # What we own by a donation that nobody else has heard of must be among what we tell.
         await self._durable()
-        answer = node.removing.decide(ask, node.clock())
+        answer = node.removing.decide(ask, node.monotonic())
         log.info(
             "removal.asked", by=ask.remover, lost=sorted(ask.lost), verdict=answer.verdict.name
         )

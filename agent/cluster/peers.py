@@ -55,6 +55,7 @@ HEAD_START = 0.1  # s; and how long when a port answers again, to both at about 
 SETTLE = 0.1  # s; where nodes are many, their comings and goings are looked at together
 KEEP_UNWANTED = 30.0  # s; longer than a node flaps, or streams would be closed and opened again
 HELPERS = 2  # who ask a node for us that we cannot reach
+LOOK_AGAIN = 0.1  # s; while waiting for kernels, at who there is
 SPACE_TRIES = 3  # of an owner that counts as there
 TIDY_INTERVAL = 5.0  # s; how late beyond that
 
@@ -199,41 +200,41 @@ class Peers:
     # -- waiting --
 
     async def wait_applied(self, version: int, seconds: float) -> list[str]:
-        """Wait until every live node's kernel has our records up to `version`.
+        """Wait until the kernel of every node that takes part has our records up to `version`.
 
-        Returns the ids of the nodes that lack it when the time is up.
+        Returns the ids of the nodes that lack it when the time is up. Who takes part is looked
+        at again and again: nodes come, go and lose their streams meanwhile.
         """
         deadline = time.monotonic() + seconds
         streams = [id for id in self.links if id in self.node.nodes]
         helpers = random.sample(streams, min(HELPERS, len(streams)))
         via = [self.node.nodes[id] for id in helpers]
-        asked = {
-            id: asyncio.create_task(
-                calls.await_applied(
-                    self.dialer, self.node.nodes[id], self.me.id, version, deadline, via
-                )
-            )
-            for id in self._far()
-        }
+        asked: dict[str, asyncio.Task[bool]] = {}
+
+        def ask(id: str) -> asyncio.Task[bool]:
+            node = self.node.nodes[id]
+            question = calls.await_applied(self.dialer, node, self.me.id, version, deadline, via)
+            return asyncio.create_task(question)
+
+        def has_it(id: str) -> bool:
+            link, task = self.links.get(id), asked.get(id)
+            told = link is not None and link.session.peer_applied >= version
+            return told or (task is not None and task.done() and task.result())
 
         def lacking() -> list[str]:
-            behind = [
-                id
-                for id, task in asked.items()
-                if id in self.node.nodes and not (task.done() and task.result())
-            ]
-            for id in self._near():
-                link = self.links.get(id)
-                if id not in asked and (link.session.peer_applied if link else -1) < version:
-                    behind.append(id)
-            return behind
+            for id in self._far():
+                if id not in asked and not has_it(id):
+                    asked[id] = ask(id)
+            return [id for id in {*self._near(), *self._far()} if not has_it(id)]
 
         try:
-            while (left := deadline - time.monotonic()) > 0 and lacking():
+            while lacking() and (left := deadline - time.monotonic()) > 0:
                 progress = asyncio.ensure_future(self._progress.wait())
                 pending = [task for task in asked.values() if not task.done()]
                 await asyncio.wait(
-                    [progress, *pending], timeout=left, return_when=asyncio.FIRST_COMPLETED
+                    [progress, *pending],
+                    timeout=min(left, LOOK_AGAIN),
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 progress.cancel()
             return lacking()
@@ -241,11 +242,22 @@ class Peers:
             for task in asked.values():
                 task.cancel()
 
+    def _taking_part(self) -> list[str]:
+        """The other nodes whose kernels count: the members, and those whose agent alone is dead.
+        Their hosts' traffic goes on by what the kernel has, and others keep rows of them."""
+        status = self.node.status
+        down = [
+            id
+            for id in self.node.nodes
+            if id in status and status[id].state == "unreachable" and not status[id].withdrawn
+        ]
+        return list(dict.fromkeys([*self._members(), *down]))
+
     def _near(self) -> list[str]:
         """The nodes that take part and tell by a stream what their kernel has, or will soon."""
         return [
             id
-            for id in self._members()
+            for id in self._taking_part()
             if self.live is not None or id in self.links or self._just_lost(id)
         ]
 
@@ -253,7 +265,7 @@ class Peers:
         """Those that take part and have to be asked: there is no stream, and none to be."""
         return [
             id
-            for id in self._members()
+            for id in self._taking_part()
             if id in self.node.nodes
             and id not in self.links
             and (self.live is not None or id not in self._wanted)

@@ -153,6 +153,18 @@ class Keyring:
             self._server = context
         return self._server
 
+    def control_context(self) -> ssl.SSLContext:
+        """For who takes connections of users: TLS 1.3, HTTP/2, and only for those with a
+        certificate of the cluster; whether it is a user's is for the caller to judge."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0  # a resumed session would skip the check of the certificate
+        context.set_alpn_protocols(["h2"])
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=b"".join(self.current.authorities).decode())
+        _load(context, self.current)
+        return context
+
     def channel(
         self, target: str, node: str, options: Sequence[tuple[str, Any]]
     ) -> grpc.aio.Channel:

@@ -141,7 +141,7 @@ async def test_of_one_that_cannot_be_pinged_directly_others_tell(
         once = a.detector._ping_once
 
         async def cut(node: Node, timeout: float) -> Any:
-            return None if node.id == b.record.id else await once(node, timeout)
+            return Outcome.SILENT if node.id == b.record.id else await once(node, timeout)
 
         async def silence(node: Node, timeout: float) -> Outcome:
             return Outcome.SILENT
