@@ -60,7 +60,8 @@ class ToStore:
             o: self._state(o) for o in node.replica.origins()
         }
         # Of these something may be left on disk, from before the last stop.
-        self._kept.update(dict.fromkeys(node.removals, (-1, 0, 0)))
+        self._forgotten = set(node.removals)
+        node.replica.changed.clear()
         node.listeners.append(self.changed)
 
     def changed(self, change: Change) -> None:
@@ -85,6 +86,7 @@ class ToStore:
             version=version,
             floor=self.node.floor(self.node.me) if change.floor or whole else 0,
             replace=whole,
+            size=self.node.replica.size(self.node.me),
             sandboxes={id: self.node.sandboxes.get(id) for id in boxes},
         )
         future = self.store.write(batch)
@@ -144,10 +146,14 @@ class ToStore:
         if self._behind:
             self._behind.cancel()
             self._behind = None
-        for origin in self.node.replica.origins():
+        changed = self.node.replica.changed
+        while changed:
+            origin = changed.pop()
             now = self._state(origin)
             before = self._kept.get(origin, (-1, 0, 0))
-            if origin == self.node.me or now == before:
+            if now[0] < 0:
+                self._forgotten.add(origin)
+            if now[0] < 0 or now == before:
                 continue
             # Below the floor tombstones are gone: what came after `before` does not tell them.
             replace = now[0] != before[0] or before[1] < now[2]
@@ -156,15 +162,17 @@ class ToStore:
                 part = records[start : start + PEER_ROWS]
                 last = start + PEER_ROWS >= len(records)
                 version = now[1] if last else part[-1].version
-                batch = PeerBatch(origin, part, version, now[2], replace and start == 0)
+                size = self.node.replica.size(origin)
+                batch = PeerBatch(origin, part, version, now[2], replace and start == 0, size=size)
                 done = self.store.write(batch)
                 done.add_done_callback(functools.partial(self._peer_written, origin))
             self._kept[origin] = now
 
     def _drop_forgotten(self) -> None:
         """Take removed nodes off the disk: after what says so, and what took their place."""
-        for origin in self._kept.keys() - set(self.node.replica.origins()):
-            del self._kept[origin]
+        while self._forgotten:
+            origin = self._forgotten.pop()
+            self._kept.pop(origin, None)
             done = self.store.write(PeerBatch(origin, [], 0, 0, gone=True))
             done.add_done_callback(functools.partial(self._peer_written, origin))
 
@@ -172,6 +180,7 @@ class ToStore:
         if not done.cancelled() and done.exception():
             log.error("store.failed", peer=origin, error=str(done.exception()))
             self._kept[origin] = (-1, 0, 0)  # all of it again, with the next change
+            self.node.replica.changed.add(origin)
 
     def _retry(self) -> None:
         self._again = None

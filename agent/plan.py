@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from agent.core.members import Members
 from agent.drivers import overlay
 from agent.drivers.base import Bridge, Forward, Rows
 from agent.model import Network, format_address, holds, parse_address
@@ -62,27 +63,32 @@ class Plan:
         if change.nodes and self.nodes_changed():
             touched.everything = True
         for id, old in change.networks.items():
-            for network in (old, self.node.catalogue.get(id)):
-                if network:
-                    touched.bridges.add(network.vni)
+            for changed in (old, self.node.catalogue.get(id)):
+                if changed:
+                    touched.bridges.add(changed.vni)
         self._touch_statuses(change, touched)
         me = self.node.me
-        networks: dict[str, Network | None] = {}
+        last = ""  # a change of many is of one network
+        network: Network | None = None
+        members: Members | None = None
+        macs: list[bytes] = []
+        addresses: list[bytes] = []
         for network_id, old_member, new in change.endpoints:
-            if network_id not in networks:
-                networks[network_id] = self.node.catalogue.get(network_id)
-            network = networks[network_id]
+            if network_id != last:
+                last, network = network_id, self.node.catalogue.get(network_id)
+                members = self.node.members.get(network_id)
+                if network:
+                    macs = touched.macs.setdefault(network.vni, [])
+                    addresses = touched.addresses.setdefault(network.vni, [])
             if network is None:
                 continue
-            macs = touched.macs.setdefault(network.vni, [])
-            addresses = touched.addresses.setdefault(network.vni, [])
             for member in (old_member, new):
                 if member is None:
                     continue
                 if member.node == me:
                     touched.bridges.add(network.vni)
-                    members = self.node.members.get(network_id)
-                    if members is None or not members.contested(member.endpoint):
+                    alone = members is None or (member is new and not members.is_contested)
+                    if alone or not (members and members.contested(member.endpoint)):
                         continue  # there is no row for what lives here, and was none
                 macs.append(member.endpoint.mac)
                 addresses.extend(member.endpoint.addresses)

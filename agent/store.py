@@ -5,12 +5,17 @@ last one was written. Writes are acknowledged in order; only then are records pu
 With synchronous=NORMAL a commit survives the end of the process, not a power cut, unless it
 must (must_outlive_power). What others wrote is kept as well, a little behind, so that a
 restart knows at once what its kernel is to hold, and asks only for what it missed.
+
+Records are appended to a log, and of one key the last one counts (as in a log-structured
+store: Rosenblum, Ousterhout 1991). An origin's part of it is written anew once most of it is
+dead; so the disk holds at most two states of an origin and `SLACK` records.
 What stands opposite: restart.py restores from here at start; statefile.py is the file itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import queue
 import sqlite3
@@ -25,13 +30,15 @@ import msgspec
 from agent.core.replica import Record
 from agent.errors import Unavailable, VxmeshError
 from agent.model import Sandbox, encode
-from agent.statefile import TABLES, Damaged, checksum, open_state, reset, unreadable
+from agent.statefile import TABLES, Damaged, append, checksum, open_state, reset, unreadable
 
 __all__ = ["Batch", "PeerBatch", "Store", "must_outlive_power", "reset"]
 
-LASTING = ("r/", "w/", "x/", "a/", "t/")  # claims, networks, removals, trust, tokens
-ROWS_A_STATEMENT = 500  # of 5 values at most: far below SQLite's limit of 32,766
+LASTING = frozenset(("r/", "w/", "x/", "a/", "t/"))  # claims, networks, removals, trust, tokens
+SLACK = 5000  # records of an origin that may be dead in the log, beyond as many as live
+ME = ""  # this node's own origin, as the log has it
 _sandbox = msgspec.msgpack.Decoder(Sandbox)
+_page = msgspec.msgpack.Decoder(list[Record])
 WITHDRAWN = "withdrawn"  # key of the meta: node id -> state and incarnation, as JSON
 
 
@@ -43,6 +50,7 @@ class Batch:
     version: int = 0  # our highest version with this batch
     floor: int = 0  # drop tombstones up to here
     replace: bool = False  # `records` and `sandboxes` are all there are
+    size: int = 0  # our records with this batch, tombstones included
     sandboxes: dict[str, Sandbox | None] = field(default_factory=dict)
     meta: dict[str, str] = field(default_factory=dict)  # settings of the node
 
@@ -57,6 +65,7 @@ class PeerBatch:
     floor: int
     replace: bool = False  # `records` are all there are
     gone: bool = False  # the origin was forgotten
+    size: int = 0  # the origin's records with this batch, tombstones included
 
 
 def must_outlive_power(batches: Iterable[Batch | PeerBatch]) -> bool:
@@ -70,7 +79,11 @@ def must_outlive_power(batches: Iterable[Batch | PeerBatch]) -> bool:
     """
     return any(
         isinstance(batch, Batch)
-        and (batch.replace or batch.meta or any(r.key[:2] in LASTING for r in batch.records))
+        and (
+            batch.replace
+            or batch.meta
+            or not LASTING.isdisjoint({r.key[:2] for r in batch.records})
+        )
         for batch in batches
     )
 
@@ -119,6 +132,8 @@ class Store:
         self.path = directory / "state.db"
         self._db = open_state(self.path)
         self._holes = Holes()
+        self._logged: dict[str, int] = {}  # origin -> its records in the log
+        self._live: dict[str, int] = {}  # those that are not dead
         self._queue: queue.SimpleQueue[
             tuple[Batch | PeerBatch, Callable[[Exception | None], None]] | None
         ]
@@ -130,7 +145,7 @@ class Store:
         """Settings of the node, its records (oldest first), and its sandboxes."""
         try:
             meta = dict(self._rows("meta"))
-            records = [Record(*row) for row in self._rows("records", "ORDER BY version")]
+            records = self._living(ME, int(meta.get("floor", 0)))
             boxes = [_sandbox.decode(value) for _, value in self._rows("sandboxes")]
         except (sqlite3.DatabaseError, msgspec.MsgspecError, ValueError, Damaged) as error:
             raise unreadable(self.path, error) from None
@@ -140,21 +155,36 @@ class Store:
         """What was known of the other origins, each with its records, oldest first."""
         try:
             found = {
-                origin: PeerBatch(origin, [], version, floor)
+                origin: PeerBatch(origin, self._living(origin, floor), version, floor)
                 for origin, version, floor in self._rows("peers")
             }
-            for origin, *record in self._rows("peer_records", "ORDER BY origin, version"):
-                if origin not in found:
-                    raise Damaged(f"records of {origin} without its version")
-                found[origin].records.append(Record(*record))
-        except (sqlite3.DatabaseError, ValueError, Damaged) as error:
+            logged = {origin for (origin,) in self._db.execute("SELECT DISTINCT origin FROM log")}
+            if strangers := logged - found.keys() - {ME}:
+                raise Damaged(f"records of {min(strangers)} without its version")
+        except (sqlite3.DatabaseError, msgspec.MsgspecError, ValueError, Damaged) as error:
             raise unreadable(self.path, error) from None
         return list(found.values())
 
-    def _rows(self, table: str, order: str = "") -> Iterable[tuple[Any, ...]]:
-        """All rows of a table, each as it was written; Damaged if one is not."""
+    def _living(self, origin: str, floor: int) -> list[Record]:
+        """The records of an origin without those that were overwritten and its tombstones up to
+        `floor`, oldest first; how many the log has is counted by the way."""
+        newest: dict[str, Record] = {}
+        logged = 0
+        for _, _, page in self._rows("log", "WHERE origin = ? ORDER BY number", (origin,)):
+            records = _page.decode(page)
+            logged += len(records)
+            newest.update((record.key, record) for record in records)
+        living = [r for r in newest.values() if r.value or r.version > floor]
+        living.sort(key=lambda record: record.version)
+        self._logged[origin], self._live[origin] = logged, len(living)
+        return living
+
+    def _rows(
+        self, table: str, which: str = "", values: tuple[str, ...] = ()
+    ) -> Iterable[tuple[Any, ...]]:
+        """The rows of a table, each as it was written; Damaged if one is not."""
         columns = ", ".join(TABLES[table])
-        for *row, crc in self._db.execute(f"SELECT {columns}, crc FROM {table} {order}"):
+        for *row, crc in self._db.execute(f"SELECT {columns}, crc FROM {table} {which}", values):
             if checksum(row) != crc:
                 raise Damaged(f"table {table}: a row is not what was written")
             yield tuple(row)
@@ -210,6 +240,9 @@ class Store:
             self._holes.settle(batches, error is None)
             for (_, done), written in zip(items, admitted, strict=True):
                 done(None if written and error is None else self._lost(error))
+            if self._queue.empty() and error is None:
+                with contextlib.suppress(sqlite3.Error, Damaged):  # later, then
+                    self._compact()
 
     def _lost(self, error: Exception | None) -> VxmeshError:
         why = f"cannot be written ({error})" if error else "could not be written before"
@@ -225,13 +258,9 @@ class Store:
                     self._commit_peer(batch)
                     continue
                 if batch.replace:
-                    self._db.execute("DELETE FROM records")
+                    self._clear(ME)
                     self._db.execute("DELETE FROM sandboxes")
-                self._replace("records", batch.records)
-                if batch.floor:
-                    self._db.execute(
-                        "DELETE FROM records WHERE value = x'' AND version <= ?", (batch.floor,)
-                    )
+                self._append(ME, batch.records, batch.size)
                 marks = {"version": batch.version, "floor": batch.floor}
                 rows = [(key, str(value)) for key, value in marks.items() if value]
                 self._replace("meta", [*rows, *batch.meta.items()])
@@ -242,28 +271,47 @@ class Store:
                         self._replace("sandboxes", [(id, encode(sandbox))])
 
     def _replace(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
-        """Write rows, many a statement: each statement gives the interpreter away and takes it
-        again, and with one a row this thread and the loop would hold each other up."""
-        for start in range(0, len(rows), ROWS_A_STATEMENT):
-            part = [(*row, checksum(row)) for row in rows[start : start + ROWS_A_STATEMENT]]
-            places = ",".join(["(" + ",".join("?" * len(part[0])) + ")"] * len(part))
-            values = list(itertools.chain.from_iterable(part))
-            self._db.execute(f"REPLACE INTO {table} VALUES {places}", values)
+        places = ", ".join("?" * (len(TABLES[table]) + 1))
+        for row in rows:
+            self._db.execute(f"REPLACE INTO {table} VALUES ({places})", (*row, checksum(row)))
 
     def _commit_peer(self, batch: PeerBatch) -> None:
         origin = batch.origin
         if batch.replace or batch.gone:
-            self._db.execute("DELETE FROM peer_records WHERE origin = ?", (origin,))
+            self._clear(origin)
         if batch.gone:
             self._db.execute("DELETE FROM peers WHERE origin = ?", (origin,))
             return
-        self._replace("peer_records", [(origin, *r) for r in batch.records])
-        if batch.floor:
-            self._db.execute(
-                "DELETE FROM peer_records WHERE origin = ? AND value = x'' AND version <= ?",
-                (origin, batch.floor),
-            )
+        self._append(origin, batch.records, batch.size)
         self._replace("peers", [(origin, batch.version, batch.floor)])
+
+    # -- the log --
+
+    def _append(self, origin: str, records: Sequence[Record], live: int) -> None:
+        append(self._db, [(origin, records)])
+        self._logged[origin] = self._logged.get(origin, 0) + len(records)
+        self._live[origin] = live
+
+    def _clear(self, origin: str) -> None:
+        self._db.execute("DELETE FROM log WHERE origin = ?", (origin,))
+        self._logged[origin] = self._live[origin] = 0
+
+    def _compact(self) -> None:
+        """Write anew one origin of whose records in the log more are dead than may be."""
+        for origin, logged in self._logged.items():
+            if logged <= 2 * self._live.get(origin, 0) + SLACK:
+                continue
+            # If this fails, which no answer depends on, it is tried when there is twice as much.
+            self._live[origin] = logged
+            with self._db:
+                floors = "SELECT floor FROM peers WHERE origin = ?"
+                if origin == ME:
+                    floors = "SELECT value FROM meta WHERE key = 'floor' AND ? = ''"
+                found = self._db.execute(floors, (origin,)).fetchone()
+                living = self._living(origin, int(found[0]) if found else 0)
+                self._clear(origin)
+                self._append(origin, living, len(living))
+            return
 
 
 def _call(

@@ -30,6 +30,7 @@ from agent.model import (
     Sandbox,
     TokenState,
     Trust,
+    check_endpoint,
     check_sound,
     shorten,
 )
@@ -215,22 +216,28 @@ class Views:
 
     def _apply(self, updates: list[Update], change: Change) -> set[str]:
         touched: set[str] = set()
+        decode, take = _endpoint.decode, self._take_endpoint
+        found: Any
         for origin, key, value in updates:
             kind = key[:2]
             try:
-                found = _decoders[kind].decode(value) if value and kind in _decoders else None
-                if found is not None:
-                    check_sound(found, key[2:])
-                    if origin != self.me:
-                        check_bounds(found)
-                        self._check_place(origin, found)
+                if kind == ENDPOINT and value:
+                    found = decode(value)
+                    check_endpoint(found, key[2:])
+                else:
+                    found = _decoders[kind].decode(value) if value and kind in _decoders else None
+                    if found is not None:
+                        check_sound(found, key[2:])
+                if found is not None and origin != self.me:
+                    check_bounds(found)
+                    self._check_place(origin, found)
             except (msgspec.MsgspecError, VxmeshError, ValueError) as error:
                 # Of a newer agent, a broken or a hostile one. What it had before stands.
                 log.warning("record.unusable", peer=origin, key=key[:60], error=str(error)[:200])
                 continue
             if kind == ENDPOINT:
-                if isinstance(found, Endpoint):
-                    self._take_endpoint(origin, found, change)
+                if value:
+                    take(origin, found, change)
                 else:
                     self._drop_endpoint(key[2:], change, origin)
             elif kind == NETWORK:

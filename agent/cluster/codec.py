@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 
+import msgspec
 from google.protobuf.message import DecodeError
 
 from agent.core.membership import Rumour, State
@@ -28,6 +29,8 @@ RUMOURS_MAX = 20_000  # a table of a cluster far larger than is meant, suspicion
 ID_MAX = 64  # characters of a node's id; ours have 16
 KEY_MAX = 2 + ID_MAX  # of a record's key: its kind and an id
 TEXT_MAX = 128  # characters of what is only shown
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(list[Record]).decode
 
 
 class Rumours(tuple[Rumour, ...]):
@@ -63,7 +66,6 @@ def encode_rumours(rumours: Iterable[Rumour]) -> bytes:
 
 def delta_to_proto(delta: Delta) -> pb.Delta:
     """A delta as its message."""
-    record = pb.Record
     return pb.Delta(
         origin=delta.origin,
         base=delta.base,
@@ -71,15 +73,18 @@ def delta_to_proto(delta: Delta) -> pb.Delta:
         floor=delta.floor,
         reset=delta.reset,
         complete=delta.complete,
-        records=[record(key=k, version=v, value=b) for k, v, b in delta.records],
+        records=_pack(delta.records),
     )
 
 
 def delta_from_proto(message: pb.Delta, most: int = RECORDS_MAX) -> Delta:
     """A delta of at most `most` records out of its message; Invalid if it cannot be one."""
-    if len(message.records) > most:
-        raise Invalid("delta", f"has {len(message.records)} records", "")
-    records = [Record(r.key, r.version, r.value) for r in message.records]
+    try:
+        records = _unpack(message.records) if message.records else []
+    except msgspec.MsgspecError as error:
+        raise Invalid("delta", f"has records that cannot be read ({error})", "") from None
+    if len(records) > most:
+        raise Invalid("delta", f"has {len(records)} records", "")
     last = message.base
     for key, version, value in records:
         fits = last < version <= message.upto and len(value) <= VALUE_BYTES_MAX

@@ -30,52 +30,57 @@ class Member(NamedTuple):
 class _Index(Generic[K]):
     """key -> ids. Nearly every key has one id, so only the others pay for a list."""
 
-    __slots__ = ("_more", "_one")
+    __slots__ = ("_more", "one")
 
     def __init__(self) -> None:
-        self._one: dict[K, str] = {}
+        self.one: dict[K, str] = {}  # the first
         self._more: dict[K, dict[str, None]] = {}  # an ordered set: a key may have many
 
     def add(self, key: K, id: str) -> None:
-        if self._one.setdefault(key, id) is not id and self._one[key] != id:
+        if self.one.setdefault(key, id) is not id and self.one[key] != id:
             self._more.setdefault(key, {})[id] = None
 
     def remove(self, key: K, id: str) -> None:
         rest = self._more.get(key)
-        if self._one.get(key) == id:
+        if self.one.get(key) == id:
             if rest:
-                self._one[key] = next(iter(rest))
-                del rest[self._one[key]]
+                self.one[key] = next(iter(rest))
+                del rest[self.one[key]]
             else:
-                del self._one[key]
+                del self.one[key]
         elif rest:
             rest.pop(id, None)
         if rest is not None and not rest:
             del self._more[key]
 
     def ids(self, key: K) -> list[str]:
-        first = self._one.get(key)
+        first = self.one.get(key)
         if first is None:
             return []
         return [first, *self._more[key]] if key in self._more else [first]
 
     def count(self, key: K) -> int:
         """How many ids have the key."""
-        return (key in self._one) + len(self._more.get(key, ()))
+        return (key in self.one) + len(self._more.get(key, ()))
 
     def sole(self, key: K) -> str | None:
         """The id of a key that has just one; None if it has none, or several."""
-        return None if self._more and key in self._more else self._one.get(key)
+        return None if self._more and key in self._more else self.one.get(key)
 
     def other(self, key: K, than: tuple[str | None, ...]) -> bool:
         """Whether an id that is not in `than` has the key."""
-        return self._one.get(key) not in than or bool(self._more and key in self._more)
+        return self.one.get(key) not in than or bool(self._more and key in self._more)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether any key has several ids."""
+        return bool(self._more)
 
     def keys(self) -> Iterator[K]:
-        return iter(self._one)
+        return iter(self.one)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._one
+        return key in self.one
 
 
 class Members:
@@ -100,10 +105,14 @@ class Members:
         self.count[node] = self.count.get(node, 0) + 1
         if node == self.me:
             self.local[id] = endpoint
-        self.by_mac.add(endpoint.mac, id)
-        self.by_name.add(endpoint.name, id)
+        # Here for each of 100,000; only a key that is taken needs more.
+        if self.by_mac.one.setdefault(endpoint.mac, id) is not id:
+            self.by_mac.add(endpoint.mac, id)
+        if self.by_name.one.setdefault(endpoint.name, id) is not id:
+            self.by_name.add(endpoint.name, id)
         for address in endpoint.addresses:
-            self.by_address.add(address, id)
+            if self.by_address.one.setdefault(address, id) is not id:
+                self.by_address.add(address, id)
         return old
 
     def check_claims(self, endpoint: Endpoint) -> None:
@@ -150,6 +159,11 @@ class Members:
         return self.by_mac.other(endpoint.mac, own) or any(
             self.by_address.other(address, own) for address in endpoint.addresses
         )
+
+    @property
+    def is_contested(self) -> bool:
+        """Whether any MAC or address is claimed by two."""
+        return self.by_mac.is_shared or self.by_address.is_shared
 
     def _choose(self, ids: list[str]) -> Member | None:
         if not ids:

@@ -91,6 +91,18 @@ class _Origin:
             self.tombstones[record.key] = record.version
         self.version = record.version
 
+    def put_all(self, fresh: list[Record]) -> None:
+        """The same for many, of which most are new."""
+        records, tombstones = self.records, self.tombstones
+        for record in fresh:
+            key, version, value = record
+            if key in records:
+                del records[key]
+                tombstones.pop(key, None)
+            records[key] = record
+            if not value:
+                tombstones[key] = version
+
     def raise_floor(self, floor: int) -> None:
         if floor <= self.floor:
             return
@@ -123,6 +135,7 @@ class Replica:
     def __init__(self, me: str) -> None:
         self.me = me
         self.published = 0
+        self.changed: set[str] = set()  # other origins, since who looks at it cleared it
         self._origins: dict[str, _Origin] = {me: _Origin()}
         self._incoming: dict[str, _Origin] = {}  # whole states that are not complete yet
         # The published past: own records that were overwritten by others which are not
@@ -270,6 +283,7 @@ class Replica:
         if state is None:
             state = self._origins[delta.origin] = _Origin()
             self._digest = None
+            self.changed.add(delta.origin)
         if delta.reset:
             return self._merge_reset(state, delta)
         if delta.upto <= state.version:
@@ -281,12 +295,11 @@ class Replica:
             # (With its floor here already, we are in the midst of taking all of it.)
             return None
         self._digest = None
-        changes: list[Change] = []
-        known = state.version
-        for record in delta.records:
-            if record.version > known:
-                state.put(record)
-                changes.append(Change(delta.origin, record.key, record.value))
+        known, origin = state.version, delta.origin
+        self.changed.add(origin)
+        fresh = [record for record in delta.records if record.version > known]
+        state.put_all(fresh)
+        changes = [Change(origin, key, value) for key, _, value in fresh]
         state.version = delta.upto
         state.raise_floor(delta.floor)
         return changes
@@ -310,6 +323,7 @@ class Replica:
         if incoming.version <= state.version:
             return []
         self._digest = None
+        self.changed.add(delta.origin)
         incoming.floor = max(delta.floor, state.floor)
         incoming.generation = state.generation + 1
         before = state.records
@@ -363,11 +377,17 @@ class Replica:
     def forget(self, origin: str) -> list[Change]:
         """Drop an origin altogether; the keys that go with it."""
         self._digest = None
+        self.changed.add(origin)
         self._incoming.pop(origin, None)
         state = self._origins.pop(origin, None)
         if state is None:
             return []
         return [Change(origin, r.key, b"") for r in state.records.values() if r.value]
+
+    def size(self, origin: str) -> int:
+        """How many records of an origin are held, tombstones and unpublished ones included."""
+        state = self._origins.get(origin)
+        return len(state.records) if state else 0
 
     def count(self) -> int:
         """How many records are held, tombstones included."""

@@ -5,7 +5,7 @@ What stands opposite: agent/allocator.py, which has addresses donated when NeedS
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from agent.core.addresses import Range
 from agent.core.members import Member, Members
@@ -59,29 +59,32 @@ class Endpoints(Networks):
         """
         self.check_stays()
         network = self.find_network(network_id)
-        self._check_owned(network, [a for s in specs for a in s.addresses])
         members, space = self._members(network.id), self.addresses[network.id].space
-        subnet = self.addresses[network.id].ring.owner
+        owners = set(map(self.addresses[network.id].ring.owner, _addresses(specs)))
+        if owners - {None, self.me}:
+            self._check_owned(network, _addresses(specs))
+        put, take, networks, me = members.put, space.take, self._network_of, self.me
         ids = self.rng.randbytes(8 * len(specs)).hex()
         done: list[Endpoint] = []
         try:
             for number, spec in enumerate(specs):
                 name, mac, given = spec.name, spec.mac, spec.addresses
                 # What is free and whole needs no more than this; the rest is looked at closely.
-                plain = mac and given and name not in members.by_name and mac not in members.by_mac
+                plain = mac and given and None not in owners  # all of them in a subnet
+                plain = plain and name not in members.by_name and mac not in members.by_mac
                 for address in given:
                     plain = (
-                        plain
-                        and address not in members.by_address
-                        and not space.reserved(address)
-                        and subnet(address) is not None
+                        plain and address not in members.by_address and not space.reserved(address)
                     )
                 if plain:
                     id = ids[16 * number : 16 * number + 16]
                     endpoint = Endpoint(id, network.id, name, mac, given, spec.aliases, spec.labels)
                 else:
                     endpoint = self._prepare(network, spec, "", owned=True)
-                self._reserve(endpoint)
+                put(endpoint, me)
+                networks[endpoint.id] = network.id
+                for address in endpoint.addresses:
+                    take(address)
                 done.append(endpoint)
         except BaseException:
             self.cancel(done)
@@ -235,3 +238,7 @@ class Endpoints(Networks):
         space = self.addresses[endpoint.network].space
         for address in endpoint.addresses:
             space.take(address)
+
+
+def _addresses(specs: Iterable[EndpointSpec]) -> Iterator[bytes]:
+    return (address for spec in specs for address in spec.addresses)

@@ -81,18 +81,8 @@ class Delta(_message.Message):
     floor: int
     reset: bool
     complete: bool
-    records: _containers.RepeatedCompositeFieldContainer[Record]
-    def __init__(self, origin: _Optional[str] = ..., base: _Optional[int] = ..., upto: _Optional[int] = ..., floor: _Optional[int] = ..., reset: _Optional[bool] = ..., complete: _Optional[bool] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
-
-class Record(_message.Message):
-    __slots__ = ("key", "version", "value")
-    KEY_FIELD_NUMBER: _ClassVar[int]
-    VERSION_FIELD_NUMBER: _ClassVar[int]
-    VALUE_FIELD_NUMBER: _ClassVar[int]
-    key: str
-    version: int
-    value: bytes
-    def __init__(self, key: _Optional[str] = ..., version: _Optional[int] = ..., value: _Optional[bytes] = ...) -> None: ...
+    records: bytes
+    def __init__(self, origin: _Optional[str] = ..., base: _Optional[int] = ..., upto: _Optional[int] = ..., floor: _Optional[int] = ..., reset: _Optional[bool] = ..., complete: _Optional[bool] = ..., records: _Optional[bytes] = ...) -> None: ...
 
 class Applied(_message.Message):
     __slots__ = ("version",)

@@ -203,6 +203,7 @@ async def test_a_removal_outlives_a_restart_and_the_lost_one_is_off_the_disk(
     store = Store(tmp_path)
     storing = ToStore(n1, store, lambda: None)
     storing._kept.clear()
+    n1.replica.changed.update(set(n1.replica.origins()) - {n1.me})
     storing.keep_peers()
     n1.inherit([n3.me])
     await storing.durable()

@@ -182,3 +182,26 @@ async def test_a_disk_that_stays_full_is_tried_once_a_second(tmp_path: Path) -> 
     assert storing._again is handle, "one timer, however much has failed"
     handle.cancel()
     await store.close()
+
+
+async def test_a_write_of_ours_looks_only_at_origins_that_changed(tmp_path: Path) -> None:
+    """The price of a change must not be that of the cluster."""
+    store = Store(tmp_path)
+    node = make()
+    storing = ToStore(node, store, lambda: None)
+    for number in range(200):
+        node.merge(Delta(f"p{number}", 0, 1, [Record("e/none", 1, b"")]))
+    storing.keep_peers()
+    looked: list[str] = []
+    state = storing._state
+
+    def count(origin: str) -> tuple[int, int, int]:
+        looked.append(origin)
+        return state(origin)
+
+    storing._state = count  # type: ignore[method-assign]
+    node.merge(Delta("p7", 1, 2, [Record("e/none", 2, b"")]))
+    node.describe(node.nodes[node.me])
+    assert looked == ["p7"]
+    await storing.durable()
+    await store.close()

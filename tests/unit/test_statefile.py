@@ -13,7 +13,7 @@ from agent.core.replica import Record
 from agent.errors import Unavailable, VxmeshError
 from agent.model import Sandbox
 from agent.restart import begin
-from agent.statefile import SCHEMA, TABLES, checksum
+from agent.statefile import SCHEMA, checksum
 from agent.store import Batch, PeerBatch, Store, reset
 
 BOX = Sandbox("1" * 16, "box", "/proc/1/ns/net", 7, 1, 2, 3.0)
@@ -27,10 +27,10 @@ async def fill(directory: Path) -> object:
     """A state of some pages, closed; what is in it."""
     store = Store(directory)
     store.set_meta({"node": "n" * 16, "incarnation": "1"})
-    records = [Record(f"e/{n:016x}", n + 1, bytes([n]) * 40) for n in range(150)]
+    records = [Record(f"e/{n:016x}", n + 1, bytes([n]) * 90) for n in range(150)]
     await store.write(Batch(records, 150, 3, sandboxes={BOX.id: BOX}))
     for origin in "ab":
-        peer = [Record(f"e/{origin}{n:015x}", n + 1, bytes([n]) * 50) for n in range(100)]
+        peer = [Record(f"e/{origin}{n:015x}", n + 1, bytes([n]) * 120) for n in range(100)]
         await store.write(PeerBatch(origin * 16, peer, 100, 7))
     found = read(store)
     await store.close()
@@ -48,7 +48,7 @@ def refused(directory: Path) -> str:
     path = directory / "state.db"
     before = path.read_bytes() if path.is_file() else b""
     with pytest.raises(Unavailable) as caught:
-        Store(directory).load()
+        read(Store(directory))
     assert "--reset-state" in str(caught.value)
     assert (path.read_bytes() if path.is_file() else b"") == before
     return caught.value.why
@@ -100,9 +100,10 @@ def sql(path: Path, *statements: str) -> None:
     [
         (f"PRAGMA user_version={SCHEMA + 1}", f"newer agent wrote it: schema {SCHEMA + 1}"),
         ("PRAGMA application_id=77", "another program"),
-        ("DROP TABLE records", "lacks the table records"),
-        ("UPDATE records SET value = x'00' WHERE version = 7", "table records"),
-        ("UPDATE records SET version = 999 WHERE version = 7", "table records"),
+        ("DROP TABLE log", "lacks the table log"),
+        ("UPDATE log SET records = x'90' WHERE origin = ''", "table log"),
+        ("UPDATE log SET number = 999 WHERE origin = ''", "table log"),
+        ("UPDATE log SET origin = 'c' WHERE number = 2", "without its version"),
         ("UPDATE meta SET value = '9' WHERE key = 'floor'", "table meta"),
         ("UPDATE sandboxes SET id = 'x'", "table sandboxes"),
     ],
@@ -179,15 +180,39 @@ async def test_a_crash_while_the_file_is_made_leaves_none(tmp_path: Path) -> Non
     assert not (tmp_path / "state.db.new").exists()
 
 
-async def test_a_state_of_the_schema_before_is_taken_over(directory: Path) -> None:
-    whole = read(store := Store(directory))
+@pytest.mark.parametrize("schema", [0, 1])
+async def test_a_state_of_a_schema_before_is_taken_over(directory: Path, schema: int) -> None:
+    store = Store(directory)
+    whole = read(store)
+    mine, peers = store.load()[1], store.load_peers()
     await store.close()
-    plain = [f"ALTER TABLE {table} DROP COLUMN crc" for table in TABLES]
-    sql(directory / "state.db", *plain, "PRAGMA user_version=0", "PRAGMA application_id=0")
+    path = directory / "state.db"
+    db = sqlite3.connect(path)
+    db.execute("DROP TABLE log")
+    db.execute("CREATE TABLE records (key TEXT PRIMARY KEY, version, value, crc)")
+    db.execute("CREATE TABLE peer_records (origin, key, version, value, crc)")
+    for record in mine:
+        db.execute("INSERT INTO records VALUES (?, ?, ?, ?)", (*record, checksum(record)))
+    for row in ((peer.origin, *record) for peer in peers for record in peer.records):
+        db.execute("INSERT INTO peer_records VALUES (?, ?, ?, ?, ?)", (*row, checksum(row)))
+    if schema == 0:
+        for table in ("meta", "peers", "sandboxes", "records", "peer_records"):
+            db.execute(f"ALTER TABLE {table} DROP COLUMN crc")
+        db.execute("PRAGMA application_id=0")
+    db.execute(f"PRAGMA user_version={schema}")
+    db.commit()
+    db.close()
+    before = path.read_bytes()
     store = Store(directory)
     assert read(store) == whole
     await store.close()
-    assert read(Store(directory)) == whole
+    store = Store(directory)
+    assert read(store) == whole
+    await store.close()
+    if schema:
+        path.write_bytes(before)
+        sql(path, "UPDATE records SET version = 999 WHERE version = 7")
+        assert "table records" in refused(directory)
 
 
 def test_checksums_tell_columns_apart() -> None:
