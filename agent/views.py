@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import structlog
 
+from agent.core import bounds
 from agent.core.addresses import Addresses
-from agent.core.bounds import check_bounds
 from agent.core.catalogue import NETWORKS_MAX, Catalogue, give_way
 from agent.core.members import Member, Members
 from agent.core.replica import Change as Update
@@ -224,13 +224,16 @@ class Views:
                 if kind == ENDPOINT and value:
                     found = decode(value)
                     check_endpoint(found, key[2:])
+                    if origin != self.me:
+                        bounds.check_endpoint(found)
+                        self._check_endpoint(origin, found)
                 else:
                     found = _decoders[kind].decode(value) if value and kind in _decoders else None
                     if found is not None:
                         check_sound(found, key[2:])
-                if found is not None and origin != self.me:
-                    check_bounds(found)
-                    self._check_place(origin, found)
+                        if origin != self.me:
+                            bounds.check_bounds(found)
+                            self._check_room(origin, found)
             except (msgspec.MsgspecError, VxmeshError, ValueError) as error:
                 # Of a newer agent, a broken or a hostile one. What it had before stands.
                 log.warning("record.unusable", peer=origin, key=key[:60], error=str(error)[:200])
@@ -268,17 +271,19 @@ class Views:
                 change.trust = True
         return touched
 
-    def _check_place(self, origin: str, value: object) -> None:
+    def _check_endpoint(self, origin: str, value: Endpoint) -> None:
         """Invalid if another node's record would take what is not its to take."""
-        if isinstance(value, Endpoint):
-            network = self._network_of.get(value.id)
-            held = self.members[network].all.get(value.id) if network is not None else None
-            if held is not None and held.node != origin:
-                # Ids are 64 random bits: this one was copied, to take the endpoint from its node.
-                raise Invalid("endpoint", f"{value.id} is of {held.node}")
-            if value.network in self.members:
-                self.members[value.network].check_claims(value)
-        elif isinstance(value, Network):
+        network = self._network_of.get(value.id)
+        if network is not None and self.members[network].all[value.id].node != origin:
+            # Ids are 64 random bits: this one was copied, to take the endpoint from its node.
+            raise Invalid("endpoint", f"{value.id} is another node's")
+        members = self.members.get(value.network)
+        if members is not None:
+            members.check_claims(value)
+
+    def _check_room(self, origin: str, value: object) -> None:
+        """Invalid if there is no room for another node's record."""
+        if isinstance(value, Network):
             if not self.catalogue.has_room(origin, value):
                 raise Invalid("network", f"is one too many of {origin}: {NETWORKS_MAX} are let be")
             self.catalogue.check_overlaps(value)

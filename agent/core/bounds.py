@@ -48,13 +48,14 @@ UNDERLAY_MTU_MIN = 576  # every host takes datagrams of this size (RFC 791)
 INCARNATION_MAX = 1 << 61
 LOSABLE = ("name", "vni")
 
+_NO_MAC = bytes(6)
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 
 
 def check_bounds(value: msgspec.Struct) -> None:
     """Invalid or ValueError unless a record of another node is within the bounds."""
     if isinstance(value, Endpoint):
-        _check_endpoint(value)
+        check_endpoint(value)
     elif isinstance(value, Network):
         _check_network(value)
     elif isinstance(value, Node):
@@ -69,13 +70,14 @@ def check_bounds(value: msgspec.Struct) -> None:
         _check_times(value.when)
 
 
-def _check_endpoint(value: Endpoint) -> None:
-    # This is done a hundred thousand times in a row: what is seldom there is looked at only then.
+def check_endpoint(value: Endpoint) -> None:
+    """The same as `check_bounds`, of what there is 100,000 of."""
     if len(value.addresses) > ADDRESSES_MAX or len(value.aliases) > ALIASES_MAX:
         raise Invalid("record", f"has {len(value.addresses)} addresses, {len(value.aliases)} names")
-    if not _ID.match(value.id) or not _ID.match(value.network):
-        raise Invalid("record", f"has the id {shorten(value.id)} in {shorten(value.network)}")
-    if value.mac[0] & 1 or not any(value.mac):
+    for id in (value.id, value.network):
+        if not (len(id) == 16 and id.isascii() and id.isalnum()) and not _ID.match(id):
+            raise Invalid("record", f"has the id {shorten(value.id)} in {shorten(value.network)}")
+    if value.mac[0] & 1 or value.mac == _NO_MAC:
         # A row for "all zeros" would take what has no row, one for a group what is for all.
         raise Invalid("record", f"has the MAC {value.mac.hex(':')}, which is no station's")
     _check_name(value.name)

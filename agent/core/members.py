@@ -117,7 +117,8 @@ class Members:
 
     def check_claims(self, endpoint: Endpoint) -> None:
         """Invalid if too many endpoints claim what this one claims as well."""
-        if endpoint.id in self.all:
+        shared = self.by_mac.is_shared or self.by_name.is_shared or self.by_address.is_shared
+        if not shared or endpoint.id in self.all:
             return
         most = max(self.by_mac.count(endpoint.mac), self.by_name.count(endpoint.name))
         for address in endpoint.addresses:
