@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
 
-from agent.errors import Invalid, NoAgent, VxmeshError, from_code
+from agent.errors import Denied, Invalid, NoAgent, VxmeshError, from_code
 from agent.rpc import control_pb2 as pb
 from agent.rpc import control_pb2_grpc as pb_grpc
 from agent.rpc import types_pb2 as types
 
+if TYPE_CHECKING:
+    from agent.clienttls import Bundle
+
 DEFAULT_HOST = "unix:///run/vxmesh/agent.sock"
+TCP = "tcp://"
+SOCKET, READ_SOCKET = "agent.sock", "read.sock"
 _CHUNK = 1 << 20  # bytes of an announce file a message
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -32,11 +38,24 @@ _OPTIONS = [
 
 
 class Client:
-    """A connection to one agent. `host` is a gRPC target, by default VXMESH_HOST's."""
+    """A connection to one agent. `host` is a gRPC target, by default VXMESH_HOST's.
 
-    def __init__(self, host: str = "") -> None:
-        self.host = host or os.environ.get("VXMESH_HOST", "") or DEFAULT_HOST
-        self._channel = grpc.aio.insecure_channel(self.host, options=_OPTIONS)
+    Who may not connect agent.sock but read.sock beside it gets that, and can look. For
+    `tcp://HOST:PORT` it takes a certificate: `tls` is the file that `vxmesh cluster user` wrote,
+    by default VXMESH_TLS's; Invalid if it cannot be used.
+    """
+
+    def __init__(self, host: str = "", tls: str = "") -> None:
+        self.host = _open_to_us(host or os.environ.get("VXMESH_HOST", "") or DEFAULT_HOST)
+        self._bundle: Bundle | None = None
+        if self.host.startswith(TCP):
+            # Imported here: `cryptography` takes 50 ms, which the sockets of a host do without.
+            from agent.clienttls import Bundle, file_for
+
+            self._bundle = Bundle(file_for(self.host, tls))
+            self._channel = self._bundle.channel(self.host.removeprefix(TCP), _OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(self.host, options=_OPTIONS)
         self._stub: Any = pb_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def __aenter__(self) -> Client:
@@ -71,9 +90,9 @@ class Client:
         request = pb.RemoveRequest(refs=refs, wait=_wait(wait))
         return list((await self._call(self._stub.RemoveNode, request)).removed)
 
-    async def leave(self, *, force: bool = False) -> list[pb.Handover]:
+    async def leave(self, *, force: bool = False, wait: float = 0.0) -> list[pb.Handover]:
         """Have the agent hand everything over and end; with `force`, workloads too."""
-        request = pb.LeaveNodeRequest(force=force)
+        request = pb.LeaveNodeRequest(force=force, wait=_wait(wait))
         return list((await self._call(self._stub.LeaveNode, request)).handovers)
 
     async def create_network(
@@ -243,6 +262,27 @@ class Client:
         reply: pb.MetricsReply = await self._call(self._stub.GetMetrics, pb.GetMetricsRequest())
         return reply.text
 
+    async def issue_user(
+        self, name: str, request: bytes, *, read: bool = False
+    ) -> pb.UserCertificate:
+        """A certificate for who uses agents over TCP; `request` is clienttls.make_request's."""
+        asked = pb.IssueUserRequest(name=name, read=read, request=request)
+        return cast(pb.UserCertificate, await self._call(self._stub.IssueUser, asked))
+
+    async def join_token(self, *, rotate: bool = False) -> pb.JoinToken:
+        """What another machine needs to join; with `rotate` a new one, and the old one is void."""
+        request = pb.GetJoinTokenRequest(rotate=rotate)
+        return cast(pb.JoinToken, await self._call(self._stub.GetJoinToken, request))
+
+    async def rotate_authority(self, *, force: bool = False) -> pb.Cluster:
+        """Begin to change the cluster's CA; with `force`, nodes that are away are left behind."""
+        request = pb.RotateAuthorityRequest(force=force)
+        return cast(pb.Cluster, await self._call(self._stub.RotateAuthority, request))
+
+    async def cluster(self) -> pb.Cluster:
+        """Who the cluster is, whom it trusts, and whose certificates end when."""
+        return cast(pb.Cluster, await self._call(self._stub.GetCluster, pb.GetClusterRequest()))
+
     async def watch(self, since: int = 0) -> AsyncIterator[pb.Event]:
         """Changes after revision `since`; with 0 the present state first, then `synced`."""
         async for event in self._stream(self._stub.Watch(pb.WatchRequest(since=since))):
@@ -278,12 +318,75 @@ class Client:
             if key == "grpc-status-details-bin":
                 return _from_details(value)
         if error.code() is grpc.StatusCode.UNAVAILABLE:
+            if denied := self._denied(error.details() or ""):
+                return denied
             return NoAgent(
                 f"agent at {self.host}",
                 "does not answer",
                 "Start one with 'vxmesh agent', or say where it is with --host or VXMESH_HOST",
             )
         return from_code(error.code().name, "the request", error.details() or "was refused")
+
+    def _denied(self, details: str) -> Denied | None:
+        """The error if an agent may well be there, and it is us that it does not take."""
+        if self._bundle:
+            return self._bundle.problem(self.host, details)
+        return _shut_to_us(self.host)
+
+
+def _path(target: str) -> Path | None:
+    """The unix socket that a gRPC target names; None if it is another kind of target."""
+    for prefix in ("unix://", "unix:"):
+        if target.startswith(prefix):
+            return Path(target.removeprefix(prefix))
+    return None
+
+
+def _is_open(path: Path) -> bool:
+    """Whether this process may connect a unix socket, as far as its mode goes; see unix(7)."""
+    return os.access(path, os.W_OK, effective_ids=True)
+
+
+def _open_to_us(target: str) -> str:
+    path = _path(target)
+    if path and path.name == SOCKET and not _is_open(path):
+        beside = path.with_name(READ_SOCKET)
+        if _is_open(beside):
+            return f"unix://{beside}"
+    return target
+
+
+def _shut_to_us(target: str) -> Denied | None:
+    """The error if the agent's socket is there, but not for us."""
+    path = _path(target)
+    if path is None or _is_open(path):
+        return None
+    groups: list[str] = []
+    try:
+        groups.append(_group_of(path))
+        groups.append(f"(to look only) {_group_of(path.with_name(READ_SOCKET))}")
+    except FileNotFoundError:
+        if not groups:
+            return None
+    except PermissionError:
+        pass  # a directory before it is shut: to the groups too, perhaps
+    also = f" and the group {' and '.join(groups)}" if groups else ""
+    return Denied(
+        f"agent at {target}",
+        f"is for root{also}, and you are uid {os.geteuid()}",
+        "Run it as root" + (", or have yourself added to a group and log in again" if also else ""),
+    )
+
+
+def _group_of(path: Path) -> str:
+    """The group of a file by name, or by number if it has none; OSError as stat(2)."""
+    import grp
+
+    gid = path.stat().st_gid
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def _from_details(data: bytes | str) -> VxmeshError:

@@ -21,22 +21,29 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc.aio
 import msgspec
 import structlog
-from grpc_health.v1 import health as grpc_health
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from cryptography import x509
 
 from agent import __version__, restart, store
 from agent.api.control import Control
+from agent.api.front import SOCKET
 from agent.api.metrics import Metrics, Sources
+from agent.api.refusals import Refusals
+from agent.api.server import ControlServer
 from agent.api.watch import Watchers
 from agent.cluster.detector import Detector
-from agent.cluster.discovery import Mdns
+from agent.cluster.discovery import Mdns, seen_on_lan
+from agent.cluster.identity import establish as identities
+from agent.cluster.identity.administration import Administration
+from agent.cluster.identity.files import ANEW, Files
+from agent.cluster.identity.service import Identity
+from agent.cluster.identity.tokens import Token
+from agent.cluster.identity.users import Users
 from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
-from agent.config import Settings, default_address, parse_listen
+from agent.cluster.trust import Keyring, check_issued
+from agent.config import CERT_LIFE, Settings, default_address, parse_duration, parse_listen
 from agent.core.membership import PRESETS
 from agent.datapath.carrier import CarrierMonitor
 from agent.datapath.reconciler import Reconciler
@@ -51,7 +58,6 @@ from agent.model import Node
 from agent.node import NodeState
 from agent.operations import Operations
 from agent.plan import Plan
-from agent.rpc import control_pb2, control_pb2_grpc
 from agent.watcher import Watcher
 
 log = structlog.get_logger()
@@ -65,9 +71,9 @@ SWITCH_INTERVAL = 0.0005
 UNDERLAY_INTERVAL = 10.0  # s; routes and the MTU of the host change seldom, and cost 2 ms to read
 PROGRESS_INTERVAL = 1.0  # s
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
+SPREAD_WITHIN = 5.0  # s; for all live nodes to know that a join token is void
 ANSWERED_WITHIN = 0.2  # s; what is left of a call when the node has left
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
-MESSAGE_MAX = 16 << 20  # bytes of one request
 INCARNATIONS_A_LIFE = 1 << 20  # room for refutations, which are not written down
 
 
@@ -85,18 +91,29 @@ def main(settings: Settings, reset_state: bool) -> None:
 async def run(settings: Settings, reset_state: bool) -> None:
     """Build an agent, run it until it is told to stop, and take it apart."""
     run_dir, state_dir = Path(settings.run_dir), Path(settings.state_dir)
-    socket = await free_socket(run_dir / "agent.sock")
-    if reset_state and (aside := store.reset(state_dir)):
-        log.warning("state.reset", aside=str(aside))
+    socket = await free_socket(run_dir / SOCKET)
+    files = Files(state_dir)
+    token = identities.read_token(settings.token, settings.token_file)
+    if reset_state:
+        _check_joins(settings, token)
+        for aside in (store.reset(state_dir), files.set_aside()):
+            if aside:
+                log.warning("state.reset", aside=str(aside))
+    elif not files.exists():
+        _check_joins(settings, token)
     async with contextlib.AsyncExitStack() as stack:
         disk = store.Store(state_dir)
         stack.push_async_callback(disk.close)
         boot = restart.BOOT_ID.read_text().strip()
-        life = restart.begin(disk, boot, lambda: secrets.token_hex(8))
+        life = restart.begin(disk, boot, lambda: _new_id(files))
         me = await _describe(settings, life)
         check_port(me.address, me.port)  # before anything is changed in the kernel
+        identity = await _establish(settings, token, files, me, disk)
+        me = identity.describe(me)
         node = NodeState(me, time.time, random.SystemRandom())
+        node.monotonic = time.monotonic
         restart.recall(node, disk, life)
+        identity.attach(node)
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def expelled(error: VxmeshError) -> None:
@@ -133,10 +150,18 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
         kernel = Reconciler(plan, run_dir, on_applied=applied, on_repair=repaired)
-        peers = Peers(node, me, secrets.token_hex(8), storing.durable)
+        peers = Peers(
+            node,
+            me,
+            secrets.token_hex(8),
+            storing.durable,
+            identity.keyring,
+            run_dir,
+            enrol=identity.desk.handlers(),
+        )
         links = peers.links
         tuning = dataclasses.replace(PRESETS[settings.detection], agent_grace=settings.agent_grace)
-        detector = Detector(node, tuning, me.incarnation, lambda: links)
+        detector = Detector(node, tuning, me.incarnation, lambda: links, peers.dialer)
         peers.server.pings = detector
         peers.on_rumours = detector.take
         peers.on_link.append(detector.stream_changed)
@@ -169,6 +194,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(carrier.close)
         await detector.start()
         stack.push_async_callback(detector.stop)
+        await identity.start()
+        stack.push_async_callback(identity.stop)
         if settings.mdns:
             mdns = Mdns(me, peers.dial)
             await mdns.start()
@@ -189,8 +216,18 @@ async def run(settings: Settings, reset_state: bool) -> None:
         departures = Departures(
             node, operations, peers.consent, detector.leave, lambda: _end(ending)
         )
-        control = Control(node, operations, departures, peers, feed, watchers, metrics)
-        await _serve(control, socket, stack)
+
+        async def spread() -> list[str]:
+            version = node.replica.written()
+            await storing.durable()
+            return await peers.wait_applied(version, SPREAD_WITHIN)
+
+        administration = Administration(identity, spread)
+        control = Control(
+            node, operations, departures, peers, feed, watchers, metrics, administration
+        )
+        control.users = Users(identity, node)
+        await _serve(control, settings, node, identity.keyring, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)
         progress = asyncio.create_task(_report_progress(node, peers))
@@ -201,6 +238,45 @@ async def run(settings: Settings, reset_state: bool) -> None:
         log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))
         await _until_told(ending)
         log.info("agent.stopping", node=me.id)
+
+
+def _check_joins(settings: Settings, token: Token | None) -> None:
+    if settings.join and token is None:
+        raise identities.no_token()
+    if token and not (settings.join or settings.mdns):
+        raise identities.no_seed()
+
+
+def _new_id(files: Files) -> str:
+    """For a state without a node. Beside an identity it is one that was lost: under that id it
+    must not go on, as it may have owned addresses."""
+    if files.exists():
+        raise VxmeshError(
+            f"state beside {files.directory}",
+            f"is gone, which is of node {files.node()}",
+            "Restore it from a backup. " + ANEW,
+        )
+    return secrets.token_hex(8)
+
+
+async def _establish(
+    settings: Settings, token: Token | None, files: Files, me: Node, disk: store.Store
+) -> Identity:
+    """What this node is: as its disk has it, of a new cluster, or got by the token."""
+    life = parse_duration("setting cert_life", settings.cert_life, CERT_LIFE)
+    if not files.exists() and not token and disk.load_peers():
+        raise VxmeshError(
+            f"identity {files.directory}",
+            "is gone, and the state is of a node that was in a cluster",
+            "Restore it from a backup. " + ANEW,
+        )
+    seeds = [split_address(seed) for seed in settings.join]
+    async with contextlib.AsyncExitStack() as stack:
+        find = None
+        if settings.mdns and token:
+            find = await stack.enter_async_context(seen_on_lan(me))
+        wish = identities.Wish(me.id, me.name, seeds, token, life, find)
+        return Identity(files, await identities.establish(files, wish), life)
 
 
 class Carrier:
@@ -264,7 +340,7 @@ async def _catch_up(peers: Peers, plan: Plan, kernel: Reconciler) -> None:
 
 async def free_socket(path: Path) -> Path:
     """`path`, with a dead agent's socket removed; Conflict if a living one answers there."""
-    await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+    await asyncio.to_thread(_make_run_dir, path.parent)
     try:
         _, writer = await asyncio.open_unix_connection(str(path))
     except FileNotFoundError:
@@ -276,6 +352,13 @@ async def free_socket(path: Path) -> Path:
     raise Conflict(
         f"socket {path}", "is another agent's", "Stop that one, or give another --run-dir"
     )
+
+
+def _make_run_dir(directory: Path) -> None:
+    """Whoever may use a socket has to get at it; what is root's alone has a mode of its own."""
+    if not directory.exists():
+        directory.mkdir(parents=True)
+        directory.chmod(0o755)  # whatever the umask
 
 
 async def _describe(settings: Settings, life: restart.Life) -> Node:
@@ -311,31 +394,34 @@ async def _watch_underlay(settings: Settings, node: NodeState) -> None:
             node.describe(msgspec.structs.replace(known, mtu=underlay.mtu, routes=underlay.routes))
 
 
-async def _serve(control: Control, path: Path, stack: contextlib.AsyncExitStack) -> None:
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", MESSAGE_MAX)])
-    control_pb2_grpc.add_ControlServicer_to_server(control, server)  # type: ignore[no-untyped-call]
-    health = grpc_health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    name = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
-    for service in ("", name):
-        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
-    reflection.enable_server_reflection(
-        (name, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
-    before = os.umask(0o117)  # gRPC makes the socket when the port is added
-    try:
-        server.add_insecure_port(f"unix://{path}")
-        await server.start()
-    finally:
-        os.umask(before)
-    stack.push_async_callback(server.stop, 0.5)
+async def _serve(
+    control: Control,
+    settings: Settings,
+    node: NodeState,
+    keyring: Keyring,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    refusals = Refusals(node)
+    stack.callback(refusals.close)
+    groups = settings.change_group, settings.read_group
+    server = ControlServer(control, Path(settings.run_dir), groups, refusals.note)
+    stack.push_async_callback(server.stop)
+    if settings.control_listen:  # first: who connects the socket finds all of it there
+
+        def believed(certificate: x509.Certificate) -> None:
+            check_issued(certificate, keyring.current.authorities)
+
+        address = parse_listen(settings.control_listen, "control_listen")
+        tls = await server.listen(*address, keyring.control_context, believed)
+        keyring.on_change.append(tls.recheck)
+    await server.start()
 
 
 async def _serve_metrics(metrics: Metrics, where: str, stack: contextlib.AsyncExitStack) -> None:
     from agent.api.metricserver import MetricServer  # aiohttp takes 0.2 s to import
 
     server = MetricServer(metrics)
-    await server.start(*parse_listen(where))
+    await server.start(*parse_listen(where, "metrics_listen"))
     stack.push_async_callback(server.stop)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from agent.core.removal import ATTEMPT_WITHIN, Answer, Ask, Attempt, Verdict
-from agent.errors import Conflict, InUse, Invalid, NotFound, Unavailable, VxmeshError
+from agent.errors import Conflict, InUse, Invalid, NotFound, Timeout, Unavailable, VxmeshError
 from agent.model import shorten
 from agent.node import NodeState
 from agent.operations import Operations
@@ -126,7 +126,7 @@ class Departures:
 
     async def _remove(self, lost: set[str]) -> None:
         node = self.node
-        attempt = node.removing.begin(lost, node.clock())
+        attempt = node.removing.begin(lost, node.monotonic())
         voters: set[str] = set()
         try:
             await self._gather(attempt, voters)
@@ -148,11 +148,11 @@ class Departures:
                         voters.add(voter)
                         tasks[voter] = asyncio.ensure_future(self._ask(voter, attempt))
                 silent = all(tasks[id].done() for id in attempt.ask.lost)
-                if silent and removing.is_ready(attempt, node.clock()):
+                if silent and removing.is_ready(attempt, node.monotonic()):
                     node.inherit(attempt.ask.lost)
                     removing.finish(attempt)
                     return
-                if node.clock() >= attempt.deadline:
+                if node.monotonic() >= attempt.deadline:
                     raise self._late(attempt)
                 await asyncio.sleep(POLL)
                 for task in tasks.values():
@@ -166,12 +166,12 @@ class Departures:
             raise self._refusal(attempt.failed, attempt)
 
     async def _ask(self, voter: str, attempt: Attempt) -> None:
-        deadline = self.node.clock() + TRY_FOR
+        deadline = self.node.monotonic() + TRY_FOR
         while True:
             try:
                 answer = await self._cluster.ask(voter, attempt.ask)
             except Unavailable as error:
-                if self.node.clock() >= deadline:
+                if self.node.monotonic() >= deadline:
                     raise self._silent(voter, attempt, error) from None
                 await asyncio.sleep(POLL)
             else:
@@ -192,9 +192,9 @@ class Departures:
         """Another one removes them: what comes of it is this call's outcome too."""
         names = self._names(lost)
         log.info("removal.rival", by=rival, nodes=sorted(lost))
-        deadline = self.node.clock() + RIVAL_WITHIN
+        deadline = self.node.monotonic() + RIVAL_WITHIN
         while not all(self.node.is_removed(id) for id in lost):
-            if self.node.clock() >= deadline:
+            if self.node.monotonic() >= deadline:
                 raise Conflict(
                     f"node {names}",
                     f"is being removed by {self.node.node_name(rival)}, which has not finished",
@@ -241,12 +241,13 @@ class Departures:
 
     # -- this node --
 
-    async def leave(self, force: bool = False) -> list[Handover]:
+    async def leave(self, force: bool = False, wait: float = 0.0) -> list[Handover]:
         """Hand everything over and end the agent; what went to whom.
 
         InUse names what runs here, unless `force` ends it. Unavailable if a living node does not
-        confirm that it has all that this one wrote: then the agent goes on, and what was handed
-        over is the others' all the same.
+        confirm that it has all that this one wrote, Timeout if after `wait` s a node's kernel
+        still has something of it: then the agent goes on, and what was handed over is the
+        others' all the same.
         """
         node = self.node
         node.check_stays()
@@ -258,6 +259,15 @@ class Departures:
             done = self._hand_over(living)
             await self._operations.done()
             await asyncio.gather(*(self._cluster.deliver(id) for id in living))
+            # Before it goes: afterwards there is nobody who could say that it is not so.
+            await self._operations.done(wait)
+        except Timeout as error:
+            node.leaving = False
+            raise Timeout(
+                "this node",
+                f"has not left: {error.what} {error.why}",
+                "Run it again; without --wait it does not wait for kernels",
+            ) from None
         except Unavailable as error:
             node.leaving = False
             raise Unavailable(

@@ -87,9 +87,25 @@ class NoAgent(VxmeshError):
     exit_status = 3
 
 
+class Denied(VxmeshError):
+    """Who asks has no right to it."""
+
+    code = "PERMISSION_DENIED"
+
+
 _BY_CODE: dict[str, type[VxmeshError]] = {
     cls.code: cls
-    for cls in (Invalid, NotFound, Conflict, InUse, Exhausted, Timeout, Unsupported, Unavailable)
+    for cls in (
+        Invalid,
+        NotFound,
+        Conflict,
+        InUse,
+        Exhausted,
+        Timeout,
+        Unsupported,
+        Unavailable,
+        Denied,
+    )
 }
 
 

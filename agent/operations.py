@@ -89,12 +89,17 @@ class Operations:
             ) from None
         lacking = await self._cluster.wait_applied(version, deadline - time.monotonic())
         if lacking:
-            names = ", ".join(sorted(self.node.node_name(id) for id in lacking))
+            names = ", ".join(sorted(self._lagging(id) for id in lacking))
             raise Timeout(
                 "the change",
                 f"was made, but is not in the kernel of {names} after {wait:g} s",
                 "It will be as soon as they can; see 'vxmesh node ls'",
             )
+
+    def _lagging(self, id: str) -> str:
+        """A node that lacks a change, by name, and why, where that is known."""
+        down = self.node.condition(id).state == "unreachable"
+        return self.node.node_name(id) + (" (its agent does not answer)" if down else "")
 
     # -- networks --
 
@@ -180,7 +185,10 @@ class Operations:
             local = list(members.local) if members else []
             ids = [id for id in local if self.node.is_committed(id)]
         else:
-            ids = [self.node.find_endpoint(ref, network)[1].endpoint.id for ref in refs]
+            ids = []
+            for ref in refs:
+                ids.append(self.node.find_endpoint(ref, network)[1].endpoint.id)
+                await asyncio.sleep(0)  # a prefix is looked for among all
         await asyncio.shield(asyncio.ensure_future(self._remove(ids)))
         await self.done(wait)
         return ids

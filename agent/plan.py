@@ -145,14 +145,18 @@ class Plan:
         network = self._network(vni)
         if network is None:
             return Rows([(mac, None) for mac in macs], [(a, None) for a in addresses])
-        return overlay.rows(self.node.members[network.id], self._vteps, macs, addresses)
+        found = overlay.rows(self.node.members[network.id], self._vteps, macs, addresses)
+        gateways = _gateways(network)
+        return Rows(found.fdb, [(a, None if a in gateways else m) for a, m in found.neighbours])
 
     def all_rows(self, vni: int) -> Rows:
         """Every desired row of a network."""
         network = self._network(vni)
         if network is None:
             return Rows([], [])
-        return overlay.all_rows(self.node.members[network.id], self._vteps)
+        found = overlay.all_rows(self.node.members[network.id], self._vteps)
+        gateways = _gateways(network)
+        return Rows(found.fdb, [row for row in found.neighbours if row[0] not in gateways])
 
     def complete(self) -> bool:
         """Whether all that peers wrote while this agent was away has come."""
@@ -200,3 +204,9 @@ class Plan:
             node.sandboxes,
             self._apart.get(network.id, frozenset()),
         )
+
+
+def _gateways(network: Network) -> frozenset[bytes]:
+    """The addresses that every host answers for itself: whoever else claims one, there is no row
+    for it, or that one would be given all that workloads send outside."""
+    return frozenset(parse_address(gateway) for gateway in network.gateways)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from agent import model
+from agent.core.bounds import ADDRESSES_MAX, SUBNETS_MAX
 from agent.errors import Invalid, Unsupported
 
 DRIVERS = ("overlay",)
@@ -90,6 +91,10 @@ def parse_network(
         )
     if encrypted:
         raise Unsupported("encrypted networks", "are not in this version", "Leave --encrypted out")
+    if len(subnets) > SUBNETS_MAX:
+        raise Invalid(
+            f"network {name}", f"has {len(subnets)} subnets", f"Give at most {SUBNETS_MAX}"
+        )
     parsed = [model.parse_subnet(s) for s in subnets]
     for i, subnet in enumerate(parsed):
         clash = model.find_overlap(subnet, [(str(s), str(s)) for s in parsed[:i]])
@@ -151,6 +156,12 @@ def parse_endpoint(
             f"endpoint {model.shorten(name)}",
             f"has {len(aliases)} aliases",
             f"Give at most {model.ALIASES_MAX}",
+        )
+    if len(addresses) > ADDRESSES_MAX:
+        raise Invalid(
+            f"endpoint {model.shorten(name)}",
+            f"has {len(addresses)} addresses",
+            f"Give at most {ADDRESSES_MAX}",
         )
     return EndpointSpec(
         model.parse_name(name, "endpoint"),

@@ -24,6 +24,7 @@ class Side(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.other: Side | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.budget: int | None = None  # bytes that may still come in here; then it is closed
         self._early: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -33,6 +34,12 @@ class Side(asyncio.Protocol):
             transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
+        if self.budget is not None:
+            self.budget -= len(data)
+            if self.budget < 0:
+                if self.transport:
+                    self.transport.abort()
+                return
         if self.other is None or self.other.transport is None:
             self._early.append(data)
         else:

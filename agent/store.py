@@ -34,7 +34,7 @@ from agent.statefile import TABLES, Damaged, append, checksum, open_state, reset
 
 __all__ = ["Batch", "PeerBatch", "Store", "must_outlive_power", "reset"]
 
-LASTING = frozenset(("r/", "w/", "x/"))  # claims, networks and removals
+LASTING = frozenset(("r/", "w/", "x/", "a/", "t/"))  # claims, networks, removals, trust, tokens
 SLACK = 5000  # records of an origin that may be dead in the log, beyond as many as live
 ME = ""  # this node's own origin, as the log has it
 _sandbox = msgspec.msgpack.Decoder(Sandbox)
@@ -73,9 +73,9 @@ def must_outlive_power(batches: Iterable[Batch | PeerBatch]) -> bool:
 
     Ownership of addresses: a donation that came undone would be an address handed out twice.
     Networks: one that was removed must not rise again, nor must a node, by a removal undone on
-    its heir, or on itself (`meta`). Whole states under new versions: under
-    those versions nothing else may ever be written. The rest may be lost with the power, and
-    a node that may have lost some says everything anew (restart.py).
+    its heir, or on itself (`meta`), nor a join token that is void. Whole states under new
+    versions: under those versions nothing else may ever be written. The rest may be lost with
+    the power, and a node that may have lost some says everything anew (restart.py).
     """
     return any(
         isinstance(batch, Batch)

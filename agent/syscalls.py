@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
@@ -21,6 +22,8 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 32, 4096, 16384, 1 << 18, 1 << 19
 MNT_DETACH = 2
 _PR_SET_NAME = 15
+_SO_PEERGROUPS = 59  # asm-generic/socket.h; Linux 4.13
+_NGROUPS_MAX = 65536  # linux/limits.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -29,6 +32,14 @@ _libc.mount.argtypes = (
     ctypes.c_char_p,
     ctypes.c_ulong,
     ctypes.c_char_p,
+)
+
+_libc.getsockopt.argtypes = (
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.POINTER(ctypes.c_uint32),
 )
 
 T = TypeVar("T")
@@ -126,3 +137,30 @@ def start_time(pid: int) -> int:
         return 0
     fields = stat[stat.rindex(")") + 2 :].split()
     return 0 if fields[0] == "Z" else int(fields[19])
+
+
+class PeerCredentials(NamedTuple):
+    """Who connected a unix socket, as the kernel noted it when they did."""
+
+    pid: int
+    uid: int
+    gid: int
+    groups: frozenset[int]  # supplementary ones
+
+
+def peer_credentials(sock: socket.socket) -> PeerCredentials:
+    """Who is at the other end of a connected unix socket; see SO_PEERCRED in unix(7).
+
+    The groups are the kernel's too (SO_PEERGROUPS): those that the process had, which a look
+    into the group database or at /proc/PID (a pid that may be another's by now) need not give.
+    Numbers of another user namespace come out as this one's, or as the overflow ids (65534).
+    """
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    pid, uid, gid = struct.unpack("iII", raw)
+    held = (ctypes.c_uint32 * _NGROUPS_MAX)()
+    size = ctypes.c_uint32(ctypes.sizeof(held))
+    result = _libc.getsockopt(
+        sock.fileno(), socket.SOL_SOCKET, _SO_PEERGROUPS, held, ctypes.byref(size)
+    )
+    _check(result, "getsockopt SO_PEERGROUPS")
+    return PeerCredentials(pid, uid, gid, frozenset(held[: size.value // 4]))

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import structlog
 
+from agent.core import bounds
 from agent.core.addresses import Addresses
-from agent.core.catalogue import Catalogue, give_way
+from agent.core.catalogue import NETWORKS_MAX, Catalogue, give_way
 from agent.core.members import Member, Members
 from agent.core.replica import Change as Update
 from agent.core.replica import Record
@@ -27,6 +28,8 @@ from agent.model import (
     Notice,
     Removal,
     Sandbox,
+    TokenState,
+    Trust,
     check_endpoint,
     check_sound,
     shorten,
@@ -34,6 +37,7 @@ from agent.model import (
 
 NODE, NETWORK, ENDPOINT, CLAIMS = "n/", "w/", "e/", "r/"
 REMOVAL = "x/"
+TRUST, TOKEN = "a/", "t/"  # followed by model.ONLY
 
 _endpoint = msgspec.msgpack.Decoder(Endpoint)
 _network = msgspec.msgpack.Decoder(Network)
@@ -45,8 +49,13 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     CLAIMS: _claims,
     NODE: _node,
     REMOVAL: msgspec.msgpack.Decoder(Removal),
+    TRUST: msgspec.msgpack.Decoder(Trust),
+    TOKEN: msgspec.msgpack.Decoder(TokenState),
 }
 T = TypeVar("T")
+# Removals that are heeded; they are kept for good. A cluster that had so many nodes lost would
+# have had another one each day for a quarter of a century.
+REMOVALS_MAX = 10_000
 log = structlog.get_logger()
 
 
@@ -85,6 +94,7 @@ class Change:
     statuses: dict[str, Status | None] = field(default_factory=dict)  # node -> as it was before
     notices: list[Notice] = field(default_factory=list)
     rewritten: bool = False  # our own records got new versions: store all of them
+    trust: bool = False  # somebody states anew whom to trust, or which join token holds
 
 
 class Views:
@@ -102,6 +112,9 @@ class Views:
         self.removals: dict[str, Removal] = {}  # nodes that are not heard any more, for good
         self.expelled: Removal | None = None  # this node is one of them
         self.inherited: set[str] = set()  # the removed nodes whose heir this node is
+        # Origin -> what it states. Whether to believe it is cluster/identity's to say.
+        self.trusts: dict[str, Trust] = {}
+        self.tokens: dict[str, TokenState] = {}
         self._closed: set[str] = set()  # networks that are known to be removed
         self._unheeded: list[Removal] = []  # removals that `apply` met and nobody has acted on
         # Network -> removed node -> its record of it, which was the newest here: it counts until
@@ -194,6 +207,14 @@ class Views:
 
     def apply(self, updates: list[Update], change: Change) -> set[str]:
         """Take changed records; the networks whose ownership of addresses may have moved."""
+        self.catalogue.hold()
+        try:
+            touched = self._apply(updates, change)
+        finally:
+            self._note_networks(self.catalogue.release(), change)
+        return touched | set(change.networks)
+
+    def _apply(self, updates: list[Update], change: Change) -> set[str]:
         touched: set[str] = set()
         decode, take = _endpoint.decode, self._take_endpoint
         found: Any
@@ -203,10 +224,16 @@ class Views:
                 if kind == ENDPOINT and value:
                     found = decode(value)
                     check_endpoint(found, key[2:])
+                    if origin != self.me:
+                        bounds.check_endpoint(found)
+                        self._check_endpoint(origin, found)
                 else:
                     found = _decoders[kind].decode(value) if value and kind in _decoders else None
                     if found is not None:
                         check_sound(found, key[2:])
+                        if origin != self.me:
+                            bounds.check_bounds(found)
+                            self._check_room(origin, found)
             except (msgspec.MsgspecError, VxmeshError, ValueError) as error:
                 # Of a newer agent, a broken or a hostile one. What it had before stands.
                 log.warning("record.unusable", peer=origin, key=key[:60], error=str(error)[:200])
@@ -215,7 +242,7 @@ class Views:
                 if value:
                     take(origin, found, change)
                 else:
-                    self._drop_endpoint(key[2:], change)
+                    self._drop_endpoint(key[2:], change, origin)
             elif kind == NETWORK:
                 if isinstance(found, Network):
                     self._take_network(origin, found, change)
@@ -235,7 +262,35 @@ class Views:
                 if origin == self.me:
                     self.inherited.add(found.node)
                 self._unheeded.append(found)
-        return touched | set(change.networks)
+            elif kind in (TRUST, TOKEN):
+                stated: dict[str, Any] = self.trusts if kind == TRUST else self.tokens
+                if found is None:
+                    stated.pop(origin, None)
+                else:
+                    stated[origin] = found
+                change.trust = True
+        return touched
+
+    def _check_endpoint(self, origin: str, value: Endpoint) -> None:
+        """Invalid if another node's record would take what is not its to take."""
+        network = self._network_of.get(value.id)
+        if network is not None and self.members[network].all[value.id].node != origin:
+            # Ids are 64 random bits: this one was copied, to take the endpoint from its node.
+            raise Invalid("endpoint", f"{value.id} is another node's")
+        members = self.members.get(value.network)
+        if members is not None:
+            members.check_claims(value)
+
+    def _check_room(self, origin: str, value: object) -> None:
+        """Invalid if there is no room for another node's record."""
+        if isinstance(value, Network):
+            if not self.catalogue.has_room(origin, value):
+                raise Invalid("network", f"is one too many of {origin}: {NETWORKS_MAX} are let be")
+            self.catalogue.check_overlaps(value)
+        elif isinstance(value, Removal):
+            kept = len(self.removals) + len(self._unheeded)
+            if value.node not in self.removals and kept >= REMOVALS_MAX:
+                raise Invalid("removal", f"is one too many: {REMOVALS_MAX} are kept")
 
     def _take_network(self, origin: str, network: Network, change: Change) -> None:
         id = network.id
@@ -253,7 +308,11 @@ class Views:
             # Only a creator takes its record back, and then the network is gone for all.
             for lost in self._orphans.pop(id, {}):
                 self._note_networks(self.catalogue.drop(lost, id), change)
-        if not self.catalogue.get(id):
+        self._note_closed(id)
+
+    def _note_closed(self, id: str) -> None:
+        """A network may be known to be removed: what we stated of its addresses may go then."""
+        if not self.catalogue.get(id) and self.me in self._claims.get(id, ()):
             self._closed.add(id)
 
     def _note_networks(self, before: dict[str, Network | None], change: Change) -> None:
@@ -261,8 +320,10 @@ class Views:
             network = self.catalogue.get(id)
             change.networks.setdefault(id, old)
             if network is None:
-                self._closed.add(id)
+                self._note_closed(id)
                 self.addresses.pop(id, None)
+                if id in self.members and not self.members[id].all:
+                    del self.members[id]
             elif id not in self.addresses:
                 addresses = self.addresses[id] = Addresses(network, self.me)
                 for origin, claims in self._claims.get(id, {}).items():
@@ -272,19 +333,23 @@ class Views:
                         addresses.space.take(address)
 
     def _take_claims(self, origin: str, network: str, claims: Claims | None) -> None:
-        stated = self._claims.setdefault(network, {})
         addresses = self.addresses.get(network)
         if claims is None:
+            stated = self._claims.get(network, {})
             stated.pop(origin, None)
+            if not stated:
+                self._claims.pop(network, None)
             if addresses:
                 addresses.ring.forget(origin)
         else:
-            stated[origin] = claims
+            self._claims.setdefault(network, {})[origin] = claims
             if addresses:
                 addresses.ring.merge(origin, claims)
 
     def _take_endpoint(self, origin: str, endpoint: Endpoint, change: Change) -> None:
         network = endpoint.network
+        if self._network_of.get(endpoint.id, network) != network:
+            self._drop_endpoint(endpoint.id, change)  # it was in another network before
         members = self.members.get(network) or self._members(network)
         old = members.put(endpoint, origin)
         self._network_of[endpoint.id] = network
@@ -296,10 +361,14 @@ class Views:
                 addresses.space.take(address)
         change.endpoints.append(EndpointChange(network, old, Member(endpoint, origin)))
 
-    def _drop_endpoint(self, id: str, change: Change) -> None:
-        network = self._network_of.pop(id, None)
+    def _drop_endpoint(self, id: str, change: Change, origin: str = "") -> None:
+        """An endpoint is gone. With an `origin`, only if it was that one's."""
+        network = self._network_of.get(id)
         if network is None:
             return
+        if origin and self.members[network].all[id].node != origin:
+            return
+        del self._network_of[id]
         old = self.members[network].drop(id)
         if old:
             self._release(old.endpoint)

@@ -5,7 +5,7 @@ What stands opposite: client.py and, through it, the command line.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 import grpc.aio
@@ -17,7 +17,7 @@ from agent.api.watch import Watchers
 from agent.core.members import Member
 from agent.core.names import resolv_conf
 from agent.departures import Departures
-from agent.errors import Invalid
+from agent.errors import Exhausted, Invalid, Unsupported
 from agent.model import Network, Sandbox
 from agent.node import NodeState
 from agent.operations import Operations
@@ -28,7 +28,9 @@ from agent.rpc import types_pb2 as types
 
 PAGE = 1000  # endpoints a message of ListEndpoints
 WAIT_MAX = 3600.0  # s
-ANNOUNCE_MAX = 256 << 20  # bytes; some 2,000,000 lines, held in memory until the last has come
+# bytes; some 2,000,000 lines, of all uploads together: held in memory until the last has come
+ANNOUNCE_MAX = 256 << 20
+REFS_MAX = 10_000  # objects that one request names; a prefix of an id is looked for among all
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -38,6 +40,26 @@ class Resolver(Protocol):
 
     async def resolve(self, name: str, type: str, networks: list[str]) -> pb.ResolveReply:
         """As a sandbox in just these networks (ids) would get it."""
+
+
+class Users(Protocol):
+    """What cluster/identity offers to who wants to use agents over TCP."""
+
+    def issue(self, name: str, right: str, request: bytes) -> pb.UserCertificate:
+        """A certificate for the key in `request` (PKCS #10, DER); `right` is read or change."""
+
+
+class Administration(Protocol):
+    """What cluster/identity offers."""
+
+    async def join_token(self, rotate: bool) -> pb.JoinToken:
+        """What another machine needs to join; with `rotate` a new one."""
+
+    async def rotate_authority(self, force: bool) -> pb.Cluster:
+        """Begin to change the CA, or go on with it; `force`: leave nodes behind."""
+
+    def cluster(self) -> pb.Cluster:
+        """Who the cluster is and whom it trusts."""
 
 
 class Control(pb_grpc.ControlServicer):
@@ -52,6 +74,7 @@ class Control(pb_grpc.ControlServicer):
         resolver: Resolver,
         watchers: Watchers,
         metrics: Metrics,
+        administration: Administration,
     ) -> None:
         self.node = node
         self.operations = operations
@@ -60,6 +83,9 @@ class Control(pb_grpc.ControlServicer):
         self.resolver = resolver
         self.watchers = watchers
         self.metrics = metrics
+        self._uploading = 0  # bytes of announcements that are not complete
+        self.users: Users | None = None  # where the node has an identity
+        self.administration = administration
 
     @reports
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:
@@ -79,12 +105,12 @@ class Control(pb_grpc.ControlServicer):
 
     @reports
     async def RemoveNode(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
-        ids = await self.departures.remove_nodes(request.refs, _wait(request))
+        ids = await self.departures.remove_nodes(_refs(request.refs), _wait(request))
         return pb.RemoveReply(removed=ids)
 
     @reports
     async def LeaveNode(self, request: pb.LeaveNodeRequest, context: Context) -> pb.LeaveNodeReply:
-        done = await self.departures.leave(request.force)
+        done = await self.departures.leave(request.force, _wait(request))
         return pb.LeaveNodeReply(handovers=[convert.handover(self.node, h) for h in done])
 
     # -- networks --
@@ -123,7 +149,7 @@ class Control(pb_grpc.ControlServicer):
 
     @reports
     async def RemoveNetwork(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
-        ids = await self.operations.remove_networks(request.refs, _wait(request))
+        ids = await self.operations.remove_networks(_refs(request.refs), _wait(request))
         return pb.RemoveReply(removed=ids)
 
     @reports
@@ -161,20 +187,26 @@ class Control(pb_grpc.ControlServicer):
         header: pb.AnnounceHeader | None = None
         parts: list[bytes] = []
         size = 0
-        async for request in requests:
-            if request.WhichOneof("part") == "header":
-                header = request.header
-                self.node.find_network(header.network)  # better now than after a long upload
-                continue
-            size += len(request.lines)
-            if size > ANNOUNCE_MAX:
-                raise Invalid("the file", f"is larger than {ANNOUNCE_MAX >> 20} MiB", "Split it")
-            parts.append(request.lines)
-        if header is None:
-            raise Invalid("Announce", "has no header", "Send the header first")
-        lines = b"".join(parts).split(b"\n")
-        count = await self.operations.announce(header.network, lines, _wait(header))
-        return pb.AnnounceReply(announced=count)
+        try:
+            async for request in requests:
+                if request.WhichOneof("part") == "header":
+                    header = request.header
+                    self.node.find_network(header.network)  # better now than after a long upload
+                    continue
+                if header is None:
+                    break
+                size += len(request.lines)
+                self._uploading += len(request.lines)
+                _check_upload(size, self._uploading)
+                parts.append(request.lines)
+            if header is None:
+                raise Invalid("Announce", "has no header", "Send the header first")
+            lines = b"".join(parts).split(b"\n")
+            parts.clear()
+            count = await self.operations.announce(header.network, lines, _wait(header))
+            return pb.AnnounceReply(announced=count)
+        finally:
+            self._uploading -= size
 
     @reports_stream
     async def ListEndpoints(
@@ -208,7 +240,7 @@ class Control(pb_grpc.ControlServicer):
     @reports
     async def RemoveEndpoint(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
         ids = await self.operations.remove_endpoints(
-            request.refs, request.network, _wait(request), request.all
+            _refs(request.refs), request.network, _wait(request), request.all
         )
         return pb.RemoveReply(removed=ids)
 
@@ -230,7 +262,7 @@ class Control(pb_grpc.ControlServicer):
         ]
         sandbox = await self.operations.create_sandbox(
             request.name,
-            request.networks,
+            _refs(request.networks),
             request.pid,
             spec=spec,
             publishes=publishes,
@@ -252,7 +284,7 @@ class Control(pb_grpc.ControlServicer):
 
     @reports
     async def RemoveSandbox(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
-        ids = await self.operations.remove_sandboxes(request.refs, _wait(request))
+        ids = await self.operations.remove_sandboxes(_refs(request.refs), _wait(request))
         return pb.RemoveReply(removed=ids)
 
     def _sandbox(self, sandbox: Sandbox) -> types.Sandbox:
@@ -284,9 +316,47 @@ class Control(pb_grpc.ControlServicer):
     async def GetMetrics(self, request: pb.GetMetricsRequest, context: Context) -> pb.MetricsReply:
         return pb.MetricsReply(text=(await self.metrics.text()).decode())
 
+    @reports
+    async def IssueUser(self, request: pb.IssueUserRequest, context: Context) -> pb.UserCertificate:
+        if self.users is None:
+            raise Unsupported("certificates", "are issued by no agent without an identity")
+        right = "read" if request.read else "change"
+        return self.users.issue(request.name, right, request.request)
+
+    # -- identity --
+
+    @reports
+    async def GetJoinToken(self, request: pb.GetJoinTokenRequest, context: Context) -> pb.JoinToken:
+        return await self.administration.join_token(request.rotate)
+
+    @reports
+    async def RotateAuthority(
+        self, request: pb.RotateAuthorityRequest, context: Context
+    ) -> pb.Cluster:
+        return await self.administration.rotate_authority(request.force)
+
+    @reports
+    async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.Cluster:
+        return self.administration.cluster()
+
 
 def _wait(request: Any) -> float:
     seconds = request.wait.seconds if request.HasField("wait") else 0.0
     if not 0 <= seconds <= WAIT_MAX:
         raise Invalid(f"--wait={seconds:g}", "is out of range", f"Use 0 to {WAIT_MAX:g} seconds")
     return float(seconds)
+
+
+def _refs(refs: Sequence[str]) -> list[str]:
+    """What a request names, each once; Invalid if that is too much for one."""
+    if len(refs) > REFS_MAX:
+        raise Invalid("the request", f"names {len(refs)} objects", f"Name {REFS_MAX} at a time")
+    return list(dict.fromkeys(refs))
+
+
+def _check_upload(size: int, all: int) -> None:
+    if size > ANNOUNCE_MAX:
+        raise Invalid("the file", f"is larger than {ANNOUNCE_MAX >> 20} MiB", "Split it")
+    if all > ANNOUNCE_MAX:
+        why = f"there are {ANNOUNCE_MAX >> 20} MiB of others on their way"
+        raise Exhausted("the file", why, "Announce one after the other")

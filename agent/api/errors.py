@@ -26,7 +26,8 @@ TEXT_MAX = 1500
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: VxmeshError) -> None:
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: VxmeshError) -> None:
+    """End a call with an error; raises grpc.aio.AbortError."""
     parts = {"what": error.what, "why": error.why, "fix": error.fix}
     info = error_details_pb2.ErrorInfo(
         reason=error.code,
@@ -57,11 +58,11 @@ def reports(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
         try:
             return await method(self, request, context)
         except VxmeshError as error:
-            await _abort(context, error)
+            await abort(context, error)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _abort(context, _unexpected(method.__name__, error))
+            await abort(context, _unexpected(method.__name__, error))
 
     return wrapped
 
@@ -79,10 +80,10 @@ def reports_stream(
             async for reply in method(self, request, context):
                 yield reply
         except VxmeshError as error:
-            await _abort(context, error)
+            await abort(context, error)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _abort(context, _unexpected(method.__name__, error))
+            await abort(context, _unexpected(method.__name__, error))
 
     return wrapped

@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from agent import __version__
+from agent.api.refusals import REASONS
 from agent.errors import VxmeshError
 from agent.node import NodeState
 from agent.views import Change
@@ -44,6 +45,8 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_replica_origins": ((), "Nodes that records are held of."),
     "vxmesh_replica_records": ((), "Records held, of all origins."),
     "vxmesh_peer_streams": ((), "Open streams to other agents."),
+    "vxmesh_peer_refused_total": (("reason",), "Connections and calls refused at the peer port."),
+    "vxmesh_join_refused_total": (("reason",), "Requests for a certificate that were refused."),
     "vxmesh_loop_lag_seconds": ((), "The event loop's largest lag in the last 15 to 30 s."),
     "vxmesh_resolver_up": ((), "1 if the name server answers its agent."),
     "vxmesh_resolver_rows": (("of",), "Networks, endpoints and views the name server knows."),
@@ -51,12 +54,15 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_resolver_answers_total": (("result",), "What was to be done with them."),
     "vxmesh_resolver_forwarded_total": (("transport",), "Questions sent to an upstream."),
     "vxmesh_resolver_failures_total": (("reason",), "Questions that got no proper answer."),
+    "vxmesh_control_refused_total": (("reason",), "Attempts to use the agent that were refused."),
 }
 
 # A notice of this kind counts here: the metric, which of its fields are labels, and which one
 # says how much (empty: one).
 COUNTED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "drift.repaired": ("vxmesh_drift_repaired_total", ("kind",), "count"),
+    "control.refused": ("vxmesh_control_refused_total", ("reason",), "count"),
+    "join.refused": ("vxmesh_join_refused_total", ("reason",), ""),
 }
 
 # The name server's own counters (resolver/server.py, forward.py): metric and label.
@@ -94,6 +100,7 @@ class Sources:
     peer_streams: Callable[[], int] = lambda: 0
     resolver: Callable[[], Awaitable[Mapping[str, int]]] | None = None  # its counters
     repair_kinds: Iterable[str] = field(default_factory=tuple)
+    peer_refused: Callable[[], Mapping[str, int]] = dict  # reason -> how many
 
 
 class Metrics:
@@ -106,6 +113,8 @@ class Metrics:
         }
         for kind in sources.repair_kinds:
             self.count("vxmesh_drift_repaired_total", 0, kind=kind)
+        for reason in REASONS:
+            self.count("vxmesh_control_refused_total", 0, reason=reason)
         self._lags = [0.0, 0.0]  # of the window before and of this one, seconds
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
@@ -182,6 +191,8 @@ class Metrics:
             for n in networks
         }
         values.update({name: dict(held) for name, held in self._counters.items()})
+        refused = self.sources.peer_refused()
+        values["vxmesh_peer_refused_total"] = {(why,): count for why, count in refused.items()}
         return values
 
     async def _ask_resolver(self, values: Values) -> None:

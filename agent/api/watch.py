@@ -23,6 +23,7 @@ from agent.views import Change, EndpointChange
 HISTORY = 10_000  # events kept, some 500 bytes each
 PAGE = 500  # endpoints a turn of the loop
 BACKLOG = 1_000  # changes a watcher may lag behind
+WATCHERS_MAX = 256  # each is handed every change, and may hold back as many as that
 
 
 class Item(NamedTuple):
@@ -75,6 +76,8 @@ class Watchers:
 
     async def watch(self, request: pb.WatchRequest) -> AsyncIterator[pb.Event]:
         """Events after a revision; with 0 first the present state or the history, then `synced`."""
+        if len(self._queues) >= WATCHERS_MAX:
+            raise Exhausted("watches", f"{WATCHERS_MAX} are open already", "End some of them")
         queue: asyncio.Queue[Item | None] = asyncio.Queue(BACKLOG)
         past = list(self._history)
         began, revision, since = self._began, self.node.revision, request.since

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # into another mount namespace: `vxmesh exec` forks for just that.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+import click
+
 from agent.client import Client
 from agent.errors import Invalid
 
@@ -27,8 +29,11 @@ T = TypeVar("T")
 def call(host: str, function: Callable[[Client], Awaitable[T]]) -> T:
     """Run `function` with a client of the agent at `host` (empty: the default)."""
 
+    context = click.get_current_context(silent=True)
+    tls = context.obj.get("tls", "") if context and context.obj else ""
+
     async def main() -> T:
-        async with Client(host) as client:
+        async with Client(host, tls) as client:
             return await function(client)
 
     return asyncio.run(main())

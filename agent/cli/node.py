@@ -64,13 +64,15 @@ def rm(refs: tuple[str, ...], wait: float, host: str, output: str) -> None:
 
 @node.command()
 @click.option("--force", is_flag=True, help="end the workloads of this node")
+@wait_option
 @host_option
 @output_option
-def leave(force: bool, host: str, output: str) -> None:
+def leave(force: bool, wait: float, host: str, output: str) -> None:
     """Hand this node's addresses to the others and end its agent.
 
-    Started again, it is the same node as before.
+    Started again, it is the same node as before. With --wait it goes once nothing of it is in
+    any other node's kernel; past the time it stays.
     """
-    done = [to_dict(h) for h in call(host, lambda client: client.leave(force=force))]
+    done = [to_dict(h) for h in call(host, lambda client: client.leave(force=force, wait=wait))]
     text = "\n".join(f"{h['network']}: {h['addresses']} addresses to {h['node']}" for h in done)
     emit_done(text, {"handovers": done}, output)

@@ -62,12 +62,23 @@ def output_option(command: F) -> F:
 
 
 def host_option(command: F) -> F:
-    """--host; the command receives `host`, empty where the client's default holds."""
+    """--host and --tls; the command receives `host`, empty where the client's default holds.
+
+    What --tls was given calls.py takes from the context: it says nothing without --host.
+    """
+    command = click.option(
+        "--tls",
+        metavar="FILE",
+        expose_value=False,
+        callback=_remember("tls", ""),
+        help="key and certificate of 'cluster user', for a tcp:// host [VXMESH_TLS]",
+    )(command)
     return click.option(
         "--host",
         metavar="TARGET",
         callback=_remember("host", ""),
-        help="the agent's socket [VXMESH_HOST, unix:///run/vxmesh/agent.sock]",
+        help="the agent: unix:///PATH or tcp://HOST:PORT "
+        "[VXMESH_HOST, unix:///run/vxmesh/agent.sock]",
     )(command)
 
 

@@ -11,9 +11,9 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-import grpc
 import grpc.aio
 
+from agent.cluster.dialer import Denied, Dialer
 from agent.errors import Unavailable
 from agent.model import Node
 from agent.rpc import peer_pb2 as pb
@@ -23,22 +23,12 @@ SPACE_WITHIN = 2.0  # s; for an owner to donate addresses
 AWAIT_MOST = 60.0  # s; that who asks what our kernel has is kept waiting
 ROUND_ABOUT_AFTER = 0.3  # s without an answer; then others are asked to ask
 AGAIN = 0.1  # s; after a node did not answer
-
-OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", 16 << 20),
-    ("grpc.http2.bdp_probe", 1),
-]
+DENIED_AGAIN = 1.0  # s; after it was there, but one did not believe the other
 
 
-def target_of(node: Node) -> str:
-    """host:port of a node's agent."""
-    host = f"[{node.address}]" if ":" in node.address else node.address
-    return f"{host}:{node.port}"
-
-
-async def request_space(node: Node, request: pb.SpaceRequest, tries: int = 1) -> pb.SpaceReply:
+async def request_space(
+    dialer: Dialer, node: Node, request: pb.SpaceRequest, tries: int = 1
+) -> pb.SpaceReply:
     """Ask an owner of addresses for some; Unavailable if it does not answer.
 
     On a way that loses packets the first try may be lost with them. To ask twice is to be given
@@ -46,36 +36,43 @@ async def request_space(node: Node, request: pb.SpaceRequest, tries: int = 1) ->
     """
     for _ in range(tries - 1):
         with contextlib.suppress(Unavailable):
-            return await _request_space(node, request)
-    return await _request_space(node, request)
+            return await _request_space(dialer, node, request)
+    return await _request_space(dialer, node, request)
 
 
-async def _request_space(node: Node, request: pb.SpaceRequest) -> pb.SpaceReply:
-    channel = grpc.aio.insecure_channel(target_of(node), OPTIONS)
+async def _request_space(dialer: Dialer, node: Node, request: pb.SpaceRequest) -> pb.SpaceReply:
+    channel = dialer.channel(node)
     try:
         stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
         reply: pb.SpaceReply = await stub.RequestSpace(request, timeout=SPACE_WITHIN)
         return reply
     except grpc.aio.AioRpcError as error:
-        raise Unavailable(f"node {node.name}", f"does not answer ({error.code().name})") from None
+        raise dialer.heed(error, node.id) from None
     finally:
         await channel.close()
 
 
 async def await_applied(
-    node: Node, origin: str, version: int, deadline: float, via: Sequence[Node] = ()
+    dialer: Dialer,
+    node: Node,
+    origin: str,
+    version: int,
+    deadline: float,
+    via: Sequence[Node] = (),
 ) -> bool:
     """Whether a node's kernel has `origin`'s records up to `version` before the deadline (on
     the monotonic clock). One that does not answer is asked again until then.
 
     `via` are nodes that are asked to ask it, if it is slow: the way between us may be cut.
     """
-    ways = [asyncio.create_task(_await_applied(node, origin, version, deadline, ""))]
+    ways = [asyncio.create_task(_await_applied(dialer, node, origin, version, deadline, ""))]
     try:
         await asyncio.wait(ways, timeout=min(ROUND_ABOUT_AFTER, deadline - time.monotonic()))
         if not ways[0].done():
             ways += [
-                asyncio.create_task(_await_applied(other, origin, version, deadline, node.id))
+                asyncio.create_task(
+                    _await_applied(dialer, other, origin, version, deadline, node.id)
+                )
                 for other in via
             ]
         left = set(ways)
@@ -89,8 +86,10 @@ async def await_applied(
             way.cancel()
 
 
-async def _await_applied(node: Node, origin: str, version: int, deadline: float, of: str) -> bool:
-    channel = grpc.aio.insecure_channel(target_of(node), OPTIONS)
+async def _await_applied(
+    dialer: Dialer, node: Node, origin: str, version: int, deadline: float, of: str
+) -> bool:
+    channel = dialer.channel(node)
     try:
         stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
         while (left := deadline - time.monotonic()) > 0:
@@ -100,8 +99,9 @@ async def _await_applied(node: Node, origin: str, version: int, deadline: float,
                 reply: pb.Applied = await stub.AwaitApplied(request, timeout=left)
                 if reply.version >= version:
                     return True
-            except grpc.aio.AioRpcError:
-                await asyncio.sleep(min(AGAIN, left))
+            except grpc.aio.AioRpcError as error:
+                is_denied = isinstance(dialer.heed(error, node.id), Denied)
+                await asyncio.sleep(min(DENIED_AGAIN if is_denied else AGAIN, left))
         return False
     finally:
         await channel.close()

@@ -4,11 +4,12 @@ host. What stands opposite: detector.py, which decides what to ask."""
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
 import grpc.aio
 
-from agent.cluster.calls import target_of
+from agent.cluster.dialer import Dialer, target_of
 from agent.core.membership import Outcome
 from agent.model import Node
 from agent.rpc import peer_pb2_grpc as pb_grpc
@@ -23,35 +24,56 @@ _OPTIONS = [
 ]
 
 
-class Channels:
-    """One channel a node; of too many, those used longest ago go."""
+class _Held(NamedTuple):
+    channel: grpc.aio.Channel
+    target: str
+    generation: int  # of the keyring
+    since: float  # monotonic
 
-    def __init__(self) -> None:
-        self._channels: dict[str, tuple[str, grpc.aio.Channel]] = {}
+
+class Channels:
+    """One channel a node; of too many, those used longest ago go.
+
+    None becomes older than `check_interval`, or than the certificates that hold now: what was
+    believed when it was made may not be any more.
+    """
+
+    def __init__(self, dialer: Dialer) -> None:
+        self._dialer = dialer
+        self._channels: dict[str, _Held] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def stub(self, node: Node) -> Any:
         """The Peer service of a node."""
-        target = target_of(node)
         held = self._channels.pop(node.id, None)
-        if held is not None and held[0] != target:  # it has moved
-            self._close_soon(held[1])
+        if held is not None and not self._is_good(held, node):
+            self._close_soon(held.channel)
             held = None
-        channel = held[1] if held else grpc.aio.insecure_channel(target, _OPTIONS)
-        self._channels[node.id] = (target, channel)
+        if held is None:
+            channel = self._dialer.channel(node, _OPTIONS)
+            generation = self._dialer.keyring.generation
+            held = _Held(channel, target_of(node), generation, time.monotonic())
+        self._channels[node.id] = held
         while len(self._channels) > CHANNELS_MAX:
-            self._close_soon(self._channels.pop(next(iter(self._channels)))[1])
-        return pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
+            self._close_soon(self._channels.pop(next(iter(self._channels))).channel)
+        return pb_grpc.PeerStub(held.channel)  # type: ignore[no-untyped-call]
+
+    def _is_good(self, held: _Held, node: Node) -> bool:
+        return (
+            held.target == target_of(node)
+            and held.generation == self._dialer.keyring.generation
+            and time.monotonic() - held.since < self._dialer.check_interval
+        )
 
     def drop(self, id: str) -> None:
         """Use another channel for a node from now on; what is under way on this one goes on."""
         held = self._channels.pop(id, None)
         if held:
-            self._close_soon(held[1])
+            self._close_soon(held.channel)
 
     async def close(self) -> None:
         """Close all."""
-        channels = [channel for _, channel in self._channels.values()]
+        channels = [held.channel for held in self._channels.values()]
         self._channels.clear()
         for task in self._closing:
             task.cancel()

@@ -6,6 +6,7 @@ gRPC's API, so that a batch that goes to every peer is encoded once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 
 import msgspec
@@ -13,21 +14,23 @@ from google.protobuf.message import DecodeError
 
 from agent.core.membership import Rumour, State
 from agent.core.plumtree import Graft, Have, Prune
-from agent.core.replica import Delta, Record
-from agent.core.session import Applied, Digest, Hello, Message
+from agent.core.replica import ORIGINS_MAX, VERSION_MAX, Delta, Record
+from agent.core.session import BATCH, Applied, Digest, Hello, Message
 from agent.core.stability import Reach, Seen
 from agent.core.summary import BUCKETS, Summary
 from agent.errors import Invalid
 from agent.rpc import peer_pb2 as pb
 
 # What a peer may say in one message; past it the peer is broken or hostile.
-RECORDS_MAX = 100_000
-ORIGINS_MAX = 100_000
+RECORDS_MAX = 20_000  # of one answer (BEHIND_MAX in server.py and consent.py) ...
+BATCH_MAX = 2 * BATCH  # ... and of a stream's message: all of them are taken in at one go
 VALUE_BYTES_MAX = 256 * 1024
 RUMOURS_MAX = 20_000  # a table of a cluster far larger than is meant, suspicions and all
+ID_MAX = 64  # characters of a node's id; ours have 16
+KEY_MAX = 2 + ID_MAX  # of a record's key: its kind and an id
+TEXT_MAX = 128  # characters of what is only shown
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(list[Record]).decode
-VERSION_MAX = 1 << 62  # a thousand writes a second for a hundred million years; fits SQLite
 
 
 class Rumours(tuple[Rumour, ...]):
@@ -46,7 +49,8 @@ def rumours_from_proto(messages: Iterable[pb.Rumour]) -> Rumours:
     """Rumours out of their messages; Invalid if one cannot be one."""
     found = []
     for m in messages:
-        if m.state > State.LEFT or m.incarnation > VERSION_MAX or not m.node:
+        names = 0 < len(m.node) <= ID_MAX and len(m.by) <= ID_MAX
+        if m.state > State.LEFT or m.incarnation > VERSION_MAX or not names:
             raise Invalid("rumour", f"about {m.node[:40]!r} cannot be", "")
         found.append(Rumour(m.node, m.incarnation, State(m.state), m.by))
     if len(found) > RUMOURS_MAX:
@@ -73,22 +77,26 @@ def delta_to_proto(delta: Delta) -> pb.Delta:
     )
 
 
-def delta_from_proto(message: pb.Delta) -> Delta:
-    """A delta out of its message; Invalid if it cannot be one."""
+def delta_from_proto(message: pb.Delta, most: int = RECORDS_MAX) -> Delta:
+    """A delta of at most `most` records out of its message; Invalid if it cannot be one."""
     try:
         records = _unpack(message.records) if message.records else []
     except msgspec.MsgspecError as error:
         raise Invalid("delta", f"has records that cannot be read ({error})", "") from None
-    if len(records) > RECORDS_MAX:
+    if len(records) > most:
         raise Invalid("delta", f"has {len(records)} records", "")
     last = message.base
     for key, version, value in records:
-        if not last < version <= message.upto or len(value) > VALUE_BYTES_MAX or key[1:2] != "/":
+        fits = last < version <= message.upto and len(value) <= VALUE_BYTES_MAX
+        if not fits or key[1:2] != "/" or len(key) > KEY_MAX:
             raise Invalid("delta", f"record {key[:40]!r} does not fit", "")
         last = version
+    if len({record.key for record in records}) != len(records):
+        # A delta tells the newest of each key: more would be work for nothing.
+        raise Invalid("delta", "has a key twice", "")
     if max(message.upto, message.floor) > VERSION_MAX:
         raise Invalid("delta", f"has version {message.upto}", "")
-    if not message.origin or message.upto < message.base:
+    if not 0 < len(message.origin) <= ID_MAX or message.upto < message.base:
         raise Invalid("delta", "has no origin, or ends before it begins", "")
     return Delta(
         message.origin,
@@ -182,16 +190,18 @@ def decode(data: bytes) -> Message | Rumours:
         raise Invalid("peer message", f"cannot be read ({error})", "") from None
     match message.WhichOneof("kind"):
         case "delta":
-            return delta_from_proto(message.delta)
+            return delta_from_proto(message.delta, BATCH_MAX)
         case "digest":
             digest = message.digest
             entries = {e.origin: (e.version, e.floor) for e in digest.entries}
             _check("digest", entries, (max(pair) for pair in entries.values()))
+            _check_clocks("digest", digest)
             return Digest(entries, digest.time, digest.echo, digest.held, digest.buckets)
         case "hello":
             hello = message.hello
-            if not hello.node:
-                raise Invalid("hello", "has no node", "")
+            texts = max(len(hello.boot), len(hello.version), len(hello.name)) <= TEXT_MAX
+            if not 0 < len(hello.node) <= ID_MAX or not texts:
+                raise Invalid("hello", "has no node, or more than that", "")
             return Hello(hello.node, hello.boot, hello.version, hello.name)
         case "applied":
             return Applied(message.applied.version)
@@ -201,6 +211,7 @@ def decode(data: bytes) -> Message | Rumours:
             summary = message.summary
             if len(summary.buckets) != BUCKETS:
                 raise Invalid("summary", f"has {len(summary.buckets)} buckets", "")
+            _check_clocks("summary", summary)
             return Summary(tuple(summary.buckets), summary.time, summary.echo, summary.held)
         case "have":
             return Have(_versions("have", message.have.entries))
@@ -227,7 +238,12 @@ def _versions(what: str, entries: Collection[pb.VersionEntry]) -> dict[str, int]
 
 
 def _check(what: str, origins: Collection[str], versions: Iterable[int]) -> None:
-    if len(origins) > ORIGINS_MAX or not all(origins):
-        raise Invalid(what, f"is of {len(origins)} origins, or of one without a name", "")
+    if len(origins) > ORIGINS_MAX or not all(0 < len(o) <= ID_MAX for o in origins):
+        raise Invalid(what, f"is of {len(origins)} origins, or of one that cannot be", "")
     if max(versions, default=0) > VERSION_MAX:
         raise Invalid(what, "has a version that cannot be", "")
+
+
+def _check_clocks(what: str, message: pb.Digest | pb.Summary) -> None:
+    if not all(map(math.isfinite, (message.time, message.echo, message.held))):
+        raise Invalid(what, "has a time that is none", "")

@@ -12,15 +12,14 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import msgspec
 import structlog
 
-from agent.cluster.calls import OPTIONS, target_of
+from agent.cluster.claims import Claims
 from agent.cluster.codec import delta_from_proto, delta_to_proto
+from agent.cluster.dialer import Dialer
 from agent.core.removal import Answer, Ask, Verdict
 from agent.core.replica import Delta
 from agent.errors import Unavailable
-from agent.model import Removal, encode
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
 from agent.rpc import peer_pb2_grpc as pb_grpc
@@ -29,51 +28,20 @@ log = structlog.get_logger()
 
 ANSWER_WITHIN = 2.0  # s; for one try
 DELIVER_WITHIN = 5.0  # s; the receiver writes to its disk
-BEHIND_MAX = 20_000  # records of one origin that fit into an answer; else the streams bring them
-REMOVAL_METADATA = "vxmesh-removal-bin"  # trailing metadata of a stream that is refused for good
-_removal = msgspec.msgpack.Decoder(Removal)
+BEHIND_MAX = 20_000  # records that fit into an answer; the streams bring what does not
+LOST_MAX = 1000  # nodes that one asks to remove together
 
 Durable = Callable[[], Awaitable[None]]
-
-
-class Refused(Exception):
-    """A node that was removed opened a stream, or asks for something."""
-
-    def __init__(self, removal: Removal) -> None:
-        super().__init__(removal)
-        self.removal = removal
-
-
-async def refuse(context: grpc.aio.ServicerContext[Any, Any], refused: Refused) -> None:
-    """End a removed node's call so that it learns why."""
-    removal = refused.removal
-    await context.abort(
-        grpc.StatusCode.PERMISSION_DENIED,
-        f"this node was removed by {removal.by_name or removal.by}",
-        ((REMOVAL_METADATA, encode(removal)),),
-    )
-
-
-def find_removal(error: Exception, me: str) -> Removal | None:
-    """What `refuse` said, if that is what ended a call."""
-    if not isinstance(error, grpc.aio.AioRpcError):
-        return None
-    for key, value in error.trailing_metadata() or ():
-        if key == REMOVAL_METADATA and isinstance(value, bytes):
-            try:
-                removal = _removal.decode(value)
-            except msgspec.MsgspecError:
-                return None
-            return removal if removal.node == me else None
-    return None
 
 
 class Consent:
     """Both sides of the calls."""
 
-    def __init__(self, node: NodeState, durable: Durable) -> None:
+    def __init__(self, node: NodeState, durable: Durable, dialer: Dialer, claims: Claims) -> None:
         self.node = node
         self._durable = durable
+        self._dialer = dialer
+        self._claims = claims
 
     # -- asking --
 
@@ -124,17 +92,12 @@ class Consent:
         node = self.node.nodes.get(peer)
         if node is None:
             raise Unavailable(f"node {peer}", "is not known here")
-        channel = grpc.aio.insecure_channel(target_of(node), OPTIONS)
+        channel = self._dialer.channel(node)
         try:
             stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
             return await getattr(stub, method)(request, timeout=seconds)
         except grpc.aio.AioRpcError as error:
-            removal = find_removal(error, self.node.me)
-            if removal:
-                self.node.expel(removal)
-            raise Unavailable(
-                f"node {node.name}", f"does not answer ({error.code().name})"
-            ) from None
+            raise self._dialer.heed(error, peer) from None
         finally:
             await channel.close()
 
@@ -160,15 +123,16 @@ class Consent:
         request: pb.RemovalAsk,
         context: grpc.aio.ServicerContext[pb.RemovalAsk, pb.RemovalAnswer],
     ) -> pb.RemovalAnswer:
+        await self._claims.check(request.remover, context)
+        if len(request.lost) > LOST_MAX:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "too many nodes")
         node, ask = self.node, Ask(request.remover, frozenset(request.lost))
         if request.release:
             node.removing.release(ask)
             return pb.RemovalAnswer()
-        if removal := node.removals.get(request.remover):
-            await refuse(context, Refused(removal))
         # What we own by a donation that nobody else has heard of must be among what we tell.
         await self._durable()
-        answer = node.removing.decide(ask, node.clock())
+        answer = node.removing.decide(ask, node.monotonic())
         log.info(
             "removal.asked", by=ask.remover, lost=sorted(ask.lost), verdict=answer.verdict.name
         )
@@ -179,11 +143,12 @@ class Consent:
             versions=[pb.DigestEntry(origin=o, version=v) for o, v in answer.versions.items()],
             voters=sorted(answer.voters),
         )
-        for entry in request.known:
-            lacking = node.version(entry.origin) > entry.version
-            if entry.origin in answer.versions and lacking:
-                delta = _delta(node, entry.origin, entry.version)
-                if len(delta.records) <= BEHIND_MAX:
+        left = BEHIND_MAX
+        for origin, known in {entry.origin: entry.version for entry in request.known}.items():
+            if origin in answer.versions and node.version(origin) > known:
+                delta = _delta(node, origin, known)
+                if len(delta.records) <= left:
+                    left -= len(delta.records)
                     reply.deltas.append(delta_to_proto(delta))
         return reply
 
@@ -193,8 +158,7 @@ class Consent:
         context: grpc.aio.ServicerContext[pb.Delivery, pb.DeliveryReply],
     ) -> pb.DeliveryReply:
         node, sender = self.node, request.node
-        if removal := node.removals.get(sender):
-            await refuse(context, Refused(removal))
+        await self._claims.check(sender, context)
         if request.HasField("delta"):
             delta = delta_from_proto(request.delta)
             if delta.origin == sender:

@@ -21,8 +21,9 @@ import grpc.aio
 import structlog
 
 from agent.cluster.channels import Channels, knock
-from agent.cluster.codec import encode_rumours, rumours_from_proto, rumours_to_proto
-from agent.cluster.consent import find_removal
+from agent.cluster.codec import Rumours, encode_rumours, rumours_from_proto, rumours_to_proto
+from agent.cluster.dialer import Dialer, Distrusted
+from agent.core.bounds import INCARNATION_MAX
 from agent.core.membership import (
     Ask,
     Membership,
@@ -33,6 +34,7 @@ from agent.core.membership import (
     Transition,
     Tuning,
 )
+from agent.errors import Invalid
 from agent.model import Node
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
@@ -82,6 +84,7 @@ class Detector:
         tuning: Tuning,
         incarnation: int,
         streams: Callable[[], Mapping[str, Stream]],
+        dialer: Dialer,
     ) -> None:
         self.node = node
         self.membership = Membership(
@@ -92,7 +95,8 @@ class Detector:
         self._told: dict[str, int] = {}  # node -> the incarnation that it gave itself
         self._taken: dict[str, float] = {}  # node -> last_heard of its stream, as last looked at
         self._differs: dict[str, int] = {}  # node -> pings running on which its table was another
-        self._channels = Channels()
+        self._dialer = dialer
+        self._channels = Channels(dialer)
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopped = False
@@ -147,7 +151,7 @@ class Detector:
     async def _say_farewell(self, node: Node) -> None:
         deadline = time.monotonic() + FAREWELL_WITHIN
         while (left := deadline - time.monotonic()) > 0:
-            if await self._ping_once(node, left):
+            if isinstance(await self._ping_once(node, left), pb.PingReply):
                 return
             await asyncio.sleep(FAREWELL_AGAIN)
 
@@ -169,7 +173,8 @@ class Detector:
         known = self.node.nodes
         rumours = [r for r in rumours if r.node in known]  # of others there is no record yet
         for rumour in rumours:
-            if rumour.node == peer and rumour.state is State.ALIVE:
+            own = rumour.node == peer and rumour.state is State.ALIVE
+            if own and rumour.incarnation <= INCARNATION_MAX:
                 self._told[peer] = max(self._told.get(peer, 0), rumour.incarnation)
         self.membership.receive(rumours, now)
         if peer in known and peer in self._told:
@@ -308,7 +313,9 @@ class Detector:
                 return
             stub = self._channels.stub(node)
             reply: pb.PingForReply = await stub.PingFor(request, timeout=ask.timeout)
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
+            if isinstance(error, grpc.aio.AioRpcError):
+                self._dialer.heed(error, helper)
             self._channels.drop(helper)
             return  # no nack either: perhaps it is we who are slow (Lifeguard)
         outcome = {0: Outcome.ACK, 1: Outcome.REFUSED}.get(reply.outcome, Outcome.SILENT)
@@ -333,23 +340,30 @@ class Detector:
         pinging = asyncio.ensure_future(self._ping_once(node, timeout))
         try:
             await asyncio.wait({pinging}, timeout=timeout * KNOCK_AFTER)
-            reply = pinging.result() if pinging.done() else None
-            if reply is None:
+            reply = pinging.result() if pinging.done() else Outcome.SILENT
+            if reply is Outcome.SILENT:
                 knocked = await knock(node, begin + timeout - time.monotonic())
                 if knocked is None:
                     host_answers()
                 reply = await pinging
         finally:
             pinging.cancel()
-        if reply is None:
+        if reply is Outcome.SILENT:
             return knocked or Outcome.SILENT, 0
-        if reply.node != target:
-            return Outcome.REFUSED, 0  # another agent lives there now
-        self.take(target, rumours_from_proto(reply.rumours))
+        if isinstance(reply, Outcome):
+            return reply, 0
+        try:
+            rumours = _sound(reply)
+        except Invalid as error:
+            log.warning("peer.refused", peer=target, error=str(error))
+            return Outcome.SILENT, 0
+        self.take(target, rumours)
         self._compare(target, reply.table)
         return Outcome.ACK, reply.incarnation
 
-    async def _ping_once(self, node: Node, timeout: float) -> pb.PingReply | None:
+    async def _ping_once(self, node: Node, timeout: float) -> pb.PingReply | Outcome:
+        """The answer; REFUSED if another agent lives there now, or one that cannot show whose it
+        is; SILENT if there is none."""
         request = pb.PingRequest(
             node=self.node.me,
             incarnation=self.membership.incarnation,
@@ -360,14 +374,14 @@ class Detector:
         try:
             stub = self._channels.stub(node)
             reply: pb.PingReply = await stub.Ping(request, timeout=timeout)
-            return reply
+            return reply if reply.node == node.id else Outcome.REFUSED
         except (grpc.aio.AioRpcError, grpc.aio.UsageError) as error:
-            removal = find_removal(error, self.node.me)
-            if removal:
-                self.node.expel(removal)
             # A new channel the next time: this one's connection may have backed off for long.
             self._channels.drop(node.id)
-            return None
+            if isinstance(error, grpc.aio.UsageError):
+                return Outcome.SILENT
+            meant = self._dialer.heed(error, node.id)
+            return Outcome.REFUSED if isinstance(meant, Distrusted) else Outcome.SILENT
 
     def _compare(self, id: str, table: int) -> None:
         """What a peer knows of all, as a hash: news on its way differs once, what was lost again
@@ -385,10 +399,11 @@ class Detector:
         return self.membership.piggyback(id)
 
     def answer(self, request: pb.PingRequest) -> pb.PingReply:
-        """What a peer that pings is told."""
+        """What a peer that pings is told; Invalid if it says what cannot be."""
+        rumours = _sound(request)
         if request.node in self.node.nodes:
             self._told[request.node] = max(self._told.get(request.node, 0), request.incarnation)
-            self.take(request.node, rumours_from_proto(request.rumours))
+            self.take(request.node, rumours)
             self._compare(request.node, request.table)
             self._first_seen(request.node)
         return pb.PingReply(
@@ -404,3 +419,10 @@ class Detector:
         outcome, incarnation = await self.ping(request.target, seconds)
         number = {Outcome.ACK: 0, Outcome.REFUSED: 1, Outcome.SILENT: 2}[outcome]
         return pb.PingForReply(outcome=number, incarnation=incarnation)
+
+
+def _sound(message: pb.PingRequest | pb.PingReply) -> Rumours:
+    """The rumours of a ping; Invalid if it says what cannot be."""
+    if message.incarnation > INCARNATION_MAX:
+        raise Invalid("ping", f"has incarnation {message.incarnation}", "")
+    return rumours_from_proto(message.rumours)

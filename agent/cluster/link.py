@@ -14,6 +14,7 @@ from agent.cluster.codec import Encoder, Rumours, decode
 from agent.core.plumtree import Mesh
 from agent.core.session import Hello, Message, Session, Store
 from agent.errors import Unavailable, VxmeshError
+from agent.model import shorten
 
 log = structlog.get_logger()
 
@@ -23,6 +24,14 @@ WATCH_INTERVAL = 0.25  # s; how late a silent stream may be ended
 HELLO_WITHIN = 3.0  # s; for the peer to say who it is
 
 Write = Callable[[bytes], Awaitable[None]]
+
+
+class Impostor(VxmeshError):
+    """The peer says that it is another node than its certificate names."""
+
+    def __init__(self, claimed: str) -> None:
+        super().__init__("peer", f"says that it is {shorten(claimed)}, which it is not")
+        self.claimed = claimed
 
 
 class Link:
@@ -36,9 +45,14 @@ class Link:
         mesh: Mesh,
         heard: Callable[[str, Message | Rumours], None],
         dialed: bool,
+        expected: str,
     ) -> None:
-        """`heard` is given the peer's id and each message, once the session has taken it."""
+        """`heard` is given the peer's id and each message, once the session has taken it.
+
+        `expected` is the id of the node on the other side, by its certificate.
+        """
         self.dialed = dialed
+        self.expected = expected
         self.me = hello.node
         self.session = Session(store, hello, random.Random(), time.monotonic(), mesh)
         self.closed = asyncio.Event()  # told to end
@@ -96,7 +110,8 @@ class Link:
     ) -> None:
         """Carry messages until the stream ends, is closed, or falls silent.
 
-        `greeted` is called once the peer has said who it is; it says whether to go on.
+        `greeted` is called once the peer has said who it is; it says whether to go on. Impostor
+        if it is not.
         """
         tasks = [
             asyncio.ensure_future(self._read(read, greeted)),
@@ -108,6 +123,8 @@ class Link:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+        except Impostor:
+            raise
         except VxmeshError as error:
             log.warning("peer.refused", peer=self.peer, error=str(error))
         except Exception as error:
@@ -123,14 +140,20 @@ class Link:
     async def _read(self, read: AsyncIterable[bytes], greeted: Callable[[Link], bool]) -> None:
         async for data in read:
             message = decode(data)
+            if isinstance(message, Hello):
+                if message.node != self.expected:
+                    raise Impostor(message.node)
+                if self.greeted.is_set():
+                    raise Unavailable("peer", "says twice who it is", "")
+            elif not self.greeted.is_set():
+                # Before anything of it is taken in.
+                raise Unavailable("peer", "did not say who it is", "")
             if isinstance(message, Rumours):
                 self.session.heard = time.monotonic()
             else:
                 self.session.receive(message, time.monotonic())
             self._heard(self.peer, message)
             if not self.greeted.is_set():
-                if not self.session.peer:
-                    raise Unavailable("peer", "did not say who it is", "")
                 self.greeted.set()
                 if not greeted(self):
                     return

@@ -11,9 +11,11 @@ What stands opposite: this room on the other node. detector.py says who lives.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,12 +23,17 @@ import grpc.aio
 import structlog
 
 from agent.cluster import calls
-from agent.cluster.calls import OPTIONS, target_of
+from agent.cluster.callers import Caller
+from agent.cluster.claims import Claims
 from agent.cluster.codec import Encoder, Rumours, delta_from_proto
-from agent.cluster.consent import Consent, Refused, find_removal
-from agent.cluster.link import SILENCE, Link, Write
+from agent.cluster.consent import Consent
+from agent.cluster.dialer import OPTIONS, Denied, Dialer, Distrusted, target_of
+from agent.cluster.link import SILENCE, Impostor, Link, Write
+from agent.cluster.outside import Handlers
 from agent.cluster.reach import Reach
-from agent.cluster.server import SYNC, PeerServer
+from agent.cluster.refusals import Reason, Refusals
+from agent.cluster.server import RANGES_MAX, SYNC, PeerServer
+from agent.cluster.trust import Keyring
 from agent.core.plumtree import Mesh
 from agent.core.replica import Delta
 from agent.core.session import Hello, Message
@@ -41,12 +48,14 @@ log = structlog.get_logger()
 
 CONNECT_WITHIN = 1.0  # s; for a channel to a port that has just answered
 PAUSE = 0.1  # s; after a stream that ended, so that one that always ends at once costs little
-ELSEWHERE = 5.0  # s; where another node answered than the one that is looked for
+ELSEWHERE = 5.0  # s; where another node answered, or one side does not believe the other
+CHECK_WITHIN = 5.0  # s; for all streams to be checked, one after the other
 GRACE = 1.0  # s; how long the larger id leaves dialling to the smaller
 HEAD_START = 0.1  # s; and how long when a port answers again, to both at about the same time
 SETTLE = 0.1  # s; where nodes are many, their comings and goings are looked at together
 KEEP_UNWANTED = 30.0  # s; longer than a node flaps, or streams would be closed and opened again
 HELPERS = 2  # who ask a node for us that we cannot reach
+LOOK_AGAIN = 0.1  # s; while waiting for kernels, at who there is
 SPACE_TRIES = 3  # of an owner that counts as there
 TIDY_INTERVAL = 5.0  # s; how late beyond that
 
@@ -67,8 +76,12 @@ class Peers:
         me: Node,
         boot: str,
         durable: Callable[[], Awaitable[None]],
+        keyring: Keyring,
+        run_dir: Path,
         everybody: int = EVERYBODY,
+        enrol: Handlers | None = None,
     ) -> None:
+        """`run_dir` and `enrol`: see PeerServer."""
         self.node = node
         self.me = me
         self.hello = Hello(me.id, boot, me.version, me.name)
@@ -90,9 +103,21 @@ class Peers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.TimerHandle | None = None
         self._stopped = False
-        self.consent = Consent(node, durable)
+        self.dialer = Dialer(node, keyring)
+        self.refusals = Refusals(node)
+        self.consent = Consent(node, durable, self.dialer, Claims(node, self.refusals))
         node.is_linked = self._is_linked
-        self.server = PeerServer(node, self._accept, durable, self.consent.handlers())
+        self.server = PeerServer(
+            node,
+            self._accept,
+            durable,
+            self.dialer,
+            self.refusals,
+            run_dir,
+            enrol,
+            self.consent.handlers(),
+        )
+        self._check_now = asyncio.Event()
         self._progress = asyncio.Event()
         self._started = time.monotonic()
         node.listeners.append(self._changed)
@@ -104,11 +129,15 @@ class Peers:
             self.dial(seed)
         self._look()
         self._start(self._tidy())
+        self._start(self._check_streams())
+        self.dialer.keyring.on_change.append(self._keys_changed)
 
     async def stop(self) -> None:
         """Close every stream and the port."""
         self._stopped = True
         self.node.listeners.remove(self._changed)
+        if self._keys_changed in self.dialer.keyring.on_change:
+            self.dialer.keyring.on_change.remove(self._keys_changed)
         if self._looking:
             self._looking.cancel()
         tasks = list(self._tasks)
@@ -171,39 +200,41 @@ class Peers:
     # -- waiting --
 
     async def wait_applied(self, version: int, seconds: float) -> list[str]:
-        """Wait until every live node's kernel has our records up to `version`.
+        """Wait until the kernel of every node that takes part has our records up to `version`.
 
-        Returns the ids of the nodes that lack it when the time is up.
+        Returns the ids of the nodes that lack it when the time is up. Who takes part is looked
+        at again and again: nodes come, go and lose their streams meanwhile.
         """
         deadline = time.monotonic() + seconds
         streams = [id for id in self.links if id in self.node.nodes]
         helpers = random.sample(streams, min(HELPERS, len(streams)))
         via = [self.node.nodes[id] for id in helpers]
-        asked = {
-            id: asyncio.create_task(
-                calls.await_applied(self.node.nodes[id], self.me.id, version, deadline, via)
-            )
-            for id in self._far()
-        }
+        asked: dict[str, asyncio.Task[bool]] = {}
+
+        def ask(id: str) -> asyncio.Task[bool]:
+            node = self.node.nodes[id]
+            question = calls.await_applied(self.dialer, node, self.me.id, version, deadline, via)
+            return asyncio.create_task(question)
+
+        def has_it(id: str) -> bool:
+            link, task = self.links.get(id), asked.get(id)
+            told = link is not None and link.session.peer_applied >= version
+            return told or (task is not None and task.done() and task.result())
 
         def lacking() -> list[str]:
-            behind = [
-                id
-                for id, task in asked.items()
-                if id in self.node.nodes and not (task.done() and task.result())
-            ]
-            for id in self._near():
-                link = self.links.get(id)
-                if id not in asked and (link.session.peer_applied if link else -1) < version:
-                    behind.append(id)
-            return behind
+            for id in self._far():
+                if id not in asked and not has_it(id):
+                    asked[id] = ask(id)
+            return [id for id in {*self._near(), *self._far()} if not has_it(id)]
 
         try:
-            while (left := deadline - time.monotonic()) > 0 and lacking():
+            while lacking() and (left := deadline - time.monotonic()) > 0:
                 progress = asyncio.ensure_future(self._progress.wait())
                 pending = [task for task in asked.values() if not task.done()]
                 await asyncio.wait(
-                    [progress, *pending], timeout=left, return_when=asyncio.FIRST_COMPLETED
+                    [progress, *pending],
+                    timeout=min(left, LOOK_AGAIN),
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 progress.cancel()
             return lacking()
@@ -211,11 +242,22 @@ class Peers:
             for task in asked.values():
                 task.cancel()
 
+    def _taking_part(self) -> list[str]:
+        """The other nodes whose kernels count: the members, and those whose agent alone is dead.
+        Their hosts' traffic goes on by what the kernel has, and others keep rows of them."""
+        status = self.node.status
+        down = [
+            id
+            for id in self.node.nodes
+            if id in status and status[id].state == "unreachable" and not status[id].withdrawn
+        ]
+        return list(dict.fromkeys([*self._members(), *down]))
+
     def _near(self) -> list[str]:
         """The nodes that take part and tell by a stream what their kernel has, or will soon."""
         return [
             id
-            for id in self._members()
+            for id in self._taking_part()
             if self.live is not None or id in self.links or self._just_lost(id)
         ]
 
@@ -223,7 +265,7 @@ class Peers:
         """Those that take part and have to be asked: there is no stream, and none to be."""
         return [
             id
-            for id in self._members()
+            for id in self._taking_part()
             if id in self.node.nodes
             and id not in self.links
             and (self.live is not None or id not in self._wanted)
@@ -301,11 +343,13 @@ class Peers:
             network=network.id,
             requester=self.me.id,
             family=family,
-            ranges=[pb.AddressRange(start=a, end=b) for a, b in ranges],
+            ranges=[pb.AddressRange(start=a, end=b) for a, b in ranges[:RANGES_MAX]],
             known=self.node.version(owner),
         )
         is_there = self.live is None or owner in set(self.live())
-        reply = await calls.request_space(node, request, SPACE_TRIES if is_there else 1)
+        reply = await calls.request_space(
+            self.dialer, node, request, SPACE_TRIES if is_there else 1
+        )
         if reply.HasField("delta"):
             self.node.merge(delta_from_proto(reply.delta))
             self.mesh.spread(owner, None, time.monotonic())
@@ -337,11 +381,21 @@ class Peers:
         """Dial a seed until the node there is known: then its record leads to it."""
         while True:
             await self._reach.answers(target)
-            found = await self._dial_once(target)
-            if found == self.me.id or found in self.node.nodes:
+            try:
+                found = await self.dialer.who_is(target)
+            except Unavailable as error:
+                log.info("peer.unknown", target=target, error=str(error))
+                await self._reach.wait(ELSEWHERE if isinstance(error, Denied) else PAUSE)
+                continue
+            if found == self.me.id:
                 return
-            # A removed node is told so when it dials; another may take its place there.
-            await self._reach.wait(ELSEWHERE if self.node.is_removed(found) else PAUSE)
+            if self.node.is_removed(found):  # another may take its place there
+                await self._reach.wait(ELSEWHERE)
+                continue
+            pause = await self._dial_once(found, target)
+            if found in self.node.nodes:
+                return
+            await self._reach.wait(pause)
 
     async def _keep(self, id: str, target: str) -> None:
         """Keep a stream to a node up for as long as one is wanted."""
@@ -361,8 +415,7 @@ class Peers:
                 await asyncio.sleep(HEAD_START)
             link = self.links.get(id)
             if link is None or link.is_stale:
-                found = await self._dial_once(target)
-                await self._reach.wait(PAUSE if found in (id, "") else ELSEWHERE)
+                await self._reach.wait(await self._dial_once(id, target))
 
     def _leaves_it_to(self, id: str) -> bool:
         """Whether a node is the one of the pair to dial first."""
@@ -385,42 +438,80 @@ class Peers:
             for topology in (self._topology, self._everyone)
         )
 
-    async def _dial_once(self, target: str) -> str:
-        """Run one stream to its end; the node found there, or nothing."""
+    async def _dial_once(self, id: str, target: str) -> float:
+        """Run one stream to a node to its end; how long to wait until the next try, in s."""
         # A new channel each time: one that failed would wait by its own backoff.
-        channel = grpc.aio.insecure_channel(target, OPTIONS)
+        channel = self.dialer.keyring.channel(target, id, OPTIONS)
         link: Link | None = None
         try:
+            # Not `channel_ready`, which does not tell why there is none.
+            call: Call = channel.stream_stream(SYNC)(wait_for_ready=False)
             async with asyncio.timeout(CONNECT_WITHIN):
-                await channel.channel_ready()
-            call: Call = channel.stream_stream(SYNC)()
-            link = Link(self.node, self.hello, self._encoder, self.mesh, self._heard, True)
+                await call.wait_for_connection()
+            link = self._link(True, id)
             await link.run(_bytes(call), call.write, self._greeted)
-            return link.peer
+            return PAUSE
         except grpc.aio.AioRpcError as error:
-            removal = find_removal(error, self.me.id)
-            if removal:
-                self.node.expel(removal)
-            return link.peer if link else ""
+            denied = isinstance(self.dialer.heed(error, id), Denied)
+            return ELSEWHERE if denied else PAUSE
+        except Impostor as error:
+            log.warning("peer.refused", peer=id, error=str(error))
+            self.refusals.note(Reason.IMPOSTOR, target, id)
+            return ELSEWHERE
         except (TimeoutError, grpc.aio.UsageError, OSError):
-            return link.peer if link else ""
+            return PAUSE
         except Exception as error:
             # Whatever it is, this peer is to be dialled again.
-            log.exception("peer.failed", peer=link.peer if link else target, error=repr(error))
-            return link.peer if link else ""
+            log.exception("peer.failed", peer=id, error=repr(error))
+            return PAUSE
         finally:
             if link:
                 self._lost(link)
             await channel.close()
 
-    async def _accept(self, read: AsyncIterator[bytes], write: Write) -> None:
-        link = Link(self.node, self.hello, self._encoder, self.mesh, self._heard, False)
+    def _link(self, dialed: bool, expected: str) -> Link:
+        return Link(self.node, self.hello, self._encoder, self.mesh, self._heard, dialed, expected)
+
+    async def _accept(self, read: AsyncIterator[bytes], write: Write, caller: Caller) -> None:
+        link = self._link(False, caller.node)
         try:
             await link.run(read, write, self._greeted)
         finally:
             self._lost(link)
-        if removal := self.node.removals.get(link.peer):
-            raise Refused(removal)
+
+    # -- certificates --
+
+    def _keys_changed(self) -> None:
+        self._check_now.set()
+        self._reach.redial()  # who was refused may not be any more
+
+    async def _check_streams(self) -> None:
+        """See from time to time whether the nodes to which we have opened a stream are still to
+        be believed, and show them our own certificate: at once when that is new.
+
+        TLS asks only when a connection is made, and a stream lives for as long as both agents.
+        """
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.dialer.check_interval):
+                    await self._check_now.wait()
+            self._check_now.clear()
+            dialed = [link for link in self.links.values() if link.dialed]
+            for link in random.sample(dialed, len(dialed)):
+                await self._check(link)
+                await asyncio.sleep(CHECK_WITHIN / len(dialed) * random.random())
+
+    async def _check(self, link: Link) -> None:
+        node = self.node.nodes.get(link.peer)
+        if node is None or link.closed.is_set():
+            return
+        try:
+            await self.dialer.who_is(target_of(node), node.id)
+        except Distrusted as error:
+            log.warning("peer.distrusted", peer=node.id, error=str(error))
+            link.close()
+        except Unavailable:
+            pass  # that is for the failure detection to find out
 
     # -- which stream stays --
 

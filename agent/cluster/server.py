@@ -1,4 +1,8 @@
-"""The peer port: takes streams and requests for addresses. Opposite: peers.py of another node."""
+"""What nodes ask of each other: takes streams, pings and requests for addresses.
+
+Behind front.py, which lets in only nodes of this cluster; each must be the one that it says it is
+(claims.py). Opposite: peers.py, calls.py and detector.py of another node.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,22 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
+from agent.cluster.callers import Caller
 from agent.cluster.calls import AWAIT_MOST, await_applied
+from agent.cluster.claims import Claims
 from agent.cluster.codec import delta_to_proto
-from agent.cluster.consent import Refused, refuse
+from agent.cluster.dialer import Dialer
+from agent.cluster.front import Front
+from agent.cluster.inflight import ERRANDS_MAX, InFlight
+from agent.cluster.link import Impostor
+from agent.cluster.outside import ENROL, PEER, Handlers, OutsideServer
+from agent.cluster.refusals import Refusals
 from agent.core.replica import Delta
 from agent.errors import Conflict, Invalid
 from agent.node import NodeState
@@ -22,8 +34,17 @@ from agent.rpc import peer_pb2 as pb
 SYNC = "/vxmesh.v1.Peer/Sync"
 DEFAULT_PORT = 7946
 BEHIND_MAX = 20_000  # records that fit into the answer to a request for addresses
+# Ranges of one request for addresses: each is looked for in all that we own. Who wants more asks
+# again (peers.py); a bulk of 2,000 endpoints takes a few requests at worst.
+RANGES_MAX = 256
+MESSAGE_MAX = 16 << 20  # bytes; a batch has 4 MiB (core/session.py), an answer with records more
+STREAMS_MAX = 1024  # calls of one connection; twice what inflight.py lets a node have
 
-Accept = Callable[[AsyncIterator[bytes], Callable[[bytes], Awaitable[None]]], Awaitable[None]]
+INNER = "inner"  # below the run directory: where the front reaches the servers behind it
+
+Accept = Callable[
+    [AsyncIterator[bytes], Callable[[bytes], Awaitable[None]], Caller], Awaitable[None]
+]
 
 
 def split_address(text: str) -> str:
@@ -63,19 +84,36 @@ class Pings(Protocol):
 
 
 class PeerServer:
-    """vxmesh.v1.Peer, in bytes for Sync so that batches are encoded once."""
+    """vxmesh.v1.Peer, in bytes for Sync so that batches are encoded once.
+
+    `run_dir` is where its inner sockets go, `enrol` are the methods of vxmesh.v1.Enrol, which
+    those too may call that are no members, and `more` are further methods of Peer.
+    """
 
     def __init__(
         self,
         node: NodeState,
         accept: Accept,
         durable: Callable[[], Awaitable[None]],
-        more: dict[str, Any] | None = None,
+        dialer: Dialer,
+        refusals: Refusals,
+        run_dir: Path,
+        enrol: Handlers | None = None,
+        more: Handlers | None = None,
     ) -> None:
         self.node = node
-        self._more = more or {}  # further methods of the service: name -> handler
+        self._more = more or {}
+        self._enrol = enrol or {}
         self._accept = accept
+        self._dialer = dialer
+        self._claims = Claims(node, refusals)
+        self._outside = OutsideServer(node, refusals, self._enrol)
+        directory = run_dir / INNER
+        self._sockets = directory / "members.sock", directory / "outside.sock"
+        self._front = Front(node, dialer.keyring, refusals, *self._sockets)
         self._durable = durable
+        self._calls = InFlight()
+        self._errands = InFlight(ERRANDS_MAX)
         self.pings: Pings | None = None
         self._server: grpc.aio.Server | None = None
         self._moved = asyncio.Event()
@@ -83,46 +121,60 @@ class PeerServer:
     async def start(self, address: str, port: int) -> None:
         """Listen on `address`; Conflict if something else holds the port."""
         check_port(address, port)
+        inside, outside = self._sockets
+        await asyncio.to_thread(_make_private, inside.parent)
         server = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)]
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_MAX),
+                ("grpc.max_concurrent_streams", STREAMS_MAX),
+            ]
         )
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Sync": grpc.stream_stream_rpc_method_handler(self._sync),
             "RequestSpace": grpc.unary_unary_rpc_method_handler(
-                self._request_space,
+                self._calls.bounded(self._request_space),
                 request_deserializer=pb.SpaceRequest.FromString,
                 response_serializer=pb.SpaceReply.SerializeToString,
             ),
             "Ping": grpc.unary_unary_rpc_method_handler(
-                self._ping,
+                self._calls.bounded(self._ping),
                 request_deserializer=pb.PingRequest.FromString,
                 response_serializer=pb.PingReply.SerializeToString,
             ),
             "PingFor": grpc.unary_unary_rpc_method_handler(
-                self._ping_for,
+                self._errands.bounded(self._ping_for),
                 request_deserializer=pb.PingForRequest.FromString,
                 response_serializer=pb.PingForReply.SerializeToString,
             ),
             "AwaitApplied": grpc.unary_unary_rpc_method_handler(
-                self._await_applied,
+                self._calls.bounded(self._await_applied),
                 request_deserializer=pb.AppliedRequest.FromString,
                 response_serializer=pb.Applied.SerializeToString,
+            ),
+            "WhoIs": grpc.unary_unary_rpc_method_handler(
+                self._who_is,
+                request_deserializer=pb.WhoIsRequest.FromString,
+                response_serializer=pb.WhoIsReply.SerializeToString,
             ),
             **self._more,
         }
         server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("vxmesh.v1.Peer", handlers),)
+            (
+                grpc.method_handlers_generic_handler(PEER, handlers),
+                grpc.method_handlers_generic_handler(ENROL, dict(self._enrol)),
+            )
         )
-        target = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-        if server.add_insecure_port(target) == 0:
-            raise Conflict(f"peer port {target}", "cannot be taken", "Choose another with --port")
+        server.add_insecure_port(f"unix://{inside}")
         await server.start()
         self._server = server
+        await self._outside.start(outside)
+        await self._front.start(address, port)
 
     async def stop(self) -> None:
         """Close the port and every stream."""
         if self._server:
-            await self._server.stop(0.2)
+            await asyncio.gather(self._server.stop(0.2), self._outside.stop())
+        await self._front.stop()
 
     def kernel_moved(self) -> None:
         """The kernel has got further: let those who wait for it look."""
@@ -134,10 +186,10 @@ class PeerServer:
         request: pb.AppliedRequest,
         context: grpc.aio.ServicerContext[pb.AppliedRequest, pb.Applied],
     ) -> pb.Applied:
-        await self._check_known(request.origin, context)
+        await self._claims.member(context)
         deadline = time.monotonic() + min(request.seconds, AWAIT_MOST)
         if request.node and request.node != self.node.me:
-            return await self._await_for_another(request, deadline)
+            return await self._errands.run(self._await_for_another, request, context)
         while self.node.applied(request.origin) < request.version:
             left = deadline - time.monotonic()
             if not left > 0:  # nor if it is no number
@@ -149,24 +201,39 @@ class PeerServer:
                 break
         return pb.Applied(version=self.node.applied(request.origin))
 
-    async def _await_for_another(self, request: pb.AppliedRequest, deadline: float) -> pb.Applied:
+    async def _await_for_another(
+        self,
+        request: pb.AppliedRequest,
+        context: grpc.aio.ServicerContext[pb.AppliedRequest, pb.Applied],
+    ) -> pb.Applied:
         """For one who cannot reach that node itself."""
+        deadline = time.monotonic() + min(request.seconds, AWAIT_MOST)
         node = self.node.nodes.get(request.node)
-        has = node and await await_applied(node, request.origin, request.version, deadline)
+        has = node and await await_applied(
+            self._dialer, node, request.origin, request.version, deadline
+        )
         return pb.Applied(version=request.version if has else 0)
 
     async def _sync(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> None:
+        caller = await self._claims.member(context)
         try:
-            await self._accept(requests, context.write)
-        except Refused as refused:
-            await refuse(context, refused)
+            await self._accept(requests, context.write, caller)
+        except Impostor:
+            await self._claims.impostor(caller, context)
+        await self._claims.member(context)  # it may have been removed meanwhile: let it know
+
+    async def _who_is(
+        self, request: pb.WhoIsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.WhoIsReply:
+        await self._claims.member(context)
+        return pb.WhoIsReply(node=self.node.me)
 
     async def _ping(
         self, request: pb.PingRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.PingReply:
-        await self._check_known(request.node, context)
+        await self._claims.check(request.node, context)
         try:
             return (await self._pings(context)).answer(request)
         except Invalid as error:
@@ -176,13 +243,8 @@ class PeerServer:
     async def _ping_for(
         self, request: pb.PingForRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.PingForReply:
-        await self._check_known(request.node, context)
+        await self._claims.check(request.node, context)
         return await (await self._pings(context)).answer_for(request)
-
-    async def _check_known(self, asker: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """End the call of a node that was removed, so that it learns it."""
-        if removal := self.node.removals.get(asker):
-            await refuse(context, Refused(removal))
 
     async def _pings(self, context: grpc.aio.ServicerContext[Any, Any]) -> Pings:
         if self.pings is None:
@@ -195,8 +257,10 @@ class PeerServer:
         request: pb.SpaceRequest,
         context: grpc.aio.ServicerContext[pb.SpaceRequest, pb.SpaceReply],
     ) -> pb.SpaceReply:
-        await self._check_known(request.requester, context)
+        await self._claims.check(request.requester, context)
         width = {4: 4, 6: 16}.get(request.family, 0)
+        if len(request.ranges) > RANGES_MAX:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "too many ranges")
         ranges = [(r.start, r.end) for r in request.ranges]
         if not width or any(len(a) != width or len(b) != width or a > b for a, b in ranges):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed ranges")
@@ -219,3 +283,9 @@ class PeerServer:
             known != request.known,
         )
         return pb.SpaceReply(delta=delta_to_proto(delta))
+
+
+def _make_private(directory: Path) -> None:
+    """A directory that only we can enter: who reaches the sockets in it is believed."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)

@@ -11,6 +11,7 @@ keeps what is held here; front.py and channels.py put it before connections.
 
 from __future__ import annotations
 
+import datetime
 import os
 import ssl
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from agent.errors import Invalid
 
 DOMAIN = "vxmesh.internal"
 RECORD_KEY = "vxmesh:record-key:"  # followed by 64 hex digits
+# X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which the ssl module has no name for.
+_NO_CHECK_TIME = 0x200000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,12 @@ class Credentials:
         """When the certificate ends, in seconds since the epoch."""
         found = x509.load_pem_x509_certificate(self.certificate)
         return found.not_valid_after_utc.timestamp()
+
+    @property
+    def life(self) -> float:
+        """How long the certificate holds in all, in s."""
+        found = x509.load_pem_x509_certificate(self.certificate)
+        return (found.not_valid_after_utc - found.not_valid_before_utc).total_seconds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,12 @@ def check_issued(certificate: x509.Certificate, authorities: Sequence[bytes]) ->
     raise Invalid("certificate", "is of another cluster, or of a CA that is void", "")
 
 
+def is_within(certificate: x509.Certificate, now: float) -> bool:
+    """Whether a certificate (a node's or a CA's) is valid at `now`, in s since the epoch."""
+    moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    return certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc
+
+
 class Keyring:
     """The credentials that hold now. `on_change` is told after each change of them."""
 
@@ -122,18 +137,33 @@ class Keyring:
             told()
 
     def server_context(self) -> ssl.SSLContext:
-        """For who takes connections: TLS 1.3, HTTP/2, and a client that has a certificate is
-        checked; one that has none gets through, for the caller to judge."""
+        """For who takes connections: TLS 1.3, HTTP/2, and a client's certificate must be of the
+        cluster. One that has none gets through, and so does one whose time is over or has not
+        come, for the caller to judge: who sees whose it is can tell so, and tell its bearer.
+        """
         if self._server is None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             context.num_tickets = 0  # a resumed session would skip the check of the certificate
             context.set_alpn_protocols(["h2"])
             context.verify_mode = ssl.CERT_OPTIONAL
+            context.verify_flags = ssl.VerifyFlags(context.verify_flags | _NO_CHECK_TIME)
             context.load_verify_locations(cadata=b"".join(self.current.authorities).decode())
             _load(context, self.current)
             self._server = context
         return self._server
+
+    def control_context(self) -> ssl.SSLContext:
+        """For who takes connections of users: TLS 1.3, HTTP/2, and only for those with a
+        certificate of the cluster; whether it is a user's is for the caller to judge."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0  # a resumed session would skip the check of the certificate
+        context.set_alpn_protocols(["h2"])
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=b"".join(self.current.authorities).decode())
+        _load(context, self.current)
+        return context
 
     def channel(
         self, target: str, node: str, options: Sequence[tuple[str, Any]]

@@ -98,7 +98,8 @@ class Addresses:
             low, high = int.from_bytes(first), int.from_bytes(last)
             # Anew for each range: a request may name some addresses twice.
             for start, end in list(self.ring.owned(self.me, family)):
-                kept += self._donate_part(to, family, width, max(low, start), min(high, end))
+                if start <= high and low <= end:
+                    kept += self._donate_part(to, family, width, max(low, start), min(high, end))
         return kept
 
     def _donate_part(self, to: str, family: int, width: int, low: int, high: int) -> list[bytes]:

@@ -24,11 +24,18 @@ import msgspec
 
 from agent.core.judging import Age, Claimants, Written, age
 from agent.core.overlaps import Block, Overlaps, block
+from agent.errors import Invalid
 from agent.model import VNI_MAX, Loss, Network
 
 VNI_MIN_CHOSEN = 4096  # below: left for those who choose their own
 VNIS_CHOSEN = VNI_MAX - VNI_MIN_CHOSEN + 1
 NAME_MAX = 63  # of a DNS label
+# Networks with a record of one node. Each change of one of them is judged beside all conflicts
+# there are, so a node that makes nothing but conflicts costs the others the square of this.
+NETWORKS_MAX = 1000
+# Networks that one subnet may overlap. No node makes one that overlaps what it knows of, so only
+# parts of a cluster that were apart bring some; each pair of them is kept, told and shown.
+OVERLAPS_MAX = 32
 ID_PIECES = (6, 8, 10, 12, 14, 16)  # how much of the id a loser's name has: the first is enough
 
 
@@ -64,6 +71,8 @@ class Catalogue:
         self._overlapping: dict[str, set[Conflict]] = {}  # id of either -> its conflicts
         self._losers: set[str] = set()  # ids that are judged otherwise than written
         self._lost: set[str] = set()  # ids whose record tells of something lost
+        self._moved: set[str] = set()  # ids whose record that counts is another one since judged
+        self._is_held = False
 
     # -- what there is --
 
@@ -128,6 +137,21 @@ class Catalogue:
         """Whether a network has a subnet that overlaps another one's."""
         return id in self._overlapping
 
+    def has_room(self, origin: str, network: Network | None = None) -> bool:
+        """Whether `origin` may have a record about a network (a new one: None) besides those
+        that it has. It may delete as many as it likes."""
+        if self._written.count(origin) < NETWORKS_MAX or (network and network.deleted):
+            return True
+        own = self._written.records(network.id).get(origin) if network else None
+        return own is not None and not own.deleted
+
+    def check_overlaps(self, network: Network) -> None:
+        """Invalid if one of its subnets overlaps those of too many others."""
+        for subnet in network.subnets:
+            others = {id for _, id in self._subnets.meeting(subnet)} - {network.id}
+            if len(others) >= OVERLAPS_MAX:
+                raise Invalid("network", f"overlaps {len(others)} others with {subnet}")
+
     # -- how records become the view --
 
     def put(self, origin: str, network: Network) -> dict[str, Network | None]:
@@ -141,17 +165,30 @@ class Catalogue:
         return self._judge(id)
 
     def _judge(self, id: str) -> dict[str, Network | None]:
-        old, new = self._best.get(id), self._written.best(id)
-        if old == new:
+        old, new = self._best.get(id), self._strict(id)
+        if old != new:
+            if old:
+                self._withdraw(old)
+            if new:
+                self._enter(new)
+            self._moved.add(id)
+        return {} if self._is_held else self.release()
+
+    def hold(self) -> None:
+        """Take records from now on without a look at the others, until `release`: of many that
+        come at once all are judged together, not each beside all."""
+        self._is_held = True
+
+    def release(self) -> dict[str, Network | None]:
+        """Judge what was taken since `hold`; the networks that look different now, as `put`."""
+        self._is_held = False
+        if not self._moved:
             return {}
-        if old:
-            self._withdraw(old)
-        if new:
-            self._enter(new)
+        moved, self._moved = self._moved, set()
         losers = self._settle()
         before: dict[str, Network | None] = {}
         after: dict[str, Network] = {}
-        for each in {id} | self._losers | losers.keys():
+        for each in moved | self._losers | losers.keys():
             was, now = self._networks.get(each), losers.get(each) or self._best.get(each)
             if was != now:
                 before[each] = was
@@ -166,6 +203,19 @@ class Catalogue:
             self._networks[each] = now
             self._ids[now.name] = each
         return before
+
+    def _strict(self, id: str) -> Network | None:
+        """The record that counts; encrypted, or without a way out, if any record says so: no
+        later one, of whatever node, opens what was made closed."""
+        best = self._written.best(id)
+        if best is None or (best.encrypted and best.internal):
+            return best
+        records = self._written.records(id).values()
+        encrypted = any(record.encrypted for record in records)
+        internal = any(record.internal for record in records)
+        if (encrypted, internal) == (best.encrypted, best.internal):
+            return best
+        return msgspec.structs.replace(best, encrypted=encrypted, internal=internal)
 
     def _enter(self, network: Network) -> None:
         self._best[network.id] = network

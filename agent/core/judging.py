@@ -16,6 +16,7 @@ What stands opposite: core/catalogue.py has networks judged here.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -62,17 +63,24 @@ class Written(Generic[N]):
 
     def __init__(self) -> None:
         self._records: dict[str, dict[str, N]] = {}  # id -> origin -> its record
+        self._counts: Counter[str] = Counter()  # origin -> records of objects that it lets live
 
     def put(self, origin: str, record: N) -> None:
         """Take an origin's record, in place of what it had written of that object."""
-        self._records.setdefault(record.id, {})[origin] = record
+        records = self._records.setdefault(record.id, {})
+        self._counts[origin] += _lives(record) - _lives(records.get(origin))
+        records[origin] = record
 
     def drop(self, origin: str, id: str) -> None:
         """An origin withdrew its record."""
         records = self._records.get(id, {})
-        records.pop(origin, None)
+        self._counts[origin] -= _lives(records.pop(origin, None))
         if not records:
             self._records.pop(id, None)
+
+    def count(self, origin: str) -> int:
+        """How many objects an origin has a record of that does not delete them."""
+        return self._counts[origin]
 
     def records(self, id: str) -> dict[str, N]:
         """Origin -> its record of this object, deleted or not."""
@@ -84,6 +92,10 @@ class Written(Generic[N]):
         if not records or any(record.deleted for record in records.values()):
             return None
         return max(records.items(), key=lambda r: (r[1].stamp, r[0]))[1]
+
+
+def _lives(record: Named | None) -> bool:
+    return record is not None and not record.deleted
 
 
 class Claimants(Generic[K]):

@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Set
 from typing import Generic, NamedTuple, TypeVar
 
+from agent.errors import Invalid
 from agent.model import Endpoint
 
 K = TypeVar("K", bound=Hashable)
+# Endpoints of a network with one name, MAC or address. Of those all are looked at to choose one,
+# so without a bound the cost were their square; halves of a cluster bring two, rarely a few.
+CLAIMANTS_MAX = 100
 
 
 class Member(NamedTuple):
@@ -30,23 +34,22 @@ class _Index(Generic[K]):
 
     def __init__(self) -> None:
         self.one: dict[K, str] = {}  # the first
-        self._more: dict[K, list[str]] = {}
+        self._more: dict[K, dict[str, None]] = {}  # an ordered set: a key may have many
 
     def add(self, key: K, id: str) -> None:
         if self.one.setdefault(key, id) is not id and self.one[key] != id:
-            rest = self._more.setdefault(key, [])
-            if id not in rest:
-                rest.append(id)
+            self._more.setdefault(key, {})[id] = None
 
     def remove(self, key: K, id: str) -> None:
         rest = self._more.get(key)
         if self.one.get(key) == id:
             if rest:
-                self.one[key] = rest.pop(0)
+                self.one[key] = next(iter(rest))
+                del rest[self.one[key]]
             else:
                 del self.one[key]
-        elif rest and id in rest:
-            rest.remove(id)
+        elif rest:
+            rest.pop(id, None)
         if rest is not None and not rest:
             del self._more[key]
 
@@ -55,6 +58,10 @@ class _Index(Generic[K]):
         if first is None:
             return []
         return [first, *self._more[key]] if key in self._more else [first]
+
+    def count(self, key: K) -> int:
+        """How many ids have the key."""
+        return (key in self.one) + len(self._more.get(key, ()))
 
     def sole(self, key: K) -> str | None:
         """The id of a key that has just one; None if it has none, or several."""
@@ -107,6 +114,17 @@ class Members:
             if self.by_address.one.setdefault(address, id) is not id:
                 self.by_address.add(address, id)
         return old
+
+    def check_claims(self, endpoint: Endpoint) -> None:
+        """Invalid if too many endpoints claim what this one claims as well."""
+        shared = self.by_mac.is_shared or self.by_name.is_shared or self.by_address.is_shared
+        if not shared or endpoint.id in self.all:
+            return
+        most = max(self.by_mac.count(endpoint.mac), self.by_name.count(endpoint.name))
+        for address in endpoint.addresses:
+            most = max(most, self.by_address.count(address))
+        if most >= CLAIMANTS_MAX:
+            raise Invalid("endpoint", f"claims what {most} others claim")
 
     def drop(self, id: str) -> Member | None:
         """Remove; what was there."""

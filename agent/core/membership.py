@@ -45,6 +45,10 @@ __all__ = [
 PIGGYBACK = 64  # rumours on a ping or its answer: some 2 kB
 GOSSIP = 512  # rumours on a message of gossip: when halves of hundreds meet, there is as much news
 
+# How far above what is known of a node others may claim an incarnation of it. Its own word and its
+# record count wherever they are. So nobody can claim one that leaves the node no room above it.
+AHEAD_MAX = 1 << 24  # sixteen lives of an agent (agent/daemon.py)
+
 ALIVE, SUSPECT, REFUSED, DEAD, LEFT = State  # names of the module: read in every message
 
 
@@ -155,7 +159,7 @@ class Membership:
             member = members.get(node)
             if member is None:
                 self._about_stranger(rumour, now, table)
-            elif incarnation < member.incarnation:
+            elif incarnation < member.incarnation or incarnation > member.incarnation + AHEAD_MAX:
                 continue
             elif incarnation > member.incarnation or state > member.state:
                 self._judge.claim(member, rumour, now)
@@ -345,6 +349,8 @@ class Membership:
     def _about_me(self, incarnation: int, state: State) -> None:
         """Somebody speaks of us. What is wrong is refuted, at an incarnation above it."""
         own = self._roll.own
+        if incarnation > own.incarnation + AHEAD_MAX:
+            return  # nobody believes it
         if incarnation < own.incarnation:
             if state is not own.state and self.me not in self._news:
                 self._news.put(own)  # who says this has not heard of us since

@@ -18,6 +18,7 @@ What stands opposite: agent/resolver, which puts this on the wire.
 from __future__ import annotations
 
 import ipaddress
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
@@ -29,6 +30,9 @@ ZONE = "vxmesh.internal"
 TTL = 5  # seconds, of every record of ours and of "no such name"
 
 _ZONE_LABELS = ("vxmesh", "internal")
+# Endpoints of one name that an answer is made of; four times what fits into one over TCP. Without
+# it a name that all endpoints share would cost every question for it a look at all of them.
+HOLDERS_MAX = 4096
 _SEARCH_BYTES_MAX = 240  # musl skips a line of resolv.conf of 256 bytes or more
 _SEARCH_DOMAINS_MAX = 6  # glibc before 2.26 takes no more
 _NAMESERVERS_MAX = 3  # glibc and musl take no more
@@ -78,8 +82,8 @@ class _Network:
         self.internal = False
         self.subnets: list[tuple[int, int, int]] = []  # version, prefix length, base
         self.endpoints: dict[str, _Entry] = {}
-        # Nearly every name is one endpoint's: a set for each would cost 200 bytes a name.
-        self.names: dict[str, str | set[str]] = {}
+        # Nearly every name is one endpoint's: a list for each would cost 100 bytes a name.
+        self.names: dict[str, str | list[str]] = {}  # sorted, where they are several
         self.addresses: dict[bytes, str] = {}
 
     def holders(self, name: str) -> list[str]:
@@ -87,15 +91,15 @@ class _Network:
         held = self.names.get(name)
         if held is None:
             return []
-        return [held] if isinstance(held, str) else sorted(held)
+        return [held] if isinstance(held, str) else held[:HOLDERS_MAX]
 
     def take(self, name: str, id: str) -> None:
         held = self.names.setdefault(name, id)
-        if held != id:
-            if isinstance(held, str):
-                self.names[name] = {held, id}
-            else:
-                held.add(id)
+        if isinstance(held, str):
+            if held != id:
+                self.names[name] = sorted((held, id))
+        elif (place := bisect_left(held, id)) == len(held) or held[place] != id:
+            held.insert(place, id)
 
     def forget(self, id: str, entry: _Entry) -> None:
         name, aliases, addresses = entry
@@ -103,10 +107,12 @@ class _Network:
             held = self.names.get(each)
             if held == id:
                 del self.names[each]
-            elif isinstance(held, set):
-                held.discard(id)
+            elif isinstance(held, list):
+                place = bisect_left(held, id)
+                if place < len(held) and held[place] == id:
+                    del held[place]
                 if len(held) == 1:
-                    self.names[each] = held.pop()
+                    self.names[each] = held[0]
         for address in addresses:
             if self.addresses.get(address) == id:
                 del self.addresses[address]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent.core.replica import ORIGINS_MAX
 from agent.core.stability import Stability
 from agent.core.summary import Summarizer
 
@@ -118,6 +119,8 @@ class Mesh:
 
     def expect(self, origin: str, now: float) -> None:
         """More of `origin` is on its way: it was asked for, or a part of much has come."""
+        if len(self._asked) >= ORIGINS_MAX:
+            self._asked.clear()  # of origins that do not exist; the price is to ask twice
         self._asked[origin] = now
 
     def expected(self, origin: str) -> float:

@@ -120,6 +120,7 @@ class Removals:
             if sight.me < ask.remover:
                 return Answer(Verdict.RIVAL, sight.me)
             self._fail(own, Answer(Verdict.RIVAL, ask.remover))
+        self._frozen = {node: f for node, f in self._frozen.items() if now < f[1]}
         for node in ask.lost - settled:
             self._frozen[node] = (ask.remover, now + FROZEN_FOR)
         told = {origin: sight.version(origin) for origin in (ask.lost - settled) | {sight.me}}

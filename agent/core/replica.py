@@ -22,6 +22,15 @@ from typing import NamedTuple
 # How far own versions jump when some may have been lost: more than were written since anything
 # was synced to the disk. 67 million jumps fit below 2^62.
 JUMP = 1 << 36
+VERSION_MAX = 1 << 62  # a thousand writes a second for a hundred million years; fits SQLite
+# Jumps that a disk may have missed. A peer that tells of more of them is broken or hostile: its
+# word would carry our versions to where nobody takes them any more.
+JUMPS_MAX = 1024
+# What a hostile origin can make all others hold. Ten times the nodes that are meant, ...
+ORIGINS_MAX = 10_000
+# ... ten times the endpoints that are meant to live on one, tombstones and all, ...
+ORIGIN_RECORDS_MAX = 1_000_000
+ORIGIN_BYTES_MAX = 1 << 29  # ... and five times what those have in values, at 100 bytes each.
 
 
 def beyond(version: int) -> int:
@@ -71,9 +80,11 @@ class _Origin:
     tombstones: dict[str, int] = field(default_factory=dict)  # key -> version, in that order
     floor: int = 0  # tombstones up to here are collected; who has less needs the whole state
     generation: int = 0  # counts whole states taken in place of what was here
+    size: int = 0  # bytes of all values
 
     def put(self, record: Record) -> None:
-        self.records.pop(record.key, None)
+        old = self.records.pop(record.key, None)
+        self.size += len(record.value) - (len(old.value) if old else 0)
         self.records[record.key] = record
         self.tombstones.pop(record.key, None)
         if not record.value:
@@ -248,6 +259,18 @@ class Replica:
                 tail = sorted(tail + past, key=lambda record: record.version)
         return tail
 
+    def admits(self, delta: Delta) -> bool:
+        """Whether there is room for a delta, whatever it replaces of what is here."""
+        state = self._origins.get(delta.origin)
+        if state is None and len(self._origins) >= ORIGINS_MAX:
+            return False
+        if delta.reset:
+            state = self._incoming.get(delta.origin) if delta.base else None
+        count, size = (len(state.records), state.size) if state else (0, 0)
+        if count + len(delta.records) > ORIGIN_RECORDS_MAX:
+            return False
+        return size + sum([len(r.value) for r in delta.records]) <= ORIGIN_BYTES_MAX
+
     def merge(self, delta: Delta) -> list[Change] | None:
         """Take a peer's delta; what changed by it, or None if something before it is missing.
 
@@ -316,6 +339,11 @@ class Replica:
                 changes.append(Change(delta.origin, key, record.value))
         return changes
 
+    def is_believable(self, version: int) -> bool:
+        """Whether we may have written `version` of our own origin and lost it."""
+        most = self._origins[self.me].version + JUMPS_MAX * JUMP
+        return version <= most and beyond(version) <= VERSION_MAX - JUMP
+
     def surpass(self, version: int) -> bool:
         """Called when a peer has `version` of *our* origin: True if we had lost that.
 
@@ -324,7 +352,7 @@ class Replica:
         whole state instead of ours on top of what we no longer know.
         """
         own = self._origins[self.me]
-        if version <= own.version:
+        if version <= own.version or not self.is_believable(version):
             return False
         self._digest = None
         live = [r for r in own.records.values() if r.value]

@@ -35,12 +35,16 @@ from agent.core.plumtree import (
     Mesh,
     Prune,
 )
-from agent.core.replica import Delta, Record
+from agent.core.replica import ORIGINS_MAX, Delta, Record
 from agent.core.stability import Seen
 from agent.core.summary import Summary, bucket, differing
+from agent.errors import Invalid
 
 DIGEST_INTERVAL = 1.0  # s; the price of a missed push is this long, of halving it a digest more
 BATCH = 1000  # records a delta; 421,000 records/s at 100 a message, little gained above 1,000
+# Values a delta, but for the last record: with the largest records it must fit what a peer takes
+# in one message (16 MiB, cluster/server.py), or it would never take anything of ours again.
+BATCH_BYTES = 4 << 20
 NEVER = float("inf")
 
 
@@ -148,6 +152,7 @@ class Session:
         self._is_told = False  # the peer got our whole digest
         self._echo: tuple[float, float] = (0.0, 0.0)  # the peer's clock, and ours when it came
         self._differed = 0  # buckets that its last summary did not share
+        self._asked = 0  # buckets whose digest it is to be told
         # In the order in which they came, so that a simulation replays.
         self._dirty: dict[str, None] = {}  # origins to be pushed
         self._lazy: dict[str, None] = {}  # origins to be told of in a `Have` ...
@@ -190,6 +195,8 @@ class Session:
         self.heard = now
         match message:
             case Hello():
+                if self.peer and self.peer.node != message.node:
+                    raise Invalid("peer", "says that it is another node now")
                 self.peer = message
             case Delta():
                 self._take_delta(message, now)
@@ -265,9 +272,7 @@ class Session:
         digest = self.store.digest()
         differ = differing(self._mesh.summarizer.update(digest), summary.buckets)
         twice, self._differed = differ & self._differed, differ
-        if twice:
-            entries = {o: have for o, have in digest.items() if twice >> bucket(o) & 1}
-            self._out.append(Digest(entries, buckets=twice))
+        self._asked |= twice  # one digest, however many summaries come before we can send it
 
     def _take_clocks(self, message: Digest | Summary, now: float) -> None:
         if message.time:
@@ -303,6 +308,8 @@ class Session:
     def _cursor(self, origin: str) -> _Cursor:
         cursor = self._cursors.get(origin)
         if cursor is None:
+            if len(self._cursors) > ORIGINS_MAX:
+                raise Invalid("peer", f"speaks of more than {ORIGINS_MAX} nodes")
             cursor = self._cursors[origin] = _Cursor()
         return cursor
 
@@ -316,6 +323,11 @@ class Session:
         self.pending = False
         while self._out:
             yield self._out.pop(0)
+        if self._asked:
+            asked, self._asked = self._asked, 0
+            digest = self.store.digest()
+            told = {o: have for o, have in digest.items() if asked >> bucket(o) & 1}
+            yield Digest(told, buckets=asked)
         if self._pruned:
             pruned, self._pruned = tuple(self._pruned), {}
             yield Prune(pruned)
@@ -405,11 +417,13 @@ class Session:
         target = self.store.version(origin)
         records = self.store.since(origin, cursor.sent)
         sent = cursor.sent
-        for start in range(0, max(1, len(records)), BATCH):
+        start, last = 0, False
+        while not last:
             if cursor.sent != sent:
                 return  # a message that came while we waited set it anew: begin there
-            batch = records[start : start + BATCH]
-            last = start + BATCH >= len(records)
+            batch = _batch(records, start)
+            start += len(batch)
+            last = start >= len(records)
             upto = target if last else batch[-1].version
             base = sent
             sent = cursor.sent = upto
@@ -421,3 +435,15 @@ class Session:
     def next_timer(self) -> float:
         """When `to_send` should be asked again though nothing has happened."""
         return min(self._next_digest, self._have_at, self._graft_at)
+
+
+def _batch(records: list[Record], start: int) -> list[Record]:
+    """The records from `start` on that go into one delta."""
+    batch = records[start : start + BATCH]
+    if sum([len(record.value) for record in batch]) > BATCH_BYTES:
+        size = 0
+        for count, record in enumerate(batch, 1):
+            size += len(record.value)
+            if size > BATCH_BYTES:
+                return batch[:count]
+    return batch

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from agent.core.replica import ORIGINS_MAX
 from agent.core.topology import CIRCLE, distance, position
 
 WHOLE_EVERY = 30  # tellings; then all is told again, in case something was lost
@@ -94,7 +95,7 @@ class Stability:
             self._note(origin)
             if reach == NONE:
                 neighbour.heard.pop(origin, None)
-            else:
+            elif origin in neighbour.heard or len(neighbour.heard) < ORIGINS_MAX:
                 neighbour.heard[origin] = reach
 
     def tell(self, peer: str, digest: Mapping[str, tuple[int, int]]) -> Seen | None:
@@ -163,5 +164,7 @@ class Stability:
             nearest = (distance(self.me, origin), "")
             for peer in self._neighbours:
                 nearest = min(nearest, (distance(peer, origin), peer))
+            if len(self._next) >= ORIGINS_MAX:
+                self._next.clear()  # a neighbour speaks of origins that do not exist
             hop = self._next[origin] = nearest[1]
         return hop

@@ -27,6 +27,9 @@ class Departures(Endpoints):
     def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
         super().__init__(me, clock, rng)
         self.removing = Removals(self)
+        # For spans of time, which a clock that is set must not stretch or cut. The daemon has
+        # one; where `clock` is not the wall's (a simulation) that will do.
+        self.monotonic = clock
         self.is_linked: Callable[[str], bool] = lambda node: False  # a stream lives; cluster/ knows
         self.on_expelled: Callable[[VxmeshError], None] = lambda error: None
 
@@ -54,7 +57,7 @@ class Departures(Endpoints):
 
     def is_heard(self, origin: str) -> bool:
         """Whether records of `origin` are taken."""
-        return origin not in self.removals and not self.removing.remover(origin, self.clock())
+        return origin not in self.removals and not self.removing.remover(origin, self.monotonic())
 
     # -- lost nodes --
 

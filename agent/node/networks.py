@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agent.core.addresses import Range
-from agent.core.catalogue import VNIS_CHOSEN, free_vni
+from agent.core.bounds import SEGMENTS_MAX
+from agent.core.catalogue import NETWORKS_MAX, VNIS_CHOSEN, free_vni
 from agent.core.catalogue import Conflict as Clash
 from agent.core.clock import HybridClock
 from agent.core.fill import Fill
@@ -23,6 +24,9 @@ from agent.node.records import Recording, Records, log
 from agent.requests import NetworkSpec
 from agent.subnets import check_subnets, choose_subnets, first_gateway
 from agent.views import CLAIMS, NETWORK, Change
+
+# Conflicts told one by one when many come at once: each is an event, and all are in `network ls`.
+TOLD_AT_ONCE = 50
 
 
 class Networks(Records):
@@ -42,6 +46,12 @@ class Networks(Records):
         self.check_stays()
         if self.catalogue.named(spec.name):
             raise Conflict(f"network {spec.name}", "exists", "Choose another name")
+        if not self.catalogue.has_room(self.me):
+            raise Exhausted(
+                "networks",
+                f"{NETWORKS_MAX} of this node are there, and the others take no more",
+                "Remove some, or create it on another node",
+            )
         taken = [
             (f"network {self.catalogue.name(n.id)}", s)
             for n in self.catalogue.all()
@@ -134,7 +144,11 @@ class Networks(Records):
                 if network.creator == self.me or network.creator in self.inherited:
                     self._write_network(network, change)
             standing = self.catalogue.conflicts()
-            for conflict in () if quietly else sorted(standing - self._told):
+            fresh = [] if quietly else sorted(standing - self._told)
+            if len(fresh) > TOLD_AT_ONCE:
+                message = f"{len(fresh)} conflicts of networks; {TOLD_AT_ONCE} of them are told"
+                self.tell("network.conflict", message, count=str(len(fresh)))
+            for conflict in fresh[:TOLD_AT_ONCE]:
                 fields = {
                     "network": conflict.loser,
                     "with": conflict.winner,
@@ -191,6 +205,9 @@ class Networks(Records):
         if to not in self.nodes or to == self.me:
             return "who asks is not known here yet; try again shortly"
         before = addresses.claims()
+        if len(before.segments) + 2 * len(ranges) + 2 > SEGMENTS_MAX:
+            # Else who asks for every other address could make our record too large to be taken.
+            return f"its addresses are in {len(before.segments)} pieces, and more cannot be told"
         kept = addresses.donate(to, family, ranges)
         if addresses.claims() != before:
             with Recording(self):

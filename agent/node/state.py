@@ -6,14 +6,17 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from agent.core.replica import ORIGINS_MAX, Delta, Record
 from agent.core.replica import Change as Update
-from agent.core.replica import Delta, Record
 from agent.errors import Conflict
-from agent.model import Node, Sandbox
+from agent.model import ONLY, Node, Sandbox, TokenState, Trust
 from agent.node.departures import Departures
 from agent.node.records import Recording
-from agent.views import ENDPOINT, NODE, Change
+from agent.views import ENDPOINT, NODE, TOKEN, TRUST, Change
 
+# s; what a peer tells of our own lost records makes us write all of them anew, so it is heeded
+# this often. Honest peers tell it after a start, and the first of them is nearly always enough.
+SURPASS_EVERY = 10.0
 COLLECT_AFTER = 30.0  # s that tombstones are kept after all have seen them
 
 
@@ -25,6 +28,9 @@ class NodeState(Departures):
         self._kernel: dict[str, int] = {}  # origin -> version that our kernel has
         self._floors: deque[tuple[float, int]] = deque()  # when all had our records up to where
         self.collect_after = COLLECT_AFTER
+        self.overfull: set[str] = set()  # origins that wrote more than anybody may
+        self._surpassed = float("-inf")  # when, on the clock
+        self._unbelievable: set[str] = set()  # peers that told of what we cannot have written
 
     # -- what sessions ask (core/session.py: Store) --
 
@@ -48,6 +54,9 @@ class NodeState(Departures):
         """Take a peer's delta; False if something before it is missing."""
         if not self.is_heard(delta.origin):
             return True  # there is nothing to ask for
+        if not self.replica.admits(delta):
+            self._refuse(delta.origin)
+            return True
         before = self.replica.version(delta.origin)
         updates = self.replica.merge(delta)
         if updates is None:
@@ -58,10 +67,30 @@ class NodeState(Departures):
                 self._take(updates, change)
         return True
 
+    def is_heard(self, origin: str) -> bool:
+        """Whether records of `origin` are taken."""
+        return origin not in self.overfull and super().is_heard(origin)
+
+    def _refuse(self, origin: str) -> None:
+        """Take nothing of an origin any more: it wrote more than anybody may."""
+        if len(self.overfull) < ORIGINS_MAX:
+            self.overfull.add(origin)
+            why = "wrote more records than a node may; no more of them are taken"
+            self.tell("origin.overfull", f"{self.node_name(origin)[:80]} {why}", node=origin[:80])
+
     def seen(self, peer: str, entries: dict[str, tuple[int, int]]) -> None:
         """A peer's digest: learn of lost records of ours."""
-        theirs = entries.get(self.me, (0, 0))[0]
+        theirs, now = entries.get(self.me, (0, 0))[0], self.clock()
+        if theirs <= self.replica.written() or 0 <= now - self._surpassed < SURPASS_EVERY:
+            return
+        if not self.replica.is_believable(theirs):
+            if peer not in self._unbelievable and len(self._unbelievable) < ORIGINS_MAX:
+                self._unbelievable.add(peer)
+                why = "tells of records of this node that it cannot have written"
+                self.tell("version.unbelievable", f"{self.node_name(peer)} {why}", node=peer)
+            return
         if self.replica.surpass(theirs):
+            self._surpassed = now
             with Recording(self) as change:
                 change.rewritten = True
                 change.own = self.replica.items(self.me)
@@ -113,6 +142,20 @@ class NodeState(Departures):
             self._put(NODE + node.id, node)
             self.nodes[node.id] = node
             change.nodes.add(node.id)
+
+    def state_trust(self, trust: Trust) -> None:
+        """State whom the cluster trusts."""
+        with Recording(self) as change:
+            self._put(TRUST + ONLY, trust)
+            self.trusts[self.me] = trust
+            change.trust = True
+
+    def state_token(self, token: TokenState) -> None:
+        """State which join token holds."""
+        with Recording(self) as change:
+            self._put(TOKEN + ONLY, token)
+            self.tokens[self.me] = token
+            change.trust = True
 
     def kernel_has(self, versions: dict[str, int]) -> None:
         """The kernel holds everything up to these versions."""

@@ -164,7 +164,7 @@ def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) ->
     before = own.read("h1", "node", "inspect", "h3")
     refused = own.try_vx("h3", "node", "leave")
     assert refused.returncode == 5 and "busy" in refused.stderr and "--force" in refused.stderr
-    done = own.read("h3", "node", "leave", "--force")
+    done = own.read("h3", "node", "leave", "--force", "--wait=10")
     assert [h["network"] for h in done["handovers"]] == [net]
     own.wait(lambda: not own.host("h3").is_running, "the agent ended")
     assert "Traceback" not in own.host("h3").log.read_text()

@@ -62,7 +62,7 @@ def test_the_default_address_is_an_address() -> None:
 
 
 def test_where_metrics_are_served() -> None:
-    assert parse_listen("127.0.0.1:9646") == ("127.0.0.1", 9646)
-    assert parse_listen("[::1]:9646") == ("::1", 9646)
+    assert parse_listen("127.0.0.1:9646", "metrics_listen") == ("127.0.0.1", 9646)
+    assert parse_listen("[::1]:9646", "control_listen") == ("::1", 9646)
     listening = load({"metrics_listen": "[::]:1"}, {}).settings.metrics_listen
     assert listening == "[::]:1"

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from agent.core.addresses import Range
-from agent.core.removal import Answer, Ask, Verdict
+from agent.core.removal import FROZEN_FOR, Answer, Ask, Verdict
 from agent.core.replica import Delta, Record
-from agent.departures import Departures
-from agent.errors import Conflict, InUse, NotFound, Unavailable, VxmeshError
+from agent.departures import TRY_FOR, Departures
+from agent.errors import Conflict, InUse, NotFound, Timeout, Unavailable, VxmeshError
 from agent.listeners import ToStore
 from agent.model import Network, Node, Notice, Removal
 from agent.node import NeedSpace, NodeState
@@ -268,11 +268,12 @@ class Wire:
         self.me = ""
         self.left: list[str] = []
         self.before_answer: Callable[[str], None] = lambda voter: None
+        self.lagging: list[str] = []  # whose kernels lack everything
 
     def at(self, me: str) -> Wire:
         other = Wire(*self.nodes.values())
         other.cut, other.me, other.before_answer = self.cut, me, self.before_answer
-        other.left = self.left
+        other.left, other.lagging = self.left, self.lagging
         return other
 
     def reach(self, id: str) -> NodeState:
@@ -284,7 +285,7 @@ class Wire:
         await asyncio.sleep(0)
         node = self.reach(voter)
         self.before_answer(voter)
-        answer = node.removing.decide(ask, node.clock())
+        answer = node.removing.decide(ask, node.monotonic())
         for origin in answer.versions if answer.verdict is Verdict.AGREED else ():
             send(node, self.nodes[self.me], origin)
         await asyncio.sleep(0)
@@ -303,7 +304,7 @@ class Wire:
         self.left.append(self.me)
 
     async def wait_applied(self, version: int, seconds: float) -> list[str]:
-        return []
+        return list(self.lagging)
 
     async def request_space(
         self, owner: str, network: Network, family: int, ranges: list[Range]
@@ -328,7 +329,7 @@ def departures(node: NodeState, wire: Wire, ended: list[str] | None = None) -> D
 def ticking(monkeypatch: pytest.MonkeyPatch, *nodes: NodeState) -> None:
     """Let the nodes' time pass with the loop's."""
     for node in nodes:
-        node.clock = lambda: 1000.0 + 10 * asyncio.get_running_loop().time()
+        node.monotonic = lambda: 1000.0 + 10 * asyncio.get_running_loop().time()
 
 
 async def test_rm_needs_the_others_and_not_those_that_left(
@@ -416,6 +417,36 @@ async def test_of_two_at_once_one_does_it_and_both_succeed(
     assert n1.inherited == {n3.me} and n2.inherited == set()
 
 
+async def test_a_clock_that_is_set_neither_ends_a_consent_nor_keeps_it(
+    three: tuple[NodeState, NodeState, NodeState],
+) -> None:
+    n1, n2, n3 = three
+    lost_network(three)
+    now = 50.0
+    n2.monotonic = lambda: now
+    answer = n2.removing.decide(Ask(n1.me, frozenset({n3.me})), n2.monotonic())
+    assert answer.verdict is Verdict.AGREED
+    n2.clock = lambda: 1000.0 + 3600.0  # set forward: it is bound all the same
+    assert not n2.is_heard(n3.me)
+    n2.clock = lambda: 1000.0 - 3600.0  # and set back: free when the time is up
+    now += FROZEN_FOR
+    assert n2.is_heard(n3.me)
+
+
+async def test_an_attempt_ends_in_time_though_the_clock_is_set_back(
+    three: tuple[NodeState, NodeState, NodeState],
+) -> None:
+    n1, n2, n3 = three
+    began, wire = 1000.0, Wire(*three)
+    for node in three:
+        node.clock = lambda: began  # the wall's clock stands still
+    n1.monotonic = lambda: 10 * asyncio.get_running_loop().time()
+    wire.cut |= {n2.me, n3.me}
+    with pytest.raises(Unavailable, match="n2 has to agree"):
+        async with asyncio.timeout(TRY_FOR):
+            await departures(n1, wire).remove_nodes(["n3"])
+
+
 async def test_a_rival_that_does_not_finish_is_named(
     three: tuple[NodeState, NodeState, NodeState], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,7 +454,7 @@ async def test_a_rival_that_does_not_finish_is_named(
     ticking(monkeypatch, *three)
     wire = Wire(*three)
     wire.cut |= {n3.me}
-    n1.removing.begin({n3.me}, n1.clock())
+    n1.removing.begin({n3.me}, n1.monotonic())
     with pytest.raises(Conflict, match="is being removed by n1"):
         await departures(n2, wire).remove_nodes(["n3"])
 
@@ -469,6 +500,24 @@ async def test_leaving_ends_only_when_all_that_live_have_what_this_node_wrote(
     wire.cut.clear()
     await leave.leave()
     assert ended == [n3.me] and owners(n1, web).get("n3", 0) == 0
+
+
+async def test_who_waits_leaves_only_when_nothing_of_it_is_in_any_kernel(
+    three: tuple[NodeState, NodeState, NodeState],
+) -> None:
+    n1, _, n3 = three
+    lost_network(three)
+    wire, ended = Wire(*three), list[str]()
+    n3.kernel_has(n3.versions())
+    n3.listeners.append(lambda change: n3.kernel_has(n3.versions()))
+    wire.lagging.append(n1.me)
+    leave = departures(n3, wire, ended)
+    with pytest.raises(Timeout, match=r"this node: has not left: .* in the kernel of n1"):
+        await leave.leave(force=True, wait=1.0)
+    assert not ended and not n3.leaving and not wire.left
+    wire.lagging.clear()
+    await leave.leave(wait=1.0)
+    assert ended == [n3.me] == wire.left
 
 
 async def test_who_is_alone_may_leave_but_not_with_addresses_that_nobody_can_take() -> None:

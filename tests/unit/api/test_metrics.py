@@ -40,7 +40,8 @@ async def counters() -> Mapping[str, int]:
 
 @pytest.fixture
 def metrics(node: NodeState) -> Metrics:
-    sources = Sources(lambda: 3, lambda: 4, counters, ("fdb", "nft"))
+    refused = {"expired": 2, "foreign": 0}
+    sources = Sources(lambda: 3, lambda: 4, counters, ("fdb", "nft"), lambda: refused)
     return Metrics(node, sources)
 
 
@@ -66,6 +67,8 @@ async def test_what_is_looked_at(node: NodeState, metrics: Metrics) -> None:
     assert (found["vxmesh_endpoints", "web"], found["vxmesh_endpoints", "empty"]) == (2, 0)
     assert found["vxmesh_endpoints_local", ""] == 2
     assert (found["vxmesh_kernel_failures", ""], found["vxmesh_peer_streams", ""]) == (3, 4)
+    assert found["vxmesh_peer_refused_total", "expired"] == 2
+    assert found["vxmesh_peer_refused_total", "foreign"] == 0
     assert found["vxmesh_replica_records", ""] == node.replica.count() >= 5
     assert found["vxmesh_resolver_up", ""] == 1
     assert found["vxmesh_resolver_questions_total", "udp"] == (await counters())["udp"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +24,7 @@ from agent.model import Node
 from agent.node import NodeState
 from agent.requests import parse_endpoint, parse_network
 from agent.views import Status
+from tests.identities import authority
 
 
 class Agent:
@@ -41,13 +45,19 @@ class Agent:
         )
         self.node.describe(self.me)
         self.boots = 0
+        self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))
 
     async def start(self) -> Agent:
         self.boots, self.is_up = self.boots + 1, True
-        self.peers = Peers(self.node, self.me, f"{self.me.id}-{self.boots}", self._durable)
+        boot = f"{self.me.id}-{self.boots}"
+        self.peers = Peers(
+            self.node, self.me, boot, self._durable, authority().keyring(self.me.id), self.run_dir
+        )
         self.node.listeners.append(lambda change: self.peers.wake())
         links = self.peers.links
-        self.detector = Detector(self.node, PRESETS["local"], self.boots << 20, lambda: links)
+        self.detector = Detector(
+            self.node, PRESETS["local"], self.boots << 20, lambda: links, self.peers.dialer
+        )
         self.peers.server.pings = self.detector
         self.peers.on_rumours = self.detector.take
         self.peers.on_link.append(self.detector.stream_changed)
@@ -62,6 +72,7 @@ class Agent:
             self.is_up = False
             await self.detector.stop()
             await self.peers.stop()
+            shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def sees(self, other: Agent) -> str:
         return self.node.condition(other.me.id).state

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+import shutil
 import socket
+import tempfile
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -14,12 +17,15 @@ import pytest
 
 from agent.cluster.channels import Channels, knock
 from agent.cluster.detector import Detector
+from agent.cluster.dialer import Dialer
+from agent.cluster.refusals import Refusals
 from agent.cluster.server import PeerServer
 from agent.core.membership import PRESETS, Outcome, Rumour, State
 from agent.model import Node
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
 from agent.views import Status
+from tests.identities import authority
 
 TUNING = dataclasses.replace(PRESETS["local"], agent_grace=1.0)
 
@@ -40,8 +46,12 @@ class Peer:
         )  # fmt: skip
         self.node = NodeState(self.record, lambda: 1000.0, random.Random(number))
         self.node.describe(self.record)
-        self.detector = Detector(self.node, TUNING, incarnation, dict)
-        self.server = PeerServer(self.node, _no_stream, _nothing)
+        self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))
+        dialer = Dialer(self.node, authority().keyring(self.record.id))
+        self.detector = Detector(self.node, TUNING, incarnation, dict, dialer)
+        self.server = PeerServer(
+            self.node, _no_stream, _nothing, dialer, Refusals(self.node), self.run_dir
+        )
         self.server.pings = self.detector
 
     def meet(self, *others: Peer) -> None:
@@ -55,6 +65,7 @@ class Peer:
     async def stop(self) -> None:
         await self.detector.stop()
         await self.server.stop()
+        shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def sees(self, other: Peer) -> Status:
         return self.node.condition(other.record.id)
@@ -130,7 +141,7 @@ async def test_of_one_that_cannot_be_pinged_directly_others_tell(
         once = a.detector._ping_once
 
         async def cut(node: Node, timeout: float) -> Any:
-            return None if node.id == b.record.id else await once(node, timeout)
+            return Outcome.SILENT if node.id == b.record.id else await once(node, timeout)
 
         async def silence(node: Node, timeout: float) -> Outcome:
             return Outcome.SILENT
@@ -170,7 +181,8 @@ async def test_knocking_tells_refusal_from_silence_and_from_being_let_in() -> No
 
 
 async def test_channels_that_are_too_many_are_closed() -> None:
-    channels = Channels()
+    peer = Peer(1)
+    channels = Channels(Dialer(peer.node, authority().keyring(peer.record.id)))
     for number in range(70):
         node = Node(f"{number:016x}", f"n{number}", "127.0.0.1", 1, "127.0.0.1", 1, "0", 0.0, 1500)
         channels.stub(node)

@@ -5,20 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
 
+import grpc.aio
 import pytest
 
 from agent.cluster import link as link_module
 from agent.cluster import peers as peers_module
+from agent.cluster.dialer import Dialer
+from agent.cluster.outside import find_refusal
 from agent.cluster.peers import Peers
 from agent.cluster.reach import Reach
+from agent.cluster.refusals import Reason
+from agent.cluster.server import SYNC
 from agent.core.topology import neighbours
 from agent.model import Node
 from agent.node import NodeState
 from agent.requests import parse_network
+from agent.rpc import peer_pb2 as pb
+from agent.rpc import peer_pb2_grpc as pb_grpc
+from agent.views import Status
+from tests.identities import authority
 
 WITHIN = 20.0  # s; a machine may be busy
 
@@ -43,11 +56,24 @@ class Agent:
     def __init__(self, index: int, everybody: int) -> None:
         self.id = f"{index:016x}"
         node = Node(self.id, f"n{index}", "127.0.0.1", free_port(), "127.0.0.1", 4789, "t", 0, 1500)
+        self.me = node
         self.state = NodeState(node, time.time, random.Random(index))
         self.applies = True
-        self.peers = Peers(self.state, node, f"boot{index}", self._durable, everybody)
+        self.everybody = everybody
+        self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))  # short: it is for unix sockets
+        self.keyring = authority().keyring(self.id)
+        self.peers = self.again(f"boot{index}")
         self.state.listeners.append(self._changed)
         self.state.describe(node)
+
+    def again(self, boot: str) -> Peers:
+        return Peers(
+            self.state, self.me, boot, self._durable, self.keyring, self.run_dir, self.everybody
+        )
+
+    async def stop(self) -> None:
+        await self.peers.stop()
+        shutil.rmtree(self.run_dir)
 
     @property
     def target(self) -> str:
@@ -81,7 +107,7 @@ async def running(count: int, everybody: int) -> AsyncIterator[list[Agent]]:
         yield agents
     finally:
         for agent in agents:
-            await agent.peers.stop()
+            await agent.stop()
 
 
 def wanted(agents: list[Agent], everybody: int) -> dict[str, set[str]]:
@@ -157,13 +183,74 @@ async def test_only_the_live_are_waited_for_and_streams_follow_them() -> None:
         assert gone.id in agents[0].peers.links
 
 
+async def test_one_whose_agent_alone_is_dead_is_waited_for_until_it_is_withdrawn() -> None:
+    async with running(3, everybody=30) as (one, two, down):
+        await until(lambda: all(len(a.peers.links) == 2 for a in (one, two, down)), "all are up")
+        one.peers.live = lambda: [one.id, two.id]
+        await down.peers.stop()
+        await until(lambda: down.id not in one.peers.links, "its stream is gone")
+        one.state.set_status(down.id, Status("unreachable", "agent", 0.0))
+        version = one.make("net")
+        assert await one.peers.wait_applied(version, 0.5) == [down.id]
+        # Its kernel has the change as soon as its agent is back.
+        waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        down.peers = down.again("boot again")
+        await down.peers.start([])
+        assert await waiting == []
+        await down.peers.stop()
+        down.peers = down.again("boot that never is")
+        await until(lambda: down.id not in one.peers.links, "its stream is gone again")
+        version = one.make("another")
+        waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        one.state.set_status(down.id, Status("unreachable", "silent", 0.0, withdrawn=True))
+        assert await waiting == []
+
+
+async def test_who_loses_its_stream_during_a_wait_is_asked() -> None:
+    async with running(3, everybody=30) as (one, two, three):
+        await until(lambda: all(len(a.peers.links) == 2 for a in (one, two, three)), "all are up")
+        one.peers.live = lambda: [one.id, two.id, three.id]
+        three.applies = False
+        version = one.make("net")
+        waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN))
+        await until(lambda: three.names() == {"net"}, "it was told")
+        for agent in (one, three):  # and nobody makes a new stream
+            agent.peers._wanted.clear()
+        for agent, other in ((one, three), (three, one)):
+            agent.peers.links[other.id].close()
+        await until(lambda: three.id not in one.peers.links, "the stream is gone")
+        three.state.kernel_has(three.state.versions())
+        three.peers.wake()
+        assert await waiting == []
+        assert three.id not in one.peers.links
+
+
+async def test_who_comes_during_a_wait_is_waited_for_too() -> None:
+    async with running(3, everybody=30) as (one, two, late):
+        await until(lambda: all(len(a.peers.links) == 2 for a in (one, two, late)), "all are up")
+        live = [one.id, two.id]
+        one.peers.live = lambda: live
+        two.applies = late.applies = False
+        version = one.make("net")
+        waiting = asyncio.create_task(one.peers.wait_applied(version, 3.0))
+        await until(lambda: two.names() == late.names() == {"net"}, "both were told")
+        live.append(late.id)
+        two.state.kernel_has(two.state.versions())
+        two.peers.wake()
+        assert await waiting == [late.id]
+
+
 async def test_an_agent_that_was_away_is_found_again() -> None:
     async with running(3, everybody=30) as agents:
         await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
         await agents[0].peers.stop()
         await until(lambda: agents[0].id not in agents[1].peers.links, "it was noticed")
         agents[1].make("meanwhile")
-        again = Peers(agents[0].state, agents[0].peers.me, "boot again", agents[0]._durable)
+        again = agents[0].again("boot again")
         agents[0].peers = again
         await again.start([])
         await until(lambda: "meanwhile" in agents[0].names(), "it was told what it missed")
@@ -245,3 +332,105 @@ async def test_many_dead_nodes_share_the_pace(monkeypatch: pytest.MonkeyPatch) -
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert 100 <= made <= most
+
+
+CLAIMED = f"{2:016x}"
+CLAIMS = [
+    ("Ping", pb.PingRequest(node=CLAIMED)),
+    ("PingFor", pb.PingForRequest(node=CLAIMED, target=f"{1:016x}", seconds=0.1)),
+    ("RequestSpace", pb.SpaceRequest(network="n", requester=CLAIMED, family=4)),
+    ("AgreeRemoval", pb.RemovalAsk(remover=CLAIMED, lost=[f"{3:016x}"])),
+    ("AgreeRemoval", pb.RemovalAsk(remover=CLAIMED, lost=[f"{3:016x}"], release=True)),
+    ("Deliver", pb.Delivery(node=CLAIMED, delta=pb.Delta(origin=CLAIMED, upto=9))),
+]
+
+
+@pytest.mark.parametrize(("method", "claim"), CLAIMS)
+async def test_no_node_can_ask_in_the_name_of_another(method: str, claim: Any) -> None:
+    async with running(2, everybody=30) as (a, b):
+        before = a.state.versions()
+        nine = Dialer(b.state, authority().keyring("9" * 16))
+        channel = nine.channel(a.me)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
+            await getattr(stub, method)(claim, timeout=5)
+        await channel.close()
+        assert find_refusal(error.value) is Reason.IMPOSTOR
+        assert a.peers.refusals.counts["impostor"] == 1
+        assert a.state.versions() == before
+        assert not a.state.removing.remover(f"{3:016x}", time.time())
+
+
+@pytest.mark.parametrize(
+    "first",
+    [pb.PeerMessage(hello=pb.Hello(node=CLAIMED, boot="b", version="1", name="n2"))],
+    ids=["hello"],
+)
+async def test_no_node_can_open_a_stream_in_the_name_of_another(first: pb.PeerMessage) -> None:
+    async with running(2, everybody=30) as (a, b):
+        await until(lambda: b.id in a.peers.links, "a stream")
+        link = a.peers.links[b.id]
+        channel = Dialer(b.state, authority().keyring("9" * 16)).channel(a.me)
+        stream: Any = channel.stream_stream(SYNC)()
+        await stream.write(first.SerializeToString())
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            while await stream.read() is not grpc.aio.EOF:
+                pass
+        await channel.close()
+        assert find_refusal(error.value) is Reason.IMPOSTOR
+        assert a.peers.links[b.id] is link and not link.closed.is_set()
+        assert a.peers.refusals.counts["impostor"] == 1
+
+
+async def test_nothing_is_taken_from_who_has_not_said_who_it_is() -> None:
+    async with running(2, everybody=30) as (a, b):
+        nine = "9" * 16
+        channel = Dialer(b.state, authority().keyring(nine)).channel(a.me)
+        stream: Any = channel.stream_stream(SYNC)()
+        record = pb.Record(key="n/x", version=1, value=b"")
+        delta = pb.Delta(origin=nine, upto=1, records=[record])
+        await stream.write(pb.PeerMessage(delta=delta).SerializeToString())
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+        await channel.close()
+        assert a.state.version(nine) == 0 and nine not in a.peers.links
+
+
+async def test_a_stream_outlives_the_certificates_with_which_it_was_made() -> None:
+    async with running(3, everybody=30) as agents:
+        await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
+        for agent in agents:
+            agent.keyring.replace(authority().credentials(agent.id, ends=2.0))
+        for agent in agents:
+            agent.peers.redial()
+        await asyncio.sleep(0.5)
+        await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
+        before = {id(link) for a in agents for link in a.peers.links.values()}
+        for _ in range(3):
+            for agent in agents:
+                agent.keyring.replace(authority().credentials(agent.id, ends=2.0))
+            await asyncio.sleep(1.0)
+        agents[1].make("later")
+        await until(lambda: all(a.names() == {"later"} for a in agents), "it went round")
+        assert {id(link) for a in agents for link in a.peers.links.values()} == before
+        assert not any(sum(a.peers.refusals.counts.values()) for a in agents)
+
+
+async def test_a_node_whose_certificate_ends_is_cut_off_in_both_directions() -> None:
+    async with running(3, everybody=30) as agents:
+        late = agents[1]  # of its two streams it has opened one, and the other was opened to it
+        await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
+        assert {link.dialed for link in late.peers.links.values()} == {True, False}
+        rest = [agents[0], agents[2]]
+        for agent in rest:  # so that what was believed is looked at again soon
+            agent.keyring.replace(authority().credentials(agent.id, ends=12.0, begins=0.0))
+        late.keyring.replace(authority().credentials(late.id, ends=1.0))
+        for agent in agents:
+            agent.peers._check_now.set()
+        await until(lambda: not late.peers.links, "it is cut off")
+        version = late.make("never")
+        rest[0].make("heard")
+        await until(lambda: rest[1].names() == {"heard"}, "the rest goes on")
+        assert late.names() == {"never"}
+        assert all(a.state.version(late.id) < version for a in rest)
+        assert all(a.peers.refusals.counts["expired"] for a in rest)

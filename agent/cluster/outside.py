@@ -1,0 +1,131 @@
+"""What those can call who are no members: to enrol, and for the rest to be told why not.
+
+A connection without a certificate, with one whose time is over, or of a node that was removed,
+ends at a gRPC server of its own, in which there is nothing of the cluster to read or to write.
+What stands opposite: front.py leads here; dialer.py reads what is told; identity/ enrols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import msgspec
+
+from agent.cluster.callers import caller_of
+from agent.cluster.refusals import Reason, Refusals
+from agent.model import Removal, encode
+from agent.node import NodeState
+
+PEER = "vxmesh.v1.Peer"
+ENROL = "vxmesh.v1.Enrol"
+REMOVAL_METADATA = "vxmesh-removal-bin"  # trailing metadata for a removed node: by whom, when
+REFUSED_METADATA = "vxmesh-refused"  # trailing metadata: a Reason
+CALLS_MOST = 64  # under way at a time, as many as connections (front.py)
+MESSAGE_MOST = 64 << 10  # bytes; a request to enrol has some 2 kB
+STOP_WITHIN = 0.2  # s
+
+_removal = msgspec.msgpack.Decoder(Removal)
+
+# What people are told whose own node is refused: what is wrong, and what to do.
+AGAIN = "Give it a token and its name again: see 'vxmesh cluster token' on a node that is in"
+TOLD = {
+    Reason.NO_CERTIFICATE: ("it shows no certificate of this cluster", AGAIN),
+    Reason.EXPIRED: ("its certificate has expired", AGAIN),
+    Reason.EARLY: ("its certificate is not valid yet", "Set the clocks of both"),
+    Reason.NAMELESS: ("its certificate names no node", AGAIN),
+    Reason.REMOVED: ("it was removed from the cluster", "Start it with --reset-state"),
+    Reason.IMPOSTOR: ("it speaks for another node than its certificate names", ""),
+}
+
+Handlers = Mapping[str, Any]  # method -> grpc.RpcMethodHandler, which is generic to mypy alone
+
+
+class Outside(grpc.GenericRpcHandler):
+    """Ends every call to the service of members, and counts those of nobody."""
+
+    def __init__(self, node: NodeState, refusals: Refusals) -> None:
+        self._node, self._refusals = node, refusals
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """For any method: its handler reads nothing, and ends the call."""
+        if not str(details.method).startswith(f"/{PEER}/"):
+            return None
+        return grpc.stream_stream_rpc_method_handler(self._refuse)
+
+    async def _refuse(self, requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        caller = caller_of(context)
+        reason = caller.refused or Reason.NO_CERTIFICATE
+        if reason is Reason.NO_CERTIFICATE:  # the others were noted when they came
+            self._refusals.note(reason, caller.address)
+        await refuse(context, reason, self._node.removals.get(caller.node))
+
+
+async def refuse(
+    context: grpc.aio.ServicerContext[Any, Any], reason: Reason, removal: Removal | None = None
+) -> None:
+    """End a call so that who called learns why; a removed node, by whom it was."""
+    metadata: list[tuple[str, str | bytes]] = [(REFUSED_METADATA, reason.value)]
+    text = f"this node is refused: {TOLD[reason][0]}"
+    if removal:
+        metadata.append((REMOVAL_METADATA, encode(removal)))
+        text = f"this node was removed by {removal.by_name or removal.by}"
+    await context.abort(grpc.StatusCode.PERMISSION_DENIED, text, tuple(metadata))
+
+
+def find_removal(error: Exception, me: str) -> Removal | None:
+    """What `refuse` said of the removal of this node, if that is what ended a call."""
+    for key, value in _trailing(error):
+        if key == REMOVAL_METADATA and isinstance(value, bytes):
+            try:
+                removal = _removal.decode(value)
+            except msgspec.MsgspecError:
+                return None
+            return removal if removal.node == me else None
+    return None
+
+
+def find_refusal(error: Exception) -> Reason | None:
+    """Why the other side refuses this node, if that is what ended a call."""
+    for key, value in _trailing(error):
+        if key == REFUSED_METADATA and isinstance(value, str):
+            try:
+                return Reason(value)
+            except ValueError:
+                return None
+    return None
+
+
+def _trailing(error: Exception) -> list[tuple[str, str | bytes]]:
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return []
+    return list(error.trailing_metadata() or ())
+
+
+class OutsideServer:
+    """The server itself, on a unix socket that only the front can reach."""
+
+    def __init__(self, node: NodeState, refusals: Refusals, enrol: Handlers) -> None:
+        self._handlers = Outside(node, refusals)
+        self._enrol = enrol
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, path: Path) -> None:
+        """Listen at `path`."""
+        server = grpc.aio.server(
+            options=[("grpc.max_receive_message_length", MESSAGE_MOST)],
+            maximum_concurrent_rpcs=CALLS_MOST,
+        )
+        enrol = grpc.method_handlers_generic_handler(ENROL, dict(self._enrol))
+        server.add_generic_rpc_handlers((enrol, self._handlers))
+        server.add_insecure_port(f"unix://{path}")
+        await server.start()
+        self._server = server
+
+    async def stop(self) -> None:
+        """End every call."""
+        if self._server:
+            await self._server.stop(STOP_WITHIN)

@@ -1,0 +1,145 @@
+"""How much one record of another node may hold, and which of its values can be.
+
+PURE. `model.check_sound` says what can be worked with at all; here is what a hostile member could
+otherwise make every node of the cluster store, compute with or show on an operator's terminal.
+The bounds on messages are in cluster/codec.py, those on a whole origin in core/replica.py, and
+docs/security.md lists all of them.
+What stands opposite: agent/views.py, which asks before a record becomes a part of the views.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+
+import msgspec
+
+from agent.errors import Invalid
+from agent.model import (
+    ALIASES_MAX,
+    LABELS_MAX,
+    Claims,
+    Endpoint,
+    Network,
+    Node,
+    Removal,
+    parse_address,
+    parse_labels,
+    parse_name,
+    parse_subnet,
+    shorten,
+)
+
+ID_BYTES_MAX = 64  # ours have 16; longer ones would be paid for in every digest and index
+ADDRESSES_MAX = 64  # of one endpoint: each is a row in every kernel and a record in an answer
+SUBNETS_MAX = 16  # of one network; each is an address of a bridge, and is compared with all others
+ROUTES_MAX = 1024  # that a node says its host has: a new subnet is compared with each of them
+TEXT_MAX = 128  # characters of what is only shown: versions, drivers, names of removed nodes
+LOSSES_MAX = 2  # of a network: its name and its VNI
+# Pieces of a network's addresses that one record states: some 60 bytes each with IPv6, so that
+# the record stays below the 256 KiB that peers take (cluster/codec.py).
+SEGMENTS_MAX = 4000
+# s since the epoch: the year 9999. What is later has no date that could be shown.
+TIME_MAX = 253_402_300_799.0
+UNDERLAY_MTU_MIN = 576  # every host takes datagrams of this size (RFC 791)
+# A node counts it up at each start and refutation. Far below what a peer's codec takes, so that
+# there is room above every claim for the node to refute it.
+INCARNATION_MAX = 1 << 61
+LOSABLE = ("name", "vni")
+
+_NO_MAC = bytes(6)
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
+
+
+def check_bounds(value: msgspec.Struct) -> None:
+    """Invalid or ValueError unless a record of another node is within the bounds."""
+    if isinstance(value, Endpoint):
+        check_endpoint(value)
+    elif isinstance(value, Network):
+        _check_network(value)
+    elif isinstance(value, Node):
+        _check_node(value)
+    elif isinstance(value, Claims):
+        if len(value.segments) > SEGMENTS_MAX:
+            raise Invalid("record", f"has {len(value.segments)} segments")
+        _check_ids(value.network, *{segment.owner for segment in value.segments})
+    elif isinstance(value, Removal):
+        _check_ids(value.node, value.by)
+        _check_texts(value.name, value.by_name)
+        _check_times(value.when)
+
+
+def check_endpoint(value: Endpoint) -> None:
+    """The same as `check_bounds`, of what there is 100,000 of."""
+    if len(value.addresses) > ADDRESSES_MAX or len(value.aliases) > ALIASES_MAX:
+        raise Invalid("record", f"has {len(value.addresses)} addresses, {len(value.aliases)} names")
+    for id in (value.id, value.network):
+        if not (len(id) == 16 and id.isascii() and id.isalnum()) and not _ID.match(id):
+            raise Invalid("record", f"has the id {shorten(value.id)} in {shorten(value.network)}")
+    if value.mac[0] & 1 or value.mac == _NO_MAC:
+        # A row for "all zeros" would take what has no row, one for a group what is for all.
+        raise Invalid("record", f"has the MAC {value.mac.hex(':')}, which is no station's")
+    _check_name(value.name)
+    for alias in value.aliases:
+        _check_name(alias)
+    if value.labels:
+        parse_labels(value.labels)
+    if value.sandbox:
+        _check_ids(value.sandbox)
+
+
+def _check_network(value: Network) -> None:
+    _check_ids(value.id, value.creator)
+    _check_name(value.name)
+    _check_texts(value.driver, value.ip_range)
+    _check_times(value.created)
+    if len(value.subnets) > SUBNETS_MAX or max(len(value.options), len(value.labels)) > LABELS_MAX:
+        raise Invalid("record", f"has {len(value.subnets)} subnets, or too many labels")
+    for subnet, gateway in zip(value.subnets, value.gateways, strict=True):
+        # Every host with the network gets the gateway's address: it must lead nowhere else.
+        if ipaddress.ip_address(parse_address(gateway)) not in parse_subnet(subnet):
+            raise Invalid("record", f"has the gateway {gateway}, which is not in {subnet}")
+    parse_labels(value.options, "option")
+    parse_labels(value.labels)
+    if len(value.lost) > LOSSES_MAX or any(loss.what not in LOSABLE for loss in value.lost):
+        raise Invalid("record", "has lost what cannot be lost")
+    for loss in value.lost:
+        _check_ids(loss.winner)
+        _check_texts(loss.value)
+
+
+def _check_node(value: Node) -> None:
+    _check_ids(value.id)
+    _check_name(value.name)
+    _check_texts(value.version)
+    _check_times(value.since)
+    if len(value.routes) > ROUTES_MAX:
+        raise Invalid("record", f"has {len(value.routes)} routes")
+    if value.mtu and not UNDERLAY_MTU_MIN <= value.mtu <= 65535:
+        raise Invalid("record", f"has an MTU of {value.mtu}")
+    if not 0 <= value.incarnation <= INCARNATION_MAX:
+        raise Invalid("record", f"has the incarnation {value.incarnation}")
+
+
+def _check_ids(*ids: str) -> None:
+    for id in ids:
+        if not _ID.match(id):
+            raise Invalid("record", f"has the id {shorten(id)}")
+
+
+def _check_name(name: str) -> None:
+    if parse_name(name, "record's") != name:
+        raise Invalid("record", f"has the name {shorten(name)}, which is not in lower case")
+
+
+def _check_texts(*texts: str) -> None:
+    for text in texts:
+        if len(text) > TEXT_MAX or not text.isprintable():
+            raise Invalid("record", f"has the text {shorten(text)}")
+
+
+def _check_times(*times: float) -> None:
+    for seconds in times:
+        if not math.isfinite(seconds) or not 0 <= seconds <= TIME_MAX:
+            raise Invalid("record", f"has the time {seconds}")
