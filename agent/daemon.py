@@ -149,7 +149,9 @@ async def run(settings: Settings, reset_state: bool) -> None:
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
-        kernel = Reconciler(plan, run_dir, on_applied=applied, on_repair=repaired)
+        kernel = Reconciler(
+            plan, run_dir, on_applied=applied, on_repair=repaired, on_withheld=node.kernel_withholds
+        )
         peers = Peers(
             node,
             me,
@@ -220,7 +222,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         async def spread() -> list[str]:
             version = node.replica.written()
             await storing.durable()
-            return await peers.wait_applied(version, SPREAD_WITHIN)
+            return list(await peers.wait_applied(version, SPREAD_WITHIN))
 
         administration = Administration(identity, spread)
         control = Control(

@@ -48,8 +48,11 @@ class Kernel(Protocol):
 class Cluster(Donors, Protocol):
     """What cluster/ offers to those who wait for it."""
 
-    async def wait_applied(self, version: int, seconds: float) -> list[str]:
-        """The nodes that lack `version` of ours when the time is up."""
+    async def wait_applied(
+        self, version: int, seconds: float, networks: Sequence[str] = ()
+    ) -> dict[str, str]:
+        """The nodes that lack `version` of ours, or something of these networks, when the time
+        is up, and why."""
 
 
 class Operations:
@@ -68,10 +71,11 @@ class Operations:
         self._durable = durable
         self.ports = PortHolder()
 
-    async def done(self, wait: float = 0.0) -> None:
+    async def done(self, wait: float = 0.0, networks: Sequence[str] = ()) -> None:
         """Make what was changed last, and wait up to `wait` s for every live node's kernel.
 
-        Timeout names the nodes that lack it.
+        `networks` (ids) are those that it concerns: what is in another one's way on some node
+        is no reason to wait. Timeout names the nodes that lack it, and why.
         """
         version = self.node.replica.written()
         await self._durable()
@@ -83,30 +87,37 @@ class Operations:
                 await self._kernel.settle()
                 while self.node.applied(self.node.me) < version:
                     await asyncio.sleep(POLL)  # something failed, and is being tried again
+                while self.node.why_withheld(networks):
+                    await asyncio.sleep(POLL)
         except TimeoutError:
+            why = self.node.why_withheld(networks)
             raise Timeout(
-                "the change", f"is not in this node's kernel after {wait:g} s", "See its log"
+                "the change",
+                f"is not in this node's kernel after {wait:g} s" + (f" ({why})" if why else ""),
+                "See its log",
             ) from None
-        lacking = await self._cluster.wait_applied(version, deadline - time.monotonic())
+        left = deadline - time.monotonic()
+        lacking = await self._cluster.wait_applied(version, left, networks)
         if lacking:
-            names = ", ".join(sorted(self._lagging(id) for id in lacking))
+            names = ", ".join(sorted(self._lagging(id, why) for id, why in lacking.items()))
             raise Timeout(
                 "the change",
                 f"was made, but is not in the kernel of {names} after {wait:g} s",
                 "It will be as soon as they can; see 'vxmesh node ls'",
             )
 
-    def _lagging(self, id: str) -> str:
+    def _lagging(self, id: str, why: str) -> str:
         """A node that lacks a change, by name, and why, where that is known."""
-        down = self.node.condition(id).state == "unreachable"
-        return self.node.node_name(id) + (" (its agent does not answer)" if down else "")
+        if self.node.condition(id).state == "unreachable":
+            why = "its agent does not answer"
+        return self.node.node_name(id) + (f" ({why})" if why else "")
 
     # -- networks --
 
     async def create_network(self, spec: NetworkSpec, wait: float = 0.0) -> Network:
         """Make a network."""
         network = self.node.create_network(spec)
-        await self.done(wait)
+        await self.done(wait, [network.id])
         return network
 
     async def remove_networks(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
@@ -114,7 +125,7 @@ class Operations:
         ids = [self.node.find_network(ref).id for ref in refs]
         for id in ids:
             self.node.remove_network(id)
-        await self.done(wait)
+        await self.done(wait, ids)
         return ids
 
     async def prune_networks(self, wait: float = 0.0) -> list[str]:
@@ -134,7 +145,7 @@ class Operations:
         found = self.node.find_network(network)
         if not netns:
             endpoint = await self._allocate(found.id, spec, "")
-            await self.done(wait)
+            await self.done(wait, [found.id])
             return endpoint
         space = identify(netns)
         sandbox = self._sandbox_in(space) or Sandbox(
@@ -149,7 +160,7 @@ class Operations:
         if ifname and ifname in sandbox.ifnames:
             raise Conflict(f"interface {ifname}", "exists in that sandbox", "Choose another")
         endpoint = await self._attach(sandbox, found, spec, ifname)
-        await self.done(wait)
+        await self.done(wait, [found.id])
         return endpoint
 
     async def announce(self, network: str, lines: Sequence[bytes], wait: float = 0.0) -> int:
@@ -167,7 +178,7 @@ class Operations:
             raise
         # Shielded: a caller who goes away now leaves all of them known, not some.
         await asyncio.shield(asyncio.ensure_future(self._commit(reserved)))
-        await self.done(wait)
+        await self.done(wait, [found.id])
         return len(reserved)
 
     async def _commit(self, reserved: Sequence[Endpoint]) -> None:
@@ -189,8 +200,9 @@ class Operations:
             for ref in refs:
                 ids.append(self.node.find_endpoint(ref, network)[1].endpoint.id)
                 await asyncio.sleep(0)  # a prefix is looked for among all
+        networks = list(dict.fromkeys(self.node.network_of(id) for id in ids))
         await asyncio.shield(asyncio.ensure_future(self._remove(ids)))
-        await self.done(wait)
+        await self.done(wait, networks)
         return ids
 
     async def _remove(self, ids: Sequence[str]) -> None:
@@ -251,7 +263,7 @@ class Operations:
             for network, addresses in zip(found, split, strict=True):
                 own = msgspec.structs.replace(spec, name=name, addresses=addresses)
                 await self._attach(self.node.sandboxes[sandbox.id], network, own, "")
-            await self.done(wait)
+            await self.done(wait, [n.id for n in found])
         except Timeout as error:
             self.drop_sandbox(sandbox.id)
             why = f"{error.why}, so it was undone"
@@ -277,10 +289,11 @@ class Operations:
         except NotFound:
             await self._kernel.settle()
             raise
+        networks = self._networks_of(ids)
         for id in ids:
             self.drop_sandbox(id)
         await self._kernel.settle()
-        await self.done(wait)
+        await self.done(wait, networks)
         return ids
 
     def adopt(self, lives: Callable[[Sandbox], bool] = is_alive) -> None:
@@ -361,6 +374,10 @@ class Operations:
                     default="" if sandbox.default in endpoints else sandbox.default,
                 )
             )
+
+    def _networks_of(self, sandboxes: Sequence[str]) -> list[str]:
+        ids = (e for id in sandboxes for e in self.node.sandboxes[id].endpoints)
+        return list(dict.fromkeys(self.node.network_of(id) for id in ids))
 
     def _sandbox_in(self, space: Namespace) -> Sandbox | None:
         for sandbox in self.node.sandboxes.values():

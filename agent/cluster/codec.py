@@ -142,7 +142,7 @@ class Encoder:
                 )
                 return pb.PeerMessage(hello=hello).SerializeToString()
             case Applied():
-                applied = pb.Applied(version=message.version)
+                applied = pb.Applied(version=message.version, withholds=message.withholds)
                 return pb.PeerMessage(applied=applied).SerializeToString()
             case Summary():
                 summary = pb.Summary(
@@ -204,7 +204,7 @@ def decode(data: bytes) -> Message | Rumours:
                 raise Invalid("hello", "has no node, or more than that", "")
             return Hello(hello.node, hello.boot, hello.version, hello.name)
         case "applied":
-            return Applied(message.applied.version)
+            return Applied(message.applied.version, message.applied.withholds)
         case "rumours":
             return rumours_from_proto(message.rumours.rumours)
         case "summary":

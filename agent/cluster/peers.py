@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import structlog
 
 from agent.cluster import calls
 from agent.cluster.callers import Caller
+from agent.cluster.calls import Question
 from agent.cluster.claims import Claims
 from agent.cluster.codec import Encoder, Rumours, delta_from_proto
 from agent.cluster.consent import Consent
@@ -199,33 +200,43 @@ class Peers:
 
     # -- waiting --
 
-    async def wait_applied(self, version: int, seconds: float) -> list[str]:
-        """Wait until the kernel of every node that takes part has our records up to `version`.
+    async def wait_applied(
+        self, version: int, seconds: float, networks: Sequence[str] = ()
+    ) -> dict[str, str]:
+        """Wait until the kernel of every node that takes part has our records up to `version`,
+        and lacks nothing of `networks` (ids).
 
-        Returns the ids of the nodes that lack it when the time is up. Who takes part is looked
-        at again and again: nodes come, go and lose their streams meanwhile.
+        Returns the ids of the nodes that lack it when the time is up, and why if they said it.
+        Who takes part is looked at again and again: nodes come, go and lose their streams
+        meanwhile.
         """
         deadline = time.monotonic() + seconds
         streams = [id for id in self.links if id in self.node.nodes]
         helpers = random.sample(streams, min(HELPERS, len(streams)))
         via = [self.node.nodes[id] for id in helpers]
         asked: dict[str, asyncio.Task[bool]] = {}
+        questions: dict[str, Question] = {}
 
-        def ask(id: str) -> asyncio.Task[bool]:
-            node = self.node.nodes[id]
-            question = calls.await_applied(self.dialer, node, self.me.id, version, deadline, via)
-            return asyncio.create_task(question)
+        def ask(id: str) -> None:
+            question = questions[id] = Question(self.me.id, version, deadline, tuple(networks))
+            asking = calls.await_applied(self.dialer, self.node.nodes[id], question, via)
+            asked[id] = asyncio.create_task(asking)
 
         def has_it(id: str) -> bool:
             link, task = self.links.get(id), asked.get(id)
             told = link is not None and link.session.peer_applied >= version
+            if told and link and link.session.peer_withholds and networks:
+                told = False  # whether it is one of these is to be asked
+                if task is None:
+                    ask(id)
             return told or (task is not None and task.done() and task.result())
 
-        def lacking() -> list[str]:
+        def lacking() -> dict[str, str]:
             for id in self._far():
                 if id not in asked and not has_it(id):
-                    asked[id] = ask(id)
-            return [id for id in {*self._near(), *self._far()} if not has_it(id)]
+                    ask(id)
+            behind = [id for id in {*self._near(), *self._far()} if not has_it(id)]
+            return {id: questions[id].why if id in questions else "" for id in behind}
 
         try:
             while lacking() and (left := deadline - time.monotonic()) > 0:

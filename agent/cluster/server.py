@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from agent.cluster.callers import Caller
-from agent.cluster.calls import AWAIT_MOST, await_applied
+from agent.cluster.calls import AWAIT_MOST, Question, await_applied
 from agent.cluster.claims import Claims
 from agent.cluster.codec import delta_to_proto
 from agent.cluster.dialer import Dialer
@@ -199,7 +199,8 @@ class PeerServer:
                     await self._moved.wait()
             except TimeoutError:
                 break
-        return pb.Applied(version=self.node.applied(request.origin))
+        why = self.node.why_withheld(request.networks)
+        return pb.Applied(version=self.node.applied(request.origin), why=why)
 
     async def _await_for_another(
         self,
@@ -209,10 +210,9 @@ class PeerServer:
         """For one who cannot reach that node itself."""
         deadline = time.monotonic() + min(request.seconds, AWAIT_MOST)
         node = self.node.nodes.get(request.node)
-        has = node and await await_applied(
-            self._dialer, node, request.origin, request.version, deadline
-        )
-        return pb.Applied(version=request.version if has else 0)
+        question = Question(request.origin, request.version, deadline, tuple(request.networks))
+        has = node and await await_applied(self._dialer, node, question)
+        return pb.Applied(version=request.version if has else 0, why=question.why)
 
     async def _sync(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]

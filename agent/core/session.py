@@ -74,9 +74,11 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The sender's kernel has the receiver's records up to `version`."""
+    """The sender's kernel has the receiver's records up to `version`; or with `withholds` all of
+    them but what concerns some networks, in whose way something is."""
 
     version: int
+    withholds: bool = False
 
 
 Message = Hello | Digest | Delta | Applied | Summary | Have | Graft | Prune | Seen
@@ -106,6 +108,9 @@ class Store(Protocol):
 
     def applied(self, origin: str) -> int:
         """Up to which version of `origin` our kernel is right."""
+
+    def withholds(self) -> bool:
+        """Whether there are networks for which it is not, all the same."""
 
     def is_heard(self, origin: str) -> bool:
         """Whether records of `origin` are taken: those of a removed node are not."""
@@ -140,6 +145,7 @@ class Session:
         self.heard = now  # when the last message came
         self.rtt: float | None = None  # s, smoothed as in RFC 6298
         self.peer_applied = 0  # of our own origin
+        self.peer_withholds = False
         self.pending = False  # `to_send` has something since it was last asked
         self._mesh = mesh or Mesh(store.me)
         self._out: list[Message] = [hello]
@@ -147,7 +153,7 @@ class Session:
         self._cursors: dict[str, _Cursor] = {store.me: _Cursor()}
         self._introduced = False  # the peer's first digest has come
         self._opening: dict[str, int] = {}  # what that told and we still lack
-        self._applied_told = 0
+        self._applied_told = (0, False)
         self._next_digest = now
         self._is_told = False  # the peer got our whole digest
         self._echo: tuple[float, float] = (0.0, 0.0)  # the peer's clock, and ours when it came
@@ -202,6 +208,7 @@ class Session:
                 self._take_delta(message, now)
             case Applied():
                 self.peer_applied = max(self.peer_applied, message.version)
+                self.peer_withholds = message.withholds
             case Digest():
                 self._take_digest(message, now)
             case Summary():
@@ -375,10 +382,10 @@ class Session:
 
     def _applied(self) -> Iterator[Message]:
         if self.peer:
-            version = self.store.applied(self.peer.node)
-            if version > self._applied_told:
-                self._applied_told = version
-                yield Applied(version)
+            told = self.store.applied(self.peer.node), self.store.withholds()
+            if told > self._applied_told or told[1] != self._applied_told[1]:
+                self._applied_told = told
+                yield Applied(*told)
 
     def _grafts(self, now: float) -> Iterator[Message]:
         """Ask for what is due, unless another stream has just been asked for it."""

@@ -34,7 +34,8 @@ REPORT_INTERVAL = 1.0  # s between two reports of repairs
 HOST = 0  # among VNIs: what there is once a host
 
 
-HOLDS = ("bridge", "rows", "tables", "everything")  # failures after which nothing is in force
+HOLDS = ("tables", "everything")  # failures after which nothing is in force
+WITHHOLDS = ("bridge", "rows")  # and those after which all but one network is
 
 
 class Reconciler:
@@ -46,6 +47,7 @@ class Reconciler:
         run_dir: Path,
         *,
         on_applied: Callable[[object], None] = lambda mark: None,
+        on_withheld: Callable[[dict[str, str]], None] = lambda networks: None,
         on_port_gone: Callable[[str], None] = lambda endpoint: None,
         on_repair: Callable[[Repair], None] = lambda repair: None,
         host_netns: str = "/proc/self/ns/net",
@@ -54,12 +56,14 @@ class Reconciler:
     ) -> None:
         """Our own namespace is at run_dir/netns, the host's at `host_netns`.
 
-        `on_applied` is given desired.mark() once what it stands for has been attempted;
+        `on_applied` is given desired.mark() once what it stands for has been attempted, and
+        just before it `on_withheld` the networks that lack something all the same, and why;
         `on_port_gone` the id of an endpoint whose sandbox's namespace exists no longer;
         `on_repair` what was put back that nobody asked for, a kind at a time.
         """
         self.netns = run_dir / "netns"
         self.on_applied, self.on_port_gone, self.on_repair = on_applied, on_port_gone, on_repair
+        self.on_withheld = on_withheld
         self._desired = desired
         self._host_netns = host_netns
         self._audit_interval, self._monitor_buffer = audit_interval, monitor_buffer
@@ -137,13 +141,32 @@ class Reconciler:
         return list(self._failures.items().values())
 
     def _note_applied(self, mark: object) -> None:
-        """Tell, unless a network, its rows or the rules failed: a retry that succeeds tells then.
+        """Tell, unless the rules failed: a retry that succeeds tells then.
 
-        A port that failed is its caller's to know, who asked `settle` for it. What concerns the
-        host alone (a route of somebody else's in our way) is no reason to hold all others up.
+        What is in one network's way (a device of somebody else's with its VNI) holds up just
+        that one. A port that failed is its caller's to know, who asked `settle` for it. What
+        concerns the host alone (a route of somebody else's in our way) holds up nobody.
         """
-        if not any(kind in HOLDS for kind, _, _ in self._failures.items()):
-            self.on_applied(mark)
+        failures = self._failures.items()
+        if any(kind in HOLDS for kind, _, _ in failures):
+            return
+        withheld: dict[str, str] = {}
+        for (kind, vni, _), error in failures.items():
+            if kind not in WITHHOLDS:
+                continue
+            networks = self._networks_of(vni)
+            if not networks:
+                return  # nobody can tell whom it concerns: all
+            for network in networks:
+                withheld[network] = f"{error.what} {error.why}"
+        self.on_withheld(withheld)
+        self.on_applied(mark)
+
+    def _networks_of(self, vni: int) -> set[str]:
+        """The ids of those that have a VNI here: that which should, and that which still does."""
+        held = self._applier.networks.held.get(vni) if self._applier else None
+        bridges = (self._desired.bridge(vni), held.bridge if held else None)
+        return {bridge.network for bridge in bridges if bridge}
 
     # -- life --
 

@@ -25,6 +25,7 @@ class NodeState(Departures):
 
     def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
         super().__init__(me, clock, rng)
+        self._withheld: dict[str, str] = {}  # network that our kernel lacks a part of -> why
         self._kernel: dict[str, int] = {}  # origin -> version that our kernel has
         self._floors: deque[tuple[float, int]] = deque()  # when all had our records up to where
         self.collect_after = COLLECT_AFTER
@@ -158,8 +159,22 @@ class NodeState(Departures):
             change.trust = True
 
     def kernel_has(self, versions: dict[str, int]) -> None:
-        """The kernel holds everything up to these versions."""
+        """The kernel holds everything up to these versions, but for what is withheld."""
         self._kernel = versions
+
+    def kernel_withholds(self, networks: dict[str, str]) -> None:
+        """What concerns these networks (ids) cannot be in the kernel now: why, for people."""
+        self._withheld = networks
+
+    def withholds(self) -> bool:
+        """Whether the kernel lacks anything that is not new."""
+        return bool(self._withheld)
+
+    def why_withheld(self, networks: Iterable[str]) -> str:
+        """Why the kernel lacks something of these networks; empty if it does not."""
+        return "; ".join(
+            dict.fromkeys(self._withheld[id] for id in networks if id in self._withheld)
+        )
 
     # -- sandboxes --
 

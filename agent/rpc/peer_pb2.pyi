@@ -85,10 +85,14 @@ class Delta(_message.Message):
     def __init__(self, origin: _Optional[str] = ..., base: _Optional[int] = ..., upto: _Optional[int] = ..., floor: _Optional[int] = ..., reset: _Optional[bool] = ..., complete: _Optional[bool] = ..., records: _Optional[bytes] = ...) -> None: ...
 
 class Applied(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "withholds", "why")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    WITHHOLDS_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
     version: int
-    def __init__(self, version: _Optional[int] = ...) -> None: ...
+    withholds: bool
+    why: str
+    def __init__(self, version: _Optional[int] = ..., withholds: _Optional[bool] = ..., why: _Optional[str] = ...) -> None: ...
 
 class Rumours(_message.Message):
     __slots__ = ("rumours",)
@@ -153,16 +157,18 @@ class PingForReply(_message.Message):
     def __init__(self, outcome: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class AppliedRequest(_message.Message):
-    __slots__ = ("origin", "version", "seconds", "node")
+    __slots__ = ("origin", "version", "seconds", "node", "networks")
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    NETWORKS_FIELD_NUMBER: _ClassVar[int]
     origin: str
     version: int
     seconds: float
     node: str
-    def __init__(self, origin: _Optional[str] = ..., version: _Optional[int] = ..., seconds: _Optional[float] = ..., node: _Optional[str] = ...) -> None: ...
+    networks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, origin: _Optional[str] = ..., version: _Optional[int] = ..., seconds: _Optional[float] = ..., node: _Optional[str] = ..., networks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Summary(_message.Message):
     __slots__ = ("buckets", "time", "echo", "held")

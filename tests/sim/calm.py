@@ -59,6 +59,9 @@ class Store:
     def applied(self, origin: str) -> int:
         return self.kernel.get(origin, 0)
 
+    def withholds(self) -> bool:
+        return False
+
     def is_heard(self, origin: str) -> bool:
         return origin not in self.removed
 

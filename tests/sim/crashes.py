@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from agent.allocator import with_space
@@ -146,7 +146,9 @@ class CrashNode(SimNode):
         """Kernel, for Operations: not used by what is called here."""
         raise NotImplementedError
 
-    async def wait_applied(self, version: int, seconds: float) -> list[str]:
+    async def wait_applied(
+        self, version: int, seconds: float, networks: Sequence[str] = ()
+    ) -> dict[str, str]:
         """Cluster, for Operations: not used by what is called here."""
         raise NotImplementedError
 

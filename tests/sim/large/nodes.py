@@ -58,6 +58,9 @@ class State(NodeState):
     def applied(self, origin: str) -> int:
         return self.replica.version(origin)
 
+    def withholds(self) -> bool:
+        return False
+
     def merge(self, delta: Delta) -> bool:
         origin = delta.origin
         before = self.replica.version(origin)

@@ -125,7 +125,7 @@ async def test_few_have_streams_to_all() -> None:
     async with running(4, everybody=30) as agents:
         await until(lambda: all(len(a.peers.links) == 3 for a in agents), "all streams are up")
         version = agents[2].make("net")
-        assert await agents[2].peers.wait_applied(version, WITHIN) == []
+        assert await agents[2].peers.wait_applied(version, WITHIN) == {}
         assert all(agent.names() == {"net"} for agent in agents)
 
 
@@ -143,7 +143,7 @@ async def test_many_have_streams_to_some_and_records_reach_all(
         assert any(len(others) < 9 for others in links.values())
         version = agents[7].make("net")
         # Far nodes are asked; that they have it means that it was relayed.
-        assert await agents[7].peers.wait_applied(version, WITHIN) == []
+        assert await agents[7].peers.wait_applied(version, WITHIN) == {}
         assert all(agent.names() == {"net"} for agent in agents)
         assert await agents[7].peers.catch_up(WITHIN) == []
         assert agents[7].peers.missing() == 0
@@ -158,14 +158,14 @@ async def test_a_wait_names_the_far_node_whose_kernel_lacks_it() -> None:
         )  # fmt: skip
         far.applies = False
         version = writer.make("net")
-        assert await writer.peers.wait_applied(version, 1.0) == [far.id]
+        assert await writer.peers.wait_applied(version, 1.0) == {far.id: ""}
         # And it is told as soon as the kernel there has it.
         waiting = asyncio.create_task(writer.peers.wait_applied(version, WITHIN))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         far.state.kernel_has(far.state.versions())
         far.peers.wake()
-        assert await waiting == []
+        assert await waiting == {}
 
 
 async def test_only_the_live_are_waited_for_and_streams_follow_them() -> None:
@@ -174,11 +174,11 @@ async def test_only_the_live_are_waited_for_and_streams_follow_them() -> None:
         await until(lambda: all(len(a.peers.links) == 4 for a in agents), "all streams are up")
         gone.applies = False
         version = agents[0].make("net")
-        assert await agents[0].peers.wait_applied(version, 0.3) == [gone.id]
+        assert await agents[0].peers.wait_applied(version, 0.3) == {gone.id: ""}
         live = [agent.id for agent in agents if agent is not gone]
         agents[0].peers.live = lambda: live
         agents[0].peers.membership_changed()
-        assert await agents[0].peers.wait_applied(version, WITHIN) == []
+        assert await agents[0].peers.wait_applied(version, WITHIN) == {}
         # It is held for dead, and dialled all the same: it may come back.
         assert gone.id in agents[0].peers.links
 
@@ -191,14 +191,14 @@ async def test_one_whose_agent_alone_is_dead_is_waited_for_until_it_is_withdrawn
         await until(lambda: down.id not in one.peers.links, "its stream is gone")
         one.state.set_status(down.id, Status("unreachable", "agent", 0.0))
         version = one.make("net")
-        assert await one.peers.wait_applied(version, 0.5) == [down.id]
+        assert await one.peers.wait_applied(version, 0.5) == {down.id: ""}
         # Its kernel has the change as soon as its agent is back.
         waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         down.peers = down.again("boot again")
         await down.peers.start([])
-        assert await waiting == []
+        assert await waiting == {}
         await down.peers.stop()
         down.peers = down.again("boot that never is")
         await until(lambda: down.id not in one.peers.links, "its stream is gone again")
@@ -207,7 +207,7 @@ async def test_one_whose_agent_alone_is_dead_is_waited_for_until_it_is_withdrawn
         await asyncio.sleep(0.1)
         assert not waiting.done()
         one.state.set_status(down.id, Status("unreachable", "silent", 0.0, withdrawn=True))
-        assert await waiting == []
+        assert await waiting == {}
 
 
 async def test_who_loses_its_stream_during_a_wait_is_asked() -> None:
@@ -225,7 +225,7 @@ async def test_who_loses_its_stream_during_a_wait_is_asked() -> None:
         await until(lambda: three.id not in one.peers.links, "the stream is gone")
         three.state.kernel_has(three.state.versions())
         three.peers.wake()
-        assert await waiting == []
+        assert await waiting == {}
         assert three.id not in one.peers.links
 
 
@@ -241,7 +241,29 @@ async def test_who_comes_during_a_wait_is_waited_for_too() -> None:
         live.append(late.id)
         two.state.kernel_has(two.state.versions())
         two.peers.wake()
-        assert await waiting == [late.id]
+        assert await waiting == {late.id: ""}
+
+
+@pytest.mark.parametrize("everybody", [30, 3], ids=["by a stream", "asked"])
+async def test_what_is_in_a_networks_way_holds_up_just_that_one(everybody: int) -> None:
+    async with running(8 if everybody == 3 else 2, everybody) as agents:
+        links = wanted(agents, everybody)
+        one = agents[1]
+        is_far = everybody == 3
+        held = next(a for a in agents if a is not one and (a.id not in links[one.id]) == is_far)
+        version = one.make("web")
+        held.state.kernel_withholds({"w" * 16: "VNI 4100 is taken by device vxlan9"})
+        held.peers.wake()
+        assert await one.peers.wait_applied(version, WITHIN, ["a" * 16]) == {}
+        assert await one.peers.wait_applied(version, WITHIN) == {}
+        got = await one.peers.wait_applied(version, 1.0, ["a" * 16, "w" * 16])
+        assert got == {held.id: "VNI 4100 is taken by device vxlan9"}
+        waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN, ["w" * 16]))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        held.state.kernel_withholds({})
+        held.peers.wake()
+        assert await waiting == {}
 
 
 async def test_an_agent_that_was_away_is_found_again() -> None:
