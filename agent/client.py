@@ -243,6 +243,20 @@ class Client:
         reply: pb.MetricsReply = await self._call(self._stub.GetMetrics, pb.GetMetricsRequest())
         return reply.text
 
+    async def join_token(self, *, rotate: bool = False) -> pb.JoinToken:
+        """What another machine needs to join; with `rotate` a new one, and the old one is void."""
+        request = pb.GetJoinTokenRequest(rotate=rotate)
+        return cast(pb.JoinToken, await self._call(self._stub.GetJoinToken, request))
+
+    async def rotate_authority(self, *, force: bool = False) -> pb.Cluster:
+        """Begin to change the cluster's CA; with `force`, nodes that are away are left behind."""
+        request = pb.RotateAuthorityRequest(force=force)
+        return cast(pb.Cluster, await self._call(self._stub.RotateAuthority, request))
+
+    async def cluster(self) -> pb.Cluster:
+        """Who the cluster is, whom it trusts, and whose certificates end when."""
+        return cast(pb.Cluster, await self._call(self._stub.GetCluster, pb.GetClusterRequest()))
+
     async def watch(self, since: int = 0) -> AsyncIterator[pb.Event]:
         """Changes after revision `since`; with 0 the present state first, then `synced`."""
         async for event in self._stream(self._stub.Watch(pb.WatchRequest(since=since))):

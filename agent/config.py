@@ -7,6 +7,7 @@ cli/agent.py has the flags, daemon.py the use.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import tomllib
 from collections.abc import Mapping
@@ -18,6 +19,10 @@ from agent.errors import Invalid
 from agent.model import parse_address, parse_name
 
 DEFAULT_FILE = Path("/etc/vxmesh/agent.toml")
+# s; a node renews at two thirds, which must leave it time for more than one try. The CA's own
+# certificate holds for ten years.
+CERT_LIFE = (10.0, 5 * 365 * 86_400.0)
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,13 @@ class Settings:
     log_format: str = field(default="text", metadata={"help": "text for people, json for machines"})
     metrics_listen: str = field(
         default="", metadata={"help": "ADDRESS:PORT for /metrics, without authentication [none]"}
+    )
+    token: str = field(
+        default="", metadata={"help": "of the cluster to --join; see 'vxmesh cluster token'"}
+    )
+    token_file: str = field(default="", metadata={"help": "a file with the token, and no more"})
+    cert_life: str = field(
+        default="90d", metadata={"help": "of certificates that this agent issues, as 90d, 12h"}
     )
 
 
@@ -146,11 +158,26 @@ def _check(values: dict[str, Any]) -> None:
             raise Invalid(
                 f"setting {name}", f"is unknown: {values[name]!r}", f"Use {', '.join(allowed)}"
             )
+    if values["token"] and values["token_file"]:
+        raise Invalid("setting token_file", "says what token says as well", "Give one of the two")
+    parse_duration("setting cert_life", values["cert_life"], CERT_LIFE)
     if values["metrics_listen"]:
         parse_listen(values["metrics_listen"])
     for directory in ("state_dir", "run_dir"):
         if not os.path.isabs(values[directory]):  # noqa: PTH117
             raise Invalid(f"setting {directory}", "is not absolute", "Give a whole path")
+
+
+def parse_duration(what: str, text: str, within: tuple[float, float]) -> float:
+    """Seconds of 90d, 12h, 2h30m or 60s; Invalid if malformed or out of range."""
+    parts = re.fullmatch(r"(?:\d{1,9}[dhms])+", text)
+    if not parts:
+        raise Invalid(f"{what} {text[:20]!r}", "is malformed", "Write it as 90d, 12h, 2h30m or 60s")
+    seconds = float(sum(int(n) * _UNITS[u] for n, u in re.findall(r"(\d+)([dhms])", text)))
+    least, most = within
+    if not least <= seconds <= most:
+        raise Invalid(f"{what} {text}", "is out of range", f"Use {least:g}s to {most / 86_400:g}d")
+    return seconds
 
 
 def parse_listen(text: str) -> tuple[str, int]:

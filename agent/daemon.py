@@ -33,10 +33,15 @@ from agent.api.control import Control
 from agent.api.metrics import Metrics, Sources
 from agent.api.watch import Watchers
 from agent.cluster.detector import Detector
-from agent.cluster.discovery import Mdns
+from agent.cluster.discovery import Mdns, seen_on_lan
+from agent.cluster.identity import establish as identities
+from agent.cluster.identity.administration import Administration
+from agent.cluster.identity.files import ANEW, Files
+from agent.cluster.identity.service import Identity
+from agent.cluster.identity.tokens import Token
 from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
-from agent.config import Settings, default_address, parse_listen
+from agent.config import CERT_LIFE, Settings, default_address, parse_duration, parse_listen
 from agent.core.membership import PRESETS
 from agent.datapath.carrier import CarrierMonitor
 from agent.datapath.reconciler import Reconciler
@@ -65,6 +70,7 @@ SWITCH_INTERVAL = 0.0005
 UNDERLAY_INTERVAL = 10.0  # s; routes and the MTU of the host change seldom, and cost 2 ms to read
 PROGRESS_INTERVAL = 1.0  # s
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
+SPREAD_WITHIN = 5.0  # s; for all live nodes to know that a join token is void
 ANSWERED_WITHIN = 0.2  # s; what is left of a call when the node has left
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
 MESSAGE_MAX = 16 << 20  # bytes of one request
@@ -86,17 +92,27 @@ async def run(settings: Settings, reset_state: bool) -> None:
     """Build an agent, run it until it is told to stop, and take it apart."""
     run_dir, state_dir = Path(settings.run_dir), Path(settings.state_dir)
     socket = await free_socket(run_dir / "agent.sock")
-    if reset_state and (aside := store.reset(state_dir)):
-        log.warning("state.reset", aside=str(aside))
+    files = Files(state_dir)
+    token = identities.read_token(settings.token, settings.token_file)
+    if reset_state:
+        _check_joins(settings, token)
+        for aside in (store.reset(state_dir), files.set_aside()):
+            if aside:
+                log.warning("state.reset", aside=str(aside))
+    elif not files.exists():
+        _check_joins(settings, token)
     async with contextlib.AsyncExitStack() as stack:
         disk = store.Store(state_dir)
         stack.push_async_callback(disk.close)
         boot = restart.BOOT_ID.read_text().strip()
-        life = restart.begin(disk, boot, lambda: secrets.token_hex(8))
+        life = restart.begin(disk, boot, lambda: _new_id(files))
         me = await _describe(settings, life)
         check_port(me.address, me.port)  # before anything is changed in the kernel
+        identity = await _establish(settings, token, files, me, disk)
+        me = identity.describe(me)
         node = NodeState(me, time.time, random.SystemRandom())
         restart.recall(node, disk, life)
+        identity.attach(node)
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def expelled(error: VxmeshError) -> None:
@@ -133,10 +149,18 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
         kernel = Reconciler(plan, run_dir, on_applied=applied, on_repair=repaired)
-        peers = Peers(node, me, secrets.token_hex(8), storing.durable)
+        peers = Peers(
+            node,
+            me,
+            secrets.token_hex(8),
+            storing.durable,
+            identity.keyring,
+            run_dir,
+            enrol=identity.desk.handlers(),
+        )
         links = peers.links
         tuning = dataclasses.replace(PRESETS[settings.detection], agent_grace=settings.agent_grace)
-        detector = Detector(node, tuning, me.incarnation, lambda: links)
+        detector = Detector(node, tuning, me.incarnation, lambda: links, peers.dialer)
         peers.server.pings = detector
         peers.on_rumours = detector.take
         peers.on_link.append(detector.stream_changed)
@@ -169,18 +193,21 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(carrier.close)
         await detector.start()
         stack.push_async_callback(detector.stop)
+        await identity.start()
+        stack.push_async_callback(identity.stop)
         if settings.mdns:
             mdns = Mdns(me, peers.dial)
             await mdns.start()
             stack.push_async_callback(mdns.stop)
         watchers = Watchers(node, peers)
         stack.callback(watchers.close)
-        streams = peers.links
+        streams, refused = peers.links, peers.refusals.counts
         sources = Sources(
             kernel_failures=lambda: len(kernel.failures()),
             peer_streams=lambda: len(streams),
             resolver=feed.counters,
             repair_kinds=KINDS,
+            peer_refused=lambda: refused,
         )
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())
@@ -189,7 +216,16 @@ async def run(settings: Settings, reset_state: bool) -> None:
         departures = Departures(
             node, operations, peers.consent, detector.leave, lambda: _end(ending)
         )
-        control = Control(node, operations, departures, peers, feed, watchers, metrics)
+
+        async def spread() -> list[str]:
+            version = node.replica.written()
+            await storing.durable()
+            return await peers.wait_applied(version, SPREAD_WITHIN)
+
+        administration = Administration(identity, spread)
+        control = Control(
+            node, operations, departures, peers, feed, watchers, metrics, administration
+        )
         await _serve(control, socket, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)
@@ -201,6 +237,45 @@ async def run(settings: Settings, reset_state: bool) -> None:
         log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))
         await _until_told(ending)
         log.info("agent.stopping", node=me.id)
+
+
+def _check_joins(settings: Settings, token: Token | None) -> None:
+    if settings.join and token is None:
+        raise identities.no_token()
+    if token and not (settings.join or settings.mdns):
+        raise identities.no_seed()
+
+
+def _new_id(files: Files) -> str:
+    """For a state without a node. Beside an identity it is one that was lost: under that id it
+    must not go on, as it may have owned addresses."""
+    if files.exists():
+        raise VxmeshError(
+            f"state beside {files.directory}",
+            f"is gone, which is of node {files.node()}",
+            "Restore it from a backup. " + ANEW,
+        )
+    return secrets.token_hex(8)
+
+
+async def _establish(
+    settings: Settings, token: Token | None, files: Files, me: Node, disk: store.Store
+) -> Identity:
+    """What this node is: as its disk has it, of a new cluster, or got by the token."""
+    life = parse_duration("setting cert_life", settings.cert_life, CERT_LIFE)
+    if not files.exists() and not token and disk.load_peers():
+        raise VxmeshError(
+            f"identity {files.directory}",
+            "is gone, and the state is of a node that was in a cluster",
+            "Restore it from a backup. " + ANEW,
+        )
+    seeds = [split_address(seed) for seed in settings.join]
+    async with contextlib.AsyncExitStack() as stack:
+        find = None
+        if settings.mdns and token:
+            find = await stack.enter_async_context(seen_on_lan(me))
+        wish = identities.Wish(me.id, me.name, seeds, token, life, find)
+        return Identity(files, await identities.establish(files, wish), life)
 
 
 class Carrier:

@@ -27,6 +27,10 @@ LABELS_MAX = 64
 ALIASES_MAX = 32
 VXLAN_OVERHEAD_V4 = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
 VXLAN_OVERHEAD_V6 = 70
+CERTIFICATE_MAX = 4096  # bytes of DER; ours have some 700
+AUTHORITIES_MAX = 16  # CAs that a cluster remembers, the present ones among them
+VOID_MAX = 32  # join tokens that are told from wrong ones
+ONLY = "it"  # the id in the key of a record of which each node has one at most
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
 
 
@@ -44,6 +48,9 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     mtu: int  # of the underlay, towards the default route, in bytes
     routes: tuple[str, ...] = ()  # what the host itself can route to, CIDR; not the default
     incarnation: int = 0  # at its start; higher than anything said of its earlier lives
+    certificate: bytes = b""  # its present one, DER; cluster/trust.py says what is in it
+    keeper: bool = False  # it holds the key of the CA
+    trust: int = 0  # the epoch of the Trust that it follows
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -150,6 +157,40 @@ class Removal(msgspec.Struct, frozen=True, array_like=True, gc=False):
     stamp: int  # as a network's
     when: float  # seconds since the epoch
     by_name: str = ""  # the remover's at the time: it may be removed itself
+
+
+class Trust(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Whom the cluster trusts since `epoch`, stated by a keeper; the highest one counts.
+
+    Signed with the key of a CA that was trusted before: being a member is not enough to make
+    others trust somebody (cluster/identity/statements.py).
+    """
+
+    epoch: int
+    stamp: int  # of two with one epoch the higher counts
+    cluster: str
+    authorities: tuple[bytes, ...]  # certificates, DER; the first one issues
+    retired: tuple[bytes, ...]  # earlier ones, the latest first: for signatures of records only
+    by: str  # node id
+    phase: int = 0  # of a change of the CA (cluster/identity/rotation.py); 0: none is under way
+    left_behind: tuple[str, ...] = ()  # nodes that were away and have to join anew
+    signatures: tuple[bytes, ...] = ()  # with the keys of CAs, the signer's present ones
+
+
+class TokenState(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Which join token holds, stated by a keeper; the one with the highest stamp counts.
+
+    The secret follows from `nonce` and the CA's key, so nobody but keepers can tell it; it is
+    written down nowhere. Signed with that same key, and of no use with another CA.
+    """
+
+    stamp: int
+    cluster: str
+    nonce: bytes
+    void: tuple[bytes, ...]  # hashes of secrets that held before, the latest first
+    by: str  # node id
+    when: float  # seconds since the epoch
+    signature: bytes = b""
 
 
 class Notice(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -272,7 +313,9 @@ def parse_labels(pairs: dict[str, str], what: str = "label") -> dict[str, str]:
     return dict(pairs)
 
 
-def check_sound(value: Node | Network | Endpoint | Claims | Removal, id: str) -> None:
+def check_sound(
+    value: Node | Network | Endpoint | Claims | Removal | Trust | TokenState, id: str
+) -> None:
     """Whether what another agent wrote can be worked with; Invalid or ValueError if not.
 
     `id` is the one in the record's key. Types are msgspec's to check, this is the rest.
@@ -295,8 +338,18 @@ def check_sound(value: Node | Network | Endpoint | Claims | Removal, id: str) ->
         for text in value.routes:
             ipaddress.ip_network(text, strict=False)
         sound = value.id == id and 0 < value.port < 65536 and 0 < value.data_port < 65536
+        sound = sound and len(value.certificate) <= CERTIFICATE_MAX and 0 <= value.trust < 1 << 32
     elif isinstance(value, Removal):
         sound = value.node == id and bool(value.by)
+    elif isinstance(value, Trust):
+        held = (*value.authorities, *value.retired)
+        sound = id == ONLY and 0 < value.epoch < 1 << 32 and 0 <= value.stamp <= STAMP_MAX
+        sound = sound and len(value.authorities) > 0 and len(held) <= AUTHORITIES_MAX
+        sound = sound and len(value.signatures) <= len(value.authorities)
+        sound = sound and all(len(certificate) <= CERTIFICATE_MAX for certificate in held)
+    elif isinstance(value, TokenState):
+        sound = id == ONLY and 0 <= value.stamp <= STAMP_MAX and len(value.nonce) <= 64
+        sound = sound and len(value.void) <= VOID_MAX
     else:
         sound = value.network == id
     if not sound:

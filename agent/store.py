@@ -29,7 +29,7 @@ from agent.statefile import TABLES, Damaged, checksum, open_state, reset, unread
 
 __all__ = ["Batch", "PeerBatch", "Store", "must_outlive_power", "reset"]
 
-LASTING = ("r/", "w/", "x/")  # claims, networks and removals
+LASTING = ("r/", "w/", "x/", "a/", "t/")  # claims, networks, removals, trust, tokens
 ROWS_A_STATEMENT = 500  # of 5 values at most: far below SQLite's limit of 32,766
 _sandbox = msgspec.msgpack.Decoder(Sandbox)
 WITHDRAWN = "withdrawn"  # key of the meta: node id -> state and incarnation, as JSON
@@ -64,9 +64,9 @@ def must_outlive_power(batches: Iterable[Batch | PeerBatch]) -> bool:
 
     Ownership of addresses: a donation that came undone would be an address handed out twice.
     Networks: one that was removed must not rise again, nor must a node, by a removal undone on
-    its heir, or on itself (`meta`). Whole states under new versions: under
-    those versions nothing else may ever be written. The rest may be lost with the power, and
-    a node that may have lost some says everything anew (restart.py).
+    its heir, or on itself (`meta`), nor a join token that is void. Whole states under new
+    versions: under those versions nothing else may ever be written. The rest may be lost with
+    the power, and a node that may have lost some says everything anew (restart.py).
     """
     return any(
         isinstance(batch, Batch)

@@ -27,12 +27,15 @@ from agent.model import (
     Notice,
     Removal,
     Sandbox,
+    TokenState,
+    Trust,
     check_sound,
     shorten,
 )
 
 NODE, NETWORK, ENDPOINT, CLAIMS = "n/", "w/", "e/", "r/"
 REMOVAL = "x/"
+TRUST, TOKEN = "a/", "t/"  # followed by model.ONLY
 
 _endpoint = msgspec.msgpack.Decoder(Endpoint)
 _network = msgspec.msgpack.Decoder(Network)
@@ -44,6 +47,8 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     CLAIMS: _claims,
     NODE: _node,
     REMOVAL: msgspec.msgpack.Decoder(Removal),
+    TRUST: msgspec.msgpack.Decoder(Trust),
+    TOKEN: msgspec.msgpack.Decoder(TokenState),
 }
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -84,6 +89,7 @@ class Change:
     statuses: dict[str, Status | None] = field(default_factory=dict)  # node -> as it was before
     notices: list[Notice] = field(default_factory=list)
     rewritten: bool = False  # our own records got new versions: store all of them
+    trust: bool = False  # somebody states anew whom to trust, or which join token holds
 
 
 class Views:
@@ -101,6 +107,9 @@ class Views:
         self.removals: dict[str, Removal] = {}  # nodes that are not heard any more, for good
         self.expelled: Removal | None = None  # this node is one of them
         self.inherited: set[str] = set()  # the removed nodes whose heir this node is
+        # Origin -> what it states. Whether to believe it is cluster/identity's to say.
+        self.trusts: dict[str, Trust] = {}
+        self.tokens: dict[str, TokenState] = {}
         self._closed: set[str] = set()  # networks that are known to be removed
         self._unheeded: list[Removal] = []  # removals that `apply` met and nobody has acted on
         # Network -> removed node -> its record of it, which was the newest here: it counts until
@@ -228,6 +237,13 @@ class Views:
                 if origin == self.me:
                     self.inherited.add(found.node)
                 self._unheeded.append(found)
+            elif kind in (TRUST, TOKEN):
+                stated: dict[str, Any] = self.trusts if kind == TRUST else self.tokens
+                if found is None:
+                    stated.pop(origin, None)
+                else:
+                    stated[origin] = found
+                change.trust = True
         return touched | set(change.networks)
 
     def _take_network(self, origin: str, network: Network, change: Change) -> None:

@@ -40,6 +40,19 @@ class Resolver(Protocol):
         """As a sandbox in just these networks (ids) would get it."""
 
 
+class Administration(Protocol):
+    """What cluster/identity offers."""
+
+    async def join_token(self, rotate: bool) -> pb.JoinToken:
+        """What another machine needs to join; with `rotate` a new one."""
+
+    async def rotate_authority(self, force: bool) -> pb.Cluster:
+        """Begin to change the CA, or go on with it; `force`: leave nodes behind."""
+
+    def cluster(self) -> pb.Cluster:
+        """Who the cluster is and whom it trusts."""
+
+
 class Control(pb_grpc.ControlServicer):
     """The servicer."""
 
@@ -52,6 +65,7 @@ class Control(pb_grpc.ControlServicer):
         resolver: Resolver,
         watchers: Watchers,
         metrics: Metrics,
+        administration: Administration,
     ) -> None:
         self.node = node
         self.operations = operations
@@ -60,6 +74,7 @@ class Control(pb_grpc.ControlServicer):
         self.resolver = resolver
         self.watchers = watchers
         self.metrics = metrics
+        self.administration = administration
 
     @reports
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:
@@ -283,6 +298,22 @@ class Control(pb_grpc.ControlServicer):
     @reports
     async def GetMetrics(self, request: pb.GetMetricsRequest, context: Context) -> pb.MetricsReply:
         return pb.MetricsReply(text=(await self.metrics.text()).decode())
+
+    # -- identity --
+
+    @reports
+    async def GetJoinToken(self, request: pb.GetJoinTokenRequest, context: Context) -> pb.JoinToken:
+        return await self.administration.join_token(request.rotate)
+
+    @reports
+    async def RotateAuthority(
+        self, request: pb.RotateAuthorityRequest, context: Context
+    ) -> pb.Cluster:
+        return await self.administration.rotate_authority(request.force)
+
+    @reports
+    async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.Cluster:
+        return self.administration.cluster()
 
 
 def _wait(request: Any) -> float:

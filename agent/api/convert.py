@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from typing import Protocol
+
+from cryptography import x509
 
 from agent.core.members import Member
 from agent.departures import Handover
@@ -49,7 +52,19 @@ def node(state: NodeState, health: Health, value: Node) -> pb.Node:
         since=time_text(value.since),
         mtu=value.mtu,
         routes=value.routes,
+        keeper=value.keeper,
+        certificate_ends=_certificate_ends(value.certificate),
+        trust=value.trust,
     )
+
+
+@functools.lru_cache(maxsize=4096)  # they are parsed anew at each look, and seldom change
+def _certificate_ends(certificate: bytes) -> str:
+    try:
+        found = x509.load_der_x509_certificate(certificate)
+    except ValueError:
+        return ""
+    return time_text(found.not_valid_after_utc.timestamp())
 
 
 def _status(state: NodeState, node: str) -> Status:

@@ -174,10 +174,6 @@ class Metrics:
             "vxmesh_replica_origins": len(replica.origins()),
             "vxmesh_replica_records": replica.count(),
             "vxmesh_peer_streams": self.sources.peer_streams(),
-            "vxmesh_peer_refused_total": (
-                ("reason",),
-                "Connections and calls refused at the peer port.",
-            ),
             "vxmesh_loop_lag_seconds": max(self._lags),
         }
         values: Values = {name: {(): value} for name, value in one.items()}

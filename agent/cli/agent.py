@@ -29,6 +29,11 @@ def _options(command: Any) -> Any:
     return command
 
 
+def _shown(name: str, settings: Settings) -> Any:
+    value = getattr(settings, name)
+    return "(not shown)" if name == "token" and value else value
+
+
 @click.command()
 @_options
 @click.option("--config", "file", type=click.Path(path_type=Path), help="a TOML file")
@@ -46,7 +51,7 @@ def agent(
     resolved = load(given, os.environ, file)
     if check_config:
         rows = [
-            {"setting": name, "value": getattr(resolved.settings, name), "from": source}
+            {"setting": name, "value": _shown(name, resolved.settings), "from": source}
             for name, source in resolved.sources.items()
         ]
         columns = [("SETTING", "setting"), ("VALUE", lambda r: str(r["value"])), ("FROM", "from")]

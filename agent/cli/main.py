@@ -23,6 +23,7 @@ INTERRUPTED = 130  # 128 + SIGINT
 # noun: where its command is, and what --help says of it
 NOUNS: dict[str, tuple[str, str]] = {
     "agent": ("agent.cli.agent:agent", "Run the agent of this host, in the foreground."),
+    "cluster": ("agent.cli.cluster:cluster", "Who belongs to it: its CA, join tokens."),
     "node": ("agent.cli.node:node", "Hosts that run an agent."),
     "network": ("agent.cli.network:network", "Isolated networks."),
     "endpoint": ("agent.cli.endpoint:endpoint", "Interfaces of workloads in networks."),

@@ -7,8 +7,9 @@ What stands opposite: peers.py, which keeps the streams.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import structlog
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
@@ -34,12 +35,9 @@ class Mdns:
 
     async def start(self) -> None:
         """Begin to announce and to look, on the interface of the advertised address."""
-        v6 = ":" in self.me.address
-        self._zeroconf = AsyncZeroconf(
-            interfaces=[self.me.address],
-            ip_version=IPVersion.V6Only if v6 else IPVersion.V4Only,
-        )
-        family = socket.AF_INET6 if v6 else socket.AF_INET
+        await self.look()
+        assert self._zeroconf is not None
+        family = socket.AF_INET6 if ":" in self.me.address else socket.AF_INET
         info = AsyncServiceInfo(
             TYPE,
             f"{self.me.id}.{TYPE}",
@@ -49,6 +47,14 @@ class Mdns:
             server=f"{self.me.id}.local.",
         )
         await self._zeroconf.async_register_service(info)
+
+    async def look(self) -> None:
+        """Begin to look, without announcing anything."""
+        v6 = ":" in self.me.address
+        self._zeroconf = AsyncZeroconf(
+            interfaces=[self.me.address],
+            ip_version=IPVersion.V6Only if v6 else IPVersion.V4Only,
+        )
         self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, TYPE, handlers=[self._changed])
 
     async def stop(self) -> None:
@@ -77,3 +83,16 @@ class Mdns:
                 log.info("mdns.found", address=address, port=info.port)
                 host = f"[{address}]" if ":" in address else address
                 self._found(f"{host}:{info.port}")
+
+
+@contextlib.asynccontextmanager
+async def seen_on_lan(me: Node) -> AsyncIterator[Callable[[], list[str]]]:
+    """Meanwhile look who is there, without being seen; gives what to ask for host:port of all
+    seen by now. For a node that has no identity yet."""
+    seen: list[str] = []
+    mdns = Mdns(me, seen.append)
+    await mdns.look()
+    try:
+        yield lambda: list(seen)
+    finally:
+        await mdns.stop()

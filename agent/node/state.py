@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from agent.core.replica import Change as Update
 from agent.core.replica import Delta, Record
 from agent.errors import Conflict
-from agent.model import Node, Sandbox
+from agent.model import ONLY, Node, Sandbox, TokenState, Trust
 from agent.node.departures import Departures
 from agent.node.records import Recording
-from agent.views import ENDPOINT, NODE, Change
+from agent.views import ENDPOINT, NODE, TOKEN, TRUST, Change
 
 COLLECT_AFTER = 30.0  # s that tombstones are kept after all have seen them
 
@@ -113,6 +113,20 @@ class NodeState(Departures):
             self._put(NODE + node.id, node)
             self.nodes[node.id] = node
             change.nodes.add(node.id)
+
+    def state_trust(self, trust: Trust) -> None:
+        """State whom the cluster trusts."""
+        with Recording(self) as change:
+            self._put(TRUST + ONLY, trust)
+            self.trusts[self.me] = trust
+            change.trust = True
+
+    def state_token(self, token: TokenState) -> None:
+        """State which join token holds."""
+        with Recording(self) as change:
+            self._put(TOKEN + ONLY, token)
+            self.tokens[self.me] = token
+            change.trust = True
 
     def kernel_has(self, versions: dict[str, int]) -> None:
         """The kernel holds everything up to these versions."""

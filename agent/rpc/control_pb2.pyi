@@ -339,3 +339,83 @@ class Handover(_message.Message):
     node: str
     addresses: str
     def __init__(self, network: _Optional[str] = ..., node: _Optional[str] = ..., addresses: _Optional[str] = ...) -> None: ...
+
+class GetJoinTokenRequest(_message.Message):
+    __slots__ = ("rotate",)
+    ROTATE_FIELD_NUMBER: _ClassVar[int]
+    rotate: bool
+    def __init__(self, rotate: _Optional[bool] = ...) -> None: ...
+
+class JoinToken(_message.Message):
+    __slots__ = ("token", "address", "command", "fingerprint")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    address: str
+    command: str
+    fingerprint: str
+    def __init__(self, token: _Optional[str] = ..., address: _Optional[str] = ..., command: _Optional[str] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+
+class RotateAuthorityRequest(_message.Message):
+    __slots__ = ("force",)
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    force: bool
+    def __init__(self, force: _Optional[bool] = ...) -> None: ...
+
+class GetClusterRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Cluster(_message.Message):
+    __slots__ = ("id", "node", "authorities", "keepers", "trust", "rotation", "certificates")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITIES_FIELD_NUMBER: _ClassVar[int]
+    KEEPERS_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
+    ROTATION_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    node: str
+    authorities: _containers.RepeatedCompositeFieldContainer[Authority]
+    keepers: _containers.RepeatedScalarFieldContainer[str]
+    trust: int
+    rotation: Rotation
+    certificates: _containers.RepeatedCompositeFieldContainer[Certificate]
+    def __init__(self, id: _Optional[str] = ..., node: _Optional[str] = ..., authorities: _Optional[_Iterable[_Union[Authority, _Mapping]]] = ..., keepers: _Optional[_Iterable[str]] = ..., trust: _Optional[int] = ..., rotation: _Optional[_Union[Rotation, _Mapping]] = ..., certificates: _Optional[_Iterable[_Union[Certificate, _Mapping]]] = ...) -> None: ...
+
+class Authority(_message.Message):
+    __slots__ = ("fingerprint", "ends", "state")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    ENDS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    ends: str
+    state: str
+    def __init__(self, fingerprint: _Optional[str] = ..., ends: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
+
+class Certificate(_message.Message):
+    __slots__ = ("node", "ends", "fingerprint", "trust", "keeper")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ENDS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
+    KEEPER_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    ends: str
+    fingerprint: str
+    trust: int
+    keeper: bool
+    def __init__(self, node: _Optional[str] = ..., ends: _Optional[str] = ..., fingerprint: _Optional[str] = ..., trust: _Optional[int] = ..., keeper: _Optional[bool] = ...) -> None: ...
+
+class Rotation(_message.Message):
+    __slots__ = ("phase", "waiting", "left_behind")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    LEFT_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    waiting: _containers.RepeatedScalarFieldContainer[str]
+    left_behind: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, phase: _Optional[str] = ..., waiting: _Optional[_Iterable[str]] = ..., left_behind: _Optional[_Iterable[str]] = ...) -> None: ...

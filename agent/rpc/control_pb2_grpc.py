@@ -145,6 +145,21 @@ class ControlStub:
                 request_serializer=agent_dot_rpc_dot_control__pb2.GetMetricsRequest.SerializeToString,
                 response_deserializer=agent_dot_rpc_dot_control__pb2.MetricsReply.FromString,
                 _registered_method=True)
+        self.GetJoinToken = channel.unary_unary(
+                '/vxmesh.v1.Control/GetJoinToken',
+                request_serializer=agent_dot_rpc_dot_control__pb2.GetJoinTokenRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_control__pb2.JoinToken.FromString,
+                _registered_method=True)
+        self.RotateAuthority = channel.unary_unary(
+                '/vxmesh.v1.Control/RotateAuthority',
+                request_serializer=agent_dot_rpc_dot_control__pb2.RotateAuthorityRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_control__pb2.Cluster.FromString,
+                _registered_method=True)
+        self.GetCluster = channel.unary_unary(
+                '/vxmesh.v1.Control/GetCluster',
+                request_serializer=agent_dot_rpc_dot_control__pb2.GetClusterRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_control__pb2.Cluster.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -288,6 +303,27 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetJoinToken(self, request, context):
+        """What another machine needs to join; only of a node that keeps the CA's key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateAuthority(self, request, context):
+        """Begins to replace the cluster's CA, or goes on with it; GetCluster tells how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCluster(self, request, context):
+        """Who the cluster is, whom it trusts, and whose certificates end when.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -400,6 +436,21 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.GetMetrics,
                     request_deserializer=agent_dot_rpc_dot_control__pb2.GetMetricsRequest.FromString,
                     response_serializer=agent_dot_rpc_dot_control__pb2.MetricsReply.SerializeToString,
+            ),
+            'GetJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJoinToken,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.GetJoinTokenRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_control__pb2.JoinToken.SerializeToString,
+            ),
+            'RotateAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateAuthority,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.RotateAuthorityRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_control__pb2.Cluster.SerializeToString,
+            ),
+            'GetCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCluster,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.GetClusterRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_control__pb2.Cluster.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -996,6 +1047,87 @@ class Control:
             '/vxmesh.v1.Control/GetMetrics',
             agent_dot_rpc_dot_control__pb2.GetMetricsRequest.SerializeToString,
             agent_dot_rpc_dot_control__pb2.MetricsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/GetJoinToken',
+            agent_dot_rpc_dot_control__pb2.GetJoinTokenRequest.SerializeToString,
+            agent_dot_rpc_dot_control__pb2.JoinToken.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/RotateAuthority',
+            agent_dot_rpc_dot_control__pb2.RotateAuthorityRequest.SerializeToString,
+            agent_dot_rpc_dot_control__pb2.Cluster.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/GetCluster',
+            agent_dot_rpc_dot_control__pb2.GetClusterRequest.SerializeToString,
+            agent_dot_rpc_dot_control__pb2.Cluster.FromString,
             options,
             channel_credentials,
             insecure,

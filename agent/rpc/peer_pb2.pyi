@@ -311,3 +311,83 @@ class WhoIsReply(_message.Message):
     NODE_FIELD_NUMBER: _ClassVar[int]
     node: str
     def __init__(self, node: _Optional[str] = ...) -> None: ...
+
+class AuthoritiesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Authorities(_message.Message):
+    __slots__ = ("authorities", "retired", "trust")
+    AUTHORITIES_FIELD_NUMBER: _ClassVar[int]
+    RETIRED_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
+    authorities: _containers.RepeatedScalarFieldContainer[bytes]
+    retired: _containers.RepeatedScalarFieldContainer[bytes]
+    trust: bytes
+    def __init__(self, authorities: _Optional[_Iterable[bytes]] = ..., retired: _Optional[_Iterable[bytes]] = ..., trust: _Optional[bytes] = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("node", "name", "secret", "request", "record_key", "proof", "hops")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RECORD_KEY_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    name: str
+    secret: str
+    request: bytes
+    record_key: bytes
+    proof: bytes
+    hops: int
+    def __init__(self, node: _Optional[str] = ..., name: _Optional[str] = ..., secret: _Optional[str] = ..., request: _Optional[bytes] = ..., record_key: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., hops: _Optional[int] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("certificate", "request", "proof", "hops")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    request: bytes
+    proof: bytes
+    hops: int
+    def __init__(self, certificate: _Optional[bytes] = ..., request: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., hops: _Optional[int] = ...) -> None: ...
+
+class Issued(_message.Message):
+    __slots__ = ("certificate", "trust", "refusal")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    trust: bytes
+    refusal: Refusal
+    def __init__(self, certificate: _Optional[bytes] = ..., trust: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("code", "what", "why", "fix", "reason")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    FIX_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    what: str
+    why: str
+    fix: str
+    reason: str
+    def __init__(self, code: _Optional[str] = ..., what: _Optional[str] = ..., why: _Optional[str] = ..., fix: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class KeyParcel(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    def __init__(self, key: _Optional[bytes] = ...) -> None: ...
+
+class KeyTaken(_message.Message):
+    __slots__ = ("refused",)
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    refused: str
+    def __init__(self, refused: _Optional[str] = ...) -> None: ...

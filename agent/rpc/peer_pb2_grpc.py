@@ -405,3 +405,216 @@ class Peer:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class EnrolStub:
+    """How a node gets its certificate. All that one without a certificate can reach; any node takes
+    a request and, unless it can issue itself, passes it on to one that can (a keeper).
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetAuthorities = channel.unary_unary(
+                '/vxmesh.v1.Enrol/GetAuthorities',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.AuthoritiesRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.Authorities.FromString,
+                _registered_method=True)
+        self.Join = channel.unary_unary(
+                '/vxmesh.v1.Enrol/Join',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.JoinRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.Issued.FromString,
+                _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/vxmesh.v1.Enrol/Renew',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.RenewRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.Issued.FromString,
+                _registered_method=True)
+        self.HandKey = channel.unary_unary(
+                '/vxmesh.v1.Enrol/HandKey',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.KeyParcel.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.KeyTaken.FromString,
+                _registered_method=True)
+
+
+class EnrolServicer:
+    """How a node gets its certificate. All that one without a certificate can reach; any node takes
+    a request and, unless it can issue itself, passes it on to one that can (a keeper).
+    """
+
+    def GetAuthorities(self, request, context):
+        """Whom this cluster trusts. Nothing is sent, and nothing here is secret.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Join(self, request, context):
+        """From one that has a join token: its first certificate, or another one in place of one that
+        is not valid any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """From a node whose certificate is valid still: the next one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HandKey(self, request, context):
+        """From a keeper: the key of a CA that the receiver trusts already; it is a keeper then. Who has
+        such a key needs no other leave.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EnrolServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetAuthorities': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuthorities,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.AuthoritiesRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.Authorities.SerializeToString,
+            ),
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.JoinRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.Issued.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.RenewRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.Issued.SerializeToString,
+            ),
+            'HandKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.HandKey,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.KeyParcel.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.KeyTaken.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'vxmesh.v1.Enrol', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('vxmesh.v1.Enrol', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Enrol:
+    """How a node gets its certificate. All that one without a certificate can reach; any node takes
+    a request and, unless it can issue itself, passes it on to one that can (a keeper).
+    """
+
+    @staticmethod
+    def GetAuthorities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Enrol/GetAuthorities',
+            agent_dot_rpc_dot_peer__pb2.AuthoritiesRequest.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.Authorities.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Enrol/Join',
+            agent_dot_rpc_dot_peer__pb2.JoinRequest.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.Issued.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Enrol/Renew',
+            agent_dot_rpc_dot_peer__pb2.RenewRequest.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.Issued.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HandKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Enrol/HandKey',
+            agent_dot_rpc_dot_peer__pb2.KeyParcel.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.KeyTaken.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

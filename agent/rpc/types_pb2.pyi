@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Node(_message.Message):
-    __slots__ = ("id", "name", "address", "vtep", "state", "reason", "version", "endpoints", "rtt_ms", "since", "mtu", "routes", "incarnation")
+    __slots__ = ("id", "name", "address", "vtep", "state", "reason", "version", "endpoints", "rtt_ms", "since", "mtu", "routes", "incarnation", "keeper", "certificate_ends", "trust")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,9 @@ class Node(_message.Message):
     MTU_FIELD_NUMBER: _ClassVar[int]
     ROUTES_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    KEEPER_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_ENDS_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     address: str
@@ -34,7 +37,10 @@ class Node(_message.Message):
     mtu: int
     routes: _containers.RepeatedScalarFieldContainer[str]
     incarnation: int
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., vtep: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[str] = ..., endpoints: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., since: _Optional[str] = ..., mtu: _Optional[int] = ..., routes: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ...) -> None: ...
+    keeper: bool
+    certificate_ends: str
+    trust: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., vtep: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[str] = ..., endpoints: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., since: _Optional[str] = ..., mtu: _Optional[int] = ..., routes: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ..., keeper: _Optional[bool] = ..., certificate_ends: _Optional[str] = ..., trust: _Optional[int] = ...) -> None: ...
 
 class Network(_message.Message):
     __slots__ = ("id", "name", "driver", "subnets", "gateways", "ip_range", "vni", "mtu", "internal", "encrypted", "options", "labels", "created", "creator", "endpoints", "ranges", "conflict", "total", "used", "free", "usage")

@@ -41,6 +41,7 @@ class Started:
     socket: Path  # as seen from outside the host
     log: Path
     log_offset: int
+    join: str = ""  # what it was told, to join the others
 
 
 def start(
@@ -48,6 +49,7 @@ def start(
     namespaces: Namespaces,
     address: str,
     join: str,
+    join_token: str,
     options: Sequence[str],
     token: str,
     socket_path: Path,
@@ -56,16 +58,18 @@ def start(
     """Start an agent. Settings of the caller's environment (VXMESH_…) do not reach it."""
     base = {k: v for k, v in os.environ.items() if not k.startswith("VXMESH_")}
     command = [sys.executable, "-m", "agent", "agent", "--name", host, "--advertise", address]
-    command += ["--join", join] if join else []
+    joining = ["--join", join] if join else []
+    joining += ["--token", join_token] if join_token else []
     offset = log.stat().st_size if log.exists() else 0
     pid = processes.spawn(
         namespaces,
-        [*command, *options],
+        [*command, *joining, *options],
         processes.environment(base, host, token, SOCKET),
         PACKAGE_ROOT,
         log,
     )
-    return Started(host, pid, syscalls.start_time(pid), socket_path, log, offset)
+    started = syscalls.start_time(pid)
+    return Started(host, pid, started, socket_path, log, offset, " ".join(joining))
 
 
 def answers(path: Path) -> bool:
@@ -115,6 +119,18 @@ def _tail(agent: Started) -> str:
 def wait_joined(sockets: Mapping[str, Path], seconds: float) -> None:
     """Return when each agent says that every other is alive. Timeout says who lacks whom."""
     asyncio.run(_wait_joined(sockets, seconds))
+
+
+def read_token(path: Path) -> str:
+    """The token to join the cluster of the agent at that socket."""
+
+    async def ask() -> str:
+        from agent.client import Client
+
+        async with Client(f"unix://{path}") as client:
+            return (await client.join_token()).token
+
+    return asyncio.run(ask())
 
 
 async def _seen_by(client: Client) -> set[str]:

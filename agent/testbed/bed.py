@@ -283,6 +283,11 @@ class Testbed:
             agents.wait_ready(started)
             for agent in started:
                 say(f"{agent.host}: agent runs, process {agent.pid}, log {agent.log}")
+                if agent.join:
+                    say(f"    joined by: vxmesh agent {agent.join}")
+            if batch and not found.join_token:
+                found.join_token = agents.read_token(started[0].socket)
+                state.save(found)
         if not (found.unplugged or found.cuts or found.losses):
             agents.wait_joined({h.name: h.socket for h in hosts.values()}, JOIN_TIMEOUT)
             say(f"{len(hosts)} agents see each other")
@@ -297,6 +302,7 @@ class Testbed:
             host.namespaces,
             host.address,
             next((other.address for other in seeds if other.is_running), ""),
+            found.join_token,
             found.agent_options,
             found.token,
             host.socket,

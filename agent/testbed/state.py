@@ -48,6 +48,7 @@ class State:
     cuts: list[tuple[str, str]] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
+    join_token: str = ""  # of the cluster that its agents make
 
 
 def directory_of(prefix: str) -> Path:
