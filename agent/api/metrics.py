@@ -45,6 +45,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_replica_records": ((), "Records held, of all origins."),
     "vxmesh_peer_streams": ((), "Open streams to other agents."),
     "vxmesh_peer_refused_total": (("reason",), "Connections and calls refused at the peer port."),
+    "vxmesh_join_refused_total": (("reason",), "Requests for a certificate that were refused."),
     "vxmesh_loop_lag_seconds": ((), "The event loop's largest lag in the last 15 to 30 s."),
     "vxmesh_resolver_up": ((), "1 if the name server answers its agent."),
     "vxmesh_resolver_rows": (("of",), "Networks, endpoints and views the name server knows."),
@@ -58,6 +59,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
 # says how much (empty: one).
 COUNTED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "drift.repaired": ("vxmesh_drift_repaired_total", ("kind",), "count"),
+    "join.refused": ("vxmesh_join_refused_total", ("reason",), ""),
 }
 
 # The name server's own counters (resolver/server.py, forward.py): metric and label.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from agent.cli.output import emit_list, emit_object, output_option, say
+from agent.cli.output import emit_done, emit_list, emit_object, output_option, say
 from agent.testbed import Testbed, take_down
 
 COLUMNS = [
@@ -48,6 +48,7 @@ def up(
     output: str,
 ) -> None:
     """Make the hosts and start their agents; what is there already stays."""
+    joined: list[str] = []
     Testbed.up(
         hosts,
         ipv6=ipv6,
@@ -55,7 +56,9 @@ def up(
         with_agents=not no_agents,
         prefix=chosen["prefix"],
         say=say,
+        show=joined.append,
     )
+    emit_done("\n".join(joined), {"joined": joined}, output)
 
 
 @testbed.command()

@@ -302,16 +302,6 @@ class DeliveryReply(_message.Message):
     version: int
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
-class WhoIsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
-class WhoIsReply(_message.Message):
-    __slots__ = ("node",)
-    NODE_FIELD_NUMBER: _ClassVar[int]
-    node: str
-    def __init__(self, node: _Optional[str] = ...) -> None: ...
-
 class AuthoritiesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -391,3 +381,13 @@ class KeyTaken(_message.Message):
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     refused: str
     def __init__(self, refused: _Optional[str] = ...) -> None: ...
+
+class WhoIsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WhoIsReply(_message.Message):
+    __slots__ = ("node",)
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    def __init__(self, node: _Optional[str] = ...) -> None: ...

@@ -121,6 +121,11 @@ def wait_joined(sockets: Mapping[str, Path], seconds: float) -> None:
     asyncio.run(_wait_joined(sockets, seconds))
 
 
+def prepare() -> None:
+    """Load the client, which takes longest of what is needed here, while agents start."""
+    import agent.client  # noqa: F401
+
+
 def read_token(path: Path) -> str:
     """The token to join the cluster of the agent at that socket."""
 

@@ -64,8 +64,11 @@ class Testbed:
         agent_options: Sequence[str] = (),
         prefix: str = DEFAULT_PREFIX,
         say: Say = lambda _: None,
+        show: Say = lambda _: None,
     ) -> Testbed:
         """Make a testbed, or start what one that is there lacks.
+
+        `say` is told how far it is, `show` the lines by which hosts joined.
 
         `hosts` is 3 for a new one; `agent_options` are added to each agent's command line.
         Conflict if it is there with another number of hosts or another wire. If the wire fails,
@@ -88,7 +91,7 @@ class Testbed:
             else:
                 bed._check_same(found, hosts, ipv6)
             if with_agents:
-                bed._start_missing(found, say)
+                bed._start_missing(found, say, show)
         return bed
 
     @classmethod
@@ -271,7 +274,7 @@ class Testbed:
             if not (host.mnt and Path(host.mnt).exists() and self._fabric.exists(host.name)):
                 raise Conflict(f"host {host.name}", "is damaged: a namespace is gone", again)
 
-    def _start_missing(self, found: State, say: Say) -> None:
+    def _start_missing(self, found: State, say: Say, show: Say) -> None:
         """Start agents that do not run: one that others can join, then the rest at once."""
         hosts = {h.name: self._host(found, h) for h in found.hosts if h.name != CLIENT}
         missing = [h for h in found.hosts if h.name in hosts and not hosts[h.name].is_running]
@@ -280,11 +283,12 @@ class Testbed:
         first = missing[:1] if len(missing) == len(hosts) else []
         for batch in (first, missing[len(first) :]):
             started = [self._start_agent(found, host) for host in batch]
+            agents.prepare()
             agents.wait_ready(started)
             for agent in started:
                 say(f"{agent.host}: agent runs, process {agent.pid}, log {agent.log}")
                 if agent.join:
-                    say(f"    joined by: vxmesh agent {agent.join}")
+                    show(f"{agent.host}: vxmesh agent {agent.join}")
             if batch and not found.join_token:
                 found.join_token = agents.read_token(started[0].socket)
                 state.save(found)

@@ -36,9 +36,9 @@ log = structlog.get_logger()
 
 PASS_ON_WITHIN = 3.0  # s; for one keeper
 ISSUED_MAX = 1024  # nodes that got a certificate and have not been heard of since
-NAME_MAX = 63
 REJOIN = "Run 'vxmesh cluster token' there, and start the agent with what it prints"
 _ID = re.compile(r"[0-9a-f]{16}\Z")
+_NAME = re.compile(r"[a-z0-9-]{1,63}\Z")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -88,7 +88,7 @@ class Desk:
         id, record_key = request.node, request.record_key
         if not _ID.match(id) or len(record_key) != 32:
             raise Refused("malformed", "join request", "names no node")
-        name = shorten(request.name, NAME_MAX)
+        name = request.name if _NAME.match(request.name) else id
         self._check_stays(id)
         if self._record_key_of(id) not in (None, record_key):
             raise Refused(
