@@ -27,7 +27,9 @@ def test_seeds_with_streams_to_a_few(first: int) -> None:
     done = 0
     for seed in range(first, min(first + BATCH, SEEDS // 10 + 1)):
         done += Run(seed, bounded=True).play().done
-    assert done > 10 * min(BATCH, SEEDS // 10), "hardly anything was allowed: the load tests nothing"
+    assert done > 10 * min(BATCH, SEEDS // 10), (
+        "hardly anything was allowed: the load tests nothing"
+    )
 
 
 @pytest.mark.parametrize("bounded", [False, True])
