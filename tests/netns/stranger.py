@@ -22,9 +22,11 @@ import grpc
 import grpc.aio
 import msgspec
 
+from agent.cluster.codec import delta_to_proto
 from agent.cluster.dialer import OPTIONS
 from agent.cluster.outside import PEER, find_refusal, find_removal
 from agent.cluster.trust import Credentials, Keyring
+from agent.core.replica import Delta, Record
 from agent.model import Removal, encode
 from agent.rpc import peer_pb2 as pb
 from agent.rpc import peer_pb2_grpc as pb_grpc
@@ -45,8 +47,8 @@ def read_identity(path: str) -> Credentials:
 def requests(node: str) -> dict[str, Any]:
     """For each method a request that reads or writes something, in the name of `node`."""
     gone = Removal("f" * 16, "gone", node, 1, 0.0)
-    record = pb.Record(key="r/" + gone.node, version=1, value=encode(gone))
-    delta = pb.Delta(origin=node, upto=1, records=[record])
+    record = Record("x/" + gone.node, 1, encode(gone))
+    delta = delta_to_proto(Delta(node, 0, 1, [record]))
     return {
         "WhoIs": pb.WhoIsRequest(),
         "RequestSpace": pb.SpaceRequest(network="n", requester=node, family=4),

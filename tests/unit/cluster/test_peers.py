@@ -18,6 +18,7 @@ import pytest
 
 from agent.cluster import link as link_module
 from agent.cluster import peers as peers_module
+from agent.cluster.codec import delta_to_proto
 from agent.cluster.dialer import Dialer
 from agent.cluster.outside import find_refusal
 from agent.cluster.peers import Peers
@@ -25,6 +26,7 @@ from agent.cluster.reach import Reach
 from agent.cluster.refusals import Reason
 from agent.cluster.server import SYNC
 from agent.cluster.trust import Keyring
+from agent.core.replica import Delta, Record
 from agent.core.topology import neighbours
 from agent.model import Node
 from agent.node import NodeState
@@ -414,8 +416,7 @@ async def test_nothing_is_taken_from_who_has_not_said_who_it_is() -> None:
         nine = "9" * 16
         channel = Dialer(b.state, authority().keyring(nine)).channel(a.me)
         stream: Any = channel.stream_stream(SYNC)()
-        record = pb.Record(key="n/x", version=1, value=b"")
-        delta = pb.Delta(origin=nine, upto=1, records=[record])
+        delta = delta_to_proto(Delta(nine, 0, 1, [Record("n/x", 1, b"")]))
         await stream.write(pb.PeerMessage(delta=delta).SerializeToString())
         while await stream.read() is not grpc.aio.EOF:
             pass
