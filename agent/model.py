@@ -345,7 +345,7 @@ def check_sound(
         held = (*value.authorities, *value.retired)
         sound = id == ONLY and 0 < value.epoch < 1 << 32 and 0 <= value.stamp <= STAMP_MAX
         sound = sound and len(value.authorities) > 0 and len(held) <= AUTHORITIES_MAX
-        sound = sound and len(value.signatures) <= len(value.authorities)
+        sound = sound and len(value.signatures) <= AUTHORITIES_MAX
         sound = sound and all(len(certificate) <= CERTIFICATE_MAX for certificate in held)
     elif isinstance(value, TokenState):
         sound = id == ONLY and 0 <= value.stamp <= STAMP_MAX and len(value.nonce) <= 64

@@ -510,7 +510,8 @@ class Peers:
             dialed = [link for link in self.links.values() if link.dialed]
             for link in random.sample(dialed, len(dialed)):
                 await self._check(link)
-                await asyncio.sleep(CHECK_WITHIN / len(dialed) * random.random())
+                spread = min(CHECK_WITHIN, self.dialer.check_interval)
+                await asyncio.sleep(spread / len(dialed) * random.random())
 
     async def _check(self, link: Link) -> None:
         node = self.node.nodes.get(link.peer)
