@@ -140,7 +140,7 @@ def _convert(name: str, value: Any, default: Any, source: str) -> Any:
             parts = value.split(",") if isinstance(value, str) else value
             return tuple(str(part).strip() for part in parts if str(part).strip())
         return str(value)
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         raise Invalid(
             f"setting {name}", f"is malformed: {value!r} (from {source})", "See 'vxmesh agent -h'"
         ) from None

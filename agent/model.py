@@ -300,10 +300,14 @@ def parse_labels(pairs: dict[str, str], what: str = "label") -> dict[str, str]:
     if len(pairs) > LABELS_MAX:
         raise Invalid(f"{what}s", f"{len(pairs)} are too many", f"Give at most {LABELS_MAX}")
     for key, value in pairs.items():
-        if max(len(key.encode()), len(value.encode())) > LABEL_BYTES_MAX:
+        try:
+            sizes = len(key.encode()), len(value.encode())
+        except UnicodeEncodeError:
+            raise Invalid(f"{what} {shorten(key)}", "is not UTF-8", "Write it in UTF-8") from None
+        if max(sizes) > LABEL_BYTES_MAX:
             raise Invalid(
                 f"{what} {shorten(key)}",
-                f"is too long ({len(key.encode())} bytes of key, {len(value.encode())} of value)",
+                f"is too long ({sizes[0]} bytes of key, {sizes[1]} of value)",
                 f"Use at most {LABEL_BYTES_MAX} bytes each",
             )
         if not _LABEL_KEY.match(key):

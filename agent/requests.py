@@ -196,7 +196,7 @@ def parse_lines(lines: Sequence[bytes], first: int) -> list[EndpointSpec]:
                     labels=line.labels,
                 )
             )
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Invalid(
                 f"line {number}",
                 f"is no endpoint ({error})",
@@ -217,7 +217,8 @@ def _whole(line: _Line) -> EndpointSpec:
     Of the plain form of 100,000 lines each check costs a second's hundredth here.
     """
     mac, addresses = line.mac, line.addresses
-    if line.aliases or line.labels or not addresses or mac[2::3] != ":::::" or len(mac) != 17:
+    few = 0 < len(addresses) <= ADDRESSES_MAX
+    if line.aliases or line.labels or not few or mac[2::3] != ":::::" or len(mac) != 17:
         raise ValueError
     packed = bytes.fromhex(mac.replace(":", ""))
     if len(packed) != 6 or packed[0] & 1 or packed == b"\0\0\0\0\0\0":

@@ -81,7 +81,7 @@ def delta_from_proto(message: pb.Delta, most: int = RECORDS_MAX) -> Delta:
     """A delta of at most `most` records out of its message; Invalid if it cannot be one."""
     try:
         records = _unpack(message.records) if message.records else []
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:  # the latter of text that is no UTF-8
         raise Invalid("delta", f"has records that cannot be read ({error})", "") from None
     if len(records) > most:
         raise Invalid("delta", f"has {len(records)} records", "")

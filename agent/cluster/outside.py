@@ -89,7 +89,7 @@ def find_removal(error: Exception, me: str) -> Removal | None:
         if key == REMOVAL_METADATA and isinstance(value, bytes):
             try:
                 removal = _removal.decode(value)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, ValueError):
                 return None
             return removal if removal.node == me else None
     return None
