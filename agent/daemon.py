@@ -199,7 +199,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await identity.start()
         stack.push_async_callback(identity.stop)
         if settings.mdns:
-            mdns = Mdns(me, peers.dial)
+            mdns = Mdns(me, peers.dial, identity.held.cluster)
             await mdns.start()
             stack.push_async_callback(mdns.stop)
         watchers = Watchers(node, peers)
