@@ -485,9 +485,11 @@ class Peers:
                     await self._check_now.wait()
             self._check_now.clear()
             dialed = [link for link in self.links.values() if link.dialed]
+            # Of a short life too there must be something left when the last one is shown.
+            within = min(CHECK_WITHIN, self.dialer.keyring.current.life / 10)
             for link in random.sample(dialed, len(dialed)):
                 await self._check(link)
-                await asyncio.sleep(CHECK_WITHIN / len(dialed) * random.random())
+                await asyncio.sleep(within / len(dialed) * random.random())
 
     async def _check(self, link: Link) -> None:
         node = self.node.nodes.get(link.peer)
