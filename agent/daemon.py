@@ -196,17 +196,18 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await identity.start()
         stack.push_async_callback(identity.stop)
         if settings.mdns:
-            mdns = Mdns(me, peers.dial)
+            mdns = Mdns(me, peers.dial, identity.held.cluster)
             await mdns.start()
             stack.push_async_callback(mdns.stop)
         watchers = Watchers(node, peers)
         stack.callback(watchers.close)
-        streams = peers.links
+        streams, refused = peers.links, peers.refusals.counts
         sources = Sources(
             kernel_failures=lambda: len(kernel.failures()),
             peer_streams=lambda: len(streams),
             resolver=feed.counters,
             repair_kinds=KINDS,
+            peer_refused=lambda: refused,
         )
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())

@@ -186,8 +186,9 @@ class Metrics:
             for n in networks
         }
         values.update({name: dict(held) for name, held in self._counters.items()})
-        refused = self.sources.peer_refused()
-        values["vxmesh_peer_refused_total"] = {(why,): count for why, count in refused.items()}
+        values["vxmesh_peer_refused_total"] = {
+            (reason,): float(count) for reason, count in self.sources.peer_refused().items()
+        }
         return values
 
     async def _ask_resolver(self, values: Values) -> None:

@@ -485,11 +485,10 @@ class Peers:
                     await self._check_now.wait()
             self._check_now.clear()
             dialed = [link for link in self.links.values() if link.dialed]
-            # Of a short life too there must be something left when the last one is shown.
-            within = min(CHECK_WITHIN, self.dialer.keyring.current.life / 10)
             for link in random.sample(dialed, len(dialed)):
                 await self._check(link)
-                await asyncio.sleep(within / len(dialed) * random.random())
+                spread = min(CHECK_WITHIN, self.dialer.check_interval)
+                await asyncio.sleep(spread / len(dialed) * random.random())
 
     async def _check(self, link: Link) -> None:
         node = self.node.nodes.get(link.peer)

@@ -160,8 +160,10 @@ class PeerServer:
     async def stop(self) -> None:
         """Close the port and every stream."""
         if self._server:
+            self._front.close()
             await asyncio.gather(self._server.stop(0.2), self._outside.stop())
-        await self._front.stop()
+            await self._front.stop()
+            self._server = None
 
     def kernel_moved(self) -> None:
         """The kernel has got further: let those who wait for it look."""

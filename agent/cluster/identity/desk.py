@@ -19,6 +19,7 @@ import grpc.aio
 import structlog
 from cryptography import x509
 
+from agent.cluster.callers import caller_of
 from agent.cluster.dialer import OPTIONS, target_of
 from agent.cluster.identity import authority as ca
 from agent.cluster.identity import requests, statements, tokens
@@ -29,7 +30,6 @@ from agent.errors import Invalid, Unavailable, VxmeshError
 from agent.model import Node, encode, shorten
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
-from agent.splice import caller
 
 log = structlog.get_logger()
 
@@ -188,6 +188,8 @@ class Desk:
         return await self._answer("Renew", request, self.renew, context, "")
 
     async def _take_key(self, request: pb.KeyParcel, context: Context) -> pb.KeyTaken:
+        if not caller_of(context).is_member:
+            return pb.KeyTaken(refused="only a node of this cluster can hand it on")
         try:
             await self.holder.take_key(request.key)
         except VxmeshError as error:
@@ -214,10 +216,10 @@ class Desk:
                 code=error.code, what=error.what, why=error.why, fix=error.fix, reason=reason
             )
             issued = pb.Issued(refusal=refusal)
-        where, member = _caller(context)
+        caller = caller_of(context)
         # What a member passed on it tells itself: it knows from where it came.
-        if issued.HasField("refusal") and not (request.hops and member):
-            self._tell(issued.refusal, where, asker)
+        if issued.HasField("refusal") and not (request.hops and caller.is_member):
+            self._tell(issued.refusal, caller.address, asker)
         return issued
 
     async def _pass_on(self, method: str, request: Any) -> pb.Issued:
@@ -235,13 +237,6 @@ class Desk:
             node=asker[:16],
             address=where,
         )
-
-
-def _caller(context: Context) -> tuple[str, bool]:
-    """The address of who calls, and whether it is a member by its certificate (front.py)."""
-    name = caller(context.peer())
-    kind, _, address = (name or "").replace(",", " ").partition(" ")
-    return (address.split()[-1] if address else context.peer()), kind == "node"
 
 
 async def ask_keepers(node: NodeState, keyring: Keyring, method: str, request: Any) -> pb.Issued:

@@ -400,6 +400,20 @@ async def test_one_address_cannot_hold_many_places_outside(port: Port) -> None:
         await channel.close()
 
 
+async def test_attempts_to_enrol_are_limited_by_address(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Keyring(authority().credentials(FRIEND, -100, -1))
+    async with dialled(port, late) as channel:
+        answers = [await call(channel, "/vxmesh.v1.Enrol/Join", b"guess") for _ in range(60)]
+    assert 30 <= len(port.enrolled) < 60
+    assert answers.count(b"welcome") == len(port.enrolled)
+    last = answers[-1]
+    assert isinstance(last, grpc.aio.AioRpcError)
+    assert last.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert port.refusals.counts["rate"] == 60 - len(port.enrolled)
+
+
 async def test_a_stranger_that_sends_very_much_is_cut_off(
     port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:

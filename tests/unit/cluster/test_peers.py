@@ -24,13 +24,14 @@ from agent.cluster.peers import Peers
 from agent.cluster.reach import Reach
 from agent.cluster.refusals import Reason
 from agent.cluster.server import SYNC
+from agent.cluster.trust import Keyring
 from agent.core.topology import neighbours
 from agent.model import Node
 from agent.node import NodeState
 from agent.requests import parse_network
 from agent.rpc import peer_pb2 as pb
 from agent.rpc import peer_pb2_grpc as pb_grpc
-from tests.identities import authority
+from tests.identities import DAY, authority
 
 WITHIN = 20.0  # s; a machine may be busy
 
@@ -52,7 +53,7 @@ def free_port() -> int:
 class Agent:
     """A node with its streams, and without a kernel: what comes is applied at once."""
 
-    def __init__(self, index: int, everybody: int) -> None:
+    def __init__(self, index: int, everybody: int, life: float) -> None:
         self.id = f"{index:016x}"
         node = Node(self.id, f"n{index}", "127.0.0.1", free_port(), "127.0.0.1", 4789, "t", 0, 1500)
         self.me = node
@@ -60,7 +61,7 @@ class Agent:
         self.applies = True
         self.everybody = everybody
         self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))  # short: it is for unix sockets
-        self.keyring = authority().keyring(self.id)
+        self.keyring = Keyring(authority().credentials(self.id, 0.0, life))
         self.peers = self.again(f"boot{index}")
         self.state.listeners.append(self._changed)
         self.state.describe(node)
@@ -69,6 +70,9 @@ class Agent:
         return Peers(
             self.state, self.me, boot, self._durable, self.keyring, self.run_dir, self.everybody
         )
+
+    def renew(self, life: float) -> None:
+        self.keyring.replace(authority().credentials(self.id, 0.0, life))
 
     async def stop(self) -> None:
         await self.peers.stop()
@@ -96,9 +100,10 @@ class Agent:
 
 
 @contextlib.asynccontextmanager
-async def running(count: int, everybody: int) -> AsyncIterator[list[Agent]]:
-    """Agents that were told of the first one only, once all know all."""
-    agents = [Agent(index + 1, everybody) for index in range(count)]
+async def running(count: int, everybody: int, life: float = DAY) -> AsyncIterator[list[Agent]]:
+    """Agents that were told of the first one only, once all know all. `life` is what they have
+    certificates for, in s."""
+    agents = [Agent(index + 1, everybody, life) for index in range(count)]
     for agent in agents:
         await agent.peers.start([agents[0].target] if agent is not agents[0] else [])
     try:
@@ -334,41 +339,44 @@ async def test_nothing_is_taken_from_who_has_not_said_who_it_is() -> None:
         assert a.state.version(nine) == 0 and nine not in a.peers.links
 
 
-async def test_a_stream_outlives_the_certificates_with_which_it_was_made() -> None:
-    async with running(3, everybody=30) as agents:
-        await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
-        for agent in agents:
-            agent.keyring.replace(authority().credentials(agent.id, ends=2.0))
-        for agent in agents:
-            agent.peers.redial()
-        await asyncio.sleep(0.5)
-        await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
-        before = {id(link) for a in agents for link in a.peers.links.values()}
-        for _ in range(3):
-            for agent in agents:
-                agent.keyring.replace(authority().credentials(agent.id, ends=2.0))
+def streams(agents: list[Agent]) -> set[int]:
+    return {id(link) for agent in agents for link in agent.peers.links.values()}
+
+
+async def all_have_all(agents: list[Agent]) -> None:
+    most = len(agents) - 1
+    await until(lambda: all(len(a.peers.links) == most for a in agents), "all streams are up")
+
+
+async def test_streams_outlive_the_certificates_with_which_they_were_made() -> None:
+    async with running(3, everybody=30, life=3.0) as agents:
+        await all_have_all(agents)
+        before = streams(agents)
+        for _ in range(5):
             await asyncio.sleep(1.0)
+            for agent in agents:
+                agent.renew(3.0)
         agents[1].make("later")
         await until(lambda: all(a.names() == {"later"} for a in agents), "it went round")
-        assert {id(link) for a in agents for link in a.peers.links.values()} == before
+        assert streams(agents) == before
         assert not any(sum(a.peers.refusals.counts.values()) for a in agents)
 
 
 async def test_a_node_whose_certificate_ends_is_cut_off_in_both_directions() -> None:
-    async with running(3, everybody=30) as agents:
-        late = agents[1]  # of its two streams it has opened one, and the other was opened to it
-        await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
-        assert {link.dialed for link in late.peers.links.values()} == {True, False}
-        rest = [agents[0], agents[2]]
-        for agent in rest:  # so that what was believed is looked at again soon
-            agent.keyring.replace(authority().credentials(agent.id, ends=12.0, begins=0.0))
-        late.keyring.replace(authority().credentials(late.id, ends=1.0))
-        for agent in agents:
-            agent.peers._check_now.set()
+    async with running(3, everybody=30, life=3.0) as agents:
+        await all_have_all(agents)
+        # Of its two streams it has opened one, and the other one was opened to it.
+        both = {True, False}
+        late = next(a for a in agents if {x.dialed for x in a.peers.links.values()} == both)
+        rest = [agent for agent in agents if agent is not late]
+        for agent in rest:
+            agent.renew(60.0)
         await until(lambda: not late.peers.links, "it is cut off")
-        version = late.make("never")
+        version = late.make("unheard")
         rest[0].make("heard")
         await until(lambda: rest[1].names() == {"heard"}, "the rest goes on")
-        assert late.names() == {"never"}
-        assert all(a.state.version(late.id) < version for a in rest)
-        assert all(a.peers.refusals.counts["expired"] for a in rest)
+        assert late.names() == {"unheard"}
+        assert all(agent.state.version(late.id) < version for agent in rest)
+        assert sum(agent.peers.refusals.counts["expired"] for agent in rest)
+        late.renew(60.0)
+        await until(lambda: late.names() == {"heard", "unheard"}, "it is let in again")
