@@ -8,7 +8,6 @@ What stands opposite: enrol.py for those that join, service.py for those that re
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
 from collections import OrderedDict
@@ -265,12 +264,8 @@ async def ask_keeper(keeper: Node, keyring: Keyring, method: str, request: Any) 
     """One keeper's answer; Unavailable if there is none."""
     channel = keyring.channel(target_of(keeper), keeper.id, OPTIONS)
     try:
-        async with asyncio.timeout(PASS_ON_WITHIN):
-            await channel.channel_ready()
         issued: pb.Issued = await call_enrol(channel, method, request, pb.Issued, PASS_ON_WITHIN)
         return issued
-    except TimeoutError:
-        raise Unavailable(f"node {keeper.name}", "does not answer") from None
     except grpc.aio.AioRpcError as error:
         raise Unavailable(f"node {keeper.name}", f"does not answer ({error.code().name})") from None
     finally:
