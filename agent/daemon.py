@@ -42,12 +42,15 @@ from agent.datapath.carrier import CarrierMonitor
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.repairs import KINDS, Repair
 from agent.datapath.underlay import describe, forget_unresolved
+from agent.datapath.wireguard import check_supported
 from agent.departures import Departures
+from agent.encryption import Encryption, can_encrypt
 from agent.errors import Conflict, VxmeshError
 from agent.feed import ToResolver
+from agent.keys import WireguardKeys
 from agent.listeners import ToKernel, ToStore
 from agent.logs import configure
-from agent.model import Node
+from agent.model import Node, WireguardKey
 from agent.node import NodeState
 from agent.operations import Operations
 from agent.plan import Plan
@@ -93,7 +96,12 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.push_async_callback(disk.close)
         boot = restart.BOOT_ID.read_text().strip()
         life = restart.begin(disk, boot, lambda: secrets.token_hex(8))
-        me = await _describe(settings, life)
+        keys = WireguardKeys(state_dir, life.node, settings.wireguard_port, time.time)
+        if await can_encrypt(check_supported):
+            keys.ensure()
+            me = await _describe(settings, life, keys.records())
+        else:
+            me = await _describe(settings, life)
         check_port(me.address, me.port)  # before anything is changed in the kernel
         node = NodeState(me, time.time, random.SystemRandom())
         restart.recall(node, disk, life)
@@ -106,7 +114,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
                 ending.set_exception(error)
 
         node.on_expelled = expelled
-        plan = Plan(node)
+        plan = Plan(node, keys.private)
         plan.is_complete = len(node.nodes) == 1  # alone: nobody knows more than this node
         peers: Peers | None = None
 
@@ -132,7 +140,13 @@ async def run(settings: Settings, reset_state: bool) -> None:
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
-        kernel = Reconciler(plan, run_dir, on_applied=applied, on_repair=repaired)
+        kernel = Reconciler(
+            plan,
+            run_dir,
+            on_applied=applied,
+            on_repair=repaired,
+            data_port=settings.data_port,
+        )
         peers = Peers(node, me, secrets.token_hex(8), storing.durable)
         links = peers.links
         tuning = dataclasses.replace(PRESETS[settings.detection], agent_grace=settings.agent_grace)
@@ -145,6 +159,16 @@ async def run(settings: Settings, reset_state: bool) -> None:
         operations = Operations(node, peers, kernel, storing.durable)
         kernel.on_port_gone = operations.lost_port
         watcher = Watcher(node, operations.drop_sandbox)
+        encryption = Encryption(
+            node,
+            keys,
+            plan,
+            kernel,
+            check_supported,
+            operations.done,
+            settings.wireguard_rotate,
+        )
+        operations.encrypter = encryption
         operations.adopt()
         ToKernel(node, plan, kernel)
         node.describe(me)
@@ -173,6 +197,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
             mdns = Mdns(me, peers.dial)
             await mdns.start()
             stack.push_async_callback(mdns.stop)
+        encryption.start()
+        stack.push_async_callback(encryption.stop)
         watchers = Watchers(node, peers)
         stack.callback(watchers.close)
         streams = peers.links
@@ -189,7 +215,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         departures = Departures(
             node, operations, peers.consent, detector.leave, lambda: _end(ending)
         )
-        control = Control(node, operations, departures, peers, feed, watchers, metrics)
+        control = Control(node, operations, departures, peers, feed, watchers, metrics, encryption)
         await _serve(control, socket, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)
@@ -278,7 +304,9 @@ async def free_socket(path: Path) -> Path:
     )
 
 
-async def _describe(settings: Settings, life: restart.Life) -> Node:
+async def _describe(
+    settings: Settings, life: restart.Life, wireguard: tuple[WireguardKey, ...] = ()
+) -> Node:
     address = settings.advertise or default_address()
     underlay = await describe(address)
     return Node(
@@ -293,6 +321,7 @@ async def _describe(settings: Settings, life: restart.Life) -> Node:
         mtu=underlay.mtu,
         routes=underlay.routes,
         incarnation=life.incarnation * INCARNATIONS_A_LIFE,
+        wireguard=wireguard,
     )
 
 

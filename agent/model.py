@@ -27,7 +27,20 @@ LABELS_MAX = 64
 ALIASES_MAX = 32
 VXLAN_OVERHEAD_V4 = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
 VXLAN_OVERHEAD_V6 = 70
+# Of WireGuard: outer IPv4 20 or IPv6 40, UDP 8, message header 16, authentication tag 16.
+WIREGUARD_OVERHEAD_V4 = 60
+WIREGUARD_OVERHEAD_V6 = 80
+WIREGUARD_KEY = 32  # bytes; Curve25519
+WIREGUARD_KEYS_MAX = 4  # of one node; two while it changes them
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
+
+
+class WireguardKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A public key of a node, and the UDP port at which packets sealed for it are taken."""
+
+    public: bytes  # WIREGUARD_KEY bytes
+    port: int
+    generation: int  # counts the node's keys
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -44,6 +57,9 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     mtu: int  # of the underlay, towards the default route, in bytes
     routes: tuple[str, ...] = ()  # what the host itself can route to, CIDR; not the default
     incarnation: int = 0  # at its start; higher than anything said of its earlier lives
+    certificate: bytes = b""
+    keeper: bool = False
+    wireguard: tuple[WireguardKey, ...] = ()  # the one to use first; none: no encrypted networks
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -295,6 +311,10 @@ def check_sound(value: Node | Network | Endpoint | Claims | Removal, id: str) ->
         for text in value.routes:
             ipaddress.ip_network(text, strict=False)
         sound = value.id == id and 0 < value.port < 65536 and 0 < value.data_port < 65536
+        sound = sound and len(value.wireguard) <= WIREGUARD_KEYS_MAX
+        for held in value.wireguard:
+            sound = sound and len(held.public) == WIREGUARD_KEY and 0 < held.port < 65536
+            sound = sound and 0 <= held.generation <= STAMP_MAX
     elif isinstance(value, Removal):
         sound = value.node == id and bool(value.by)
     else:

@@ -39,6 +39,7 @@ class NetworkSpec:
     ipv6: bool = False
     options: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    encrypted: bool = False
 
 
 class EndpointSpec(msgspec.Struct, frozen=True, gc=False):
@@ -88,8 +89,6 @@ def parse_network(
         raise Invalid(
             f"driver {model.shorten(driver)}", "is unknown", f"Use one of {', '.join(DRIVERS)}"
         )
-    if encrypted:
-        raise Unsupported("encrypted networks", "are not in this version", "Leave --encrypted out")
     parsed = [model.parse_subnet(s) for s in subnets]
     for i, subnet in enumerate(parsed):
         clash = model.find_overlap(subnet, [(str(s), str(s)) for s in parsed[:i]])
@@ -134,6 +133,7 @@ def parse_network(
         ipv6,
         model.parse_labels(options or {}, "option"),
         model.parse_labels(labels or {}),
+        encrypted,
     )
 
 

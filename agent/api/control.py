@@ -17,6 +17,7 @@ from agent.api.watch import Watchers
 from agent.core.members import Member
 from agent.core.names import resolv_conf
 from agent.departures import Departures
+from agent.encryption import Encryption
 from agent.errors import Invalid
 from agent.model import Network, Sandbox
 from agent.node import NodeState
@@ -52,6 +53,7 @@ class Control(pb_grpc.ControlServicer):
         resolver: Resolver,
         watchers: Watchers,
         metrics: Metrics,
+        encryption: Encryption,
     ) -> None:
         self.node = node
         self.operations = operations
@@ -60,6 +62,7 @@ class Control(pb_grpc.ControlServicer):
         self.resolver = resolver
         self.watchers = watchers
         self.metrics = metrics
+        self.encryption = encryption
 
     @reports
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:
@@ -86,6 +89,11 @@ class Control(pb_grpc.ControlServicer):
     async def LeaveNode(self, request: pb.LeaveNodeRequest, context: Context) -> pb.LeaveNodeReply:
         done = await self.departures.leave(request.force)
         return pb.LeaveNodeReply(handovers=[convert.handover(self.node, h) for h in done])
+
+    @reports
+    async def RotateKeys(self, request: pb.RotateKeysRequest, context: Context) -> types.Node:
+        await self.encryption.rotate()
+        return convert.node(self.node, self.health, self.node.nodes[self.node.me])
 
     # -- networks --
 

@@ -32,9 +32,16 @@ log = structlog.get_logger()
 AUDIT_INTERVAL = 20.0  # s; in which every network is compared whole once, one after the other
 REPORT_INTERVAL = 1.0  # s between two reports of repairs
 HOST = 0  # among VNIs: what there is once a host
+DATA_PORT = 4789  # RFC 7348
 
 
-HOLDS = ("bridge", "rows", "tables", "everything")  # failures after which nothing is in force
+HOLDS = (
+    "bridge",
+    "rows",
+    "tables",
+    "wireguard",
+    "everything",
+)  # failures after which nothing is in force
 
 
 class Reconciler:
@@ -51,13 +58,16 @@ class Reconciler:
         host_netns: str = "/proc/self/ns/net",
         audit_interval: float = AUDIT_INTERVAL,
         monitor_buffer: int = RECEIVE_BUFFER,
+        data_port: int = DATA_PORT,
     ) -> None:
         """Our own namespace is at run_dir/netns, the host's at `host_netns`.
 
         `on_applied` is given desired.mark() once what it stands for has been attempted;
         `on_port_gone` the id of an endpoint whose sandbox's namespace exists no longer;
-        `on_repair` what was put back that nobody asked for, a kind at a time.
+        `on_repair` what was put back that nobody asked for, a kind at a time. `data_port` is
+        VXLAN's UDP port, as it is outside WireGuard.
         """
+        self._data_port = data_port
         self.netns = run_dir / "netns"
         self.on_applied, self.on_port_gone, self.on_repair = on_applied, on_port_gone, on_repair
         self._desired = desired
@@ -90,6 +100,11 @@ class Reconciler:
     def touch_forwards(self) -> None:
         """The published ports."""
         self._backlog.forwards = True
+        self._wake.set()
+
+    def touch_wireguard(self) -> None:
+        """WireGuard's devices and their peers."""
+        self._backlog.wireguard = True
         self._wake.set()
 
     def touch_nothing(self) -> None:
@@ -126,6 +141,19 @@ class Reconciler:
             bridge = self._desired.bridge(vni) if kind in ("bridge", "rows") else None
             if port == endpoint or (bridge and endpoint in bridge.ports):
                 raise type(error)(error.what, error.why, error.fix)
+            if kind == "wireguard" and self._is_encrypted(endpoint):
+                raise type(error)(error.what, error.why, error.fix)
+
+    def _is_encrypted(self, endpoint: str) -> bool:
+        return any(
+            bridge.encrypted and endpoint in bridge.ports
+            for bridge in self._desired.bridges().values()
+        )
+
+    async def sessions(self, device: str) -> dict[bytes, float]:
+        """Public key of each peer of a WireGuard device -> when the last handshake with it was
+        completed, s since the epoch; 0 if none was."""
+        return await self._applier.wireguard.sessions(device) if self._applier else {}
 
     @property
     def repairs(self) -> Counter[str]:
@@ -170,6 +198,7 @@ class Reconciler:
                 self._failures,
                 monitor,
                 lambda: self._backlog,
+                self._data_port,
             )
             stack.callback(applier.close)
             self._drift = Drift(
@@ -177,14 +206,18 @@ class Reconciler:
                 applier.networks,
                 applier.inspection,
                 applier.uplink,
+                applier.wireguard,
                 lambda endpoint: self.on_port_gone(endpoint),
             )
             self._applier = applier
+            await applier.guard()
             await applier.uplink.ensure()
             await applier.uplink.read_routes()
             self._begin()
             mark = self._desired.mark()
+            await applier.attempt(("wireguard", 0, ""), applier.extend_wireguard())
             await applier.compare(interior=True, gone=lambda e: self.on_port_gone(e))
+            await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
             await self._rules(applier)
             self._note_applied(mark)
             self._end()
@@ -262,6 +295,9 @@ class Reconciler:
 
     async def _apply(self, applier: Applier, backlog: Backlog) -> None:
         """The part of a backlog that was asked for."""
+        wireguard = backlog.wireguard or backlog.everything
+        if wireguard:
+            await applier.attempt(("wireguard", 0, ""), applier.extend_wireguard())
         if backlog.everything:
             await applier.compare(interior=False)
         else:
@@ -275,6 +311,8 @@ class Reconciler:
         for vni, (macs, addresses) in backlog.rows.items():
             rows = applier.rows(vni, list(macs), list(addresses))
             await applier.attempt(("rows", vni, ""), rows, whole=False)
+        if wireguard:
+            await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
 
     async def _repair(self, applier: Applier, backlog: Backlog) -> None:
         """The part that nobody asked for: whatever has to be changed now is drift."""
@@ -285,6 +323,8 @@ class Reconciler:
             await applier.attempt(("namespace", 0, ""), applier.check_namespace())
         if backlog.uplink:
             await applier.attempt(("uplink", 0, ""), applier.mend_uplink())
+        if backlog.tunnels:
+            await applier.attempt(("wireguard", 0, ""), applier.check_wireguard())
         if backlog.sysctls:
             await applier.attempt(("sysctls", 0, ""), applier.check_sysctls())
         if backlog.strangers:
@@ -321,6 +361,8 @@ class Reconciler:
             self._backlog.again.add(vni)
         elif kind in ("tables", "routes"):
             self._backlog.forwards = True
+        elif kind in ("wireguard", "wireguard-rest"):
+            self._backlog.wireguard = True
         elif kind == "audit":
             self._failures.succeeded(key)  # a network that is gone by now would stand for ever
             self._backlog.audits.add(vni)

@@ -339,3 +339,7 @@ class Handover(_message.Message):
     node: str
     addresses: str
     def __init__(self, network: _Optional[str] = ..., node: _Optional[str] = ..., addresses: _Optional[str] = ...) -> None: ...
+
+class RotateKeysRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
