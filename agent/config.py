@@ -50,6 +50,10 @@ class Settings:
     )
     log_level: str = field(default="info", metadata={"help": "debug, info, warning or error"})
     log_format: str = field(default="text", metadata={"help": "text for people, json for machines"})
+    wireguard: str = field(
+        default="auto",
+        metadata={"help": "whose WireGuard: kernel, go (wireguard-go), auto: the kernel's first"},
+    )
     wireguard_port: int = field(
         default=51850, metadata={"help": "UDP port of encrypted networks, and the one after it"}
     )
@@ -157,6 +161,7 @@ def _check(values: dict[str, Any]) -> None:
         )
     for name, allowed in (
         ("detection", ("lan", "wan", "local")),
+        ("wireguard", ("auto", "kernel", "go")),
         ("log_level", ("debug", "info", "warning", "error")),
         ("log_format", ("text", "json")),
     ):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
 import random
@@ -97,7 +98,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
         boot = restart.BOOT_ID.read_text().strip()
         life = restart.begin(disk, boot, lambda: secrets.token_hex(8))
         keys = WireguardKeys(state_dir, life.node, settings.wireguard_port, time.time)
-        if await can_encrypt(check_supported):
+        check = functools.partial(check_supported, settings.wireguard)
+        if await can_encrypt(check):
             keys.ensure()
             me = await _describe(settings, life, keys.records())
         else:
@@ -146,6 +148,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             on_applied=applied,
             on_repair=repaired,
             data_port=settings.data_port,
+            wireguard=settings.wireguard,
         )
         peers = Peers(node, me, secrets.token_hex(8), storing.durable)
         links = peers.links
@@ -164,7 +167,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             keys,
             plan,
             kernel,
-            check_supported,
+            check,
             operations.done,
             settings.wireguard_rotate,
         )

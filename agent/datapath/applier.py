@@ -63,11 +63,12 @@ class Applier:
         monitor: Monitor,
         backlog: Callable[[], Backlog],
         data_port: int,
+        wireguard_of: str,
     ) -> None:
         """Open what is needed in our namespace and the host's; both must be there.
 
         `backlog` is what has been noted since the one that is being worked off; `data_port`
-        VXLAN's UDP port, as it is outside WireGuard.
+        VXLAN's UDP port, as it is outside WireGuard; `wireguard_of` as for Wireguard.
         """
         self._sealed = nft.sealed(wireguard.data_port(data_port))
         self._desired, self._failures, self._backlog = desired, failures, backlog
@@ -91,7 +92,7 @@ class Applier:
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
-            self.wireguard = Wireguard(self._host, host_netns, netns.parent)
+            self.wireguard = Wireguard(self._host, host_netns, netns.parent, wireguard_of)
             self._stack = stack.pop_all()
 
     def close(self) -> None:

@@ -89,9 +89,10 @@ HOST_CHAINS = f"""\
 # What is inside WireGuard, and nothing else, comes from and goes to its devices. This holds when
 # the devices or the route that says `unreachable` are gone, as that route holds when these rules
 # are. In a table of its own, which is there before any device is and outlives every other rule.
-# postrouting: after all that could change an address; a packet that would leave in the clear.
-# The host's own processes have no business inside: skuid matches what has a socket in this
-# namespace, which the VXLAN packets of sandboxes have not.
+# postrouting: after all that could change an address; a packet that would leave in the clear,
+# and VXLAN of an encrypted network (IPv6, its own port, the I flag of RFC 7348) even if a row of
+# somebody else's leads it elsewhere. The host's own processes have no business inside: skuid
+# matches what has a socket in this namespace, which the VXLAN packets of sandboxes have not.
 # prerouting: a packet from outside that claims to have been inside, or wants in.
 # input: VXLAN of an encrypted network in the clear, to any address of the host. IPv6 fragments
 # pass one by one; the first bears the port (RFC 7112), and without it there is no packet.
@@ -101,6 +102,7 @@ SEALED_CHAINS = """\
 		oifname {{ {devices} }} meta skuid 0-4294967294 drop
 		oifname {{ {devices} }} accept
 		ip6 daddr {prefix} drop
+		meta nfproto ipv6 udp dport {port} @th,64,8 8 drop
 	}}
 
 	chain prerouting {{

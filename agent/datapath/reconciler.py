@@ -59,15 +59,16 @@ class Reconciler:
         audit_interval: float = AUDIT_INTERVAL,
         monitor_buffer: int = RECEIVE_BUFFER,
         data_port: int = DATA_PORT,
+        wireguard: str = "auto",
     ) -> None:
         """Our own namespace is at run_dir/netns, the host's at `host_netns`.
 
         `on_applied` is given desired.mark() once what it stands for has been attempted;
         `on_port_gone` the id of an endpoint whose sandbox's namespace exists no longer;
         `on_repair` what was put back that nobody asked for, a kind at a time. `data_port` is
-        VXLAN's UDP port, as it is outside WireGuard.
+        VXLAN's UDP port, as it is outside WireGuard; `wireguard` whose that is: kernel, go, auto.
         """
-        self._data_port = data_port
+        self._data_port, self._wireguard = data_port, wireguard
         self.netns = run_dir / "netns"
         self.on_applied, self.on_port_gone, self.on_repair = on_applied, on_port_gone, on_repair
         self._desired = desired
@@ -199,6 +200,7 @@ class Reconciler:
                 monitor,
                 lambda: self._backlog,
                 self._data_port,
+                self._wireguard,
             )
             stack.callback(applier.close)
             self._drift = Drift(

@@ -24,8 +24,9 @@ import contextlib
 import errno
 import ipaddress
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -51,8 +52,12 @@ Route = tuple[int, str]  # device and source
 class Wireguard:
     """The devices of one host. Every method is idempotent."""
 
-    def __init__(self, host: Netlink, host_netns: str, run_dir: Path) -> None:
-        """`host` is the namespace at `host_netns`; logs go to `run_dir`."""
+    def __init__(self, host: Netlink, host_netns: str, run_dir: Path, whose: str = "auto") -> None:
+        """`host` is the namespace at `host_netns`; logs go to `run_dir`.
+
+        `whose` says which implementation new devices get: kernel, go, or auto.
+        """
+        self._whose = whose
         self._host, self._host_netns = host, host_netns
         self._kernel = WireguardKernel(host, host_netns)
         self._go = WireguardGo(host_netns, run_dir)
@@ -184,14 +189,7 @@ class Wireguard:
 
     async def _make(self, name: str) -> tuple[Link, Config]:
         self._given.pop(name, None)
-        try:
-            await self._kernel.create(name)
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            why = wireguard_go.missing()
-            if why:
-                raise _unsupported(why) from None
+        if not await _in_kernel(self._whose, self._kernel.create(name)):
             await self._go.create(name)
         link = await self._host.link(name)
         if link is None:
@@ -238,7 +236,7 @@ class Wireguard:
         }
 
 
-async def check_supported(host_netns: str = "/proc/self/ns/net") -> None:
+async def check_supported(whose: str = "auto", host_netns: str = "/proc/self/ns/net") -> None:
     """Unsupported says why this host can have no encrypted networks, and what to do."""
     if not await asyncio.to_thread(namespaces.get_sysctl, host_netns, "ipv6/conf/all/forwarding"):
         raise Unsupported(
@@ -247,17 +245,32 @@ async def check_supported(host_netns: str = "/proc/self/ns/net") -> None:
             "Start it without ipv6.disable=1",
         )
     async with Netlink(host_netns) as host:
-        try:
-            await host.add_wireguard(PROBE)
-        except OSError as error:
-            if error.errno == errno.EEXIST:  # of an agent that died in just that moment
-                await _delete(host, PROBE)
-                return
-            why = wireguard_go.missing()
-            if why:
-                raise _unsupported(why) from None
-        else:
+        await _delete(host, PROBE)  # of an agent that died in just that moment
+        if await _in_kernel(whose, host.add_wireguard(PROBE)):
             await _delete(host, PROBE)
+
+
+async def _in_kernel(whose: str, create: Coroutine[Any, Any, None]) -> bool:
+    """Have the kernel make a device; False if it is wireguard-go's to do. Unsupported, OSError."""
+    kernel = "was not asked"
+    if whose == "go":
+        create.close()
+    else:
+        try:
+            await create
+            return True
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            kernel = "has none"
+    go = "was not asked" if whose == "kernel" else wireguard_go.missing()
+    if go:
+        raise Unsupported(
+            "encrypted networks",
+            f"this host has no WireGuard: the kernel {kernel}, and {wireguard_go.COMMAND} {go}",
+            "Load the module 'wireguard', or install the package wireguard-go",
+        )
+    return False
 
 
 async def remove_all(host: Netlink, host_netns: str, run_dir: Path) -> None:
@@ -269,11 +282,3 @@ async def remove_all(host: Netlink, host_netns: str, run_dir: Path) -> None:
 async def _delete(host: Netlink, name: str) -> None:
     with contextlib.suppress(OSError):
         await host.delete_link(await host.index(name))
-
-
-def _unsupported(why: str) -> Unsupported:
-    return Unsupported(
-        "encrypted networks",
-        f"the kernel of this host has no WireGuard, and {why}",
-        "Load the module 'wireguard', or install the package wireguard-go",
-    )

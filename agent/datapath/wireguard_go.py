@@ -41,13 +41,13 @@ class Silent(VxmeshError):
 
 
 def missing() -> str:
-    """Why it cannot be used on this machine; empty if it can."""
+    """Why it cannot be used on this machine, as the rest of a sentence; empty if it can."""
     if shutil.which(COMMAND) is None:
-        return f"{COMMAND} is not installed"
+        return "is not installed"
     try:
         os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        return f"{TUN} cannot be opened ({error.strerror}), which {COMMAND} needs"
+        return f"needs {TUN}, which cannot be opened ({error.strerror})"
     return ""
 
 
