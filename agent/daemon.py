@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
 import random
@@ -49,12 +50,15 @@ from agent.datapath.carrier import CarrierMonitor
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.repairs import KINDS, Repair
 from agent.datapath.underlay import describe, forget_unresolved
+from agent.datapath.wireguard import check_supported
 from agent.departures import Departures
+from agent.encryption import Encryption, can_encrypt
 from agent.errors import Conflict, VxmeshError
 from agent.feed import ToResolver
+from agent.keys import WireguardKeys
 from agent.listeners import ToKernel, ToStore
 from agent.logs import configure
-from agent.model import Node
+from agent.model import Node, WireguardKey
 from agent.node import NodeState
 from agent.operations import Operations
 from agent.plan import Plan
@@ -106,7 +110,13 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.push_async_callback(disk.close)
         boot = restart.BOOT_ID.read_text().strip()
         life = restart.begin(disk, boot, lambda: _new_id(files))
-        me = await _describe(settings, life)
+        keys = WireguardKeys(state_dir, life.node, settings.wireguard_port, time.time)
+        check = functools.partial(check_supported, settings.wireguard)
+        if await can_encrypt(check):
+            keys.ensure()
+            me = await _describe(settings, life, keys.records())
+        else:
+            me = await _describe(settings, life)
         check_port(me.address, me.port)  # before anything is changed in the kernel
         identity = await _establish(settings, token, files, me, disk)
         me = identity.describe(me)
@@ -123,7 +133,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
                 ending.set_exception(error)
 
         node.on_expelled = expelled
-        plan = Plan(node)
+        plan = Plan(node, keys.private)
         plan.is_complete = len(node.nodes) == 1  # alone: nobody knows more than this node
         peers: Peers | None = None
 
@@ -150,7 +160,13 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
         kernel = Reconciler(
-            plan, run_dir, on_applied=applied, on_repair=repaired, on_withheld=node.kernel_withholds
+            plan,
+            run_dir,
+            on_applied=applied,
+            on_repair=repaired,
+            on_withheld=node.kernel_withholds,
+            data_port=settings.data_port,
+            wireguard=settings.wireguard,
         )
         peers = Peers(
             node,
@@ -172,6 +188,16 @@ async def run(settings: Settings, reset_state: bool) -> None:
         operations = Operations(node, peers, kernel, storing.durable)
         kernel.on_port_gone = operations.lost_port
         watcher = Watcher(node, operations.drop_sandbox)
+        encryption = Encryption(
+            node,
+            keys,
+            plan,
+            kernel,
+            check,
+            operations.done,
+            settings.wireguard_rotate,
+        )
+        operations.encrypter = encryption
         operations.adopt()
         ToKernel(node, plan, kernel)
         node.describe(me)
@@ -202,6 +228,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
             mdns = Mdns(me, peers.dial, identity.held.cluster)
             await mdns.start()
             stack.push_async_callback(mdns.stop)
+        encryption.start()
+        stack.push_async_callback(encryption.stop)
         watchers = Watchers(node, peers)
         stack.callback(watchers.close)
         streams, refused = peers.links, peers.refusals.counts
@@ -227,7 +255,15 @@ async def run(settings: Settings, reset_state: bool) -> None:
 
         administration = Administration(identity, spread)
         control = Control(
-            node, operations, departures, peers, feed, watchers, metrics, administration
+            node,
+            operations,
+            departures,
+            peers,
+            feed,
+            watchers,
+            metrics,
+            administration,
+            encryption,
         )
         control.users = Users(identity, node)
         await _serve(control, settings, node, identity.keyring, stack)
@@ -364,7 +400,9 @@ def _make_run_dir(directory: Path) -> None:
         directory.chmod(0o755)  # whatever the umask
 
 
-async def _describe(settings: Settings, life: restart.Life) -> Node:
+async def _describe(
+    settings: Settings, life: restart.Life, wireguard: tuple[WireguardKey, ...] = ()
+) -> Node:
     address = settings.advertise or default_address()
     underlay = await describe(address)
     return Node(
@@ -379,6 +417,7 @@ async def _describe(settings: Settings, life: restart.Life) -> Node:
         mtu=underlay.mtu,
         routes=underlay.routes,
         incarnation=life.incarnation * INCARNATIONS_A_LIFE,
+        wireguard=wireguard,
     )
 
 

@@ -206,6 +206,8 @@ class Touch(Protocol):
 
     def touch_all(self) -> None: ...
 
+    def touch_wireguard(self) -> None: ...
+
 
 class ToKernel:
     """What changed, as what to look at again in the kernel."""
@@ -220,6 +222,8 @@ class ToKernel:
         touched = self._plan.touched(change)
         if touched.everything:
             self._kernel.touch_all()
+        if touched.wireguard:
+            self._kernel.touch_wireguard()
         for vni in touched.bridges:
             self._kernel.touch_bridge(vni)
         for vni, macs in touched.macs.items():

@@ -31,7 +31,20 @@ CERTIFICATE_MAX = 4096  # bytes of DER; ours have some 700
 AUTHORITIES_MAX = 16  # CAs that a cluster remembers, the present ones among them
 VOID_MAX = 32  # join tokens that are told from wrong ones
 ONLY = "it"  # the id in the key of a record of which each node has one at most
+# Of WireGuard: outer IPv4 20 or IPv6 40, UDP 8, message header 16, authentication tag 16.
+WIREGUARD_OVERHEAD_V4 = 60
+WIREGUARD_OVERHEAD_V6 = 80
+WIREGUARD_KEY = 32  # bytes; Curve25519
+WIREGUARD_KEYS_MAX = 4  # of one node; two while it changes them
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
+
+
+class WireguardKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A public key of a node, and the UDP port at which packets sealed for it are taken."""
+
+    public: bytes  # WIREGUARD_KEY bytes
+    port: int
+    generation: int  # counts the node's keys
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -51,6 +64,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     certificate: bytes = b""  # its present one, DER; cluster/trust.py says what is in it
     keeper: bool = False  # it holds the key of the CA
     trust: int = 0  # the epoch of the Trust that it follows
+    wireguard: tuple[WireguardKey, ...] = ()  # the one to use first; none: no encrypted networks
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -351,6 +365,10 @@ def check_sound(
             ipaddress.ip_network(text, strict=False)
         sound = value.id == id and 0 < value.port < 65536 and 0 < value.data_port < 65536
         sound = sound and len(value.certificate) <= CERTIFICATE_MAX and 0 <= value.trust < 1 << 32
+        sound = sound and len(value.wireguard) <= WIREGUARD_KEYS_MAX
+        for held in value.wireguard:
+            sound = sound and len(held.public) == WIREGUARD_KEY and 0 < held.port < 65536
+            sound = sound and 0 <= held.generation <= STAMP_MAX
     elif isinstance(value, Removal):
         sound = value.node == id and bool(value.by)
     elif isinstance(value, Trust):

@@ -40,6 +40,7 @@ class NetworkSpec:
     ipv6: bool = False
     options: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    encrypted: bool = False
 
 
 class EndpointSpec(msgspec.Struct, frozen=True, gc=False):
@@ -89,8 +90,6 @@ def parse_network(
         raise Invalid(
             f"driver {model.shorten(driver)}", "is unknown", f"Use one of {', '.join(DRIVERS)}"
         )
-    if encrypted:
-        raise Unsupported("encrypted networks", "are not in this version", "Leave --encrypted out")
     if len(subnets) > SUBNETS_MAX:
         raise Invalid(
             f"network {name}", f"has {len(subnets)} subnets", f"Give at most {SUBNETS_MAX}"
@@ -139,6 +138,7 @@ def parse_network(
         ipv6,
         model.parse_labels(options or {}, "option"),
         model.parse_labels(labels or {}),
+        encrypted,
     )
 
 

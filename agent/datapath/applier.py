@@ -1,5 +1,5 @@
 """Applies desired values to the kernel, in an order in which nothing is ever let through that
-should not be: devices, then rules, then rows.
+should not be: what keeps encrypted networks from going out in the clear, devices, rules, rows.
 
 What stands opposite: reconciler.py says what and when; networks.py, uplink.py, nftables.py
 and bulk.py know how.
@@ -29,6 +29,8 @@ from agent.datapath.nft import UPLINK
 from agent.datapath.nftables import Nftables
 from agent.datapath.repairs import Repairs
 from agent.datapath.uplink import Uplink
+from agent.datapath.wireguard import Wireguard
+from agent.drivers import wireguard
 from agent.drivers.base import Bridge, DesiredState, Rows
 from agent.errors import VxmeshError
 
@@ -60,11 +62,15 @@ class Applier:
         failures: Failures,
         monitor: Monitor,
         backlog: Callable[[], Backlog],
+        data_port: int,
+        wireguard_of: str,
     ) -> None:
         """Open what is needed in our namespace and the host's; both must be there.
 
-        `backlog` is what has been noted since the one that is being worked off.
+        `backlog` is what has been noted since the one that is being worked off; `data_port`
+        VXLAN's UDP port, as it is outside WireGuard; `wireguard_of` as for Wireguard.
         """
+        self._sealed = nft.sealed(wireguard.data_port(data_port))
         self._desired, self._failures, self._backlog = desired, failures, backlog
         self._path = netns
         self.repairs = Repairs()
@@ -81,9 +87,12 @@ class Applier:
             monitor.ignore(self._bulk.port)
             self._own_table = stack.enter_context(contextlib.closing(Nftables(self._netns)))
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
+            sealed = Nftables(host_netns, table=nft.SEALED)
+            self._sealed_table = stack.enter_context(contextlib.closing(sealed))
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
+            self.wireguard = Wireguard(self._host, host_netns, netns.parent, wireguard_of)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -105,6 +114,37 @@ class Applier:
         else:
             if whole:
                 self._failures.succeeded(key)
+
+    async def guard(self) -> None:
+        """Before anything else: nothing that is for the inside of WireGuard gets out otherwise.
+
+        Fine where the kernel has no IPv6: then there is no inside, and no encrypted network.
+        """
+        if self.uplink.has_ipv6:
+            await self._sealed_table.load(self._sealed)
+            await self.wireguard.guard()
+
+    async def extend_wireguard(self, drift: bool = False) -> None:
+        """WireGuard's devices, peers and routes that are to be there; before rows lead to them.
+
+        Of a network that is encrypted nothing is made before its packets can go nowhere else.
+        """
+        devices = self._desired.wireguard()
+        if not devices:
+            return
+        await self.guard()
+        changes = await self.wireguard.extend(devices)
+        for kind, count in changes.items() if drift else ():
+            self.repairs.add(kind, count)
+
+    async def shrink_wireguard(self) -> None:
+        """Those that are not; after rows lead to them no more.
+
+        Not before all is known that peers wrote while this agent was away: a key that is not
+        known may be one that all use by now.
+        """
+        if self._desired.complete():
+            await self.wireguard.shrink(self._desired.wireguard())
 
     async def compare(
         self, interior: bool, drift: bool = False, gone: Callable[[str], None] | None = None
@@ -319,13 +359,19 @@ class Applier:
 
     async def check_tables(self, told: bool) -> None:
         """Rules that somebody else changed; `told` as for Nftables.check."""
-        for table in (self._own_table, self._host_table):
+        for table in (self._sealed_table, self._own_table, self._host_table):
             self.repairs.add("nft", not await table.check(told))
 
     async def check_routes(self) -> None:
         """The host's routes to our networks, against what it really has."""
         await self.uplink.read_routes()
         self.repairs.add("route", await self.uplink.set_routes(_outward(self._bridges())))
+
+    async def check_wireguard(self) -> None:
+        """WireGuard's devices and routes, and the route that keeps its inside apart."""
+        if self.uplink.has_ipv6:
+            self.repairs.add("route", await self.wireguard.guard())
+        await self.extend_wireguard(drift=True)
 
     async def check_sysctls(self) -> None:
         """Those of our namespace, and what we need of the host's."""

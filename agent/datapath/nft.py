@@ -1,7 +1,8 @@
 """The rules of our own namespace and of the host, as text for nftables. Pure.
 
 Both tables are called `inet vxmesh`. The chains never change; what does is in sets and maps,
-so that a new network or a published port is a few elements and not a new ruleset.
+so that a new network or a published port is a few elements and not a new ruleset. A third one,
+`inet vxmesh_sealed`, is the host's too, and never changes at all.
 What stands opposite: nftables.py loads them; tests/unit/datapath/golden/ shows them whole.
 Source: nft(8).
 """
@@ -12,10 +13,11 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from agent.drivers import wireguard
 from agent.drivers.base import Bridge, Forward
 from agent.model import IPNetwork
 
-TABLE = "inet vxmesh"
+TABLE, SEALED = "inet vxmesh", "inet vxmesh_sealed"
 UPLINK, HOST_UPLINK = "uplink", "vxmesh0"
 
 # No connection tracking in here: it would cost every packet and decide nothing. What comes
@@ -84,6 +86,46 @@ HOST_CHAINS = f"""\
 """
 
 
+# What is inside WireGuard, and nothing else, comes from and goes to its devices. This holds when
+# the devices or the route that says `unreachable` are gone, as that route holds when these rules
+# are. In a table of its own, which is there before any device is and outlives every other rule.
+# postrouting: after all that could change an address; a packet that would leave in the clear,
+# and VXLAN of an encrypted network (IPv6, its own port, the I flag of RFC 7348) even if a row of
+# somebody else's leads it elsewhere. The host's own processes have no business inside: skuid
+# matches what has a socket in this namespace, which the VXLAN packets of sandboxes have not.
+# prerouting: a packet from outside that claims to have been inside, or wants in.
+# input: VXLAN of an encrypted network in the clear, to any address of the host. IPv6 fragments
+# pass one by one; the first bears the port (RFC 7112), and without it there is no packet.
+SEALED_CHAINS = """\
+	chain postrouting {{
+		type filter hook postrouting priority 300; policy accept;
+		oifname {{ {devices} }} meta skuid 0-4294967294 drop
+		oifname {{ {devices} }} accept
+		ip6 daddr {prefix} drop
+		meta nfproto ipv6 udp dport {port} @th,64,8 8 drop
+	}}
+
+	chain prerouting {{
+		type filter hook prerouting priority raw; policy accept;
+		iifname {{ {devices} }} ip6 saddr {prefix} ip6 daddr {prefix} udp dport {port} accept
+		iifname {{ {devices} }} drop
+		ip6 daddr {prefix} drop
+		ip6 saddr {prefix} drop
+	}}
+
+	chain input {{
+		type filter hook input priority filter; policy accept;
+		iifname != {{ {devices} }} udp dport {port} drop
+	}}
+
+	chain forward {{
+		type filter hook forward priority filter; policy accept;
+		iifname {{ {devices} }} drop
+		oifname {{ {devices} }} drop
+	}}
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Elements:
     """A set or a map: its declaration, and its elements as text, key -> value ("" in a set)."""
@@ -98,6 +140,7 @@ class Ruleset:
 
     sets: Mapping[str, Elements]
     chains: str
+    table: str = TABLE
 
 
 def own(bridges: Iterable[Bridge]) -> Ruleset:
@@ -163,13 +206,21 @@ def host(bridges: Iterable[Bridge], forwards: Iterable[Forward]) -> Ruleset:
     return Ruleset(sets, HOST_CHAINS)
 
 
+def sealed(port: int) -> Ruleset:
+    """The host's table that keeps the inside of WireGuard inside; `port` is VXLAN's in there."""
+    devices = ", ".join(f'"{name}"' for name in wireguard.DEVICES)
+    chains = SEALED_CHAINS.format(devices=devices, prefix=wireguard.PREFIX, port=port)
+    return Ruleset({}, chains, SEALED)
+
+
 def render(ruleset: Ruleset) -> str:
     """The whole table as one transaction that replaces whatever was there."""
-    lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
+    table = ruleset.table
+    lines = [f"table {table}", f"delete table {table}", f"table {table} {{"]
     lines += [f"\t{s.declaration}" for s in ruleset.sets.values()]
     lines += ["", ruleset.chains.rstrip("\n"), "}"]
     for name, elements in ruleset.sets.items():
-        lines += _change("add", name, elements.elements)
+        lines += _change("add", table, name, elements.elements)
     return "\n".join(lines) + "\n"
 
 
@@ -182,15 +233,15 @@ def delta(old: Ruleset, new: Ruleset) -> str:
             continue
         gone = {k: v for k, v in before.items() if after.elements.get(k) != v}
         come = {k: v for k, v in after.elements.items() if before.get(k) != v}
-        lines += _change("delete", name, gone) + _change("add", name, come)
+        lines += _change("delete", new.table, name, gone) + _change("add", new.table, name, come)
     return "".join(f"{line}\n" for line in lines)
 
 
-def _change(verb: str, name: str, elements: Mapping[str, str]) -> list[str]:
+def _change(verb: str, table: str, name: str, elements: Mapping[str, str]) -> list[str]:
     if not elements:
         return []
     inside = ", ".join(f"{k} : {v}" if v else k for k, v in sorted(elements.items()))
-    return [f"{verb} element {TABLE} {name} {{ {inside} }}"]
+    return [f"{verb} element {table} {name} {{ {inside} }}"]
 
 
 def _set(name: str, type_: str, elements: set[str]) -> Elements:

@@ -37,11 +37,11 @@ T = TypeVar("T")
 
 
 class Nftables:
-    """The table `inet vxmesh` of one namespace."""
+    """One table of one namespace; `inet vxmesh` if nothing else is said."""
 
-    def __init__(self, netns: str | Path, library: str = LIBRARY) -> None:
+    def __init__(self, netns: str | Path, library: str = LIBRARY, table: str = TABLE) -> None:
         """For the namespace at path `netns`. Nothing is opened before the first call."""
-        self._netns = netns
+        self._netns, self._table = netns, table
         self._library = library
         self._run: Callable[[str], str] | None = None
         self._close: Callable[[], None] = lambda: None
@@ -66,7 +66,8 @@ class Nftables:
     async def remove(self) -> None:
         """Delete the table; fine if it is not there."""
         self._loaded = None
-        await self._in_thread(lambda: self._command(f"table {TABLE}\ndelete table {TABLE}\n"))
+        table = self._table
+        await self._in_thread(lambda: self._command(f"table {table}\ndelete table {table}\n"))
 
     def close(self) -> None:
         """End the thread. The table stays."""
@@ -113,7 +114,7 @@ class Nftables:
     def _list(self) -> list[str]:
         """The table as words, sorted: in what order elements are listed is chance."""
         try:
-            return sorted(re.split(r"[\s,]+", self._command(f"list table {TABLE}\n")))
+            return sorted(re.split(r"[\s,]+", self._command(f"list table {self._table}\n")))
         except VxmeshError:
             return []
 

@@ -32,9 +32,10 @@ log = structlog.get_logger()
 AUDIT_INTERVAL = 20.0  # s; in which every network is compared whole once, one after the other
 REPORT_INTERVAL = 1.0  # s between two reports of repairs
 HOST = 0  # among VNIs: what there is once a host
+DATA_PORT = 4789  # RFC 7348
 
 
-HOLDS = ("tables", "everything")  # failures after which nothing is in force
+HOLDS = ("tables", "wireguard", "everything")  # failures after which nothing is in force
 WITHHOLDS = ("bridge", "rows")  # and those after which all but one network is
 
 
@@ -53,14 +54,18 @@ class Reconciler:
         host_netns: str = "/proc/self/ns/net",
         audit_interval: float = AUDIT_INTERVAL,
         monitor_buffer: int = RECEIVE_BUFFER,
+        data_port: int = DATA_PORT,
+        wireguard: str = "auto",
     ) -> None:
         """Our own namespace is at run_dir/netns, the host's at `host_netns`.
 
         `on_applied` is given desired.mark() once what it stands for has been attempted, and
         just before it `on_withheld` the networks that lack something all the same, and why;
         `on_port_gone` the id of an endpoint whose sandbox's namespace exists no longer;
-        `on_repair` what was put back that nobody asked for, a kind at a time.
+        `on_repair` what was put back that nobody asked for, a kind at a time. `data_port` is
+        VXLAN's UDP port, as it is outside WireGuard; `wireguard` whose that is: kernel, go, auto.
         """
+        self._data_port, self._wireguard = data_port, wireguard
         self.netns = run_dir / "netns"
         self.on_applied, self.on_port_gone, self.on_repair = on_applied, on_port_gone, on_repair
         self.on_withheld = on_withheld
@@ -94,6 +99,11 @@ class Reconciler:
     def touch_forwards(self) -> None:
         """The published ports."""
         self._backlog.forwards = True
+        self._wake.set()
+
+    def touch_wireguard(self) -> None:
+        """WireGuard's devices and their peers."""
+        self._backlog.wireguard = True
         self._wake.set()
 
     def touch_nothing(self) -> None:
@@ -130,6 +140,19 @@ class Reconciler:
             bridge = self._desired.bridge(vni) if kind in ("bridge", "rows") else None
             if port == endpoint or (bridge and endpoint in bridge.ports):
                 raise type(error)(error.what, error.why, error.fix)
+            if kind == "wireguard" and self._is_encrypted(endpoint):
+                raise type(error)(error.what, error.why, error.fix)
+
+    def _is_encrypted(self, endpoint: str) -> bool:
+        return any(
+            bridge.encrypted and endpoint in bridge.ports
+            for bridge in self._desired.bridges().values()
+        )
+
+    async def sessions(self, device: str) -> dict[bytes, float]:
+        """Public key of each peer of a WireGuard device -> when the last handshake with it was
+        completed, s since the epoch; 0 if none was."""
+        return await self._applier.wireguard.sessions(device) if self._applier else {}
 
     @property
     def repairs(self) -> Counter[str]:
@@ -193,6 +216,8 @@ class Reconciler:
                 self._failures,
                 monitor,
                 lambda: self._backlog,
+                self._data_port,
+                self._wireguard,
             )
             stack.callback(applier.close)
             self._drift = Drift(
@@ -200,14 +225,18 @@ class Reconciler:
                 applier.networks,
                 applier.inspection,
                 applier.uplink,
+                applier.wireguard,
                 lambda endpoint: self.on_port_gone(endpoint),
             )
             self._applier = applier
+            await applier.guard()
             await applier.uplink.ensure()
             await applier.uplink.read_routes()
             self._begin()
             mark = self._desired.mark()
+            await applier.attempt(("wireguard", 0, ""), applier.extend_wireguard())
             await applier.compare(interior=True, gone=lambda e: self.on_port_gone(e))
+            await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
             await self._rules(applier)
             self._note_applied(mark)
             self._end()
@@ -285,6 +314,9 @@ class Reconciler:
 
     async def _apply(self, applier: Applier, backlog: Backlog) -> None:
         """The part of a backlog that was asked for."""
+        wireguard = backlog.wireguard or backlog.everything
+        if wireguard:
+            await applier.attempt(("wireguard", 0, ""), applier.extend_wireguard())
         if backlog.everything:
             await applier.compare(interior=False)
         else:
@@ -298,6 +330,8 @@ class Reconciler:
         for vni, (macs, addresses) in backlog.rows.items():
             rows = applier.rows(vni, list(macs), list(addresses))
             await applier.attempt(("rows", vni, ""), rows, whole=False)
+        if wireguard:
+            await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
 
     async def _repair(self, applier: Applier, backlog: Backlog) -> None:
         """The part that nobody asked for: whatever has to be changed now is drift."""
@@ -308,6 +342,8 @@ class Reconciler:
             await applier.attempt(("namespace", 0, ""), applier.check_namespace())
         if backlog.uplink:
             await applier.attempt(("uplink", 0, ""), applier.mend_uplink())
+        if backlog.tunnels:
+            await applier.attempt(("wireguard", 0, ""), applier.check_wireguard())
         if backlog.sysctls:
             await applier.attempt(("sysctls", 0, ""), applier.check_sysctls())
         if backlog.strangers:
@@ -344,6 +380,8 @@ class Reconciler:
             self._backlog.again.add(vni)
         elif kind in ("tables", "routes"):
             self._backlog.forwards = True
+        elif kind in ("wireguard", "wireguard-rest"):
+            self._backlog.wireguard = True
         elif kind == "audit":
             self._failures.succeeded(key)  # a network that is gone by now would stand for ever
             self._backlog.audits.add(vni)

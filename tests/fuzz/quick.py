@@ -5,7 +5,9 @@ import structlog
 
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 logging.disable(logging.CRITICAL)
-import importlib, traceback
+import importlib
+import traceback
+
 from tests.fuzz import engine
 
 mod = importlib.import_module("tests.fuzz.targets." + sys.argv[1])

@@ -25,7 +25,7 @@ from typing import Any
 
 from agent.datapath import namespaces
 from agent.datapath.reconciler import Reconciler
-from agent.drivers.base import Bridge, Forward, Port, Rows
+from agent.drivers.base import Bridge, Forward, Port, Rows, WireguardDevice
 from agent.model import parse_address
 from agent.syscalls import in_netns
 
@@ -78,6 +78,7 @@ class Desired:
         self.published: tuple[Forward, ...] = ()
         self.version = 0
         self.all_known = True
+        self.devices: tuple[WireguardDevice, ...] = ()
 
     def bridges(self) -> dict[int, Bridge]:
         return dict(self.networks)
@@ -100,6 +101,9 @@ class Desired:
 
     def mark(self) -> object:
         return self.version
+
+    def wireguard(self) -> tuple[WireguardDevice, ...]:
+        return self.devices
 
 
 class Sandbox:

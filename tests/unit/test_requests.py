@@ -64,8 +64,6 @@ def test_names_are_taken_in_lower_case() -> None:
 def test_what_is_not_there_yet_says_so(fields: dict[str, Any]) -> None:
     with pytest.raises(Unsupported, match="not in this version"):
         parse_network("web", **fields)
-    with pytest.raises(Unsupported, match="encrypted"):
-        parse_network("web", encrypted=True)
 
 
 def test_a_sound_network() -> None:
