@@ -27,6 +27,8 @@ LABELS_MAX = 64
 ALIASES_MAX = 32
 VXLAN_OVERHEAD_V4 = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
 VXLAN_OVERHEAD_V6 = 70
+CLOSED_MAX = 16  # ports of one agent; it has a metrics and a control port
+SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.md
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
 
 
@@ -44,6 +46,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     mtu: int  # of the underlay, towards the default route, in bytes
     routes: tuple[str, ...] = ()  # what the host itself can route to, CIDR; not the default
     incarnation: int = 0  # at its start; higher than anything said of its earlier lives
+    closed: tuple[int, ...] = ()  # its other TCP ports that no sandbox may reach: metrics …
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -295,6 +298,8 @@ def check_sound(value: Node | Network | Endpoint | Claims | Removal, id: str) ->
         for text in value.routes:
             ipaddress.ip_network(text, strict=False)
         sound = value.id == id and 0 < value.port < 65536 and 0 < value.data_port < 65536
+        sound = sound and len(value.closed) <= CLOSED_MAX
+        sound = sound and all(0 < port < 65536 for port in value.closed)
     elif isinstance(value, Removal):
         sound = value.node == id and bool(value.by)
     else:
