@@ -79,6 +79,7 @@ RESOLVER: dict[str, tuple[str, str]] = {
             "forward_refused_busy",
             "forward_failed",
             "forward_no_upstream",
+            "flooded",
         )
     },
 }
