@@ -39,7 +39,9 @@ from agent.cluster.server import check_port, split_address
 from agent.config import Settings, default_address, parse_listen
 from agent.core.membership import PRESETS
 from agent.datapath.carrier import CarrierMonitor
+from agent.datapath.guardrules import REASONS
 from agent.datapath.reconciler import Reconciler
+from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import KINDS, Repair
 from agent.datapath.underlay import describe, forget_unresolved
 from agent.departures import Departures
@@ -49,6 +51,7 @@ from agent.listeners import ToKernel, ToStore
 from agent.logs import configure
 from agent.model import Node
 from agent.node import NodeState
+from agent.offences import Offences
 from agent.operations import Operations
 from agent.plan import Plan
 from agent.rpc import control_pb2, control_pb2_grpc
@@ -129,10 +132,17 @@ async def run(settings: Settings, reset_state: bool) -> None:
                 networks=",".join(names),
             )
 
+        offences = Offences(node)
+
+        def refused(refusal: Refusal) -> None:
+            offences.note(refusal.endpoint, refusal.spoofed, refusal.flooded, refusal.reasons)
+
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
-        kernel = Reconciler(plan, run_dir, on_applied=applied, on_repair=repaired)
+        kernel = Reconciler(
+            plan, run_dir, on_applied=applied, on_repair=repaired, on_refusal=refused
+        )
         peers = Peers(node, me, secrets.token_hex(8), storing.durable)
         links = peers.links
         tuning = dataclasses.replace(PRESETS[settings.detection], agent_grace=settings.agent_grace)
@@ -181,6 +191,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             peer_streams=lambda: len(streams),
             resolver=feed.counters,
             repair_kinds=KINDS,
+            refused=lambda: {**dict.fromkeys(REASONS, 0), **kernel.refused},
         )
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())
@@ -293,7 +304,14 @@ async def _describe(settings: Settings, life: restart.Life) -> Node:
         mtu=underlay.mtu,
         routes=underlay.routes,
         incarnation=life.incarnation * INCARNATIONS_A_LIFE,
+        closed=_closed(settings),
     )
+
+
+def _closed(settings: Settings) -> tuple[int, ...]:
+    """The TCP ports, besides that for peers, that are for operators and not for sandboxes."""
+    listens = [settings.metrics_listen]
+    return tuple(sorted({parse_listen(text)[1] for text in listens if text}))
 
 
 async def _watch_underlay(settings: Settings, node: NodeState) -> None:

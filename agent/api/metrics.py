@@ -40,6 +40,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_sandboxes": ((), "Sandboxes of this node."),
     "vxmesh_kernel_failures": ((), "Parts of the kernel's state that failed and are retried."),
     "vxmesh_drift_repaired_total": (("kind",), "What others took away or changed, put back."),
+    "vxmesh_guard_dropped_total": (("reason",), "Frames of sandboxes that the guards dropped."),
     "vxmesh_notices_total": (("kind",), "Notices told, by kind."),
     "vxmesh_replica_origins": ((), "Nodes that records are held of."),
     "vxmesh_replica_records": ((), "Records held, of all origins."),
@@ -95,6 +96,7 @@ class Sources:
     peer_streams: Callable[[], int] = lambda: 0
     resolver: Callable[[], Awaitable[Mapping[str, int]]] | None = None  # its counters
     repair_kinds: Iterable[str] = field(default_factory=tuple)
+    refused: Callable[[], Mapping[str, int]] = dict  # frames by reason
 
 
 class Metrics:
@@ -183,6 +185,9 @@ class Metrics:
             for n in networks
         }
         values.update({name: dict(held) for name, held in self._counters.items()})
+        values["vxmesh_guard_dropped_total"] = {
+            (reason,): count for reason, count in self.sources.refused().items()
+        }
         return values
 
     async def _ask_resolver(self, values: Values) -> None:

@@ -40,7 +40,7 @@ async def counters() -> Mapping[str, int]:
 
 @pytest.fixture
 def metrics(node: NodeState) -> Metrics:
-    sources = Sources(lambda: 3, lambda: 4, counters, ("fdb", "nft"))
+    sources = Sources(lambda: 3, lambda: 4, counters, ("fdb", "nft"), lambda: {"mac": 5})
     return Metrics(node, sources)
 
 
