@@ -47,7 +47,9 @@ from agent.cluster.trust import Keyring, check_issued
 from agent.config import CERT_LIFE, Settings, default_address, parse_duration, parse_listen
 from agent.core.membership import PRESETS
 from agent.datapath.carrier import CarrierMonitor
+from agent.datapath.guardrules import REASONS
 from agent.datapath.reconciler import Reconciler
+from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import KINDS, Repair
 from agent.datapath.underlay import describe, forget_unresolved
 from agent.datapath.wireguard import check_supported
@@ -60,6 +62,7 @@ from agent.listeners import ToKernel, ToStore
 from agent.logs import configure
 from agent.model import Node, WireguardKey
 from agent.node import NodeState
+from agent.offences import Offences
 from agent.operations import Operations
 from agent.plan import Plan
 from agent.watcher import Watcher
@@ -156,6 +159,11 @@ async def run(settings: Settings, reset_state: bool) -> None:
                 networks=",".join(names),
             )
 
+        offences = Offences(node)
+
+        def dropped(refusal: Refusal) -> None:
+            offences.note(refusal.endpoint, refusal.spoofed, refusal.flooded, refusal.reasons)
+
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
@@ -165,6 +173,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             on_applied=applied,
             on_repair=repaired,
             on_withheld=node.kernel_withholds,
+            on_refusal=dropped,
             data_port=settings.data_port,
             wireguard=settings.wireguard,
         )
@@ -239,6 +248,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             resolver=feed.counters,
             repair_kinds=KINDS,
             peer_refused=lambda: refused,
+            refused=lambda: {**dict.fromkeys(REASONS, 0), **kernel.refused},
         )
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())
@@ -418,7 +428,14 @@ async def _describe(
         routes=underlay.routes,
         incarnation=life.incarnation * INCARNATIONS_A_LIFE,
         wireguard=wireguard,
+        closed=_closed(settings),
     )
+
+
+def _closed(settings: Settings) -> tuple[int, ...]:
+    """The TCP ports, besides that for peers, that are for operators and not for sandboxes."""
+    listens = {"metrics_listen": settings.metrics_listen, "control_listen": settings.control_listen}
+    return tuple(sorted({parse_listen(text, name)[1] for name, text in listens.items() if text}))
 
 
 async def _watch_underlay(settings: Settings, node: NodeState) -> None:

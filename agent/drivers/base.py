@@ -49,6 +49,7 @@ class Bridge:
     # none of them, and nothing of them goes to the host or comes from there.
     apart: frozenset[str] = frozenset()
     encrypted: bool = False  # its VXLAN packets go inside WireGuard and nowhere else
+    spoof: bool = False  # its sandboxes may send with others' MACs and addresses
 
     @property
     def open_subnets(self) -> tuple[str, ...]:
@@ -100,6 +101,16 @@ class WireguardDevice:
         return f"WireguardDevice({self.device}, port {self.port}, {len(self.peers)} peers)"
 
 
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What no sandbox may reach by the way out, on whichever host it is."""
+
+    # UDP ports that carry overlays, at every address: who sends there speaks for other sandboxes.
+    carriers: frozenset[int] = frozenset()
+    agents: frozenset[tuple[str, int]] = frozenset()  # address and TCP port of every agent
+    own: frozenset[int] = frozenset()  # TCP ports of this host's agent, at all its addresses
+
+
 class DesiredState(Protocol):
     """What the reconciler pulls. Every method answers for this very moment, without waiting."""
 
@@ -129,6 +140,9 @@ class DesiredState(Protocol):
 
     def forwards(self) -> tuple[Forward, ...]:
         """All published ports of this host."""
+
+    def closed(self) -> Closed:
+        """What is the agents' alone."""
 
     def mark(self) -> object:
         """An opaque token of what has been taken in so far; given back when it is applied."""

@@ -41,7 +41,14 @@ async def counters() -> Mapping[str, int]:
 @pytest.fixture
 def metrics(node: NodeState) -> Metrics:
     refused = {"expired": 2, "foreign": 0}
-    sources = Sources(lambda: 3, lambda: 4, counters, ("fdb", "nft"), lambda: refused)
+    sources = Sources(
+        lambda: 3,
+        lambda: 4,
+        counters,
+        ("fdb", "nft"),
+        peer_refused=lambda: refused,
+        refused=lambda: {"mac": 5},
+    )
     return Metrics(node, sources)
 
 

@@ -110,7 +110,7 @@ class Guest:
         pass
 
     async def _spread(self) -> list[str]:
-        return await self.peers.wait_applied(self.state.replica.written(), 5.0)
+        return list(await self.peers.wait_applied(self.state.replica.written(), 5.0))
 
     def _linked(self, node: str) -> None:
         if node in self.peers.links:
