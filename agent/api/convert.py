@@ -9,6 +9,7 @@ from typing import Protocol
 
 from cryptography import x509
 
+from agent.core.bounds import clip_time
 from agent.core.members import Member
 from agent.departures import Handover
 from agent.drivers import overlay
@@ -32,7 +33,7 @@ class Health(Protocol):
 
 def time_text(seconds: float) -> str:
     """RFC 3339 in UTC."""
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    moment = datetime.datetime.fromtimestamp(clip_time(seconds), datetime.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -120,7 +121,7 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
     addresses = state.addresses.get(value.id)
     if addresses:
         counts = [addresses.space.usage(family) for family in addresses.families()]
-        total, used = max(counts, key=lambda c: (c[1] / max(c[0], 1), -c[0]))
+        total, used = max(counts, key=lambda c: (c[1] / max(c[0], 1), -c[0]), default=(0, 0))
         message.total, message.used = min(total, _MOST), min(used, _MOST)
         message.free = min(total - used, _MOST)
     if ranges and addresses:

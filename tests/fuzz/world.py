@@ -60,6 +60,11 @@ def describe(id: str, name: str, number: int) -> Node:
     return Node(id, name, address, 7946, address, 4789, "0.1.0", NOW, 1500, (), 1 << 20)
 
 
+def bare(me: Node) -> NodeState:
+    """A node that knows nothing."""
+    return NodeState(me, lambda: NOW, random.Random(0))
+
+
 def make(seed: int = 0, networks: int = 2) -> NodeState:
     """This node: it knows PEER and THIRD, and has two networks and an endpoint in a sandbox."""
     me = describe(ME, "h1", 1)
