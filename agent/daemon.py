@@ -181,6 +181,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             peer_streams=lambda: len(streams),
             resolver=feed.counters,
             repair_kinds=KINDS,
+            records_refused=lambda: node.refused,
         )
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())

@@ -44,6 +44,8 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     mtu: int  # of the underlay, towards the default route, in bytes
     routes: tuple[str, ...] = ()  # what the host itself can route to, CIDR; not the default
     incarnation: int = 0  # at its start; higher than anything said of its earlier lives
+    certificate: bytes = b""  # DER; it shows the key with which the node signs its records
+    keeper: bool = False
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):

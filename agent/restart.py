@@ -92,7 +92,7 @@ def recall(node: NodeState, disk: Disk, life: Life) -> None:
     """Give a fresh node what it knew of itself and of others, before anything listens to it."""
     node.restore(life.records, life.sandboxes, life.version, life.floor)
     for known in disk.load_peers():
-        node.restore_peer(known.origin, known.records, known.version, known.floor)
+        node.restore_peer(known.origin, known.records, known.version, known.floor, known.seals)
     for id, (state, incarnation) in life.withdrawn.items():
         if id in node.nodes and id != node.me:
             reason = "" if state == "left" else "was gone before this agent was started again"

@@ -20,7 +20,7 @@ import msgspec
 
 from agent.errors import InUse, Unavailable, VxmeshError
 
-SCHEMA = 1  # PRAGMA user_version; 0: of an agent before checksums
+SCHEMA = 2  # PRAGMA user_version; 0: of an agent before checksums, 1: before seals
 APPLICATION = 0x76786D65  # PRAGMA application_id: "vxme"
 WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 WAL_HEADER = 32  # bytes; the last 8 are its checksum
@@ -32,8 +32,15 @@ TABLES = {
     "peers": ("origin", "version", "floor"),
     "peer_records": ("origin", "key", "version", "value"),
     "sandboxes": ("id", "value"),
+    "peer_seals": ("origin", "first", "last", "leaves", "folded", "signature"),
 }
-_CREATE = """
+_SEALS = """
+CREATE TABLE peer_seals (origin TEXT, first INTEGER, last INTEGER, leaves BLOB NOT NULL,
+  folded INTEGER NOT NULL, signature BLOB NOT NULL, crc INTEGER NOT NULL,
+  PRIMARY KEY (origin, first, last)) WITHOUT ROWID;
+"""
+_CREATE = (
+    """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE records (key TEXT PRIMARY KEY, version INTEGER NOT NULL, value BLOB NOT NULL,
   crc INTEGER NOT NULL) WITHOUT ROWID;
@@ -44,6 +51,8 @@ CREATE TABLE peer_records (origin TEXT, key TEXT, version INTEGER NOT NULL, valu
 CREATE TABLE sandboxes (id TEXT PRIMARY KEY, value BLOB NOT NULL, crc INTEGER NOT NULL)
   WITHOUT ROWID;
 """
+    + _SEALS
+)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -179,18 +188,24 @@ def _check_schema(db: sqlite3.Connection) -> None:
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if application not in (APPLICATION, 0) or (application == 0 and version != 0):
         raise Damaged("it is a database of another program")
-    if not tables >= TABLES.keys():
-        raise Damaged(f"it lacks the table {min(TABLES.keys() - tables)}")
+    needed = TABLES.keys() - ({"peer_seals"} if version < 2 else set())
+    if not tables >= needed:
+        raise Damaged(f"it lacks the table {min(needed - tables)}")
     if version > SCHEMA:
         raise Damaged(f"a newer agent wrote it: schema {version}, this one knows {SCHEMA}")
-    if version < SCHEMA:
+    if version < 1:
         _add_checksums(db)
+    if version < 2:
+        db.execute(_SEALS)
+        db.execute(f"PRAGMA user_version={SCHEMA}")
 
 
 def _add_checksums(db: sqlite3.Connection) -> None:
     """Bring a state of schema 0 up to date, in the transaction that is open."""
     db.create_function("checksum", -1, lambda *row: checksum(row), deterministic=True)
     for table, columns in TABLES.items():
+        if table == "peer_seals":  # these had no such table
+            continue
         db.execute(f"ALTER TABLE {table} ADD COLUMN crc INTEGER NOT NULL DEFAULT 0")
         db.execute(f"UPDATE {table} SET crc = checksum({', '.join(columns)})")
     db.execute(f"PRAGMA user_version={SCHEMA}")

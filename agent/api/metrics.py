@@ -51,6 +51,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_resolver_answers_total": (("result",), "What was to be done with them."),
     "vxmesh_resolver_forwarded_total": (("transport",), "Questions sent to an upstream."),
     "vxmesh_resolver_failures_total": (("reason",), "Questions that got no proper answer."),
+    "vxmesh_records_refused_total": (("reason",), "Deltas that a peer could not prove."),
 }
 
 # A notice of this kind counts here: the metric, which of its fields are labels, and which one
@@ -94,6 +95,7 @@ class Sources:
     peer_streams: Callable[[], int] = lambda: 0
     resolver: Callable[[], Awaitable[Mapping[str, int]]] | None = None  # its counters
     repair_kinds: Iterable[str] = field(default_factory=tuple)
+    records_refused: Callable[[], Mapping[str, int]] = dict  # by reason
 
 
 class Metrics:
@@ -182,6 +184,8 @@ class Metrics:
             for n in networks
         }
         values.update({name: dict(held) for name, held in self._counters.items()})
+        refused = self.sources.records_refused()
+        values["vxmesh_records_refused_total"] = {(why,): n for why, n in refused.items()}
         return values
 
     async def _ask_resolver(self, values: Values) -> None:

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from agent.core.membership import Rumour, State
 from agent.core.plumtree import Graft, Have, Prune
 from agent.core.replica import Delta, Record
+from agent.core.seals import GROUP, RUN, SIGNATURE, Seal
 from agent.core.session import Applied, Digest, Hello, Message
 from agent.core.stability import Reach, Seen
 from agent.core.summary import BUCKETS, Summary
@@ -24,6 +25,7 @@ RECORDS_MAX = 100_000
 ORIGINS_MAX = 100_000
 VALUE_BYTES_MAX = 256 * 1024
 RUMOURS_MAX = 20_000  # a table of a cluster far larger than is meant, suspicions and all
+CERTIFICATE_BYTES_MAX = 8 * 1024  # ours have 700
 VERSION_MAX = 1 << 62  # a thousand writes a second for a hundred million years; fits SQLite
 
 
@@ -68,7 +70,13 @@ def delta_to_proto(delta: Delta) -> pb.Delta:
         reset=delta.reset,
         complete=delta.complete,
         records=[record(key=k, version=v, value=b) for k, v, b in delta.records],
-    )
+        seals=[
+            pb.Seal(first=s.first, last=s.last, leaves=s.leaves, folded=s.folded,
+                    signature=s.signature)
+            for s in delta.seals
+        ],
+        certificate=delta.certificate,
+    )  # fmt: skip
 
 
 def delta_from_proto(message: pb.Delta) -> Delta:
@@ -85,6 +93,8 @@ def delta_from_proto(message: pb.Delta) -> Delta:
         raise Invalid("delta", f"has version {message.upto}", "")
     if not message.origin or message.upto < message.base:
         raise Invalid("delta", "has no origin, or ends before it begins", "")
+    if len(message.certificate) > CERTIFICATE_BYTES_MAX:
+        raise Invalid("delta", f"has a certificate of {len(message.certificate)} bytes", "")
     return Delta(
         message.origin,
         message.base,
@@ -93,14 +103,36 @@ def delta_from_proto(message: pb.Delta) -> Delta:
         message.floor,
         message.reset,
         message.complete,
+        _seals_from_proto(message),
+        message.certificate,
     )
+
+
+def _seals_from_proto(message: pb.Delta) -> tuple[Seal, ...]:
+    # Each has to be of use: for a record, for `upto` or for the floor.
+    if len(message.seals) > len(message.records) + 2:
+        raise Invalid("delta", f"has {len(message.seals)} seals", "")
+    seals = [Seal(s.first, s.last, s.leaves, s.folded, s.signature) for s in message.seals]
+    before = 1
+    for seal in seals:
+        first, last, leaves, folded, signature = seal
+        fits = (
+            before <= first <= last < first + RUN
+            and last <= VERSION_MAX
+            and folded < 1 << (last - first) // GROUP + 1
+            and len(signature) == SIGNATURE
+        )
+        if not fits or len(leaves) != seal.size():
+            raise Invalid("delta", f"has a seal of {first} to {last} that cannot be", "")
+        before = first
+    return tuple(seals)
 
 
 class Encoder:
     """Messages to bytes. The last deltas are kept: every peer is sent the same ones."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, int, int, int, bool, bool], bytes] = {}
+        self._kept: dict[tuple[str, int, int, int, bool, bool, bool], bytes] = {}
 
     def encode(self, message: Message) -> bytes:
         """One message's bytes."""
@@ -159,7 +191,8 @@ class Encoder:
                 return pb.PeerMessage(seen=seen).SerializeToString()
 
     def _delta(self, delta: Delta) -> bytes:
-        key = (delta.origin, delta.base, delta.upto, delta.floor, delta.reset, delta.complete)
+        key = (delta.origin, delta.base, delta.upto, delta.floor, delta.reset, delta.complete,
+               bool(delta.certificate))  # fmt: skip
         data = self._kept.get(key)
         if data is None:
             data = pb.PeerMessage(delta=delta_to_proto(delta)).SerializeToString()

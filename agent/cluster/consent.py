@@ -18,7 +18,7 @@ import structlog
 from agent.cluster.calls import OPTIONS, target_of
 from agent.cluster.codec import delta_from_proto, delta_to_proto
 from agent.core.removal import Answer, Ask, Verdict
-from agent.core.replica import Delta
+from agent.core.seals import Unproven
 from agent.errors import Unavailable
 from agent.model import Removal, encode
 from agent.node import NodeState
@@ -87,7 +87,7 @@ class Consent:
         request = pb.RemovalAsk(remover=ask.remover, lost=sorted(ask.lost), known=known)
         reply: pb.RemovalAnswer = await self._call(voter, "AgreeRemoval", request, ANSWER_WITHIN)
         for delta in reply.deltas:
-            node.merge(delta_from_proto(delta))
+            node.merge(delta_from_proto(delta), voter)
         return Answer(
             Verdict(reply.verdict) if reply.verdict in list(Verdict) else Verdict.STRANGER,
             reply.about,
@@ -111,7 +111,7 @@ class Consent:
                 "Deliver",
                 pb.Delivery(
                     node=node.me,
-                    delta=delta_to_proto(_delta(node, node.me, known)) if known else None,
+                    delta=delta_to_proto(node.delta(node.me, known)) if known else None,
                 ),
                 DELIVER_WITHIN,
             )
@@ -182,8 +182,8 @@ class Consent:
         for entry in request.known:
             lacking = node.version(entry.origin) > entry.version
             if entry.origin in answer.versions and lacking:
-                delta = _delta(node, entry.origin, entry.version)
-                if len(delta.records) <= BEHIND_MAX:
+                delta = node.delta(entry.origin, entry.version)
+                if len(delta.records) <= BEHIND_MAX and delta.upto == node.version(entry.origin):
                     reply.deltas.append(delta_to_proto(delta))
         return reply
 
@@ -198,14 +198,9 @@ class Consent:
         if request.HasField("delta"):
             delta = delta_from_proto(request.delta)
             if delta.origin == sender:
-                node.merge(delta)
+                try:
+                    node.merge(delta, sender)
+                except Unproven as error:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
                 await self._durable()
         return pb.DeliveryReply(version=node.version(sender))
-
-
-def _delta(node: NodeState, origin: str, known: int) -> Delta:
-    """What `node` has of `origin` after `known`; all of it if tombstones in between are gone."""
-    floor = node.floor(origin)
-    reset = known < floor
-    base = 0 if reset else known
-    return Delta(origin, base, node.version(origin), node.since(origin, base), floor, reset, reset)

@@ -307,7 +307,7 @@ class Peers:
         is_there = self.live is None or owner in set(self.live())
         reply = await calls.request_space(node, request, SPACE_TRIES if is_there else 1)
         if reply.HasField("delta"):
-            self.node.merge(delta_from_proto(reply.delta))
+            self.node.merge(delta_from_proto(reply.delta), owner)
             self.mesh.spread(owner, None, time.monotonic())
             self._pass_on()
         return reply.refused

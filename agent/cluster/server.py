@@ -14,7 +14,6 @@ import grpc.aio
 from agent.cluster.calls import AWAIT_MOST, await_applied
 from agent.cluster.codec import delta_to_proto
 from agent.cluster.consent import Refused, refuse
-from agent.core.replica import Delta
 from agent.errors import Conflict, Invalid
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
@@ -209,13 +208,5 @@ class PeerServer:
             return pb.SpaceReply(refused=refused)
         # Before the answer: a donation that a crash could undo would be an address twice.
         await self._durable()
-        delta = Delta(
-            me,
-            known,
-            self.node.version(me),
-            self.node.since(me, known),
-            self.node.floor(me),
-            known != request.known,
-            known != request.known,
-        )
+        delta = self.node.delta(me, known)
         return pb.SpaceReply(delta=delta_to_proto(delta))

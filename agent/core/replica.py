@@ -15,9 +15,12 @@ What stands opposite: core/session.py moves deltas between two replicas.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from agent.core.sealing import check, check_held, seal_own
+from agent.core.seals import SEALS_MAX, Seal, Sealer, Seals, Standing, Unproven
 
 # How far own versions jump when some may have been lost: more than were written since anything
 # was synced to the disk. 67 million jumps fit below 2^62.
@@ -43,6 +46,9 @@ class Delta:
 
     With `reset` it is a part of a whole state (the first has base 0) that replaces, once the
     `complete` part has come, all that the receiver had of that origin.
+
+    `seals` prove that all of it is the origin's (core/seals.py), and `certificate` shows its key
+    to who may not know it yet.
     """
 
     origin: str
@@ -52,6 +58,8 @@ class Delta:
     floor: int = 0
     reset: bool = False
     complete: bool = False
+    seals: tuple[Seal, ...] = ()
+    certificate: bytes = b""
 
 
 class Change(NamedTuple):
@@ -71,6 +79,7 @@ class _Origin:
     tombstones: dict[str, int] = field(default_factory=dict)  # key -> version, in that order
     floor: int = 0  # tombstones up to here are collected; who has less needs the whole state
     generation: int = 0  # counts whole states taken in place of what was here
+    seals: Seals = field(default_factory=Seals)
 
     def put(self, record: Record) -> None:
         self.records.pop(record.key, None)
@@ -89,6 +98,11 @@ class _Origin:
                 break
             del self.tombstones[key]
             del self.records[key]
+
+    def keep_seals(self, seals: Iterable[Seal], standing: Standing) -> None:
+        self.seals.add(seals, standing)
+        if self.seals.is_full:
+            self.seals.prune([record.version for record in self.records.values()])
 
     def since(self, version: int) -> list[Record]:
         if version <= 0:
@@ -109,8 +123,11 @@ class Replica:
     are on disk: what peers have seen can then never be unknown to its writer after a crash.
     """
 
-    def __init__(self, me: str) -> None:
+    def __init__(self, me: str, sealer: Sealer | None = None) -> None:
+        """Without a `sealer` nothing is sealed, and whoever sends it is believed."""
         self.me = me
+        self.sealer = sealer
+        self.on_false: Callable[[Unproven], None] = lambda error: None  # an origin lied of itself
         self.published = 0
         self._origins: dict[str, _Origin] = {me: _Origin()}
         self._incoming: dict[str, _Origin] = {}  # whole states that are not complete yet
@@ -160,7 +177,12 @@ class Replica:
         self.published = own.version
 
     def restore_peer(
-        self, origin: str, records: Iterable[Record], version: int, floor: int
+        self,
+        origin: str,
+        records: Iterable[Record],
+        version: int,
+        floor: int,
+        seals: Iterable[Seal] = (),
     ) -> list[Change]:
         """Take what was known of another origin from disk, at start, oldest first."""
         self._digest = None
@@ -168,6 +190,7 @@ class Replica:
         for record in records:
             state.put(record)
         state.version, state.floor = version, floor
+        state.seals.add(seals, Standing.UNSEEN)
         return [Change(origin, r.key, r.value) for r in state.records.values() if r.value]
 
     def generation(self, origin: str) -> int:
@@ -235,20 +258,76 @@ class Replica:
                 tail = sorted(tail + past, key=lambda record: record.version)
         return tail
 
-    def merge(self, delta: Delta) -> list[Change] | None:
+    def prove(self, delta: Delta, introduce: bool = False) -> bool:
+        """Add its seals to a delta made from here; with `introduce` the origin's certificate too.
+
+        Another origin's may come out shorter, if it takes more than SEALS_MAX: then `upto` says
+        how far it goes. False if it cannot be proven: the records may have changed since they
+        were asked for, or their origin told us what it does not stand for, or its key is not
+        known here yet.
+        """
+        sealer, state = self.sealer, self._origins.get(delta.origin)
+        if sealer is None or state is None:
+            return True
+        if delta.origin == self.me:
+            self._seal(sealer, state, delta)
+        most = SEALS_MAX if delta.origin != self.me else len(delta.records) + 3
+        cover = state.seals.cover(delta.records, delta.upto, delta.floor, most)
+        if not cover.complete and 0 < cover.records < len(delta.records):
+            delta.records = delta.records[: cover.records]
+            delta.upto, delta.complete = delta.records[-1].version, False
+            cover = state.seals.cover(delta.records, delta.upto, delta.floor, most)
+        if not cover.complete:
+            return False
+        if delta.origin != self.me:
+            try:
+                if not check_held(sealer, delta, cover.held):
+                    return False
+            except Unproven as error:
+                self.on_false(error)
+                return False
+        delta.seals = tuple(held.seal for held in cover.held)
+        if introduce:
+            delta.certificate = sealer.keys.certificate(delta.origin)
+        return True
+
+    def _seal(self, sealer: Sealer, own: _Origin, delta: Delta) -> None:
+        seal_own(sealer, self.me, own.seals, delta)
+        if own.seals.is_full:
+            past = [record.version for records in self._past.values() for record in records]
+            own.seals.prune(sorted([*past, *(r.version for r in own.records.values())]))
+
+    def seals(self, origin: str, records: Sequence[Record], upto: int) -> list[Seal]:
+        """The seals here that cover records of `origin` (oldest first), to be kept with them."""
+        state = self._origins.get(origin)
+        if state is None or self.sealer is None:
+            return []
+        cover = state.seals.cover(records, upto, state.floor, len(records) + 3)
+        return [held.seal for held in cover.held]
+
+    def all_seals(self, origin: str) -> tuple[list[Seal], int]:
+        """All of an origin's, and a number that differs once some of them were dropped."""
+        state = self._origins.get(origin)
+        return (state.seals.all(), state.seals.prunings) if state else ([], 0)
+
+    def merge(self, delta: Delta, sender: str = "") -> list[Change] | None:
         """Take a peer's delta; what changed by it, or None if something before it is missing.
 
         Deltas may come twice, late and out of order. A delta about our own origin is only
-        looked at for its version: see `surpass`.
+        looked at for its version: see `surpass`. Unproven if it is to be taken and `sender`, who
+        is not its origin, cannot show that it is the origin's.
         """
         if delta.origin == self.me:
             return []
         state = self._origins.get(delta.origin)
+        standing = self._check(state, delta, sender)
+        if standing is None:
+            return None
         if state is None:
             state = self._origins[delta.origin] = _Origin()
             self._digest = None
         if delta.reset:
-            return self._merge_reset(state, delta)
+            return self._merge_reset(state, delta, standing)
         if delta.upto <= state.version:
             return []
         if delta.base > state.version:
@@ -266,9 +345,17 @@ class Replica:
                 changes.append(Change(delta.origin, record.key, record.value))
         state.version = delta.upto
         state.raise_floor(delta.floor)
+        state.keep_seals(delta.seals, standing)
         return changes
 
-    def _merge_reset(self, state: _Origin, delta: Delta) -> list[Change] | None:
+    def _check(self, state: _Origin | None, delta: Delta, sender: str) -> Standing | None:
+        """How the seals of a delta stand that may be taken; None if its key is not known yet."""
+        version = state.version if state else 0
+        if self.sealer is None or not (delta.reset or delta.base <= version < delta.upto):
+            return Standing.PROVEN  # nothing of it is kept
+        return check(self.sealer, delta, state.seals if state else Seals(), sender)
+
+    def _merge_reset(self, state: _Origin, delta: Delta, standing: Standing) -> list[Change] | None:
         if delta.upto <= state.version and delta.complete:
             self._incoming.pop(delta.origin, None)
             return []
@@ -281,6 +368,7 @@ class Replica:
             if record.version > incoming.version:
                 incoming.put(record)
         incoming.version = max(incoming.version, delta.upto)
+        incoming.keep_seals(delta.seals, standing)
         if not delta.complete:
             return []
         del self._incoming[delta.origin]

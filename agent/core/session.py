@@ -91,8 +91,12 @@ class Store(Protocol):
 
     def since(self, origin: str, version: int) -> list[Record]: ...
 
-    def merge(self, delta: Delta) -> bool:
-        """Take it in; False if something before it is missing."""
+    def merge(self, delta: Delta, sender: str) -> bool:
+        """Take in what a peer sent; False if something before it is missing. Unproven ends the
+        stream."""
+
+    def prove(self, delta: Delta, introduce: bool) -> bool:
+        """Add its seals to a delta, maybe shortening it; see Replica.prove."""
 
     def seen(self, peer: str, entries: dict[str, tuple[int, int]]) -> None:
         """A peer told its digest, or a part of it."""
@@ -114,6 +118,7 @@ class _Cursor:
     sent: int = 0  # the peer has everything up to here, or it is on its way to it
     eager: bool | None = None  # pushed at once, or not; None: neither end has asked yet
     reset: bool = False  # we are in the midst of sending a whole state
+    introduced: bool = False  # the peer has been shown the origin's certificate
 
 
 @dataclass(slots=True)
@@ -206,6 +211,7 @@ class Session:
                 for origin, version in message.entries.items():
                     cursor = self._cursor(origin)
                     cursor.sent, cursor.reset, cursor.eager = version, False, True
+                    cursor.introduced = False  # it may be what the peer lacks
                     self._dirty[origin] = None
             case Prune():
                 for origin in message.origins:
@@ -220,7 +226,7 @@ class Session:
             return
         cursor, mesh = self._cursor(origin), self._mesh
         before = self.store.version(origin)
-        fits = self.store.merge(delta)
+        fits = self.store.merge(delta, self.peer.node if self.peer else "")
         after = self.store.version(origin)
         cursor.sent = max(cursor.sent, delta.upto)
         part = delta.reset and not delta.complete
@@ -404,19 +410,26 @@ class Session:
             cursor.sent, cursor.reset = 0, True
         target = self.store.version(origin)
         records = self.store.since(origin, cursor.sent)
-        sent = cursor.sent
-        for start in range(0, max(1, len(records)), BATCH):
+        sent, start = cursor.sent, 0
+        while start == 0 or start < len(records):
             if cursor.sent != sent:
                 return  # a message that came while we waited set it anew: begin there
             batch = records[start : start + BATCH]
             last = start + BATCH >= len(records)
             upto = target if last else batch[-1].version
-            base = sent
-            sent = cursor.sent = upto
-            reset = cursor.reset
-            if last:
+            complete = cursor.reset and last
+            delta = Delta(origin, sent, upto, batch, floor, cursor.reset, complete)
+            if not self.store.prove(delta, not cursor.introduced):
+                if self.store.since(origin, sent)[: len(batch)] == batch:
+                    # It is not to be proven here: others have to.
+                    cursor.sent, cursor.reset = target, False
+                return  # or it has changed since: begin anew
+            sent = cursor.sent = delta.upto
+            start += max(1, len(delta.records))
+            if sent == target:
                 cursor.reset = False
-            yield Delta(origin, base, upto, batch, floor, reset, reset and last)
+            cursor.introduced = True
+            yield delta
 
     def next_timer(self) -> float:
         """When `to_send` should be asked again though nothing has happened."""

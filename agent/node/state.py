@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from agent.core.replica import Change as Update
 from agent.core.replica import Delta, Record
+from agent.core.seals import REASONS, Seal, Unproven
 from agent.errors import Conflict
 from agent.model import Node, Sandbox
 from agent.node.departures import Departures
@@ -15,6 +16,8 @@ from agent.node.records import Recording
 from agent.views import ENDPOINT, NODE, Change
 
 COLLECT_AFTER = 30.0  # s that tombstones are kept after all have seen them
+REFUSED_TOLD_EVERY = 10.0  # s between two events about records that one sender cannot prove
+REFUSED_SENDERS_MAX = 1000  # of which it is known when they were last told of
 
 
 class NodeState(Departures):
@@ -25,6 +28,9 @@ class NodeState(Departures):
         self._kernel: dict[str, int] = {}  # origin -> version that our kernel has
         self._floors: deque[tuple[float, int]] = deque()  # when all had our records up to where
         self.collect_after = COLLECT_AFTER
+        self.refused = Counter[str](dict.fromkeys(REASONS, 0))  # deltas, by reason
+        self._refused_told: dict[str, tuple[float, int]] = {}  # sender -> when, how many since
+        self.replica.on_false = lambda error: self._refuse(error, error.origin)
 
     # -- what sessions ask (core/session.py: Store) --
 
@@ -44,12 +50,35 @@ class NodeState(Departures):
         """Up to which version of `origin` this node's kernel is right."""
         return self._kernel.get(origin, 0)
 
-    def merge(self, delta: Delta) -> bool:
-        """Take a peer's delta; False if something before it is missing."""
+    def delta(self, origin: str, known: int) -> Delta:
+        """What is here of `origin` after `known`; all of it if tombstones in between are gone.
+        With its seals, and only as far as it can be proven: maybe nothing."""
+        floor = self.floor(origin)
+        reset = known < floor
+        base = 0 if reset else known
+        records, upto = self.since(origin, base), self.version(origin)
+        delta = Delta(origin, base, upto, records, floor, reset, reset)
+        if not self.replica.prove(delta, introduce=True):
+            return Delta(origin, base, base, [], floor)
+        return delta
+
+    def prove(self, delta: Delta, introduce: bool) -> bool:
+        """Add its seals to a delta; see Replica.prove."""
+        return self.replica.prove(delta, introduce)
+
+    def merge(self, delta: Delta, sender: str = "") -> bool:
+        """Take a delta that `sender` sent; False if something before it is missing.
+
+        Unproven, counted and told, if it is another node's and `sender` does not show that.
+        """
         if not self.is_heard(delta.origin):
             return True  # there is nothing to ask for
         before = self.replica.version(delta.origin)
-        updates = self.replica.merge(delta)
+        try:
+            updates = self.replica.merge(delta, sender)
+        except Unproven as error:
+            self._refuse(error, sender)
+            raise
         if updates is None:
             return False
         # Also when no view changes by it: how far we have got is news to who waits for it.
@@ -57,6 +86,28 @@ class NodeState(Departures):
             with Recording(self) as change:
                 self._take(updates, change)
         return True
+
+    def _refuse(self, error: Unproven, sender: str) -> None:
+        """Count what was refused, and tell of it, but of one sender not again and again."""
+        self.refused[error.reason] += 1
+        now = self.clock()
+        last, count = self._refused_told.get(sender, (0.0, 0))
+        if 0 <= now - last < REFUSED_TOLD_EVERY:
+            self._refused_told[sender] = last, count + 1
+            return
+        if len(self._refused_told) >= REFUSED_SENDERS_MAX:
+            self._refused_told.clear()
+        self._refused_told[sender] = now, 0
+        name = self.node_name(sender)
+        self.tell(
+            "records.refused",
+            f"{name} sent what {self.node_name(error.origin)} has not written: {error.why}",
+            sender=sender,
+            name=name,
+            origin=error.origin,
+            reason=error.reason,
+            count=str(count + 1),
+        )
 
     def seen(self, peer: str, entries: dict[str, tuple[int, int]]) -> None:
         """A peer's digest: learn of lost records of ours."""
@@ -99,12 +150,17 @@ class NodeState(Departures):
         self._forget_removed(Change())
 
     def restore_peer(
-        self, origin: str, records: Iterable[Record], version: int, floor: int
+        self,
+        origin: str,
+        records: Iterable[Record],
+        version: int,
+        floor: int,
+        seals: Iterable[Seal] = (),
     ) -> None:
         """Take back what was known of another origin. After `restore`, before anything else."""
         if origin in self.removals:
             return
-        self.apply(self.replica.restore_peer(origin, records, version, floor), Change())
+        self.apply(self.replica.restore_peer(origin, records, version, floor, seals), Change())
         self._forget_removed(Change())
 
     def describe(self, node: Node) -> None:

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 from agent.allocator import with_space
 from agent.core.addresses import Range
 from agent.core.plumtree import Mesh
-from agent.core.replica import Delta
 from agent.core.session import Hello, Message, Session
 from agent.core.topology import EVERYBODY, Topology
 from agent.errors import Unavailable
 from agent.model import Endpoint, Network, Node, format_address
 from agent.node import NodeState
 from agent.views import Change
+from tests.sim.keys import sealer_of
 from tests.sim.network import Clock, Weather, Wire
 
 T = TypeVar("T")
@@ -42,6 +42,7 @@ class SimNode:
         node = Node(self.id, f"n{index + 1}", address, 7946, address, 4789, "sim", 0.0, 1500)
         rng = random.Random(cluster.rng.random())
         self.state = NodeState(node, lambda: cluster.clock.now, rng)
+        self.state.replica.sealer = sealer_of(self.id, self.state.nodes.__contains__)
         self.state.collect_after = 1.0  # so that a run of seconds sees it happen often
         self.sessions: dict[str, Session] = {}
         self.mesh = Mesh(self.id, lambda: cluster.is_bounded, lambda: cluster.nodes)
@@ -110,12 +111,7 @@ class SimNode:
         if not wire.passes(owner, self.id):
             raise Unavailable(owner, "does not answer")
         if not refused:
-            state = donor.state
-            floor = state.floor(owner)
-            reset = known < floor
-            base = 0 if reset else known
-            records = state.since(owner, base)
-            self.state.merge(Delta(owner, base, state.version(owner), records, floor, reset, reset))
+            self.state.merge(donor.state.delta(owner, known), owner)
             self.mesh.spread(owner, None, self.cluster.clock.now)
             self.flush_pending()
         return refused
