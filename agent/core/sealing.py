@@ -9,7 +9,9 @@ What stands opposite: core/seals.py, a seal and where it is kept; core/replica.p
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from agent.core.seals import (
@@ -26,7 +28,9 @@ from agent.core.seals import (
 )
 
 if TYPE_CHECKING:
-    from agent.core.replica import Delta
+    from agent.core.replica import Delta, Record
+
+_version = attrgetter("version")
 
 
 def seal_own(sealer: Sealer, me: str, seals: Seals, delta: Delta) -> None:
@@ -35,13 +39,21 @@ def seal_own(sealer: Sealer, me: str, seals: Seals, delta: Delta) -> None:
     cover = seals.cover(records, upto, floor, len(records) + 3)
     if cover.complete:
         return
+    fresh = records[cover.records :]
+    head = seals.head()
+    if fresh and head and head.seal.last >= fresh[0].version:  # else they are new, all of them
+        fresh = [record for record in fresh if seals.find(record.version) is None]
     runs: list[tuple[int, bytearray]] = []  # first version, leaves
-    for record in records[cover.records :]:
-        if seals.find(record.version) is None:
-            _extend(runs, record.version, sealer.leaf(me, record))
+    leaves = sealer.leaves(me, fresh)
+    if fresh and fresh[-1].version - fresh[0].version == len(fresh) - 1:  # nothing overwritten
+        for start in range(0, len(fresh), RUN):
+            run = bytearray().join(leaves[start : start + RUN])
+            runs.append((fresh[start].version, run))
+    else:
+        for record, leaf in zip(fresh, leaves, strict=True):
+            _extend(runs, record.version, leaf)
     if seals.find(upto, living=False) is None:
         _extend(runs, upto, NOTHING)
-    head = seals.head()
     if floor > upto and (head is None or head.seal.last < floor):
         _extend(runs, floor, NOTHING)
     if runs:
@@ -53,11 +65,14 @@ def _extend(runs: list[tuple[int, bytearray]], version: int, leaf: bytes) -> Non
     """Add a version to the last of some runs, or begin another."""
     if runs:
         first, leaves = runs[-1]
-        gap = version - first - len(leaves) // LEAF
-        if gap < 0:
+        place = (version - first) * LEAF
+        if place == len(leaves) < RUN * LEAF:
+            leaves += leaf
+            return
+        if place < len(leaves):
             return  # it is in there
-        if version < first + RUN:
-            leaves += NOTHING * gap + leaf
+        if place < RUN * LEAF:
+            leaves += bytes(place - len(leaves)) + leaf
             return
     runs.append((version, bytearray(leaf)))
 
@@ -91,7 +106,7 @@ def check(sealer: Sealer, delta: Delta, known: Seals, sender: str) -> Standing |
     for seal in delta.seals:
         if not known.holds(seal) and not sealer.is_signed(origin, seal):
             raise Unproven(origin, "signature", "came with a seal that is not its signature")
-    if _find_altered(sealer, delta, delta.seals):
+    if _find_altered(sealer, origin, delta.records, delta.seals):
         raise Unproven(origin, "altered", "are not what was sealed")
     return Standing.PROVEN
 
@@ -112,15 +127,22 @@ def check_held(sealer: Sealer, delta: Delta, held: Sequence[Held]) -> bool:
             one.standing = Standing.FALSE
             raise Unproven(origin, "signature", "came from it with a seal that is not its own")
         one.standing = Standing.SIGNED
-    altered = _find_altered(sealer, delta, [h.seal for h in held])
+    seals = [one.seal for one in held]
     for one in fresh:
-        if one.seal.first <= altered <= one.seal.last:
+        first, last = one.seal.first, one.seal.last
+        under = _within(delta.records, first, last)
+        if _find_altered(sealer, origin, under, seals):
             one.standing = Standing.FALSE
-        elif not altered and delta.base < one.seal.first and one.seal.last <= delta.upto:
+            raise Unproven(origin, "altered", "came from it as something else than it sealed")
+        if delta.base < first and last <= delta.upto:
             one.standing = Standing.PROVEN  # none of what is under it was left out
-    if altered:
-        raise Unproven(origin, "altered", "came from it as something else than it sealed")
     return True
+
+
+def _within(records: Sequence[Record], first: int, last: int) -> Sequence[Record]:
+    """The records of the versions first..last."""
+    start = bisect_left(records, first, key=_version)
+    return records[start : bisect_right(records, last, start, key=_version)]
 
 
 def _covers(delta: Delta) -> bool:
@@ -128,12 +150,14 @@ def _covers(delta: Delta) -> bool:
     return seals.cover(delta.records, delta.upto, delta.floor, len(delta.seals) + 3).complete
 
 
-def _find_altered(sealer: Sealer, delta: Delta, seals: Sequence[Seal]) -> int:
+def _find_altered(
+    sealer: Sealer, origin: str, records: Sequence[Record], seals: Sequence[Seal]
+) -> int:
     """The version of a record that has its leaf in none of `seals`, which are in order; or 0."""
-    leaf, origin = sealer.leaf, delta.origin
     start = 0
-    for record in delta.records:
-        version, mine = record.version, leaf(origin, record)
+    leaves = sealer.leaves(origin, records)
+    for record, mine in zip(records, leaves, strict=True):
+        version = record.version
         while start < len(seals) and seals[start].last < version:
             start += 1
         for place in range(start, len(seals)):  # hardly ever more than one: they seldom overlap

@@ -19,6 +19,7 @@ cluster/signing.py, the keys.
 from __future__ import annotations
 
 import enum
+import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
@@ -36,6 +37,7 @@ SIGNATURE = 64  # bytes; Ed25519 (RFC 8032)
 NOTHING = bytes(LEAF)  # the leaf of a version of which nothing is left to be sealed
 SEALS_MAX = 512  # a delta of another; its receiver checks them in one go, 54 ms at 106 µs each
 _CONTEXT = b"vxmesh seal 1\0"
+_LEAF_HEAD = struct.Struct(">QI")  # version, length of the key
 _LEAF_PERSON, _FOLD_PERSON = b"vxmesh leaf 1", b"vxmesh fold 1"
 
 
@@ -132,18 +134,20 @@ class Sealer:
         self._cluster = cluster
         self._bases: dict[str, Callable[[], blake2b]] = {}  # by origin: a hash to begin a leaf with
 
-    def leaf(self, origin: str, record: Record) -> bytes:
-        """The hash of a record. Cluster, origin and key come with their length, the version has
+    def leaves(self, origin: str, records: Sequence[Record]) -> list[bytes]:
+        """The hashes of records. Cluster, origin and key come with their length, the version has
         eight bytes and the value is the rest: no other record makes the same input."""
         begin = self._bases.get(origin)
         if begin is None:
             base = blake2b(_named(self._cluster, origin), digest_size=LEAF, person=_LEAF_PERSON)
             begin = self._bases[origin] = base.copy
-        key = record.key.encode()
-        leaf = begin()
-        leaf.update(b"%b%b%b%b" % (record.version.to_bytes(8), len(key).to_bytes(4), key,
-                                   record.value))  # fmt: skip
-        return leaf.digest()
+        found, head = [], _LEAF_HEAD.pack
+        for name, version, value in records:
+            key = name.encode()
+            leaf = begin()
+            leaf.update(head(version, len(key)) + key + value)
+            found.append(leaf.digest())
+        return found
 
     def make(self, origin: str, first: int, leaves: bytes) -> Seal:
         """This node's seal over the versions from `first` on; `origin` is its id."""
