@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from agent.allocator import with_space
 from agent.core.addresses import Range
 from agent.core.plumtree import Mesh
+from agent.core.seals import Unproven
 from agent.core.session import Hello, Message, Session
 from agent.core.topology import EVERYBODY, Topology
 from agent.errors import Unavailable
@@ -21,6 +22,7 @@ from tests.sim.keys import sealer_of
 from tests.sim.network import Clock, Weather, Wire
 
 T = TypeVar("T")
+REDIAL = 0.1  # s; after a stream that was ended
 
 
 def run_now(work: Coroutine[Any, Any, T]) -> T:
@@ -72,7 +74,9 @@ class SimNode:
         self.flush(peer)
 
     def flush(self, peer: str) -> None:
-        session = self.sessions[peer]
+        session = self.sessions.get(peer)
+        if session is None:
+            return
         clock = self.cluster.clock
         for message in session.to_send(clock.now):
             self.cluster.send(self.id, peer, session, message)
@@ -88,9 +92,19 @@ class SimNode:
 
     def receive(self, peer: str, session: Session, message: Message) -> None:
         if self.sessions.get(peer) is session:
-            session.receive(message, self.cluster.clock.now)
+            try:
+                session.receive(message, self.cluster.clock.now)
+            except Unproven as error:
+                self._refuse(peer, error)
+                return
             self.flush(peer)
             self.flush_pending()
+
+    def _refuse(self, peer: str, error: Unproven) -> None:
+        """As cluster/link.py: the stream is over; it is dialled again."""
+        assert peer in self.cluster.hostile, f"seed {self.cluster.seed}: {peer} is honest: {error}"
+        self.mesh.down(self.sessions.pop(peer))
+        self.cluster.clock.after(REDIAL, lambda: self.cluster.redial(self.id, peer))
 
     def flush_pending(self) -> None:
         """What came on one stream may have to go on by others."""
@@ -132,6 +146,9 @@ class Cluster:
         self.clock = Clock()
         self.wire = Wire(self.clock, self.rng, weather)
         self.nodes: dict[str, SimNode] = {}
+        # Nodes that may be refused, and what becomes of what they send: sender, message.
+        self.hostile: set[str] = set()
+        self.tamper: Callable[[str, Message], Message | None] = lambda sender, message: message
         self.is_bounded = count > everybody
         for index in range(count):
             node = self.node_type(self, index)
@@ -144,6 +161,11 @@ class Cluster:
 
     def send(self, a: str, b: str, session: Session, message: Message) -> None:
         sender, receiver = self.nodes[a], self.nodes[b]
+        if a in self.hostile:
+            tampered = self.tamper(a, message)
+            if tampered is None:
+                return
+            message = tampered
 
         def deliver() -> None:
             # A stream that was replaced takes what was on it along.
@@ -157,6 +179,12 @@ class Cluster:
             return
         self.nodes[a].connect(b)
         self.nodes[b].connect(a)
+
+    def redial(self, a: str, b: str) -> None:
+        """A new stream between two nodes of which one has ended the last."""
+        if b not in self.nodes[a].sessions:
+            self.nodes[a].connect(b)
+            self.nodes[b].connect(a)
 
     def partition(self, group: set[str], one_way: bool) -> None:
         """Cut `group` off from the rest."""
