@@ -175,7 +175,7 @@ class Encoder:
                 have = pb.Have(entries=_entries(message.entries))
                 return pb.PeerMessage(have=have).SerializeToString()
             case Graft():
-                graft = pb.Graft(entries=_entries(message.entries))
+                graft = pb.Graft(entries=_entries(message.entries), whole=message.whole)
                 return pb.PeerMessage(graft=graft).SerializeToString()
             case Prune():
                 prune = pb.Prune(origins=message.origins)
@@ -233,7 +233,7 @@ def decode(data: bytes) -> Message | Rumours:
         case "have":
             return Have(_versions("have", message.have.entries))
         case "graft":
-            return Graft(_versions("graft", message.graft.entries))
+            return Graft(_versions("graft", message.graft.entries), message.graft.whole)
         case "prune":
             _check("prune", message.prune.origins, ())
             return Prune(tuple(message.prune.origins))

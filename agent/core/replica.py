@@ -80,10 +80,21 @@ class _Origin:
     floor: int = 0  # tombstones up to here are collected; who has less needs the whole state
     generation: int = 0  # counts whole states taken in place of what was here
     seals: Seals = field(default_factory=Seals)
+    sender: str = ""  # of a whole state that is not complete yet
+    # What lived here and is not in the whole state that a third node sent since: maybe deleted.
+    # Views keep it until the origin itself says so; nobody is sent it.
+    doubted: dict[str, Record] = field(default_factory=dict)
+
+    def living(self) -> dict[str, Record]:
+        """The live records by key, with those in doubt."""
+        living = {key: record for key, record in self.records.items() if record.value}
+        return {**self.doubted, **living} if self.doubted else living
 
     def put(self, record: Record) -> None:
         self.records.pop(record.key, None)
         self.records[record.key] = record
+        if self.doubted:
+            self.doubted.pop(record.key, None)
         self.tombstones.pop(record.key, None)
         if not record.value:
             self.tombstones[record.key] = record.version
@@ -131,6 +142,7 @@ class Replica:
         self.published = 0
         self._origins: dict[str, _Origin] = {me: _Origin()}
         self._incoming: dict[str, _Origin] = {}  # whole states that are not complete yet
+        self.doubted: set[str] = set()  # origins that are to be asked themselves for all they hold
         # The published past: own records that were overwritten by others which are not
         # published, oldest first. Until those are, these are what there is: a delta that left
         # them out would promise what a crash before the next publication never keeps.
@@ -242,7 +254,7 @@ class Replica:
     def items(self, origin: str) -> list[Record]:
         """The live records of an origin, oldest first."""
         state = self._origins.get(origin)
-        return [r for r in state.records.values() if r.value] if state else []
+        return list(state.living().values()) if state else []
 
     def since(self, origin: str, version: int) -> list[Record]:
         """The records of `origin` after `version`, oldest first; the cost is their number."""
@@ -327,7 +339,7 @@ class Replica:
             state = self._origins[delta.origin] = _Origin()
             self._digest = None
         if delta.reset:
-            return self._merge_reset(state, delta, standing)
+            return self._merge_reset(state, delta, standing, sender)
         if delta.upto <= state.version:
             return []
         if delta.base > state.version:
@@ -346,6 +358,8 @@ class Replica:
         state.version = delta.upto
         state.raise_floor(delta.floor)
         state.keep_seals(delta.seals, standing)
+        if delta.origin in self.doubted:
+            self._note_doubt(delta.origin, state)
         return changes
 
     def _check(self, state: _Origin | None, delta: Delta, sender: str) -> Standing | None:
@@ -355,14 +369,20 @@ class Replica:
             return Standing.PROVEN  # nothing of it is kept
         return check(self.sealer, delta, state.seals if state else Seals(), sender)
 
-    def _merge_reset(self, state: _Origin, delta: Delta, standing: Standing) -> list[Change] | None:
-        if delta.upto <= state.version and delta.complete:
+    def _merge_reset(
+        self, state: _Origin, delta: Delta, standing: Standing, sender: str
+    ) -> list[Change] | None:
+        # Who passes on a whole state may have left out what lives, and what was deleted for good
+        # cannot be shown: only its origin's own takes anything away.
+        is_final = self.sealer is None or sender == delta.origin
+        is_new = delta.upto > state.version or (is_final and bool(state.doubted))
+        if not is_new and delta.complete:
             self._incoming.pop(delta.origin, None)
             return []
         incoming = self._incoming.get(delta.origin)
         if delta.base == 0:
-            incoming = self._incoming[delta.origin] = _Origin()
-        if incoming is None or delta.base > incoming.version:
+            incoming = self._incoming[delta.origin] = _Origin(sender=sender)
+        if incoming is None or delta.base > incoming.version or incoming.sender != sender:
             return None
         for record in delta.records:
             if record.version > incoming.version:
@@ -372,23 +392,29 @@ class Replica:
         if not delta.complete:
             return []
         del self._incoming[delta.origin]
-        if incoming.version <= state.version:
+        if incoming.version < state.version or not is_new:
             return []
         self._digest = None
         incoming.floor = max(delta.floor, state.floor)
         incoming.generation = state.generation + 1
-        before = state.records
+        before = state.living()
+        lacking = {key: record for key, record in before.items() if key not in incoming.records}
+        if not is_final:
+            incoming.doubted = lacking
+        self._note_doubt(delta.origin, incoming)
         self._origins[delta.origin] = incoming
-        changes = [
-            Change(delta.origin, key, b"")
-            for key, record in before.items()
-            if record.value and key not in incoming.records
-        ]
+        changes = [Change(delta.origin, key, b"") for key in lacking if is_final]
         for key, record in incoming.records.items():
-            old = before.get(key)
+            old = before.get(key) or state.records.get(key)
             if old is None or old.value != record.value:
                 changes.append(Change(delta.origin, key, record.value))
         return changes
+
+    def _note_doubt(self, origin: str, state: _Origin) -> None:
+        if state.doubted:
+            self.doubted.add(origin)
+        else:
+            self.doubted.discard(origin)
 
     def surpass(self, version: int) -> bool:
         """Called when a peer has `version` of *our* origin: True if we had lost that.
@@ -427,7 +453,8 @@ class Replica:
         state = self._origins.pop(origin, None)
         if state is None:
             return []
-        return [Change(origin, r.key, b"") for r in state.records.values() if r.value]
+        self.doubted.discard(origin)
+        return [Change(origin, key, b"") for key in state.living()]
 
     def count(self) -> int:
         """How many records are held, tombstones included."""

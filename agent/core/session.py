@@ -41,6 +41,7 @@ from agent.core.summary import Summary, bucket, differing
 
 DIGEST_INTERVAL = 1.0  # s; the price of a missed push is this long, of halving it a digest more
 BATCH = 1000  # records a delta; 421,000 records/s at 100 a message, little gained above 1,000
+DOUBT_EVERY = 10.0  # s; so long a whole state may take before it is asked for again
 NEVER = float("inf")
 
 
@@ -107,6 +108,9 @@ class Store(Protocol):
     def applied(self, origin: str) -> int:
         """Up to which version of `origin` our kernel is right."""
 
+    def is_doubted(self, origin: str) -> bool:
+        """Whether only `origin` itself can say what it holds; see Replica.doubted."""
+
     def is_heard(self, origin: str) -> bool:
         """Whether records of `origin` are taken: those of a removed node are not."""
 
@@ -160,6 +164,7 @@ class Session:
         self._pruned: dict[str, None] = {}  # origins to be told of in a `Prune`
         self._wanted: dict[str, _Wanted] = {}
         self._graft_at = NEVER
+        self._doubted_at = -NEVER  # when the peer was last asked for all of its own
 
     @property
     def missing(self) -> int:
@@ -210,7 +215,8 @@ class Session:
             case Graft():
                 for origin, version in message.entries.items():
                     cursor = self._cursor(origin)
-                    cursor.sent, cursor.reset, cursor.eager = version, False, True
+                    cursor.sent = 0 if message.whole else version
+                    cursor.reset, cursor.eager = message.whole, True
                     cursor.introduced = False  # it may be what the peer lacks
                     self._dirty[origin] = None
             case Prune():
@@ -358,6 +364,10 @@ class Session:
         else:
             yield Digest(digest, now, theirs, held)
         if self.peer and self._introduced:
+            doubted = self.store.is_doubted(self.peer.node)
+            if doubted and now - self._doubted_at >= DOUBT_EVERY:
+                self._doubted_at = now
+                yield Graft({self.peer.node: 0}, whole=True)
             seen = self._mesh.stability.tell(self.peer.node, digest)
             if seen:
                 yield seen

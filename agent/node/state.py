@@ -62,6 +62,10 @@ class NodeState(Departures):
             return Delta(origin, base, base, [], floor)
         return delta
 
+    def is_doubted(self, origin: str) -> bool:
+        """Whether `origin` itself is to be asked what it holds; see Replica.doubted."""
+        return origin in self.replica.doubted
+
     def prove(self, delta: Delta, introduce: bool) -> bool:
         """Add its seals to a delta; see Replica.prove."""
         return self.replica.prove(delta, introduce)

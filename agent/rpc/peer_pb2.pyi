@@ -211,10 +211,12 @@ class Have(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[VersionEntry, _Mapping]]] = ...) -> None: ...
 
 class Graft(_message.Message):
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "whole")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[VersionEntry]
-    def __init__(self, entries: _Optional[_Iterable[_Union[VersionEntry, _Mapping]]] = ...) -> None: ...
+    whole: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[VersionEntry, _Mapping]]] = ..., whole: _Optional[bool] = ...) -> None: ...
 
 class Prune(_message.Message):
     __slots__ = ("origins",)

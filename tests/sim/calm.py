@@ -51,6 +51,9 @@ class Store:
     def merge(self, delta: Delta, sender: str = "") -> bool:
         return self.replica.merge(delta, sender) is not None
 
+    def is_doubted(self, origin: str) -> bool:
+        return origin in self.replica.doubted
+
     def prove(self, delta: Delta, introduce: bool) -> bool:
         return self.replica.prove(delta, introduce)
 

@@ -107,7 +107,9 @@ class SimNode:
         self.cluster.clock.after(REDIAL, lambda: self.cluster.redial(self.id, peer))
 
     def flush_pending(self) -> None:
-        """What came on one stream may have to go on by others."""
+        """What came on one stream may have to go on by others, or be asked of its origin."""
+        for origin in sorted(self.state.replica.doubted):
+            self.cluster.redial(self.id, origin)
         for peer, session in list(self.sessions.items()):
             if session.pending:
                 self.flush(peer)

@@ -82,6 +82,10 @@ class Liar:
             delta, base=0, upto=delta.upto + 10**6, records=[], reset=True, complete=True
         )
 
+    def forget_all_but_this(self, delta: Delta) -> Delta:
+        """A whole state in which next to nothing is left. None of it is false."""
+        return replace(delta, base=0, records=[delta.records[-1]], reset=True, complete=True)
+
     def leave_out_seals(self, delta: Delta) -> Delta:
         return replace(delta, seals=delta.seals[1:])
 
@@ -107,12 +111,12 @@ def play(trick: Callable[[Liar, Delta], Delta | None], seed: int) -> tuple[Clust
     rng = random.Random(seed)
     cluster.hostile = set(rng.sample(sorted(cluster.nodes), 2))
     liar = Liar(trick, rng)
-    cluster.tamper = liar.tamper
     clock, honest = cluster.clock, sorted(cluster.nodes.keys() - cluster.hostile)
     first = cluster.nodes[honest[0]].state
     network = first.create_network(parse_network("net", subnets=["10.0.0.0/16"])).id
     clock.run_until(clock.now + 2.0)
     start = clock.now
+    cluster.tamper = liar.tamper
 
     def step(number: int) -> None:
         node = cluster.nodes[rng.choice(honest)]
@@ -152,6 +156,14 @@ def test_what_a_hostile_relay_drops_comes_by_others(seed: int) -> None:
     assert liar.told > 10
     assert not +refused(cluster)
     cluster.check_equal()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_whole_state_of_a_hostile_relay_takes_nothing_away(seed: int) -> None:
+    cluster, liar = play(Liar.forget_all_but_this, seed)
+    assert liar.told > 10
+    cluster.check_equal()
+    assert not any(node.state.replica.doubted for node in cluster.nodes.values())
 
 
 def test_honest_relays_are_never_refused() -> None:
