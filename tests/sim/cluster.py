@@ -177,16 +177,17 @@ class Cluster:
         self.wire.carry(a, b, deliver)
 
     def reconnect(self, a: str, b: str) -> None:
-        if b not in self.nodes[a].sessions:
-            return
-        self.nodes[a].connect(b)
-        self.nodes[b].connect(a)
+        if b in self.nodes[a].sessions:
+            self.open(a, b)
 
     def redial(self, a: str, b: str) -> None:
-        """A new stream between two nodes of which one has ended the last."""
+        """A stream between two nodes that have none, or of which one has ended it."""
         if b not in self.nodes[a].sessions:
-            self.nodes[a].connect(b)
-            self.nodes[b].connect(a)
+            self.open(a, b)
+
+    def open(self, a: str, b: str) -> None:
+        self.nodes[a].connect(b)
+        self.nodes[b].connect(a)
 
     def partition(self, group: set[str], one_way: bool) -> None:
         """Cut `group` off from the rest."""

@@ -264,6 +264,9 @@ class CrashCluster(Cluster):
             self.clock.after(self.rng.uniform(*self.wire.weather.delay), deliver)
 
     def reconnect(self, a: str, b: str) -> None:
+        self.open(a, b)
+
+    def open(self, a: str, b: str) -> None:
         """New streams between two nodes; one that is down dials when it starts."""
         if self.host(a).is_up and self.host(b).is_up:
             self.host(a).connect(b)
