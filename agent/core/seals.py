@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 RUN = 64  # versions a seal; at 16, what a record costs to be signed and checked is four times this
 GROUP = 8  # leaves; the square root of RUN makes a seal with one living record the shortest
 LEAF = 16  # bytes; a second record for a leaf takes 2^128 tries, of an origin against itself 2^64
+SPARE = 16  # seals of one origin that may be of no use any more, at 1.2 kB
 SIGNATURE = 64  # bytes; Ed25519 (RFC 8032)
 NOTHING = bytes(LEAF)  # the leaf of a version of which nothing is left to be sealed
 SEALS_MAX = 512  # a delta of another; its receiver checks them in one go, 54 ms at 106 µs each
@@ -210,7 +211,7 @@ class Seals:
     def __init__(self, seals: Iterable[Seal] = (), standing: Standing = Standing.UNSEEN) -> None:
         self._firsts: list[int] = []
         self._held: list[Held] = []
-        self._limit = 2 * RUN  # prune above; see there
+        self._limit = SPARE  # prune above; see there
         self.prunings = 0
         self.add(seals, standing)
 
@@ -328,7 +329,7 @@ class Seals:
                 held = Held(seal.fold(living), held.standing)
             kept.append(held)
         self._held, self._firsts = kept, [held.seal.first for held in kept]
-        self._limit = 2 * len(kept) + 2 * RUN
+        self._limit = 2 * len(kept) + SPARE
         self.prunings += 1
 
 
