@@ -25,7 +25,7 @@ RECORDS_MAX = 100_000
 ORIGINS_MAX = 100_000
 VALUE_BYTES_MAX = 256 * 1024
 RUMOURS_MAX = 20_000  # a table of a cluster far larger than is meant, suspicions and all
-CERTIFICATE_BYTES_MAX = 8 * 1024  # ours have 700
+CERTIFICATE_BYTES_MAX = 8 * 1024  # ours have 500
 VERSION_MAX = 1 << 62  # a thousand writes a second for a hundred million years; fits SQLite
 
 

@@ -421,3 +421,54 @@ def test_what_a_peer_still_has_of_a_removed_node_is_neither_asked_for_nor_missed
     session.receive(Digest({"a": (1, 0), "late": (2, 0), "new": (1, 0)}), 1.0)
     asked = [m.entries for m in session.to_send(9.0) if isinstance(m, Graft)]
     assert asked == [{"new": 0}]
+
+
+def test_what_changes_while_it_is_sent_is_begun_anew() -> None:
+    origin, pair = Store("c"), Pair()
+    pair.exchange()
+
+    def tell(known: int) -> None:
+        made = Delta("c", known, origin.version("c"), origin.since("c", known))
+        assert origin.prove(made, introduce=True)
+        assert pair.stores[0].merge(made, "c")
+
+    origin.write(2 * BATCH)
+    tell(0)
+    pair.sessions[0].receive(Graft({"c": 0}), pair.now)
+    for count, message in enumerate(pair.sessions[0].to_send(pair.now)):
+        if count == 0:
+            origin.write(2 * BATCH)  # so that the seals of what was to follow are dropped
+            tell(2 * BATCH)
+        pair.sessions[1].receive(message, pair.now)
+    assert pair.stores[1].version("c") == 4 * BATCH
+    assert pair.stores[1].replica.items("c") == origin.replica.items("c")
+
+
+def test_what_cannot_be_proven_is_not_sent_nor_tried_for_ever() -> None:
+    pair = Pair()
+    pair.exchange()
+    made = sealed(Delta("c", 0, 1, [Record("e/1", 1, b"x")]))
+    made.seals = tuple(seal._replace(signature=bytes(64)) for seal in made.seals)
+    assert pair.stores[0].merge(made, "c")
+    pair.sessions[0].receive(Graft({"c": 0}), pair.now)
+    assert not [m for m in pair.exchange() if isinstance(m, Delta)]
+
+
+def test_an_origin_that_is_doubted_is_asked_for_all_it_holds() -> None:
+    pair = Pair()
+    a, b = pair.stores
+    a.write(3)
+    pair.exchange()
+    relay = Store("r")
+    a.write(1, start=3)
+    made = Delta("a", 0, 4, a.since("a", 0))
+    assert a.prove(made, introduce=True)
+    assert relay.merge(made, "a")
+    made.records, made.reset, made.complete = made.records[3:], True, True
+    assert b.merge(made, "r")
+    assert b.is_doubted("a")
+    pair.later(1.2)
+    carried = pair.exchange()
+    assert Graft({"a": 0}, whole=True) in carried
+    assert not b.is_doubted("a")
+    assert b.replica.items("a") == a.replica.items("a")
