@@ -177,6 +177,7 @@ class Peers:
         self._everyone = Topology({self.me.id, *nodes}, self._everybody)
         self._wanted = self._topology.neighbours(self.me.id)
         self._wanted |= self._everyone.neighbours(self.me.id)
+        self._wanted |= self.node.replica.doubted
         self._wanted &= set(nodes)
         for id, (target, task) in list(self._dialers.items()):
             moved = id in nodes and target_of(nodes[id]) != target
@@ -333,7 +334,9 @@ class Peers:
             self._pass_on()
 
     def _pass_on(self) -> None:
-        """What came on one stream may have to go on by others."""
+        """What came on one stream may have to go on by others, or be asked of its origin."""
+        if not self.node.replica.doubted <= self._wanted:
+            self.membership_changed()
         for link in self.links.values():
             if link.session.pending:
                 link.wake()
@@ -362,7 +365,7 @@ class Peers:
             self.dialer, node, request, SPACE_TRIES if is_there else 1
         )
         if reply.HasField("delta"):
-            self.node.merge(delta_from_proto(reply.delta))
+            self.node.merge(delta_from_proto(reply.delta), owner)
             self.mesh.spread(owner, None, time.monotonic())
             self._pass_on()
         return reply.refused
@@ -444,7 +447,7 @@ class Peers:
                     self.links[id].close()
 
     def _is_wanted(self, id: str) -> bool:
-        return any(
+        return id in self.node.replica.doubted or any(
             topology.opens(self.me.id, id) or topology.opens(id, self.me.id)
             for topology in (self._topology, self._everyone)
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.replica import Delta, Record
+from agent.core.replica import Delta, Record, Replica
 from agent.errors import Unavailable
 from agent.listeners import ToStore
 from agent.model import Network, Node, encode
@@ -17,6 +17,7 @@ from agent.requests import parse_endpoint, parse_network
 from agent.restart import begin, recall
 from agent.store import PeerBatch, Store
 from agent.views import Status
+from tests.sim.keys import sealer_of
 
 OTHER = "2" * 16
 
@@ -56,6 +57,38 @@ async def test_published_only_when_on_disk(tmp_path: Path) -> None:
     back = reload(store)
     assert back.find_endpoint("a")[1] == node.find_endpoint("a")[1]
     assert back.addresses[web.id].ring.segments() == node.addresses[web.id].ring.segments()
+    await store.close()
+
+
+async def test_seals_of_others_are_kept_with_what_they_cover(tmp_path: Path) -> None:
+    origin, node, store = Replica(OTHER, sealer_of(OTHER)), make(), Store(tmp_path)
+    node.replica.sealer = sealer_of(node.me)
+    storing = ToStore(node, store, lambda: None)
+
+    def write(key: str, value: bytes = b"v") -> None:
+        known = origin.put(f"e/{key}", value).version - 1
+        origin.publish(known + 1)
+        made = Delta(OTHER, known, known + 1, origin.since(OTHER, known))
+        assert origin.prove(made, introduce=True)
+        assert node.merge(made, OTHER)
+
+    for number in range(1500):
+        write(f"stays{number}" if number % 300 == 0 else "changes", b"%d" % number)
+        if number % 40 == 0:
+            storing.keep_peers()
+    storing.keep_peers()
+    await store.close()
+    store = Store(tmp_path)
+    (kept,) = store.load_peers()
+    assert len(kept.seals) < 100, "those that were joined or dropped are still there"
+    back = make()
+    back.replica.sealer = sealer_of(back.me, lambda id: True)
+    back.restore_peer(OTHER, kept.records, kept.version, kept.floor, kept.seals)
+    made = back.delta(OTHER, 0)
+    assert [r.key for r in made.records] == [r.key for r in origin.since(OTHER, 0)]
+    third = make("3" * 16)
+    third.replica.sealer = sealer_of(third.me)
+    assert third.merge(made, back.me)
     await store.close()
 
 
