@@ -59,7 +59,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
 # says how much (empty: one).
 COUNTED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "drift.repaired": ("vxmesh_drift_repaired_total", ("kind",), "count"),
-    "join.refused": ("vxmesh_join_refused_total", ("reason",), ""),
+    "join.refused": ("vxmesh_join_refused_total", ("reason",), "count"),
 }
 
 # The name server's own counters (resolver/server.py, forward.py): metric and label.
