@@ -64,7 +64,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
 COUNTED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "drift.repaired": ("vxmesh_drift_repaired_total", ("kind",), "count"),
     "control.refused": ("vxmesh_control_refused_total", ("reason",), "count"),
-    "join.refused": ("vxmesh_join_refused_total", ("reason",), ""),
+    "join.refused": ("vxmesh_join_refused_total", ("reason",), "count"),
 }
 
 # The name server's own counters (resolver/server.py, forward.py): metric and label.

@@ -145,7 +145,7 @@ async def test_the_documentation_has_all_that_there_is(node: NodeState, metrics:
     network = node.create_network(parse_network("web"))
     node.create_endpoint(network.id, parse_endpoint("e"))
     node.tell("a.b", "so that there is one of it")
-    node.tell("join.refused", "and one of those", reason="wrong")
+    node.tell("join.refused", "and one of those", reason="wrong", count="1")
     rendered = parse((await metrics.text()).decode())
     shown = {(s["name"], tuple(sorted(s["labels"]))) for s in rendered}
     documented = set()
