@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_a_flood_of_questions_is_not_noticed_by_others(world: World) -> None:
     assert told and told[-1]["fields"]["sandbox"] == rogue.name
 
 
-def events(world: World, host: str) -> list[dict[str, dict[str, str]]]:
+def events(world: World, host: str) -> list[dict[str, Any]]:
     lines = world.vx(host, "events", "-o", "json").splitlines()
     return [json.loads(line) for line in lines]
 
