@@ -76,6 +76,7 @@ class Applier:
         self.repairs = Repairs()
         self.stale_tables = True  # since the rules were loaded, a network came, changed or went
         self._forwards = False  # our rules are there, so that we may forward
+        self._guarded = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
@@ -121,8 +122,9 @@ class Applier:
         Fine where the kernel has no IPv6: then there is no inside, and no encrypted network.
         """
         if self.uplink.has_ipv6:
-            await self._sealed_table.load(self._sealed)
             await self.wireguard.guard()
+            await self._sealed_table.load(self._sealed)
+        self._guarded = True
 
     async def extend_wireguard(self, drift: bool = False) -> None:
         """WireGuard's devices, peers and routes that are to be there; before rows lead to them.
@@ -189,6 +191,8 @@ class Applier:
             if self._failures.forget(vni):
                 await self._sweep()
             return
+        if bridge.encrypted and not self._guarded:
+            await self.guard()  # or there is no such network here
         changed = held is None or _without_ports(held.bridge) != _without_ports(bridge)
         resized = held is not None and held.bridge.mtu != bridge.mtu
         fresh = False
@@ -270,6 +274,8 @@ class Applier:
         """The rules of both namespaces."""
         self.stale_tables = False  # whatever comes of it: a failure has its own next attempt
         bridges = self._bridges()
+        if self.uplink.has_ipv6:
+            await self._sealed_table.load(self._sealed)
         await self._own_table.load(nft.own(bridges))
         await self._set_sysctls(namespaces.FORWARDING)
         self._forwards = True
