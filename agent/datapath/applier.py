@@ -80,6 +80,7 @@ class Applier:
         self.stale_tables = True  # since the rules were loaded, a network came, changed or went
         self._forwards = False  # our rules are there, so that we may forward
         self._closed = Closed()  # as it was loaded last
+        self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
@@ -127,8 +128,9 @@ class Applier:
         Fine where the kernel has no IPv6: then there is no inside, and no encrypted network.
         """
         if self.uplink.has_ipv6:
-            await self._sealed_table.load(self._sealed)
             await self.wireguard.guard()
+            await self._sealed_table.load(self._sealed)
+        self._is_sealed = True
 
     async def extend_wireguard(self, drift: bool = False) -> None:
         """WireGuard's devices, peers and routes that are to be there; before rows lead to them.
@@ -204,6 +206,8 @@ class Applier:
                 await self._sweep()
             return
         await self._guard.admit(bridge)  # so that no port is ever there without it
+        if bridge.encrypted and not self._is_sealed:
+            await self.seal()  # or there is no such network here
         changed = held is None or _without_ports(held.bridge) != _without_ports(bridge)
         resized = held is not None and held.bridge.mtu != bridge.mtu
         fresh = False
@@ -287,6 +291,8 @@ class Applier:
         """The rules of both namespaces."""
         self.stale_tables = False  # whatever comes of it: a failure has its own next attempt
         bridges = self._bridges()
+        if self.uplink.has_ipv6:
+            await self._sealed_table.load(self._sealed)
         await self._own_table.load(nft.own(bridges))
         await self._set_sysctls(namespaces.FORWARDING)
         self._forwards = True

@@ -240,7 +240,8 @@ class Reconciler:
                 lambda endpoint: self.on_port_gone(endpoint),
             )
             self._applier = applier
-            await applier.seal()
+            # A failure stops no other network; those that are encrypted are not made before.
+            await applier.attempt(("tables", 0, ""), applier.seal())
             await applier.uplink.ensure()
             await applier.uplink.read_routes()
             self._begin()
