@@ -116,14 +116,14 @@ def delta_from_proto(message: pb.Delta, most: int = RECORDS_MAX) -> Delta:
         message.floor,
         message.reset,
         message.complete,
-        _seals_from_proto(message),
+        _seals_from_proto(message, len(records)),
         message.certificate,
     )
 
 
-def _seals_from_proto(message: pb.Delta) -> tuple[Seal, ...]:
+def _seals_from_proto(message: pb.Delta, records: int) -> tuple[Seal, ...]:
     # Each has to be of use: for a record, for `upto` or for the floor.
-    if len(message.seals) > len(message.records) + 2:
+    if len(message.seals) > records + 2:
         raise Invalid("delta", f"has {len(message.seals)} seals", "")
     seals = [Seal(s.first, s.last, s.leaves, s.folded, s.signature) for s in message.seals]
     before = 1

@@ -156,7 +156,7 @@ def restored(data: bytes) -> None:
     try:
         with db:
             log = [(at + 1, *row) for at, row in enumerate(rows.log)]
-            tables = {"meta": rows.meta, "log": log, "peers": rows.peers}
+            tables: dict[str, Any] = {"meta": rows.meta, "log": log, "peers": rows.peers}
             for table, found in {**tables, "sandboxes": rows.sandboxes}.items():
                 for row in found:
                     places = ", ".join("?" * (len(row) + 1))

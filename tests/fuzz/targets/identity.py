@@ -186,7 +186,7 @@ def make_enrolment(rng: random.Random) -> bytes:
     if rng.random() < 0.5:
         field = rng.choice(("request", "proof"))
         setattr(made, field, mutate(getattr(made, field), rng))
-    return bytes([number]) + made.SerializeToString()
+    return bytes([number]) + bytes(made.SerializeToString())
 
 
 def hear_statement(data: bytes) -> None:

@@ -28,6 +28,7 @@ from agent.core.seals import Unproven
 from agent.model import Node, encode
 from agent.node import NodeState
 from agent.requests import parse_network
+from tests.identities import authority
 
 CLUSTER = "c" * 16
 DAY = datetime.timedelta(days=1)
@@ -161,26 +162,24 @@ def test_the_key_stands_in_the_record_of_its_node(ca: Authority) -> None:
 class Agent:
     """A node with sealed records and its streams."""
 
-    def __init__(
-        self, ca: Authority, number: int, seeds: list[str], everybody: int, run_dir: Path
-    ) -> None:
+    def __init__(self, number: int, seeds: list[str], everybody: int, run_dir: Path) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         id = f"{number:x}" * 16
-        certificate = der(ca.issue(id, secret_of(id)))
+        ring = authority().keyring(id)
+        shown = x509.load_pem_x509_certificate(ring.current.certificate)
+        certificate = der(shown)
         self.me = Node(id, f"n{number}", "127.0.0.1", port, "127.0.0.1", 4789, "", 0.0, 1500,
                        certificate=certificate)  # fmt: skip
         self.node = NodeState(self.me, time.time, random.Random(number))
-        seal_records(self.node, keyring(ca, id))
+        seal_records(self.node, ring)
         self.node.listeners.append(
             lambda change: self.node.replica.publish(self.node.replica.written())
         )
         self.node.describe(self.me)
         self.seeds = seeds
-        self.peers = Peers(
-            self.node, self.me, id, self._durable, keyring(ca, id), run_dir, everybody
-        )
+        self.peers = Peers(self.node, self.me, id, self._durable, ring, run_dir, everybody)
         self.node.listeners.append(lambda change: self.peers.wake())
 
     async def _durable(self) -> None:
@@ -194,14 +193,14 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-async def three(ca: Authority) -> AsyncIterator[list[Agent]]:
+async def three() -> AsyncIterator[list[Agent]]:
     async with AsyncExitStack() as stack:
         agents: list[Agent] = []
         for number in (1, 2, 3):
             seeds = [f"127.0.0.1:{a.me.port}" for a in agents]
             # Short: the path of a unix socket has 107 bytes at most.
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="vxm-"))
-            agents.append(Agent(ca, number, seeds, 30, Path(directory)))
+            agents.append(Agent(number, seeds, 30, Path(directory)))
             await agents[-1].peers.start(seeds)
             stack.push_async_callback(agents[-1].peers.stop)
         await until(lambda: all(len(a.peers.links) == 2 for a in agents))
