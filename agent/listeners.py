@@ -182,7 +182,8 @@ class ToStore:
         seals, prunings = self.node.replica.all_seals(origin)
         if self._prunings.get(origin, 0) != prunings:
             self._prunings[origin] = prunings
-            batch = PeerBatch(origin, [], now[1], now[2], seals=seals, reseal=True)
+            size = self.node.replica.size(origin)
+            batch = PeerBatch(origin, [], now[1], now[2], size=size, seals=seals, reseal=True)
             done = self.store.write(batch)
             done.add_done_callback(functools.partial(self._peer_written, origin))
 

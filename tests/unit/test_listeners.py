@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sqlite3
 from pathlib import Path
@@ -15,7 +16,7 @@ from agent.model import Network, Node, encode
 from agent.node import NodeState
 from agent.requests import parse_endpoint, parse_network
 from agent.restart import begin, recall
-from agent.store import PeerBatch, Store
+from agent.store import Batch, PeerBatch, Store
 from agent.views import Status
 from tests.sim.keys import sealer_of
 
@@ -236,5 +237,27 @@ async def test_a_write_of_ours_looks_only_at_origins_that_changed(tmp_path: Path
     node.merge(Delta("p7", 1, 2, [Record("e/none", 2, b"")]))
     node.describe(node.nodes[node.me])
     assert looked == ["p7"]
+    await storing.durable()
+    await store.close()
+
+
+async def test_the_disk_is_told_how_much_lives(tmp_path: Path) -> None:
+    """Or it would write an origin anew that has nothing dead."""
+    store = Store(tmp_path)
+    node = make()
+    told: list[tuple[int, bool]] = []
+    write = store.write
+
+    def spy(batch: Batch | PeerBatch) -> asyncio.Future[None]:
+        if isinstance(batch, PeerBatch):
+            told.append((batch.size, batch.reseal))
+        return write(batch)
+
+    store.write = spy  # type: ignore[method-assign]
+    storing = ToStore(node, store, lambda: None)
+    node.merge(Delta("p", 0, 3, [Record(f"e/{n}", n, b"") for n in (1, 2, 3)]))
+    node.replica.all_seals = lambda origin: ([], 1)  # type: ignore[method-assign]
+    storing.keep_peers()
+    assert told == [(3, False), (3, True)]
     await storing.durable()
     await store.close()
