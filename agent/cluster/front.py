@@ -29,6 +29,7 @@ from agent.cluster.refusals import Reason, Refusals
 from agent.cluster.trust import Bearer, Keyring, check_issued, is_within, read_bearer
 from agent.errors import Conflict, Invalid
 from agent.node import NodeState
+from agent.unreadable import UNREADABLE
 from agent.views import Change
 
 log = structlog.get_logger()
@@ -234,7 +235,7 @@ class Front:
         try:
             certificate = x509.load_der_x509_certificate(der)
             bearer = read_bearer(certificate)
-        except (Invalid, ValueError):
+        except (Invalid, *UNREADABLE):
             return Caller("", address, Reason.NAMELESS), None
         refused = self._refusal(bearer, certificate)
         return Caller(bearer.node, address, refused), certificate

@@ -31,6 +31,7 @@ from agent.model import Node, encode, shorten
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
 from agent.splice import caller
+from agent.unreadable import UNREADABLE
 
 log = structlog.get_logger()
 
@@ -154,7 +155,7 @@ class Desk:
             return self._issued.get(id)
         try:
             return read_bearer(x509.load_der_x509_certificate(known.certificate)).record_key
-        except (ValueError, Invalid):
+        except (Invalid, *UNREADABLE):
             return b""
 
     def _issue(self, id: str, record_key: bytes, request: bytes, proof: bytes) -> pb.Issued:

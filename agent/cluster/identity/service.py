@@ -35,6 +35,7 @@ from agent.errors import Invalid, Unavailable, VxmeshError
 from agent.model import Node, Trust
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
+from agent.unreadable import UNREADABLE
 from agent.views import Change
 
 log = structlog.get_logger()
@@ -309,7 +310,7 @@ class Identity:
             if len(key) > KEY_MAX:
                 raise ValueError("too long")
             found = serialization.load_der_private_key(key, password=None)
-        except (ValueError, TypeError) as error:
+        except UNREADABLE as error:
             raise Invalid("key", f"is malformed ({error})"[:100]) from None
         if not isinstance(found, ec.EllipticCurvePrivateKey):
             raise Invalid("key", "is of no CA")
