@@ -31,7 +31,6 @@ INPUTS = 1_000_000
 
 def child(arguments: argparse.Namespace) -> int:
     """Run one target in this process; a line of JSON on stdout at its end."""
-    quiet().__enter__()
     if arguments.guided == "yes":
         from tests.fuzz.guided import run_guided
 
@@ -145,7 +144,8 @@ def main() -> int:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        return child(arguments)
+        with quiet():
+            return child(arguments)
     if arguments.replay:
         return replay(arguments)
     from tests.fuzz.targets import TARGETS
