@@ -39,12 +39,13 @@ class Bundle:
             self._key = data[:begin]
             key = serialization.load_pem_private_key(self._key, None)
             own, *authorities = x509.load_pem_x509_certificates(data[begin:])
+            is_own = own.public_key() == key.public_key()
         except OSError as error:
             why = f"cannot be read ({error.strerror})"
             raise Invalid(f"file {path}", why, "Give that of 'vxmesh cluster user NAME'") from None
         except UNREADABLE:
             raise self._invalid("is not a user's key and certificate in PEM") from None
-        if not authorities or own.public_key() != key.public_key():
+        if not authorities or not is_own:
             raise self._invalid("is not whole")
         self.user: User = read_user(own)
         self._own, self._authorities = own, authorities

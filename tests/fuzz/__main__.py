@@ -31,7 +31,6 @@ INPUTS = 1_000_000
 
 def child(arguments: argparse.Namespace) -> int:
     """Run one target in this process; a line of JSON on stdout at its end."""
-    quiet().__enter__()
     if arguments.guided == "yes":
         from tests.fuzz.guided import run_guided
 
@@ -50,8 +49,8 @@ def child(arguments: argparse.Namespace) -> int:
 def tell(report: Report, artifacts: str) -> None:
     """Write a report for the parent, and what failed into files."""
     failures = [keep(failed, report.target, artifacts) for failed in report.failures]
-    found = dataclasses.asdict(dataclasses.replace(report, failures=[], slowest_input=b""))
-    found["failures"] = failures
+    found = dataclasses.asdict(dataclasses.replace(report, failures=[]))
+    found.update(failures=failures, slowest_input="")
     print(json.dumps({"report": found}), flush=True)
 
 
@@ -104,8 +103,8 @@ class Progress:
 
 def run_job(
     name: str, guided: bool, count: int, arguments: argparse.Namespace, progress: Progress
-) -> Report:
-    """One child, from its start to its report."""
+) -> tuple[Report, list[str]]:
+    """One child, from its start to its report, and what failed."""
     job = f"{name}{' (guided)' if guided else ''}"
     command = [sys.executable, "-m", "tests.fuzz", "--child", name, "--inputs", str(count)]
     command += ["--seed", str(arguments.seed), "--artifacts", arguments.artifacts]
@@ -113,7 +112,7 @@ def run_job(
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
     )
-    report: Report | None = None
+    report, failures = Report(job), [""]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         errors = pool.submit(process.stderr.read)  # type: ignore[union-attr]
         for line in process.stdout or ():
@@ -125,12 +124,11 @@ def run_job(
             else:
                 failures = found["report"].pop("failures")
                 report = Report(**{**found["report"], "target": job, "slowest_input": b""})
-                report.failures = [Failed(name, text, b"") for text in failures]
                 progress.note(job, report.inputs)
         said = errors.result()
-    if (process.wait() and report is None) or report is None:
-        report = Report(job, failures=[Failed(name, f"the child ended: {said[-2000:]}", b"")])
-    return report
+    if process.wait() or failures == [""]:
+        failures = [f"{job}: its process ended: {said[-2000:]}"]
+    return report, failures
 
 
 def main() -> int:
@@ -146,7 +144,8 @@ def main() -> int:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        return child(arguments)
+        with quiet():
+            return child(arguments)
     if arguments.replay:
         return replay(arguments)
     from tests.fuzz.targets import TARGETS
@@ -165,20 +164,20 @@ def main() -> int:
           f"{'' if both else ', not guided by coverage: atheris is not installed'}")  # fmt: skip
     head = ("target", "inputs", "a second", "refused", "slowest", "growth")
     print("{:34} {:>8} {:>8} {:>8} {:>10} {:>9}".format(*head))
-    progress, failed, done, began = Progress(total), [], 0, time.monotonic()
+    progress, done, began = Progress(total), 0, time.monotonic()
+    failed: list[str] = []
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         futures = [pool.submit(run_job, *job, arguments, progress) for job in jobs]
         for future in futures:
-            report = future.result()
+            report, failures = future.result()
             done += report.inputs
             progress.clear()
             print(f"{report.target:34} {report.inputs:8,} {report.rate:8,.0f} "
                   f"{report.refused / max(report.inputs, 1):8.0%} {report.slowest * 1e3:7.1f} ms "
                   f"{report.growth / 2**20:6.1f} MB", flush=True)  # fmt: skip
             if report.growth > GROWTH_MAX:
-                grown = f"memory grew by {report.growth >> 20} MB"
-                report.failures.append(Failed(report.target, grown, b""))
-            failed += report.failures
+                failures.append(f"{report.target}: memory grew by {report.growth >> 20} MB")
+            failed += failures
     seconds = time.monotonic() - began
     print(f"{done:,} inputs in {seconds:.0f} s: {len(failed)} failures")
     for failure in failed:

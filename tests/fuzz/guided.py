@@ -67,6 +67,7 @@ def run_guided(name: str, count: int, seed: int, artifacts: str) -> int:
 
     options = [sys.argv[0], f"-seed={seed % (1 << 31) or 1}", f"-max_len={BYTES_MAX}"]
     options += ["-rss_limit_mb=4096", "-timeout=60", "-verbosity=0", "-len_control=0"]
+    options.append(f"-artifact_prefix={corpus}/")
     atheris.Setup([*options, str(corpus)], test, custom_mutator=mutator)
     atheris.Fuzz()
     return 1  # it does not come back

@@ -7,6 +7,7 @@ networks that exist) are given: `Known`.
 
 from __future__ import annotations
 
+import functools
 import random
 import types
 import typing
@@ -106,9 +107,14 @@ def _scalar(field: Any, rng: random.Random, known: Known) -> Any:
     return number(rng, _INTEGERS[field.type])
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def struct(kind: type[S], rng: random.Random, known: Known = NOTHING) -> S:
     """A struct of the right types, whose values may be anything."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     return kind(**{
         f.name: value(hints[f.name], f.name, rng, known) for f in msgspec.structs.fields(kind)
     })  # fmt: skip

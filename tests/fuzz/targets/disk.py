@@ -6,6 +6,7 @@ import atexit
 import random
 import sqlite3
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -156,8 +157,10 @@ def restored(data: bytes) -> None:
     try:
         with db:
             log = [(at + 1, *row) for at, row in enumerate(rows.log)]
-            tables: dict[str, Any] = {"meta": rows.meta, "log": log, "peers": rows.peers}
-            for table, found in {**tables, "sandboxes": rows.sandboxes}.items():
+            tables: dict[str, Sequence[tuple[Any, ...]]] = {
+                "meta": rows.meta, "log": log, "peers": rows.peers, "sandboxes": rows.sandboxes
+            }  # fmt: skip
+            for table, found in tables.items():
                 for row in found:
                     places = ", ".join("?" * (len(row) + 1))
                     values = (*row, checksum(row))

@@ -302,8 +302,8 @@ def make_offer(rng: random.Random) -> bytes:
 
 
 TARGETS = [
-    Target("identity.token", parse_token, make_token, weight=2),
-    Target("identity.certificate", read_certificate, make_certificate, (VxmeshError,)),
+    Target("identity.token", parse_token, make_token, weight=4),
+    Target("identity.certificate", read_certificate, make_certificate, (VxmeshError,), weight=2),
     Target("identity.enrolment", enrol_stranger, make_enrolment, ()),
     Target("identity.statement", hear_statement, make_statement, ()),
     Target("identity.files", load_identity, make_identity, weight=0.5),

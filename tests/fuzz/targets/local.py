@@ -344,9 +344,9 @@ def make_resolv_conf(rng: random.Random) -> bytes:
 
 TARGETS = [
     Target("control.requests", request, make_request, ()),
-    Target("control.words", parse_word, make_word, weight=4),
-    Target("control.announce", announce, make_lines, weight=2),
-    Target("disk.settings", configure, make_settings),
-    Target("disk.testbed", load_bed, make_bed, weight=0.5),
-    Target("dns.resolv-conf", resolv_conf, make_resolv_conf, (), weight=0.5),
+    Target("control.words", parse_word, make_word, weight=5),
+    Target("control.announce", announce, make_lines, weight=4),
+    Target("disk.settings", configure, make_settings, weight=2),
+    Target("disk.testbed", load_bed, make_bed),
+    Target("dns.resolv-conf", resolv_conf, make_resolv_conf, ()),
 ]

@@ -175,8 +175,8 @@ def make_session(rng: random.Random) -> bytes:
 
 
 TARGETS = [
-    Target("peer.message", read_message, make_message, (Invalid,), weight=3),
+    Target("peer.message", read_message, make_message, (Invalid,), weight=4),
     Target("peer.session", receive, make_session, ()),
     Target("peer.records", take_records, make_records, ()),
-    Target("peer.rumours", spread_rumours, make_rumours, (), weight=2),
+    Target("peer.rumours", spread_rumours, make_rumours, (), weight=1.5),
 ]
