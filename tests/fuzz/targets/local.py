@@ -82,6 +82,9 @@ class Offices:
         """None of them."""
         return []
 
+    async def rotate(self) -> None:
+        """No key is changed."""
+
     async def join_token(self, rotate: bool) -> pb.JoinToken:
         """One that is none."""
         return pb.JoinToken()
