@@ -30,7 +30,9 @@ def test_what_is_printed_is_read_again_however_it_was_typed() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "VXM-1-", "SWMTKN-1-abc-def", str(token())[:-1], str(token()) + "a", "VXM-1-a-b"]
+    "text",
+    ["", "VXM-1-", "SWMTKN-1-abc-def", str(token())[:-1], str(token()) + "a", "VXM-1-a-b"],
+    ids=["empty", "bare", "foreign", "short", "long", "of-nothing"],
 )
 def test_what_is_none_is_refused_with_what_to_do(text: str) -> None:
     with pytest.raises(Invalid, match="vxmesh cluster token"):
