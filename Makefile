@@ -17,7 +17,7 @@ setup-dev:
 	@scripts/setup.sh dev
 
 test: setup-dev lint
-	$(BIN)/python -m pytest tests/unit tests/sim tests/netns
+	$(BIN)/python -m pytest tests/unit tests/sim tests/fuzz tests/netns
 
 lint: setup-dev
 	$(BIN)/ruff format --check agent tests
@@ -32,6 +32,11 @@ unit sim netns: setup-dev
 bench: setup-dev
 	@scripts/setup.sh bench
 	$(BIN)/python -m tests.bench
+
+# A million hostile inputs over all decoders; the short form is in make test. FUZZ="--only NAME"
+fuzz: setup-dev
+	@scripts/setup.sh fuzz
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 generate: setup-dev
 	scripts/generate.sh

@@ -97,11 +97,12 @@ class _Origin:
         for record in fresh:
             key, version, value = record
             if key in records:
-                del records[key]
+                self.size -= len(records.pop(key).value)
                 tombstones.pop(key, None)
             records[key] = record
             if not value:
                 tombstones[key] = version
+        self.size += sum([len(record.value) for record in fresh])
 
     def raise_floor(self, floor: int) -> None:
         if floor <= self.floor:
