@@ -83,7 +83,7 @@ class Departures:
                 self._check_lost(id)
             if lost:
                 await self._remove(lost)
-        await self._operations.done(wait)
+        await self._operations.done(wait, [n.id for n in self.node.catalogue.all()])
         return ids
 
     def _find(self, ref: str) -> str:
@@ -260,7 +260,7 @@ class Departures:
             await self._operations.done()
             await asyncio.gather(*(self._cluster.deliver(id) for id in living))
             # Before it goes: afterwards there is nobody who could say that it is not so.
-            await self._operations.done(wait)
+            await self._operations.done(wait, [n.id for n in self.node.catalogue.all()])
         except Timeout as error:
             node.leaving = False
             raise Timeout(

@@ -31,7 +31,22 @@ CERTIFICATE_MAX = 4096  # bytes of DER; ours have some 700
 AUTHORITIES_MAX = 16  # CAs that a cluster remembers, the present ones among them
 VOID_MAX = 32  # join tokens that are told from wrong ones
 ONLY = "it"  # the id in the key of a record of which each node has one at most
+# Of WireGuard: outer IPv4 20 or IPv6 40, UDP 8, message header 16, authentication tag 16.
+WIREGUARD_OVERHEAD_V4 = 60
+WIREGUARD_OVERHEAD_V6 = 80
+WIREGUARD_KEY = 32  # bytes; Curve25519
+WIREGUARD_KEYS_MAX = 4  # of one node; two while it changes them
+CLOSED_MAX = 16  # ports of one agent; it has a metrics and a control port
+SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.md
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
+
+
+class WireguardKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A public key of a node, and the UDP port at which packets sealed for it are taken."""
+
+    public: bytes  # WIREGUARD_KEY bytes
+    port: int
+    generation: int  # counts the node's keys
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -51,6 +66,8 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     certificate: bytes = b""  # its present one, DER; cluster/trust.py says what is in it
     keeper: bool = False  # it holds the key of the CA
     trust: int = 0  # the epoch of the Trust that it follows
+    wireguard: tuple[WireguardKey, ...] = ()  # the one to use first; none: no encrypted networks
+    closed: tuple[int, ...] = ()  # its other TCP ports that no sandbox may reach: metrics …
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -351,14 +368,20 @@ def check_sound(
             ipaddress.ip_network(text, strict=False)
         sound = value.id == id and 0 < value.port < 65536 and 0 < value.data_port < 65536
         sound = sound and len(value.certificate) <= CERTIFICATE_MAX and 0 <= value.trust < 1 << 32
+        sound = sound and len(value.wireguard) <= WIREGUARD_KEYS_MAX
+        for held in value.wireguard:
+            sound = sound and len(held.public) == WIREGUARD_KEY and 0 < held.port < 65536
+            sound = sound and 0 <= held.generation <= STAMP_MAX
+        sound = sound and len(value.closed) <= CLOSED_MAX
+        sound = sound and all(0 < port < 65536 for port in value.closed)
     elif isinstance(value, Removal):
         sound = value.node == id and bool(value.by)
     elif isinstance(value, Trust):
-        held = (*value.authorities, *value.retired)
+        known = (*value.authorities, *value.retired)
         sound = id == ONLY and 0 < value.epoch < 1 << 32 and 0 <= value.stamp <= STAMP_MAX
-        sound = sound and len(value.authorities) > 0 and len(held) <= AUTHORITIES_MAX
-        sound = sound and len(value.signatures) <= len(value.authorities)
-        sound = sound and all(len(certificate) <= CERTIFICATE_MAX for certificate in held)
+        sound = sound and len(value.authorities) > 0 and len(known) <= AUTHORITIES_MAX
+        sound = sound and len(value.signatures) <= AUTHORITIES_MAX
+        sound = sound and all(len(certificate) <= CERTIFICATE_MAX for certificate in known)
     elif isinstance(value, TokenState):
         sound = id == ONLY and 0 <= value.stamp <= STAMP_MAX and len(value.nonce) <= 64
         sound = sound and len(value.void) <= VOID_MAX

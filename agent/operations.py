@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from agent.allocator import Donors, with_space
-from agent.errors import Conflict, Invalid, NotFound, Timeout
+from agent.errors import Conflict, Invalid, NotFound, Timeout, Unsupported
 from agent.model import (
     Endpoint,
     Network,
@@ -48,8 +48,18 @@ class Kernel(Protocol):
 class Cluster(Donors, Protocol):
     """What cluster/ offers to those who wait for it."""
 
-    async def wait_applied(self, version: int, seconds: float) -> list[str]:
-        """The nodes that lack `version` of ours when the time is up."""
+    async def wait_applied(
+        self, version: int, seconds: float, networks: Sequence[str] = ()
+    ) -> dict[str, str]:
+        """The nodes that lack `version` of ours, or something of these networks, when the time
+        is up, and why."""
+
+
+class Encrypter(Protocol):
+    """What encryption.py offers."""
+
+    async def require(self) -> None:
+        """Return if this host can take part in encrypted networks; Unsupported says why not."""
 
 
 class Operations:
@@ -67,11 +77,13 @@ class Operations:
         self._kernel = kernel
         self._durable = durable
         self.ports = PortHolder()
+        self.encrypter: Encrypter | None = None
 
-    async def done(self, wait: float = 0.0) -> None:
+    async def done(self, wait: float = 0.0, networks: Sequence[str] = ()) -> None:
         """Make what was changed last, and wait up to `wait` s for every live node's kernel.
 
-        Timeout names the nodes that lack it.
+        `networks` (ids) are those that it concerns: what is in another one's way on some node
+        is no reason to wait. Timeout names the nodes that lack it, and why.
         """
         version = self.node.replica.written()
         await self._durable()
@@ -83,38 +95,55 @@ class Operations:
                 await self._kernel.settle()
                 while self.node.applied(self.node.me) < version:
                     await asyncio.sleep(POLL)  # something failed, and is being tried again
+                while self.node.why_withheld(networks):
+                    await asyncio.sleep(POLL)
         except TimeoutError:
+            why = self.node.why_withheld(networks)
             raise Timeout(
-                "the change", f"is not in this node's kernel after {wait:g} s", "See its log"
+                "the change",
+                f"is not in this node's kernel after {wait:g} s" + (f" ({why})" if why else ""),
+                "See its log",
             ) from None
-        lacking = await self._cluster.wait_applied(version, deadline - time.monotonic())
+        left = deadline - time.monotonic()
+        lacking = await self._cluster.wait_applied(version, left, networks)
         if lacking:
-            names = ", ".join(sorted(self._lagging(id) for id in lacking))
+            names = ", ".join(sorted(self._lagging(id, why) for id, why in lacking.items()))
             raise Timeout(
                 "the change",
                 f"was made, but is not in the kernel of {names} after {wait:g} s",
                 "It will be as soon as they can; see 'vxmesh node ls'",
             )
 
-    def _lagging(self, id: str) -> str:
+    def _lagging(self, id: str, why: str) -> str:
         """A node that lacks a change, by name, and why, where that is known."""
-        down = self.node.condition(id).state == "unreachable"
-        return self.node.node_name(id) + (" (its agent does not answer)" if down else "")
+        if self.node.condition(id).state == "unreachable":
+            why = "its agent does not answer"
+        return self.node.node_name(id) + (f" ({why})" if why else "")
 
     # -- networks --
 
     async def create_network(self, spec: NetworkSpec, wait: float = 0.0) -> Network:
         """Make a network."""
+        await self._check_encryption(spec.encrypted, f"network {spec.name}")
         network = self.node.create_network(spec)
-        await self.done(wait)
+        await self.done(wait, [network.id])
         return network
+
+    async def _check_encryption(self, encrypted: bool, what: str) -> None:
+        """Unsupported if something encrypted cannot be on this host."""
+        if not encrypted or self.encrypter is None:
+            return
+        try:
+            await self.encrypter.require()
+        except Unsupported as error:
+            raise Unsupported(what, f"is encrypted, but {error.why}", error.fix) from None
 
     async def remove_networks(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
         """Remove networks; those that can go are gone even if a later one raises."""
         ids = [self.node.find_network(ref).id for ref in refs]
         for id in ids:
             self.node.remove_network(id)
-        await self.done(wait)
+        await self.done(wait, ids)
         return ids
 
     async def prune_networks(self, wait: float = 0.0) -> list[str]:
@@ -132,9 +161,10 @@ class Operations:
     ) -> Endpoint:
         """Make an endpoint; with `netns` (name or path), an interface in that namespace."""
         found = self.node.find_network(network)
+        await self._check_encryption(found.encrypted, f"network {network}")
         if not netns:
             endpoint = await self._allocate(found.id, spec, "")
-            await self.done(wait)
+            await self.done(wait, [found.id])
             return endpoint
         space = identify(netns)
         sandbox = self._sandbox_in(space) or Sandbox(
@@ -149,12 +179,13 @@ class Operations:
         if ifname and ifname in sandbox.ifnames:
             raise Conflict(f"interface {ifname}", "exists in that sandbox", "Choose another")
         endpoint = await self._attach(sandbox, found, spec, ifname)
-        await self.done(wait)
+        await self.done(wait, [found.id])
         return endpoint
 
     async def announce(self, network: str, lines: Sequence[bytes], wait: float = 0.0) -> int:
         """Make endpoints of existing interfaces, all of them or none; how many."""
         found = self.node.find_network(network)
+        await self._check_encryption(found.encrypted, f"network {network}")
         reserved: list[Endpoint] = []
         try:
             for start in range(0, len(lines), CHUNK):
@@ -167,7 +198,7 @@ class Operations:
             raise
         # Shielded: a caller who goes away now leaves all of them known, not some.
         await asyncio.shield(asyncio.ensure_future(self._commit(reserved)))
-        await self.done(wait)
+        await self.done(wait, [found.id])
         return len(reserved)
 
     async def _commit(self, reserved: Sequence[Endpoint]) -> None:
@@ -189,8 +220,9 @@ class Operations:
             for ref in refs:
                 ids.append(self.node.find_endpoint(ref, network)[1].endpoint.id)
                 await asyncio.sleep(0)  # a prefix is looked for among all
+        networks = list(dict.fromkeys(self.node.network_of(id) for id in ids))
         await asyncio.shield(asyncio.ensure_future(self._remove(ids)))
-        await self.done(wait)
+        await self.done(wait, networks)
         return ids
 
     async def _remove(self, ids: Sequence[str]) -> None:
@@ -229,6 +261,8 @@ class Operations:
         if not networks:
             raise Invalid("sandbox", "has no network", "Give at least one --network")
         found = [self.node.find_network(ref) for ref in dict.fromkeys(networks)]
+        for each in found:
+            await self._check_encryption(each.encrypted, f"network {each.name}")
         space = identify(f"/proc/{pid}/ns/net", pid)
         if self._sandbox_in(space):
             raise Conflict(f"process {pid}", "is in a sandbox already", "Use that one")
@@ -251,7 +285,7 @@ class Operations:
             for network, addresses in zip(found, split, strict=True):
                 own = msgspec.structs.replace(spec, name=name, addresses=addresses)
                 await self._attach(self.node.sandboxes[sandbox.id], network, own, "")
-            await self.done(wait)
+            await self.done(wait, [n.id for n in found])
         except Timeout as error:
             self.drop_sandbox(sandbox.id)
             why = f"{error.why}, so it was undone"
@@ -277,10 +311,11 @@ class Operations:
         except NotFound:
             await self._kernel.settle()
             raise
+        networks = self._networks_of(ids)
         for id in ids:
             self.drop_sandbox(id)
         await self._kernel.settle()
-        await self.done(wait)
+        await self.done(wait, networks)
         return ids
 
     def adopt(self, lives: Callable[[Sandbox], bool] = is_alive) -> None:
@@ -361,6 +396,10 @@ class Operations:
                     default="" if sandbox.default in endpoints else sandbox.default,
                 )
             )
+
+    def _networks_of(self, sandboxes: Sequence[str]) -> list[str]:
+        ids = (e for id in sandboxes for e in self.node.sandboxes[id].endpoints)
+        return list(dict.fromkeys(self.node.network_of(id) for id in ids))
 
     def _sandbox_in(self, space: Namespace) -> Sandbox | None:
         for sandbox in self.node.sandboxes.values():

@@ -40,6 +40,7 @@ class NetworkSpec:
     ipv6: bool = False
     options: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    encrypted: bool = False
 
 
 class EndpointSpec(msgspec.Struct, frozen=True, gc=False):
@@ -89,8 +90,6 @@ def parse_network(
         raise Invalid(
             f"driver {model.shorten(driver)}", "is unknown", f"Use one of {', '.join(DRIVERS)}"
         )
-    if encrypted:
-        raise Unsupported("encrypted networks", "are not in this version", "Leave --encrypted out")
     if len(subnets) > SUBNETS_MAX:
         raise Invalid(
             f"network {name}", f"has {len(subnets)} subnets", f"Give at most {SUBNETS_MAX}"
@@ -122,6 +121,9 @@ def parse_network(
                 "lies in none of the subnets",
                 "Write it as 10.1.0.64/26, with the --subnet that it is a part of",
             )
+    spoof = (options or {}).get(model.SPOOF, "deny")
+    if spoof not in ("allow", "deny"):
+        raise Invalid(f"option spoof={model.shorten(spoof)}", "is unknown", "Use allow or deny")
     lowest = MTU_MIN_V6 if ipv6 or any(s.version == 6 for s in parsed) else MTU_MIN_V4
     if mtu and not lowest <= mtu <= MTU_MAX:
         raise Invalid(f"MTU {mtu}", "is out of range", f"Use {lowest} to {MTU_MAX}")
@@ -139,6 +141,7 @@ def parse_network(
         ipv6,
         model.parse_labels(options or {}, "option"),
         model.parse_labels(labels or {}),
+        encrypted,
     )
 
 

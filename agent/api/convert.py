@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import functools
 from typing import Protocol
@@ -12,6 +13,8 @@ from agent.core.bounds import clip_time
 from agent.core.members import Member
 from agent.departures import Handover
 from agent.drivers import overlay
+from agent.drivers.wireguard import key_address
+from agent.encryption import without_key
 from agent.model import Network, Node, Publish, Sandbox, format_address, format_mac
 from agent.node import NodeState, expelled_error
 from agent.rpc import control_pb2 as control
@@ -56,6 +59,15 @@ def node(state: NodeState, health: Health, value: Node) -> pb.Node:
         keeper=value.keeper,
         certificate_ends=_certificate_ends(value.certificate),
         trust=value.trust,
+        wireguard=[
+            pb.WireguardKey(
+                public_key=base64.b64encode(key.public).decode(),
+                port=key.port,
+                generation=key.generation,
+                address=format_address(key_address(value.id, key)),
+            )
+            for key in value.wireguard
+        ],
     )
 
 
@@ -104,6 +116,7 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
         creator=state.node_name(value.creator),
         endpoints=len(members.all) if members else 0,
         conflict="; ".join(map(state.describe_conflict, state.catalogue.conflicts_of(value.id))),
+        without_key=map(state.node_name, without_key(state, value.id)),
     )
     addresses = state.addresses.get(value.id)
     if addresses:

@@ -41,6 +41,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_sandboxes": ((), "Sandboxes of this node."),
     "vxmesh_kernel_failures": ((), "Parts of the kernel's state that failed and are retried."),
     "vxmesh_drift_repaired_total": (("kind",), "What others took away or changed, put back."),
+    "vxmesh_guard_dropped_total": (("reason",), "Frames of sandboxes that the guards dropped."),
     "vxmesh_notices_total": (("kind",), "Notices told, by kind."),
     "vxmesh_replica_origins": ((), "Nodes that records are held of."),
     "vxmesh_replica_records": ((), "Records held, of all origins."),
@@ -55,6 +56,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_resolver_forwarded_total": (("transport",), "Questions sent to an upstream."),
     "vxmesh_resolver_failures_total": (("reason",), "Questions that got no proper answer."),
     "vxmesh_control_refused_total": (("reason",), "Attempts to use the agent that were refused."),
+    "vxmesh_records_refused_total": (("reason",), "Deltas that a peer could not prove."),
 }
 
 # A notice of this kind counts here: the metric, which of its fields are labels, and which one
@@ -62,7 +64,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
 COUNTED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "drift.repaired": ("vxmesh_drift_repaired_total", ("kind",), "count"),
     "control.refused": ("vxmesh_control_refused_total", ("reason",), "count"),
-    "join.refused": ("vxmesh_join_refused_total", ("reason",), ""),
+    "join.refused": ("vxmesh_join_refused_total", ("reason",), "count"),
 }
 
 # The name server's own counters (resolver/server.py, forward.py): metric and label.
@@ -85,6 +87,7 @@ RESOLVER: dict[str, tuple[str, str]] = {
             "forward_refused_busy",
             "forward_failed",
             "forward_no_upstream",
+            "flooded",
         )
     },
 }
@@ -101,6 +104,8 @@ class Sources:
     resolver: Callable[[], Awaitable[Mapping[str, int]]] | None = None  # its counters
     repair_kinds: Iterable[str] = field(default_factory=tuple)
     peer_refused: Callable[[], Mapping[str, int]] = dict  # reason -> how many
+    refused: Callable[[], Mapping[str, int]] = dict  # frames by reason
+    records_refused: Callable[[], Mapping[str, int]] = dict  # by reason
 
 
 class Metrics:
@@ -191,8 +196,14 @@ class Metrics:
             for n in networks
         }
         values.update({name: dict(held) for name, held in self._counters.items()})
-        refused = self.sources.peer_refused()
-        values["vxmesh_peer_refused_total"] = {(why,): count for why, count in refused.items()}
+        values["vxmesh_peer_refused_total"] = {
+            (reason,): float(count) for reason, count in self.sources.peer_refused().items()
+        }
+        values["vxmesh_guard_dropped_total"] = {
+            (reason,): count for reason, count in self.sources.refused().items()
+        }
+        refused = self.sources.records_refused()
+        values["vxmesh_records_refused_total"] = {(why,): n for why, n in refused.items()}
         return values
 
     async def _ask_resolver(self, values: Values) -> None:

@@ -26,6 +26,11 @@ class Caller:
     refused: Reason | None = None  # why it is no member all the same, if it is not
 
     @property
+    def is_member(self) -> bool:
+        """Whether it is a node of this cluster."""
+        return self.refused is None
+
+    @property
     def name(self) -> str:
         """As a name for `splice.connect`."""
         kind = self.refused.value if self.refused else "node"

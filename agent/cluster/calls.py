@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import grpc.aio
 
@@ -23,6 +24,8 @@ SPACE_WITHIN = 2.0  # s; for an owner to donate addresses
 AWAIT_MOST = 60.0  # s; that who asks what our kernel has is kept waiting
 ROUND_ABOUT_AFTER = 0.3  # s without an answer; then others are asked to ask
 AGAIN = 0.1  # s; after a node did not answer
+WITHHELD_AGAIN = 0.2  # s; after it said that something is in a network's way
+WHY_MAX = 300  # characters of what it says
 DENIED_AGAIN = 1.0  # s; after it was there, but one did not believe the other
 
 
@@ -52,32 +55,37 @@ async def _request_space(dialer: Dialer, node: Node, request: pb.SpaceRequest) -
         await channel.close()
 
 
+@dataclass(slots=True)
+class Question:
+    """Whether a kernel has `origin`'s records up to `version`, and all of `networks` (ids), before
+    the deadline (on the monotonic clock)."""
+
+    origin: str
+    version: int
+    deadline: float
+    networks: tuple[str, ...] = ()
+    why: str = ""  # it has not, as far as was said
+
+
 async def await_applied(
-    dialer: Dialer,
-    node: Node,
-    origin: str,
-    version: int,
-    deadline: float,
-    via: Sequence[Node] = (),
+    dialer: Dialer, node: Node, question: Question, via: Sequence[Node] = ()
 ) -> bool:
-    """Whether a node's kernel has `origin`'s records up to `version` before the deadline (on
-    the monotonic clock). One that does not answer is asked again until then.
+    """Ask a node. One that does not answer is asked again until the deadline.
 
     `via` are nodes that are asked to ask it, if it is slow: the way between us may be cut.
     """
-    ways = [asyncio.create_task(_await_applied(dialer, node, origin, version, deadline, ""))]
+    ways = [asyncio.create_task(_await_applied(dialer, node, question, ""))]
     try:
-        await asyncio.wait(ways, timeout=min(ROUND_ABOUT_AFTER, deadline - time.monotonic()))
-        if not ways[0].done():
+        left = question.deadline - time.monotonic()
+        await asyncio.wait(ways, timeout=min(ROUND_ABOUT_AFTER, left))
+        if not ways[0].done() and not question.why:  # one that says why can be reached
             ways += [
-                asyncio.create_task(
-                    _await_applied(dialer, other, origin, version, deadline, node.id)
-                )
+                asyncio.create_task(_await_applied(dialer, other, question, node.id))
                 for other in via
             ]
-        left = set(ways)
-        while left:
-            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+        running = set(ways)
+        while running:
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             if any(way.result() for way in done):
                 return True
         return False
@@ -86,18 +94,24 @@ async def await_applied(
             way.cancel()
 
 
-async def _await_applied(
-    dialer: Dialer, node: Node, origin: str, version: int, deadline: float, of: str
-) -> bool:
+async def _await_applied(dialer: Dialer, node: Node, question: Question, of: str) -> bool:
     channel = dialer.channel(node)
     try:
         stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
-        while (left := deadline - time.monotonic()) > 0:
-            seconds = min(left, AWAIT_MOST)
-            request = pb.AppliedRequest(origin=origin, version=version, seconds=seconds, node=of)
+        while (left := question.deadline - time.monotonic()) > 0:
+            request = pb.AppliedRequest(
+                origin=question.origin,
+                version=question.version,
+                seconds=min(left, AWAIT_MOST),
+                node=of,
+                networks=question.networks,
+            )
             try:
                 reply: pb.Applied = await stub.AwaitApplied(request, timeout=left)
-                if reply.version >= version:
+                question.why = reply.why[:WHY_MAX]
+                if question.why:
+                    await asyncio.sleep(min(WITHHELD_AGAIN, left))
+                elif reply.version >= question.version:
                     return True
             except grpc.aio.AioRpcError as error:
                 is_denied = isinstance(dialer.heed(error, node.id), Denied)

@@ -7,6 +7,7 @@ What stands opposite: front.py leads here; dialer.py reads what is told; identit
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import grpc
 import grpc.aio
 import msgspec
 
+from agent.cluster.admission import group
 from agent.cluster.callers import caller_of
 from agent.cluster.refusals import Reason, Refusals
+from agent.core.ratelimit import Buckets
 from agent.model import Removal, encode
 from agent.node import NodeState
 
@@ -24,6 +27,10 @@ PEER = "vxmesh.v1.Peer"
 ENROL = "vxmesh.v1.Enrol"
 REMOVAL_METADATA = "vxmesh-removal-bin"  # trailing metadata for a removed node: by whom, when
 REFUSED_METADATA = "vxmesh-refused"  # trailing metadata: a Reason
+# To enrol takes two calls. A secret cannot be guessed; this is for the CPU (a signature is made,
+# or another node asked) and the log. A dozen agents behind one address can join at once.
+ENROL_RATE, ENROL_BURST = 1.0, 30.0  # calls a second, and at once, of one address
+ENROL_KNOWN = 4096  # addresses, some 150 bytes each
 CALLS_MOST = 64  # under way at a time, as many as connections (front.py)
 MESSAGE_MOST = 64 << 10  # bytes; a request to enrol has some 2 kB
 STOP_WITHIN = 0.2  # s
@@ -31,7 +38,7 @@ STOP_WITHIN = 0.2  # s
 _removal = msgspec.msgpack.Decoder(Removal)
 
 # What people are told whose own node is refused: what is wrong, and what to do.
-AGAIN = "Give it a token and its name again: see 'vxmesh cluster token' on a node that is in"
+AGAIN = "Run 'vxmesh cluster token' on another node, and start this one with what it prints"
 TOLD = {
     Reason.NO_CERTIFICATE: ("it shows no certificate of this cluster", AGAIN),
     Reason.EXPIRED: ("its certificate has expired", AGAIN),
@@ -110,7 +117,9 @@ class OutsideServer:
 
     def __init__(self, node: NodeState, refusals: Refusals, enrol: Handlers) -> None:
         self._handlers = Outside(node, refusals)
+        self._refusals = refusals
         self._enrol = enrol
+        self._calls = Buckets(ENROL_RATE, ENROL_BURST, ENROL_KNOWN)
         self._server: grpc.aio.Server | None = None
 
     async def start(self, path: Path) -> None:
@@ -119,11 +128,27 @@ class OutsideServer:
             options=[("grpc.max_receive_message_length", MESSAGE_MOST)],
             maximum_concurrent_rpcs=CALLS_MOST,
         )
-        enrol = grpc.method_handlers_generic_handler(ENROL, dict(self._enrol))
+        limited = {name: self._limit(handler) for name, handler in self._enrol.items()}
+        enrol = grpc.method_handlers_generic_handler(ENROL, limited)
         server.add_generic_rpc_handlers((enrol, self._handlers))
         server.add_insecure_port(f"unix://{path}")
         await server.start()
         self._server = server
+
+    def _limit(self, handler: Any) -> Any:
+        """The same method, for who does not call too often."""
+
+        async def limited(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            caller = caller_of(context)
+            if not self._calls.take(group(caller.address), time.monotonic()):
+                self._refusals.note(Reason.RATE, caller.address, caller.node)
+                text = "too many attempts from this address: wait a minute"
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            return await handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            limited, handler.request_deserializer, handler.response_serializer
+        )
 
     async def stop(self) -> None:
         """End every call."""

@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from agent.cluster.callers import Caller
-from agent.cluster.calls import AWAIT_MOST, await_applied, clamp
+from agent.cluster.calls import AWAIT_MOST, Question, await_applied, clamp
 from agent.cluster.claims import Claims
 from agent.cluster.codec import delta_to_proto
 from agent.cluster.dialer import Dialer
@@ -26,7 +26,6 @@ from agent.cluster.inflight import ERRANDS_MAX, InFlight
 from agent.cluster.link import Impostor
 from agent.cluster.outside import ENROL, PEER, Handlers, OutsideServer
 from agent.cluster.refusals import Refusals
-from agent.core.replica import Delta
 from agent.errors import Conflict, Invalid
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
@@ -173,8 +172,10 @@ class PeerServer:
     async def stop(self) -> None:
         """Close the port and every stream."""
         if self._server:
+            self._front.close()
             await asyncio.gather(self._server.stop(0.2), self._outside.stop())
-        await self._front.stop()
+            await self._front.stop()
+            self._server = None
 
     def kernel_moved(self) -> None:
         """The kernel has got further: let those who wait for it look."""
@@ -199,7 +200,8 @@ class PeerServer:
                     await self._moved.wait()
             except TimeoutError:
                 break
-        return pb.Applied(version=self.node.applied(request.origin))
+        why = self.node.why_withheld(request.networks)
+        return pb.Applied(version=self.node.applied(request.origin), why=why)
 
     async def _await_for_another(
         self,
@@ -209,10 +211,9 @@ class PeerServer:
         """For one who cannot reach that node itself."""
         deadline = time.monotonic() + clamp(request.seconds, 0.0, AWAIT_MOST)
         node = self.node.nodes.get(request.node)
-        has = node and await await_applied(
-            self._dialer, node, request.origin, request.version, deadline
-        )
-        return pb.Applied(version=request.version if has else 0)
+        question = Question(request.origin, request.version, deadline, tuple(request.networks))
+        has = node and await await_applied(self._dialer, node, question)
+        return pb.Applied(version=request.version if has else 0, why=question.why)
 
     async def _sync(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
@@ -274,15 +275,7 @@ class PeerServer:
             return pb.SpaceReply(refused=refused)
         # Before the answer: a donation that a crash could undo would be an address twice.
         await self._durable()
-        delta = Delta(
-            me,
-            known,
-            self.node.version(me),
-            self.node.since(me, known),
-            self.node.floor(me),
-            known != request.known,
-            known != request.known,
-        )
+        delta = self.node.delta(me, known)
         return pb.SpaceReply(delta=delta_to_proto(delta))
 
 

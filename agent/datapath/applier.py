@@ -1,8 +1,9 @@
 """Applies desired values to the kernel, in an order in which nothing is ever let through that
-should not be: devices, then rules, then rows.
+should not be: what keeps encrypted networks from going out in the clear, devices, rules, rows;
+and before a port is made, its guard.
 
-What stands opposite: reconciler.py says what and when; networks.py, uplink.py, nftables.py
-and bulk.py know how.
+What stands opposite: reconciler.py says what and when; networks.py, uplink.py, nftables.py,
+guard.py and bulk.py know how.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ import structlog
 from agent.datapath import namespaces, nft, sandbox
 from agent.datapath.backlog import Backlog, Failures, Key
 from agent.datapath.bulk import Bulk
+from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.networks import Networks
 from agent.datapath.nft import UPLINK
 from agent.datapath.nftables import Nftables
+from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.uplink import Uplink
-from agent.drivers.base import Bridge, DesiredState, Rows
+from agent.datapath.wireguard import Wireguard
+from agent.drivers import wireguard
+from agent.drivers.base import Bridge, Closed, DesiredState, Rows
 from agent.errors import VxmeshError
 
 log = structlog.get_logger()
@@ -60,16 +65,22 @@ class Applier:
         failures: Failures,
         monitor: Monitor,
         backlog: Callable[[], Backlog],
+        data_port: int,
+        wireguard_of: str,
     ) -> None:
         """Open what is needed in our namespace and the host's; both must be there.
 
-        `backlog` is what has been noted since the one that is being worked off.
+        `backlog` is what has been noted since the one that is being worked off; `data_port`
+        VXLAN's UDP port, as it is outside WireGuard; `wireguard_of` as for Wireguard.
         """
+        self._sealed = nft.sealed(wireguard.data_port(data_port))
         self._desired, self._failures, self._backlog = desired, failures, backlog
         self._path = netns
         self.repairs = Repairs()
         self.stale_tables = True  # since the rules were loaded, a network came, changed or went
         self._forwards = False  # our rules are there, so that we may forward
+        self._closed = Closed()  # as it was loaded last
+        self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
@@ -81,9 +92,14 @@ class Applier:
             monitor.ignore(self._bulk.port)
             self._own_table = stack.enter_context(contextlib.closing(Nftables(self._netns)))
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
+            sealed = Nftables(host_netns, table=nft.SEALED)
+            self._sealed_table = stack.enter_context(contextlib.closing(sealed))
+            self._guard = stack.enter_context(contextlib.closing(Guard(self._netns)))
+            self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
+            self.wireguard = Wireguard(self._host, host_netns, netns.parent, wireguard_of)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -106,6 +122,38 @@ class Applier:
             if whole:
                 self._failures.succeeded(key)
 
+    async def seal(self) -> None:
+        """Before anything else: nothing that is for the inside of WireGuard gets out otherwise.
+
+        Fine where the kernel has no IPv6: then there is no inside, and no encrypted network.
+        """
+        if self.uplink.has_ipv6:
+            await self.wireguard.guard()
+            await self._sealed_table.load(self._sealed)
+        self._is_sealed = True
+
+    async def extend_wireguard(self, drift: bool = False) -> None:
+        """WireGuard's devices, peers and routes that are to be there; before rows lead to them.
+
+        Of a network that is encrypted nothing is made before its packets can go nowhere else.
+        """
+        devices = self._desired.wireguard()
+        if not devices:
+            return
+        await self.seal()
+        changes = await self.wireguard.extend(devices)
+        for kind, count in changes.items() if drift else ():
+            self.repairs.add(kind, count)
+
+    async def shrink_wireguard(self) -> None:
+        """Those that are not; after rows lead to them no more.
+
+        Not before all is known that peers wrote while this agent was away: a key that is not
+        known may be one that all use by now.
+        """
+        if self._desired.complete():
+            await self.wireguard.shrink(self._desired.wireguard())
+
     async def compare(
         self, interior: bool, drift: bool = False, gone: Callable[[str], None] | None = None
     ) -> None:
@@ -113,12 +161,19 @@ class Applier:
         links = await self._own.links()
         bridges = self._desired.bridges()
         await self.networks.sweep(links, bridges.values())
+        await self.attempt(("guard", 0, ""), self.guard())
         look = Look({link.name: link for link in links}, interior, True, drift, gone=gone)
         for vni in self.in_turn(self.networks.held.keys() | bridges.keys()):
             if drift:
                 await self.mend(vni, look)
             else:
                 await self.attempt(("bridge", vni, ""), self.bridge(vni, look))
+
+    async def guard(self) -> None:
+        """All ports that are to be, at once: what they send must not be lost at a restart."""
+        closed = self._desired.closed()
+        self.stale_tables |= closed != self._closed
+        await self._guard.load(self._desired.bridges().values(), closed)
 
     def in_turn(self, vnis: Iterable[int]) -> list[int]:
         """The order in which networks are made so: who gives addresses up before who gets them.
@@ -144,11 +199,15 @@ class Applier:
             if now is not None:
                 await self.attempt(("bridge", now, ""), self.bridge(now, look))
             await self.networks.remove(vni)
+            await self._guard.release(vni)
             held = None
         if bridge is None:
             if self._failures.forget(vni):
                 await self._sweep()
             return
+        await self._guard.admit(bridge)  # so that no port is ever there without it
+        if bridge.encrypted and not self._is_sealed:
+            await self.seal()  # or there is no such network here
         changed = held is None or _without_ports(held.bridge) != _without_ports(bridge)
         resized = held is not None and held.bridge.mtu != bridge.mtu
         fresh = False
@@ -163,11 +222,13 @@ class Applier:
             await self._all_rows(held.vxlan, vni, fresh, False)
             await self.networks.hand_over(elsewhere, vni)
             await self.networks.remove(elsewhere)
+            await self._guard.release(elsewhere)
             fresh = False
         if self._failures.forget(vni, bridge.ports):
             await self._sweep()
         for endpoint in held.ports.keys() - bridge.ports.keys():
             await self.networks.detach(vni, endpoint)
+        await self._guard.release(vni, bridge.ports)
         for endpoint, port in bridge.ports.items():
             looked = look is not None and (look.only is None or endpoint in look.only)
             if not (looked or resized) and held.ports.get(endpoint, (None, 0))[0] == port:
@@ -230,10 +291,16 @@ class Applier:
         """The rules of both namespaces."""
         self.stale_tables = False  # whatever comes of it: a failure has its own next attempt
         bridges = self._bridges()
+        if self.uplink.has_ipv6:
+            await self._sealed_table.load(self._sealed)
         await self._own_table.load(nft.own(bridges))
         await self._set_sysctls(namespaces.FORWARDING)
         self._forwards = True
-        await self._host_table.load(nft.host(bridges, self._desired.forwards()))
+        closed = self._desired.closed()
+        if closed != self._closed:
+            await self._guard.close_off(closed)
+        await self._host_table.load(nft.host(bridges, self._desired.forwards(), closed))
+        self._closed = closed
 
     async def routes(self) -> None:
         """The host's routes to the networks that may be reached from it."""
@@ -319,13 +386,19 @@ class Applier:
 
     async def check_tables(self, told: bool) -> None:
         """Rules that somebody else changed; `told` as for Nftables.check."""
-        for table in (self._own_table, self._host_table):
+        for table in (self._sealed_table, self._own_table, self._guard.table, self._host_table):
             self.repairs.add("nft", not await table.check(told))
 
     async def check_routes(self) -> None:
         """The host's routes to our networks, against what it really has."""
         await self.uplink.read_routes()
         self.repairs.add("route", await self.uplink.set_routes(_outward(self._bridges())))
+
+    async def check_wireguard(self) -> None:
+        """WireGuard's devices and routes, and the route that keeps its inside apart."""
+        if self.uplink.has_ipv6:
+            self.repairs.add("route", await self.wireguard.guard())
+        await self.extend_wireguard(drift=True)
 
     async def check_sysctls(self) -> None:
         """Those of our namespace, and what we need of the host's."""

@@ -22,6 +22,7 @@ from agent.datapath.cleanup import remove_everything
 from agent.datapath.drift import Drift
 from agent.datapath.monitor import RECEIVE_BUFFER, Events, Monitor
 from agent.datapath.mountwatch import MountWatch
+from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import Repair
 from agent.datapath.tablemonitor import TableMonitor
 from agent.drivers.base import DesiredState
@@ -31,10 +32,13 @@ log = structlog.get_logger()
 
 AUDIT_INTERVAL = 20.0  # s; in which every network is compared whole once, one after the other
 REPORT_INTERVAL = 1.0  # s between two reports of repairs
+REFUSALS_INTERVAL = 5.0  # s between two looks at what the guards dropped, 1 ms each
 HOST = 0  # among VNIs: what there is once a host
+DATA_PORT = 4789  # RFC 7348
 
 
-HOLDS = ("bridge", "rows", "tables", "everything")  # failures after which nothing is in force
+HOLDS = ("tables", "wireguard", "everything")  # failures after which nothing is in force
+WITHHOLDS = ("bridge", "rows")  # and those after which all but one network is
 
 
 class Reconciler:
@@ -46,20 +50,31 @@ class Reconciler:
         run_dir: Path,
         *,
         on_applied: Callable[[object], None] = lambda mark: None,
+        on_withheld: Callable[[dict[str, str]], None] = lambda networks: None,
         on_port_gone: Callable[[str], None] = lambda endpoint: None,
         on_repair: Callable[[Repair], None] = lambda repair: None,
+        on_refusal: Callable[[Refusal], None] = lambda refusal: None,
         host_netns: str = "/proc/self/ns/net",
         audit_interval: float = AUDIT_INTERVAL,
+        refusals_interval: float = REFUSALS_INTERVAL,
         monitor_buffer: int = RECEIVE_BUFFER,
+        data_port: int = DATA_PORT,
+        wireguard: str = "auto",
     ) -> None:
         """Our own namespace is at run_dir/netns, the host's at `host_netns`.
 
-        `on_applied` is given desired.mark() once what it stands for has been attempted;
+        `on_applied` is given desired.mark() once what it stands for has been attempted, and
+        just before it `on_withheld` the networks that lack something all the same, and why;
         `on_port_gone` the id of an endpoint whose sandbox's namespace exists no longer;
-        `on_repair` what was put back that nobody asked for, a kind at a time.
+        `on_repair` what was put back that nobody asked for, a kind at a time; `on_refusal`,
+        every `refusals_interval` s, what a port sent and the guards dropped. `data_port` is
+        VXLAN's UDP port, as it is outside WireGuard; `wireguard` whose that is: kernel, go, auto.
         """
+        self._data_port, self._wireguard = data_port, wireguard
         self.netns = run_dir / "netns"
         self.on_applied, self.on_port_gone, self.on_repair = on_applied, on_port_gone, on_repair
+        self.on_withheld = on_withheld
+        self.on_refusal, self._refusals_interval = on_refusal, refusals_interval
         self._desired = desired
         self._host_netns = host_netns
         self._audit_interval, self._monitor_buffer = audit_interval, monitor_buffer
@@ -90,6 +105,11 @@ class Reconciler:
     def touch_forwards(self) -> None:
         """The published ports."""
         self._backlog.forwards = True
+        self._wake.set()
+
+    def touch_wireguard(self) -> None:
+        """WireGuard's devices and their peers."""
+        self._backlog.wireguard = True
         self._wake.set()
 
     def touch_nothing(self) -> None:
@@ -126,24 +146,61 @@ class Reconciler:
             bridge = self._desired.bridge(vni) if kind in ("bridge", "rows") else None
             if port == endpoint or (bridge and endpoint in bridge.ports):
                 raise type(error)(error.what, error.why, error.fix)
+            if kind == "wireguard" and self._is_encrypted(endpoint):
+                raise type(error)(error.what, error.why, error.fix)
+
+    def _is_encrypted(self, endpoint: str) -> bool:
+        return any(
+            bridge.encrypted and endpoint in bridge.ports
+            for bridge in self._desired.bridges().values()
+        )
+
+    async def sessions(self, device: str) -> dict[bytes, float]:
+        """Public key of each peer of a WireGuard device -> when the last handshake with it was
+        completed, s since the epoch; 0 if none was."""
+        return await self._applier.wireguard.sessions(device) if self._applier else {}
 
     @property
     def repairs(self) -> Counter[str]:
         """What was put back without being asked for, by kind; see repairs.KINDS."""
         return self._applier.repairs.total if self._applier else Counter()
 
+    @property
+    def refused(self) -> Counter[str]:
+        """How many frames the guards dropped, by reason; see guardrules.REASONS."""
+        return self._applier.refusals.total if self._applier else Counter()
+
     def failures(self) -> list[VxmeshError]:
         """What could not be applied and is being tried again."""
         return list(self._failures.items().values())
 
     def _note_applied(self, mark: object) -> None:
-        """Tell, unless a network, its rows or the rules failed: a retry that succeeds tells then.
+        """Tell, unless the rules failed: a retry that succeeds tells then.
 
-        A port that failed is its caller's to know, who asked `settle` for it. What concerns the
-        host alone (a route of somebody else's in our way) is no reason to hold all others up.
+        What is in one network's way (a device of somebody else's with its VNI) holds up just
+        that one. A port that failed is its caller's to know, who asked `settle` for it. What
+        concerns the host alone (a route of somebody else's in our way) holds up nobody.
         """
-        if not any(kind in HOLDS for kind, _, _ in self._failures.items()):
-            self.on_applied(mark)
+        failures = self._failures.items()
+        if any(kind in HOLDS for kind, _, _ in failures):
+            return
+        withheld: dict[str, str] = {}
+        for (kind, vni, _), error in failures.items():
+            if kind not in WITHHOLDS:
+                continue
+            networks = self._networks_of(vni)
+            if not networks:
+                return  # nobody can tell whom it concerns: all
+            for network in networks:
+                withheld[network] = f"{error.what} {error.why}"
+        self.on_withheld(withheld)
+        self.on_applied(mark)
+
+    def _networks_of(self, vni: int) -> set[str]:
+        """The ids of those that have a VNI here: that which should, and that which still does."""
+        held = self._applier.networks.held.get(vni) if self._applier else None
+        bridges = (self._desired.bridge(vni), held.bridge if held else None)
+        return {bridge.network for bridge in bridges if bridge}
 
     # -- life --
 
@@ -170,6 +227,8 @@ class Reconciler:
                 self._failures,
                 monitor,
                 lambda: self._backlog,
+                self._data_port,
+                self._wireguard,
             )
             stack.callback(applier.close)
             self._drift = Drift(
@@ -177,21 +236,26 @@ class Reconciler:
                 applier.networks,
                 applier.inspection,
                 applier.uplink,
+                applier.wireguard,
                 lambda endpoint: self.on_port_gone(endpoint),
             )
             self._applier = applier
+            # A failure stops no other network; those that are encrypted are not made before.
+            await applier.attempt(("tables", 0, ""), applier.seal())
             await applier.uplink.ensure()
             await applier.uplink.read_routes()
             self._begin()
             mark = self._desired.mark()
+            await applier.attempt(("wireguard", 0, ""), applier.extend_wireguard())
             await applier.compare(interior=True, gone=lambda e: self.on_port_gone(e))
+            await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
             await self._rules(applier)
             self._note_applied(mark)
             self._end()
             self._stack = stack.pop_all()
         applier.repairs.clear()  # until here it was not drift but the time without an agent
-        work, audit = self._work(applier), self._audit(applier)
-        self._tasks = [asyncio.create_task(work), asyncio.create_task(audit)]
+        works = self._work(applier), self._audit(applier), self._look_at_refusals(applier)
+        self._tasks = [asyncio.create_task(work) for work in works]
 
     async def stop(self, remove: bool = False) -> None:
         """End the work. The kernel stays as it is, so that traffic goes on; unless `remove`."""
@@ -262,6 +326,9 @@ class Reconciler:
 
     async def _apply(self, applier: Applier, backlog: Backlog) -> None:
         """The part of a backlog that was asked for."""
+        wireguard = backlog.wireguard or backlog.everything
+        if wireguard:
+            await applier.attempt(("wireguard", 0, ""), applier.extend_wireguard())
         if backlog.everything:
             await applier.compare(interior=False)
         else:
@@ -275,6 +342,8 @@ class Reconciler:
         for vni, (macs, addresses) in backlog.rows.items():
             rows = applier.rows(vni, list(macs), list(addresses))
             await applier.attempt(("rows", vni, ""), rows, whole=False)
+        if wireguard:
+            await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
 
     async def _repair(self, applier: Applier, backlog: Backlog) -> None:
         """The part that nobody asked for: whatever has to be changed now is drift."""
@@ -285,6 +354,8 @@ class Reconciler:
             await applier.attempt(("namespace", 0, ""), applier.check_namespace())
         if backlog.uplink:
             await applier.attempt(("uplink", 0, ""), applier.mend_uplink())
+        if backlog.tunnels:
+            await applier.attempt(("wireguard", 0, ""), applier.check_wireguard())
         if backlog.sysctls:
             await applier.attempt(("sysctls", 0, ""), applier.check_sysctls())
         if backlog.strangers:
@@ -321,6 +392,8 @@ class Reconciler:
             self._backlog.again.add(vni)
         elif kind in ("tables", "routes"):
             self._backlog.forwards = True
+        elif kind in ("wireguard", "wireguard-rest"):
+            self._backlog.wireguard = True
         elif kind == "audit":
             self._failures.succeeded(key)  # a network that is gone by now would stand for ever
             self._backlog.audits.add(vni)
@@ -348,6 +421,17 @@ class Reconciler:
             else:
                 self._backlog.audits.add(turn[-1])
             self._wake.set()
+
+    async def _look_at_refusals(self, applier: Applier) -> None:
+        while True:
+            await asyncio.sleep(self._refusals_interval)
+            try:
+                refusals = await applier.refusals.read()
+            except VxmeshError as error:
+                log.debug("guards.unreadable", error=str(error))  # deleted, and about to be back
+                continue
+            for refusal in refusals:
+                self.on_refusal(refusal)
 
     # -- what others did --
 

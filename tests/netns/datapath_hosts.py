@@ -25,7 +25,7 @@ from typing import Any
 
 from agent.datapath import namespaces
 from agent.datapath.reconciler import Reconciler
-from agent.drivers.base import Bridge, Forward, Port, Rows
+from agent.drivers.base import Bridge, Closed, Forward, Port, Rows, WireguardDevice
 from agent.model import parse_address
 from agent.syscalls import in_netns
 
@@ -76,8 +76,10 @@ class Desired:
         self.fdb: dict[int, dict[bytes, bytes]] = {}
         self.neighbours: dict[int, dict[bytes, bytes]] = {}
         self.published: tuple[Forward, ...] = ()
+        self.closes = Closed()
         self.version = 0
         self.all_known = True
+        self.devices: tuple[WireguardDevice, ...] = ()
 
     def bridges(self) -> dict[int, Bridge]:
         return dict(self.networks)
@@ -98,8 +100,14 @@ class Desired:
     def forwards(self) -> tuple[Forward, ...]:
         return self.published
 
+    def closed(self) -> Closed:
+        return self.closes
+
     def mark(self) -> object:
         return self.version
+
+    def wireguard(self) -> tuple[WireguardDevice, ...]:
+        return self.devices
 
 
 class Sandbox:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from agent.core.replica import Record
+from agent.core.seals import Seal
 from agent.errors import Unavailable, VxmeshError
 from agent.model import Sandbox
-from agent.store import Batch, Holes, PeerBatch, must_outlive_power
+from agent.store import Batch, Holes, PeerBatch, must_outlive_power, spans
 from tests.sim.network import Clock
 
 T = TypeVar("T")
@@ -124,12 +125,19 @@ class Content:
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
     peers: dict[str, tuple[int, int]] = field(default_factory=dict)  # version, floor
     peer_records: dict[str, dict[str, Record]] = field(default_factory=dict)
+    peer_seals: dict[str, list[Seal]] = field(default_factory=dict)
 
     def copy(self) -> Content:
         """One that can be changed by itself."""
         peers = {origin: dict(rows) for origin, rows in self.peer_records.items()}
+        seals = {origin: list(rows) for origin, rows in self.peer_seals.items()}
         return Content(
-            dict(self.meta), dict(self.records), dict(self.sandboxes), dict(self.peers), peers
+            dict(self.meta),
+            dict(self.records),
+            dict(self.sandboxes),
+            dict(self.peers),
+            peers,
+            seals,
         )
 
     def apply(self, batch: Batch | PeerBatch) -> None:
@@ -137,13 +145,18 @@ class Content:
         if isinstance(batch, PeerBatch) and batch.gone:
             self.peers.pop(batch.origin, None)
             self.peer_records.pop(batch.origin, None)
+            self.peer_seals.pop(batch.origin, None)
             return
         if isinstance(batch, PeerBatch):
             rows = self.peer_records.setdefault(batch.origin, {})
-            _replace(rows, batch.records, batch.replace, batch.floor)
+            _replace(rows, batch.records, batch.replace)
             self.peers[batch.origin] = (batch.version, batch.floor)
+            kept = [] if batch.replace or batch.reseal else self.peer_seals.get(batch.origin, [])
+            for first, last in spans(batch.seals):
+                kept = [seal for seal in kept if not (first <= seal.first and seal.last <= last)]
+            self.peer_seals[batch.origin] = sorted([*kept, *batch.seals])
             return
-        _replace(self.records, batch.records, batch.replace, batch.floor)
+        _replace(self.records, batch.records, batch.replace)
         if batch.replace:
             self.sandboxes.clear()
         if batch.version:
@@ -158,12 +171,16 @@ class Content:
                 self.sandboxes[id] = sandbox
 
 
-def _replace(rows: dict[str, Record], new: list[Record], whole: bool, floor: int) -> None:
+def _replace(rows: dict[str, Record], new: list[Record], whole: bool) -> None:
     if whole:
         rows.clear()
     rows.update((record.key, record) for record in new)
-    for key in [k for k, r in rows.items() if not r.value and r.version <= floor]:
-        del rows[key]
+
+
+def _living(rows: dict[str, Record], floor: int) -> list[Record]:
+    """As the store reads its log: without the tombstones up to the floor."""
+    living = (record for record in rows.values() if record.value or record.version > floor)
+    return sorted(living, key=lambda record: record.version)
 
 
 Transaction = list[Batch | PeerBatch]
@@ -196,14 +213,20 @@ class Disk:
 
     def load(self) -> tuple[dict[str, str], list[Record], list[Sandbox]]:
         found = self._content(len(self._tail))
-        records = sorted(found.records.values(), key=lambda r: r.version)
+        records = _living(found.records, int(found.meta.get("floor", 0)))
         return found.meta, records, list(found.sandboxes.values())
 
     def load_peers(self) -> list[PeerBatch]:
         found = self._content(len(self._tail))
         return [
-            PeerBatch(o, sorted(found.peer_records[o].values(), key=lambda r: r.version), *marks)
-            for o, marks in found.peers.items()
+            PeerBatch(
+                o,
+                _living(found.peer_records[o], floor),
+                version,
+                floor,
+                seals=found.peer_seals.get(o, []),
+            )
+            for o, (version, floor) in found.peers.items()
         ]
 
     def set_meta(self, values: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -303,8 +303,10 @@ class Wire:
         """As cluster/detector.py: `leave`."""
         self.left.append(self.me)
 
-    async def wait_applied(self, version: int, seconds: float) -> list[str]:
-        return list(self.lagging)
+    async def wait_applied(
+        self, version: int, seconds: float, networks: Sequence[str] = ()
+    ) -> dict[str, str]:
+        return dict.fromkeys(self.lagging, "")
 
     async def request_space(
         self, owner: str, network: Network, family: int, ranges: list[Range]

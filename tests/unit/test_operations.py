@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -27,8 +28,10 @@ class SlowKernel:
 class Alone:
     """A cluster of one."""
 
-    async def wait_applied(self, version: int, seconds: float) -> list[str]:
-        return []
+    async def wait_applied(
+        self, version: int, seconds: float, networks: Sequence[str] = ()
+    ) -> dict[str, str]:
+        return {}
 
     async def request_space(
         self, owner: str, network: Network, family: int, ranges: list[Range]

@@ -175,11 +175,7 @@ async def _call(
     credentials = grpc.ssl_channel_credentials(roots)
     channel = grpc.aio.secure_channel(target, credentials, [*OPTIONS, named])
     try:
-        async with asyncio.timeout(CONNECT_WITHIN):
-            await channel.channel_ready()
         return await call_enrol(channel, method, request, reply, ANSWER_WITHIN)
-    except TimeoutError:
-        raise Unavailable(f"agent at {target}", "does not answer") from None
     except grpc.aio.AioRpcError as error:
         raise Unavailable(
             f"agent at {target}", f"does not answer ({error.code().name}: {error.details()})"[:300]

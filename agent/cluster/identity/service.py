@@ -2,7 +2,7 @@
 
 One task looks at everything in turn, whenever a record that matters has come and when a time has:
 whom to trust (statements.py), whether the certificate is to be renewed (renewal.py), who is to
-keep the CA's key (keepers.py), and how far a change of the CA is (rotation.py). Whatever changes
+keep the CA's key (custody.py), and how far a change of the CA is (rotation.py). Whatever changes
 is on disk first, then in the keyring, then told in the node's record.
 What stands opposite: this file on the other nodes; desk.py, which is asked by them.
 """
@@ -16,38 +16,31 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
-import grpc.aio
 import msgspec
 import structlog
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.cluster.dialer import OPTIONS, target_of
 from agent.cluster.identity import authority as ca
-from agent.cluster.identity import keepers, renewal, requests, rotation, statements
+from agent.cluster.identity import renewal, requests, rotation, statements
+from agent.cluster.identity.custody import Custody, read_key
 from agent.cluster.identity.desk import Desk, ask_keepers
-from agent.cluster.identity.enrol import call_enrol, read_issued
+from agent.cluster.identity.enrol import read_issued
 from agent.cluster.identity.files import Files, Held, with_keys
 from agent.cluster.identity.founding import issue_own
+from agent.cluster.identity.plight import Plight
 from agent.cluster.identity.rotation import INTRODUCING, STEADY, Member
 from agent.cluster.trust import Keyring
-from agent.errors import Invalid, Unavailable, VxmeshError
+from agent.errors import Invalid, VxmeshError
 from agent.model import Node, Trust
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
-from agent.unreadable import UNREADABLE
 from agent.views import Change
 
 log = structlog.get_logger()
 
 LOOK_EVERY = 30.0  # s; clocks are set, and a node can be gone without a record that says so
 BUSY_EVERY = 1.0  # s; while something is under way
-HAND_WITHIN = 3.0  # s
-HAND_AGAIN = 5.0  # s; after a node did not take the key
-SURPLUS_FOR = 300.0  # s; a node that is back for a moment must not cost another one its key
 SPREAD = 0.01  # s a node; over which all ask for another certificate when the CA has changed
 SPREAD_MOST = 10.0  # s
-KEY_MAX = 1024  # bytes of DER; ours have 138
 
 
 class Identity:
@@ -70,10 +63,6 @@ class Identity:
         self._task: asyncio.Task[None] | None = None
         self._retry_at = 0.0
         self._ended = ""  # the certificate whose end was told
-        self._given: set[str] = set()  # who has been handed the key of the CA that is to come
-        self._hand_after: dict[str, float] = {}  # node that did not take it -> monotonic
-        self._surplus_since: float | None = None
-        self._said_behind = False
 
     def describe(self, node: Node) -> Node:
         """A node's record with what others are to know of its identity."""
@@ -88,6 +77,8 @@ class Identity:
         """The node whose identity this is; before anything else is called."""
         self.node = node
         self.desk = Desk(self, node)
+        self.custody = Custody(self)
+        self._plight = Plight(self)
         node.listeners.append(self._changed)
 
     async def start(self) -> None:
@@ -125,7 +116,7 @@ class Identity:
             await asyncio.sleep(0.02)  # what comes together is looked at together
 
     def _pause(self, busy: bool) -> float:
-        at = max(renewal.due(self.held.certificate), self._retry_at)
+        at = max(self._due(), self._retry_at)
         most = BUSY_EVERY if busy else self._look_every
         return min(max(at - self.now(), 0.02), most)
 
@@ -134,9 +125,9 @@ class Identity:
         await self._adopt()
         self._repeat()
         await self._renew()
-        busy = await self._hand_on()
-        await self._drop_surplus()
-        return await self._advance() or busy
+        busy = await self.custody.look()
+        busy = await self._advance() or busy
+        return await self._plight.look() or busy
 
     async def _take(self, held: Held) -> None:
         """Let an identity hold that is on disk already."""
@@ -161,7 +152,7 @@ class Identity:
         if held.keys != before.keys:
             await asyncio.to_thread(self._files.save_keys, held.keys)
         if trust.phase == STEADY:
-            self._given.clear()
+            self.custody.given.clear()
         await self._take(held)
         self._tell_phase(trust)
 
@@ -196,12 +187,19 @@ class Identity:
 
     # -- the certificate --
 
+    def _is_of_issuer(self) -> bool:
+        """Whether this node's certificate is of the CA that issues now."""
+        authorities = self.held.trust.authorities
+        return ca.issuer_of(self.held.certificate, authorities) == authorities[0]
+
+    def _due(self) -> float:
+        return renewal.due(self.held.certificate) if self._is_of_issuer() else 0.0
+
     async def _renew(self) -> None:
         held, now = self.held, self.now()
-        other = ca.issuer_of(held.certificate, held.trust.authorities) != held.trust.authorities[0]
-        if now < self._retry_at or (now < renewal.due(held.certificate) and not other):
+        if now < max(self._due(), self._retry_at):
             return
-        if other and held.issuing is None and not self._retry_at:
+        if not self._is_of_issuer() and held.issuing is None and not self._retry_at:
             # All nodes come to know of it at once, and the keepers are few.
             self._retry_at = now + random.random() * min(SPREAD_MOST, SPREAD * len(self.node.nodes))
             return
@@ -253,67 +251,10 @@ class Identity:
 
     # -- the CA's key --
 
-    def _live_keepers(self) -> list[str]:
-        """Those that keep the key and are there, or may be back in a moment."""
-        return [n.id for n in self.node.nodes.values() if n.keeper and not self._away(n.id)]
-
-    def _away(self, id: str) -> bool:
-        if id == self.node.me:
-            return False
-        return id in self.node.withdrawn or self.node.condition(id).state == "left"
-
-    async def _hand_on(self) -> bool:
-        """See that enough nodes keep the key; whether there is more to do soon."""
-        held, now = self.held, time.monotonic()
-        if held.issuing is None:
-            return False
-        others = [
-            n.id
-            for n in self.node.nodes.values()
-            if n.certificate
-            and not n.keeper
-            and n.trust == held.trust.epoch
-            and self._hand_after.get(n.id, 0.0) <= now
-            and self.node.condition(n.id).state == "alive"
-            and n.id != self.node.me
-        ]
-        heir = keepers.choose_heir(self.node.me, self._live_keepers(), others)
-        if heir is None:
-            return any(after > now for after in self._hand_after.values())
-        if await self._hand_to(heir, [a.key for a in held.keys]):
-            log.info("ca.handed", to=heir, name=self.node.node_name(heir))
-        self._hand_after[heir] = now + HAND_AGAIN  # its record says soon that it has it
-        return True
-
-    async def _hand_to(self, id: str, keys: Sequence[ec.EllipticCurvePrivateKey]) -> bool:
-        node = self.node.nodes[id]
-        channel = self.keyring.channel(target_of(node), id, OPTIONS)
-        try:
-            async with asyncio.timeout(HAND_WITHIN):
-                await channel.channel_ready()
-                for key in keys:
-                    parcel = pb.KeyParcel(key=_der(key))
-                    reply = await call_enrol(channel, "HandKey", parcel, pb.KeyTaken, HAND_WITHIN)
-                    if reply.refused:
-                        raise Unavailable(f"node {node.name}", f"refuses it: {reply.refused}")
-            return True
-        except (TimeoutError, grpc.aio.AioRpcError, Unavailable) as error:
-            log.info("ca.not_handed", to=id, name=node.name, error=str(error) or "timeout")
-            return False
-        finally:
-            await channel.close()
-
     async def take_key(self, key: bytes) -> None:
         """A keeper hands us the key (PKCS #8, DER) of a CA; Invalid if it is of none that is
         trusted here."""
-        try:
-            if len(key) > KEY_MAX:
-                raise ValueError("too long")
-            found = serialization.load_der_private_key(key, password=None)
-        except UNREADABLE as error:
-            raise Invalid("key", f"is malformed ({error})"[:100]) from None
-        if not isinstance(found, ec.EllipticCurvePrivateKey):
-            raise Invalid("key", "is of no CA")
+        found = read_key(key)
         async with self._changing:
             before = self.held
             held = with_keys(before, [*(a.key for a in before.keys), found])
@@ -321,24 +262,25 @@ class Identity:
                 raise Invalid("key", "is of no CA that is trusted here")
             if len(held.keys) == len(before.keys):
                 return
-            await asyncio.to_thread(self._files.save_keys, held.keys)
-            await self._take(held)
+            await self.keep(held)
             self._repeat()
         if before.issuing is None and held.issuing:
             self.node.tell("ca.keeper", "this node keeps the CA's key from now on")
 
-    async def _drop_surplus(self) -> None:
-        surplus = keepers.is_surplus(self.node.me, self._live_keepers())
-        if not surplus or self.held.trust.phase != STEADY or self.held.issuing is None:
-            self._surplus_since = None
-            return
-        now = time.monotonic()
-        self._surplus_since = self._surplus_since if self._surplus_since is not None else now
-        if now - self._surplus_since >= SURPLUS_FOR:
-            held = replace(self.held, keys=())
-            await asyncio.to_thread(self._files.save_keys, ())
-            await self._take(held)
-            self.node.tell("ca.keeper", "enough others keep the CA's key: this node has dropped it")
+    async def keep(self, held: Held) -> None:
+        """Let other keys of CAs be on disk, and hold."""
+        await asyncio.to_thread(self._files.save_keys, held.keys)
+        await self._take(held)
+
+    def live_keepers(self) -> list[str]:
+        """Those that keep the key and are there, or may be back in a moment."""
+        return [n.id for n in self.node.nodes.values() if n.keeper and not self.is_away(n.id)]
+
+    def is_away(self, id: str) -> bool:
+        """Whether another node has left or counts as gone."""
+        if id == self.node.me:
+            return False
+        return id in self.node.withdrawn or self.node.condition(id).state == "left"
 
     # -- a change of the CA --
 
@@ -348,11 +290,11 @@ class Identity:
         return [
             Member(
                 n.id,
-                self._away(n.id),
+                self.is_away(n.id),
                 n.trust,
                 ca.issuer_of(n.certificate, authorities) if n.certificate else None,
                 n.keeper,
-                n.id in self._given or n.id == self.node.me,
+                n.id in self.custody.given or n.id == self.node.me,
             )
             for n in self.node.nodes.values()
         ]
@@ -363,35 +305,19 @@ class Identity:
         if held.trust.phase == STEADY or len(held.keys) < len(held.trust.authorities):
             return False
         by = held.trust.by
-        gone = by not in self.node.nodes or self._away(by)
-        return by == me or (gone and me == min(self._live_keepers(), default=""))
+        gone = by not in self.node.nodes or self.is_away(by)
+        return by == me or (gone and me == min(self.live_keepers(), default=""))
 
     async def _advance(self) -> bool:
         if not self.drives():
             return False
         trust = self.held.trust
         if trust.phase == INTRODUCING:
-            await self._spread_key()
+            await self.custody.spread(trust.authorities[1])
         following = rotation.advance(trust, self.members(), self._stamp())
         if following:
             await self._state(following)
         return self.held.trust.phase != STEADY
-
-    async def _spread_key(self) -> None:
-        """Give the keepers that trust the new CA its key."""
-        held = self.held
-        new = held.authority(held.trust.authorities[1])
-        assert new is not None
-        ready = [
-            n.id
-            for n in self.node.nodes.values()
-            if n.keeper
-            and n.trust == held.trust.epoch
-            and n.id not in self._given | {self.node.me}
-            and not self._away(n.id)
-        ]
-        done = await asyncio.gather(*(self._hand_to(id, [new.key]) for id in ready))
-        self._given |= {id for id, taken in zip(ready, done, strict=True) if taken}
 
     async def state_next(self, authority: ca.Authority) -> None:
         """Begin a change to another CA; under `changing`."""
@@ -399,7 +325,7 @@ class Identity:
         # Before anybody hears of it: who states that a CA is to be trusted must have its key.
         await asyncio.to_thread(self._files.save_keys, held.keys)
         self.held = held
-        self._given.clear()
+        self.custody.given.clear()
         trust = self.held.trust
         await self._state(
             rotation.introduce(trust, authority.certificate, self.node.me, self._stamp())
@@ -428,18 +354,10 @@ class Identity:
 
     def away(self) -> list[str]:
         """The other nodes that are away, by id."""
-        return [id for id in self.node.nodes if self._away(id)]
+        return [id for id in self.node.nodes if self.is_away(id)]
 
     def _names(self, ids: Sequence[str]) -> str:
         return ", ".join(sorted(self.node.node_name(id) for id in ids))
-
-
-def _der(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.DER,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
 
 
 def _text(seconds: float) -> str:

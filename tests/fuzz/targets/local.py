@@ -62,9 +62,11 @@ class Settled:
         """Done."""
         self._node.kernel_has(self._node.versions())
 
-    async def wait_applied(self, version: int, seconds: float) -> list[str]:
+    async def wait_applied(
+        self, version: int, seconds: float, networks: Sequence[str] = ()
+    ) -> dict[str, str]:
         """Everybody has it."""
-        return []
+        return {}
 
     async def request_space(
         self, owner: str, network: model.Network, family: int, ranges: list[Range]
@@ -79,6 +81,9 @@ class Offices:
     async def remove_nodes(self, refs: Sequence[str], wait: float) -> list[str]:
         """None of them."""
         return []
+
+    async def rotate(self) -> None:
+        """No key is changed."""
 
     async def join_token(self, rotate: bool) -> pb.JoinToken:
         """One that is none."""
@@ -131,7 +136,9 @@ def make_control(state: NodeState) -> Control:
     made = Operations(state, settled, settled, _durable)
     made.ports = offices
     watchers = Watchers(state, world.Rtt())
-    servicer = Control(state, made, offices, world.Rtt(), offices, watchers, offices, offices)
+    servicer = Control(
+        state, made, offices, world.Rtt(), offices, watchers, offices, offices, offices
+    )
     servicer.users = offices
     return servicer
 

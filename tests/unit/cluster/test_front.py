@@ -9,12 +9,9 @@ import asyncio
 import contextlib
 import dataclasses
 import random
-import shutil
 import ssl
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -35,6 +32,7 @@ from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
 from agent.rpc import peer_pb2_grpc as pb_grpc
 from agent.views import Change
+from tests.directories import run_dir
 from tests.identities import CLUSTER, Authority, authority
 
 HOST = "127.0.0.7"
@@ -56,7 +54,7 @@ class Port:
             self.node.nodes[str(index) * 16] = record(str(index) * 16, address)
         self.events: list[dict[str, str]] = []
         self.node.listeners.append(self._note)
-        self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))
+        self.run_dir = run_dir()
         self.keyring = keyring or authority().keyring(ME)
         self.refusals = Refusals(self.node)
         self.enrolled: list[Caller] = []
@@ -110,7 +108,6 @@ class Port:
 
     async def stop(self) -> None:
         await self.server.stop()
-        shutil.rmtree(self.run_dir)
 
 
 def free_port() -> int:
@@ -398,6 +395,20 @@ async def test_one_address_cannot_hold_many_places_outside(port: Port) -> None:
     assert port.counted() == {"expired": 5, "busy": 1}
     for channel in channels:
         await channel.close()
+
+
+async def test_attempts_to_enrol_are_limited_by_address(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Keyring(authority().credentials(FRIEND, -100, -1))
+    async with dialled(port, late) as channel:
+        answers = [await call(channel, "/vxmesh.v1.Enrol/Join", b"guess") for _ in range(60)]
+    assert 30 <= len(port.enrolled) < 60
+    assert answers.count(b"welcome") == len(port.enrolled)
+    last = answers[-1]
+    assert isinstance(last, grpc.aio.AioRpcError)
+    assert last.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert port.refusals.counts["rate"] == 60 - len(port.enrolled)
 
 
 async def test_a_stranger_that_sends_very_much_is_cut_off(

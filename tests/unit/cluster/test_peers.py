@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -18,12 +15,15 @@ import pytest
 
 from agent.cluster import link as link_module
 from agent.cluster import peers as peers_module
+from agent.cluster.codec import delta_to_proto
 from agent.cluster.dialer import Dialer
 from agent.cluster.outside import find_refusal
 from agent.cluster.peers import Peers
 from agent.cluster.reach import Reach
 from agent.cluster.refusals import Reason
 from agent.cluster.server import SYNC
+from agent.cluster.trust import Keyring
+from agent.core.replica import Delta, Record
 from agent.core.topology import neighbours
 from agent.model import Node
 from agent.node import NodeState
@@ -31,7 +31,8 @@ from agent.requests import parse_network
 from agent.rpc import peer_pb2 as pb
 from agent.rpc import peer_pb2_grpc as pb_grpc
 from agent.views import Status
-from tests.identities import authority
+from tests.directories import run_dir
+from tests.identities import DAY, authority
 
 WITHIN = 20.0  # s; a machine may be busy
 
@@ -53,15 +54,15 @@ def free_port() -> int:
 class Agent:
     """A node with its streams, and without a kernel: what comes is applied at once."""
 
-    def __init__(self, index: int, everybody: int) -> None:
+    def __init__(self, index: int, everybody: int, life: float) -> None:
         self.id = f"{index:016x}"
         node = Node(self.id, f"n{index}", "127.0.0.1", free_port(), "127.0.0.1", 4789, "t", 0, 1500)
         self.me = node
         self.state = NodeState(node, time.time, random.Random(index))
         self.applies = True
         self.everybody = everybody
-        self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))  # short: it is for unix sockets
-        self.keyring = authority().keyring(self.id)
+        self.run_dir = run_dir()
+        self.keyring = Keyring(authority().credentials(self.id, 0.0, life))
         self.peers = self.again(f"boot{index}")
         self.state.listeners.append(self._changed)
         self.state.describe(node)
@@ -71,9 +72,11 @@ class Agent:
             self.state, self.me, boot, self._durable, self.keyring, self.run_dir, self.everybody
         )
 
+    def renew(self, life: float) -> None:
+        self.keyring.replace(authority().credentials(self.id, 0.0, life))
+
     async def stop(self) -> None:
         await self.peers.stop()
-        shutil.rmtree(self.run_dir)
 
     @property
     def target(self) -> str:
@@ -97,9 +100,10 @@ class Agent:
 
 
 @contextlib.asynccontextmanager
-async def running(count: int, everybody: int) -> AsyncIterator[list[Agent]]:
-    """Agents that were told of the first one only, once all know all."""
-    agents = [Agent(index + 1, everybody) for index in range(count)]
+async def running(count: int, everybody: int, life: float = DAY) -> AsyncIterator[list[Agent]]:
+    """Agents that were told of the first one only, once all know all. `life` is what they have
+    certificates for, in s."""
+    agents = [Agent(index + 1, everybody, life) for index in range(count)]
     for agent in agents:
         await agent.peers.start([agents[0].target] if agent is not agents[0] else [])
     try:
@@ -125,7 +129,7 @@ async def test_few_have_streams_to_all() -> None:
     async with running(4, everybody=30) as agents:
         await until(lambda: all(len(a.peers.links) == 3 for a in agents), "all streams are up")
         version = agents[2].make("net")
-        assert await agents[2].peers.wait_applied(version, WITHIN) == []
+        assert await agents[2].peers.wait_applied(version, WITHIN) == {}
         assert all(agent.names() == {"net"} for agent in agents)
 
 
@@ -143,7 +147,7 @@ async def test_many_have_streams_to_some_and_records_reach_all(
         assert any(len(others) < 9 for others in links.values())
         version = agents[7].make("net")
         # Far nodes are asked; that they have it means that it was relayed.
-        assert await agents[7].peers.wait_applied(version, WITHIN) == []
+        assert await agents[7].peers.wait_applied(version, WITHIN) == {}
         assert all(agent.names() == {"net"} for agent in agents)
         assert await agents[7].peers.catch_up(WITHIN) == []
         assert agents[7].peers.missing() == 0
@@ -158,14 +162,14 @@ async def test_a_wait_names_the_far_node_whose_kernel_lacks_it() -> None:
         )  # fmt: skip
         far.applies = False
         version = writer.make("net")
-        assert await writer.peers.wait_applied(version, 1.0) == [far.id]
+        assert await writer.peers.wait_applied(version, 1.0) == {far.id: ""}
         # And it is told as soon as the kernel there has it.
         waiting = asyncio.create_task(writer.peers.wait_applied(version, WITHIN))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         far.state.kernel_has(far.state.versions())
         far.peers.wake()
-        assert await waiting == []
+        assert await waiting == {}
 
 
 async def test_only_the_live_are_waited_for_and_streams_follow_them() -> None:
@@ -174,11 +178,11 @@ async def test_only_the_live_are_waited_for_and_streams_follow_them() -> None:
         await until(lambda: all(len(a.peers.links) == 4 for a in agents), "all streams are up")
         gone.applies = False
         version = agents[0].make("net")
-        assert await agents[0].peers.wait_applied(version, 0.3) == [gone.id]
+        assert await agents[0].peers.wait_applied(version, 0.3) == {gone.id: ""}
         live = [agent.id for agent in agents if agent is not gone]
         agents[0].peers.live = lambda: live
         agents[0].peers.membership_changed()
-        assert await agents[0].peers.wait_applied(version, WITHIN) == []
+        assert await agents[0].peers.wait_applied(version, WITHIN) == {}
         # It is held for dead, and dialled all the same: it may come back.
         assert gone.id in agents[0].peers.links
 
@@ -191,14 +195,14 @@ async def test_one_whose_agent_alone_is_dead_is_waited_for_until_it_is_withdrawn
         await until(lambda: down.id not in one.peers.links, "its stream is gone")
         one.state.set_status(down.id, Status("unreachable", "agent", 0.0))
         version = one.make("net")
-        assert await one.peers.wait_applied(version, 0.5) == [down.id]
+        assert await one.peers.wait_applied(version, 0.5) == {down.id: ""}
         # Its kernel has the change as soon as its agent is back.
         waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         down.peers = down.again("boot again")
         await down.peers.start([])
-        assert await waiting == []
+        assert await waiting == {}
         await down.peers.stop()
         down.peers = down.again("boot that never is")
         await until(lambda: down.id not in one.peers.links, "its stream is gone again")
@@ -207,7 +211,7 @@ async def test_one_whose_agent_alone_is_dead_is_waited_for_until_it_is_withdrawn
         await asyncio.sleep(0.1)
         assert not waiting.done()
         one.state.set_status(down.id, Status("unreachable", "silent", 0.0, withdrawn=True))
-        assert await waiting == []
+        assert await waiting == {}
 
 
 async def test_who_loses_its_stream_during_a_wait_is_asked() -> None:
@@ -225,7 +229,7 @@ async def test_who_loses_its_stream_during_a_wait_is_asked() -> None:
         await until(lambda: three.id not in one.peers.links, "the stream is gone")
         three.state.kernel_has(three.state.versions())
         three.peers.wake()
-        assert await waiting == []
+        assert await waiting == {}
         assert three.id not in one.peers.links
 
 
@@ -241,7 +245,29 @@ async def test_who_comes_during_a_wait_is_waited_for_too() -> None:
         live.append(late.id)
         two.state.kernel_has(two.state.versions())
         two.peers.wake()
-        assert await waiting == [late.id]
+        assert await waiting == {late.id: ""}
+
+
+@pytest.mark.parametrize("everybody", [30, 3], ids=["by a stream", "asked"])
+async def test_what_is_in_a_networks_way_holds_up_just_that_one(everybody: int) -> None:
+    async with running(8 if everybody == 3 else 2, everybody) as agents:
+        links = wanted(agents, everybody)
+        one = agents[1]
+        is_far = everybody == 3
+        held = next(a for a in agents if a is not one and (a.id not in links[one.id]) == is_far)
+        version = one.make("web")
+        held.state.kernel_withholds({"w" * 16: "VNI 4100 is taken by device vxlan9"})
+        held.peers.wake()
+        assert await one.peers.wait_applied(version, WITHIN, ["a" * 16]) == {}
+        assert await one.peers.wait_applied(version, WITHIN) == {}
+        got = await one.peers.wait_applied(version, 1.0, ["a" * 16, "w" * 16])
+        assert got == {held.id: "VNI 4100 is taken by device vxlan9"}
+        waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN, ["w" * 16]))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        held.state.kernel_withholds({})
+        held.peers.wake()
+        assert await waiting == {}
 
 
 async def test_an_agent_that_was_away_is_found_again() -> None:
@@ -387,8 +413,7 @@ async def test_nothing_is_taken_from_who_has_not_said_who_it_is() -> None:
         nine = "9" * 16
         channel = Dialer(b.state, authority().keyring(nine)).channel(a.me)
         stream: Any = channel.stream_stream(SYNC)()
-        record = pb.Record(key="n/x", version=1, value=b"")
-        delta = pb.Delta(origin=nine, upto=1, records=[record])
+        delta = delta_to_proto(Delta(nine, 0, 1, [Record("n/x", 1, b"")]))
         await stream.write(pb.PeerMessage(delta=delta).SerializeToString())
         while await stream.read() is not grpc.aio.EOF:
             pass
@@ -396,41 +421,44 @@ async def test_nothing_is_taken_from_who_has_not_said_who_it_is() -> None:
         assert a.state.version(nine) == 0 and nine not in a.peers.links
 
 
-async def test_a_stream_outlives_the_certificates_with_which_it_was_made() -> None:
-    async with running(3, everybody=30) as agents:
-        await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
-        for agent in agents:
-            agent.keyring.replace(authority().credentials(agent.id, ends=2.0))
-        for agent in agents:
-            agent.peers.redial()
-        await asyncio.sleep(0.5)
-        await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
-        before = {id(link) for a in agents for link in a.peers.links.values()}
-        for _ in range(3):
-            for agent in agents:
-                agent.keyring.replace(authority().credentials(agent.id, ends=2.0))
+def streams(agents: list[Agent]) -> set[int]:
+    return {id(link) for agent in agents for link in agent.peers.links.values()}
+
+
+async def all_have_all(agents: list[Agent]) -> None:
+    most = len(agents) - 1
+    await until(lambda: all(len(a.peers.links) == most for a in agents), "all streams are up")
+
+
+async def test_streams_outlive_the_certificates_with_which_they_were_made() -> None:
+    async with running(3, everybody=30, life=3.0) as agents:
+        await all_have_all(agents)
+        before = streams(agents)
+        for _ in range(5):
             await asyncio.sleep(1.0)
+            for agent in agents:
+                agent.renew(3.0)
         agents[1].make("later")
         await until(lambda: all(a.names() == {"later"} for a in agents), "it went round")
-        assert {id(link) for a in agents for link in a.peers.links.values()} == before
+        assert streams(agents) == before
         assert not any(sum(a.peers.refusals.counts.values()) for a in agents)
 
 
 async def test_a_node_whose_certificate_ends_is_cut_off_in_both_directions() -> None:
-    async with running(3, everybody=30) as agents:
-        late = agents[1]  # of its two streams it has opened one, and the other was opened to it
-        await until(lambda: all(len(a.peers.links) == 2 for a in agents), "all streams are up")
-        assert {link.dialed for link in late.peers.links.values()} == {True, False}
-        rest = [agents[0], agents[2]]
-        for agent in rest:  # so that what was believed is looked at again soon
-            agent.keyring.replace(authority().credentials(agent.id, ends=12.0, begins=0.0))
-        late.keyring.replace(authority().credentials(late.id, ends=1.0))
-        for agent in agents:
-            agent.peers._check_now.set()
+    async with running(3, everybody=30, life=3.0) as agents:
+        await all_have_all(agents)
+        # Of its two streams it has opened one, and the other one was opened to it.
+        both = {True, False}
+        late = next(a for a in agents if {x.dialed for x in a.peers.links.values()} == both)
+        rest = [agent for agent in agents if agent is not late]
+        for agent in rest:
+            agent.renew(60.0)
         await until(lambda: not late.peers.links, "it is cut off")
-        version = late.make("never")
+        version = late.make("unheard")
         rest[0].make("heard")
         await until(lambda: rest[1].names() == {"heard"}, "the rest goes on")
-        assert late.names() == {"never"}
-        assert all(a.state.version(late.id) < version for a in rest)
-        assert all(a.peers.refusals.counts["expired"] for a in rest)
+        assert late.names() == {"unheard"}
+        assert all(agent.state.version(late.id) < version for agent in rest)
+        assert sum(agent.peers.refusals.counts["expired"] for agent in rest)
+        late.renew(60.0)
+        await until(lambda: late.names() == {"heard", "unheard"}, "it is let in again")
