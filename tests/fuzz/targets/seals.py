@@ -117,8 +117,13 @@ def _twist(made: Delta, rng: random.Random) -> None:
             made.seals = made.seals[: rng.randrange(len(made.seals) + 1)]
         case 8 if made.seals:
             seal = rng.choice(made.seals)
-            changes: dict[str, Any] = {"first": seal.first + 1, "last": seal.last - 1, "folded": number(rng, 8),
-                       "leaves": seal.leaves[::-1], "signature": bytes(SIGNATURE)}  # fmt: skip
+            changes: dict[str, Any] = {
+                "first": seal.first + 1,
+                "last": seal.last - 1,
+                "folded": number(rng, 8),
+                "leaves": seal.leaves[::-1],
+                "signature": bytes(SIGNATURE),
+            }
             field = rng.choice(list(changes))
             made.seals = (*made.seals[1:], seal._replace(**{field: changes[field]}))
         case 9:
