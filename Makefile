@@ -33,9 +33,10 @@ bench: setup-dev
 	@scripts/setup.sh bench
 	$(BIN)/python -m tests.bench
 
-# A million hostile inputs, some minutes; a short form of it is in make test.
+# A million hostile inputs over all decoders; the short form is in make test. FUZZ="--only NAME"
 fuzz: setup-dev
-	$(BIN)/python -m tests.fuzz
+	@scripts/setup.sh fuzz
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 generate: setup-dev
 	scripts/generate.sh

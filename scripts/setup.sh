@@ -1,5 +1,5 @@
 #!/bin/bash
-# Install what this machine lacks: setup.sh [dev|bench]. Twice is no error, and quick.
+# Install what this machine lacks: setup.sh [dev|bench|fuzz]. Twice is no error, and quick.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-run}
@@ -44,6 +44,14 @@ if [ "$what" = bench ]; then
   (need bgpd frr) || true
   (need iperf3 iperf3) || true
   (without_services need dockerd docker.io busybox busybox-static) || true
+  exit 0
+fi
+
+if [ "$what" = fuzz ]; then
+  # Has wheels for few machines; without it nothing is guided by coverage, which is said.
+  .venv/bin/python -c 'import atheris' 2>/dev/null ||
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris ||
+    echo "setup: atheris cannot be installed here" >&2
   exit 0
 fi
 

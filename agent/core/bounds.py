@@ -43,6 +43,7 @@ SEGMENTS_MAX = 4000
 # s since the epoch: the year 9999. What is later has no date that could be shown.
 TIME_MAX = 253_402_300_799.0
 UNDERLAY_MTU_MIN = 576  # every host takes datagrams of this size (RFC 791)
+UNDERLAY_MTU_MAX = 65536  # of a loopback device
 # A node counts it up at each start and refutation. Far below what a peer's codec takes, so that
 # there is room above every claim for the node to refute it.
 INCARNATION_MAX = 1 << 61
@@ -116,7 +117,7 @@ def _check_node(value: Node) -> None:
     _check_times(value.since)
     if len(value.routes) > ROUTES_MAX:
         raise Invalid("record", f"has {len(value.routes)} routes")
-    if value.mtu and not UNDERLAY_MTU_MIN <= value.mtu <= 65535:
+    if value.mtu and not UNDERLAY_MTU_MIN <= value.mtu <= UNDERLAY_MTU_MAX:
         raise Invalid("record", f"has an MTU of {value.mtu}")
     if not 0 <= value.incarnation <= INCARNATION_MAX:
         raise Invalid("record", f"has the incarnation {value.incarnation}")

@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from agent.core.bounds import ROUTES_MAX
 from agent.datapath.netlink import PROTOCOL, Netlink, Route
 from agent.datapath.nft import HOST_UPLINK
 
@@ -40,8 +41,15 @@ async def describe(vtep: str, host_netns: str = "/proc/self/ns/net") -> Underlay
     ours = [link.index for link in links.values() if link.name == HOST_UPLINK]
     return Underlay(
         min(mtus, default=MTU),
-        tuple(sorted({r.destination for r in routes if _counts(r) and r.device not in ours})),
+        widest({r.destination for r in routes if _counts(r) and r.device not in ours}),
     )
+
+
+def widest(routes: Collection[str]) -> tuple[str, ...]:
+    """The routes (CIDR) that others are told of, sorted: of a router's hundred thousand the widest,
+    as others take no more of one node."""
+    by_size = sorted(routes, key=lambda route: (int(route.rpartition("/")[2]), route))
+    return tuple(sorted(by_size[:ROUTES_MAX]))
 
 
 async def forget_unresolved(

@@ -4,10 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cluster.codec import Encoder, decode
+from agent.cluster.codec import (
+    BATCH_MAX,
+    ID_MAX,
+    RECORDS_MAX,
+    RUMOURS_MAX,
+    VALUE_BYTES_MAX,
+    Encoder,
+    decode,
+    delta_from_proto,
+    delta_to_proto,
+)
 from agent.cluster.server import split_address
 from agent.core.plumtree import Graft, Have, Prune
-from agent.core.replica import Delta, Record
+from agent.core.replica import ORIGINS_MAX, Delta, Record
 from agent.core.seals import Seal
 from agent.core.session import Applied, Digest, Hello, Message
 from agent.core.stability import NONE, Reach, Seen
@@ -122,3 +132,52 @@ def test_addresses_get_the_default_port(text: str, target: str) -> None:
 def test_bad_addresses_are_refused(text: str) -> None:
     with pytest.raises(Invalid):
         split_address(text)
+
+
+# -- bounds --
+
+LONG = "x" * (ID_MAX + 1)
+HOSTILE: dict[str, pb.PeerMessage] = {
+    "a key twice": pb.PeerMessage(delta=delta_to_proto(
+        Delta("a", 0, 2, [Record("e/1", 1, b"x"), Record("e/1", 2, b"y")]))),
+    "a long key": pb.PeerMessage(delta=delta_to_proto(
+        Delta("a", 0, 2, [Record("e/" + LONG, 1, b"x")]))),
+    "a large value": pb.PeerMessage(delta=delta_to_proto(
+        Delta("a", 0, 2, [Record("e/1", 1, bytes(VALUE_BYTES_MAX + 1))]))),
+    "a long origin": pb.PeerMessage(delta=delta_to_proto(Delta(LONG, 0, 2, []))),
+    "a batch that is none": pb.PeerMessage(delta=delta_to_proto(
+        Delta("a", 0, 1 << 20, [Record(f"e/{n}", n + 1, b"") for n in range(BATCH_MAX + 1)]))),
+    "a digest of a long origin": pb.PeerMessage(
+        digest=pb.Digest(entries=[pb.DigestEntry(origin=LONG)])),
+    "a time that is no number": pb.PeerMessage(digest=pb.Digest(time=float("nan"))),
+    "an echo without an end": pb.PeerMessage(digest=pb.Digest(echo=float("inf"))),
+    "a summary's": pb.PeerMessage(summary=pb.Summary(buckets=[0] * 64, held=float("-inf"))),
+    "a long hello": pb.PeerMessage(hello=pb.Hello(node="a", name="x" * 129)),
+    "a hello of a long node": pb.PeerMessage(hello=pb.Hello(node=LONG)),
+    "a rumour of a long node": pb.PeerMessage(
+        rumours=pb.Rumours(rumours=[pb.Rumour(node=LONG)])),
+    "a rumour by a long node": pb.PeerMessage(
+        rumours=pb.Rumours(rumours=[pb.Rumour(node="a", by=LONG)])),
+    "too many rumours": pb.PeerMessage(
+        rumours=pb.Rumours(rumours=[pb.Rumour(node="a")] * (RUMOURS_MAX + 1))),
+    "too many origins": pb.PeerMessage(
+        prune=pb.Prune(origins=[str(n) for n in range(ORIGINS_MAX + 1)])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_no_peer_says_is_refused(what: str) -> None:
+    with pytest.raises(Invalid):
+        decode(HOSTILE[what].SerializeToString())
+
+
+def test_the_largest_that_a_peer_says_is_taken() -> None:
+    records = [Record("e/" + "x" * ID_MAX, 1, bytes(VALUE_BYTES_MAX))]
+    records += [Record(f"e/{n}", n + 1, b"") for n in range(1, BATCH_MAX)]
+    assert decode(Encoder().encode(Delta("o" * ID_MAX, 0, BATCH_MAX, records)))
+    answer = [Record(f"e/{n}", n + 1, b"") for n in range(RECORDS_MAX)]
+    assert delta_from_proto(delta_to_proto(Delta("a", 0, RECORDS_MAX, answer)))
+    with pytest.raises(Invalid):
+        delta_from_proto(
+            delta_to_proto(Delta("a", 0, 1 << 20, [*answer, Record("e/x", 99999, b"")]))
+        )

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.membership import (
+    AHEAD_MAX,
     PRESETS,
     Ask,
     Membership,
@@ -679,3 +680,19 @@ def test_an_agent_that_hangs_is_refused_and_not_dead_however_unwell_we_are(unwel
     node.silence.add("b")
     node.run(30.0, lambda: node.core.state("b") is DEAD)
     assert node.core.state("b") is DEAD
+
+
+# -- what a hostile member claims --
+
+
+def test_nobody_can_claim_an_incarnation_that_leaves_a_node_no_room_above() -> None:
+    node = Node("bc")
+    for top in (1 << 61, (1 << 62) - 1, 1 + AHEAD_MAX + 1):
+        node.receive(Rumour("b", top, DEAD, "c"), Rumour("a", top + 4, SUSPECT, "c"))
+    assert node.core.state("b") is ALIVE and node.core.incarnation == 5
+    # What may be true is heeded, and refuted.
+    node.receive(Rumour("a", 5 + AHEAD_MAX, SUSPECT, "c"))
+    assert node.core.incarnation == 5 + AHEAD_MAX + 1
+    # A node's own word counts wherever it is.
+    node.core.heard("b", 1 << 61, node.now)
+    assert (1 << 61) in {rumour.incarnation for rumour in node.core.table()}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.names import TTL, ZONE, Kind, Names, Record, resolv_conf
+from agent.core.names import HOLDERS_MAX, TTL, ZONE, Kind, Names, Record, resolv_conf
 from agent.core.question import (
     AAAA,
     ANY,
@@ -364,3 +364,24 @@ def test_resolv_conf_stays_within_what_c_libraries_take() -> None:
     search = next(line for line in text.splitlines() if line.startswith("search"))
     assert search.split()[1:] == [f"{'n' * 60}{n}.{ZONE}" for n in range(3)]
     assert resolv_conf([], [f"n{n}" for n in range(9)]).count(ZONE) == 6
+
+
+def test_of_a_name_that_thousands_share_some_are_told_and_all_of_them_in_turn() -> None:
+    names = Names()
+    names.put_network("w", "web", ("10.1.0.0/16",))
+    for number in range(1000):
+        names.put(
+            "w", f"{number:04}", f"m{number}", ("all",), (b"\n\1" + number.to_bytes(2, "big"),)
+        )
+    told: set[bytes | str] = set()
+    for turn in range(4):
+        answer = names.answer(Question(("all",), 1), ("w",), turn)
+        assert len(answer.records) == HOLDERS_MAX
+        told.update(record.data for record in answer.records)
+    assert len(told) == 1000
+    for number in range(0, 1000, 2):
+        names.drop("w", f"{number:04}")
+    for number in range(1, 999, 2):
+        names.put("w", f"{number:04}", f"m{number}", (), (b"\n\1\0\1",))
+    answer = names.answer(Question(("all",), 1), ("w",), 7)
+    assert [record.data for record in answer.records] == [b"\n\1" + (999).to_bytes(2, "big")]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
+
+from agent.core import session as session_module
+from agent.core import stability
 from agent.core.plumtree import GRAFT_TRIES, Graft, Have, Mesh, Prune
 from agent.core.replica import Delta, Record
-from agent.core.session import BATCH, Applied, Digest, Hello, Message, Session
+from agent.core.session import BATCH, BATCH_BYTES, Applied, Digest, Hello, Message, Session
 from agent.core.summary import Summary, bucket
+from agent.errors import Invalid
 from tests.sim.calm import Store
 from tests.sim.keys import sealed
 
@@ -472,3 +478,66 @@ def test_an_origin_that_is_doubted_is_asked_for_all_it_holds() -> None:
     assert Graft({"a": 0}, whole=True) in carried
     assert not b.is_doubted("a")
     assert b.replica.items("a") == a.replica.items("a")
+
+
+# -- what a hostile peer says --
+
+
+def test_a_stream_stays_the_stream_of_who_greeted_on_it() -> None:
+    pair = Pair()
+    pair.exchange()
+    session = pair.sessions[0]
+    session.receive(Hello("b", "1", "0", "b"), pair.now)  # doubled on the way: no harm
+    with pytest.raises(Invalid):
+        session.receive(Hello("c", "1", "0", "c"), pair.now)
+    assert session.peer and session.peer.node == "b"
+
+
+def test_however_many_summaries_come_one_digest_answers_them() -> None:
+    pair = Pair(relays=True)
+    pair.stores[0].write(3)
+    pair.exchange()
+    for _ in range(50):
+        pair.sessions[0].receive(Summary(tuple(range(64))), pair.now)
+    digests = [m for m in pair.sessions[0].to_send(pair.now) if isinstance(m, Digest) and m.buckets]
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    "kind", [Have, Graft, lambda entries: Digest(dict.fromkeys(entries, (1, 0)))]
+)
+def test_a_peer_speaks_of_so_many_nodes(
+    kind: Callable[[dict[str, int]], Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "ORIGINS_MAX", 20)
+    pair = Pair()
+    pair.exchange()
+    with pytest.raises(Invalid):
+        for number in range(10):
+            pair.sessions[0].receive(kind({f"{number}-{n}": 1 for n in range(5)}), pair.now)
+    assert number >= 3
+    assert len(pair.sessions[0]._cursors) <= 22
+
+
+def test_a_batch_ends_by_its_bytes_too() -> None:
+    pair = Pair()
+    store = pair.stores[0]
+    for number in range(40):
+        store.replica.put(f"e/{number}", bytes(BATCH_BYTES // 8))
+    store.replica.publish(store.replica.written())
+    carried = pair.exchange()
+    sizes = [sum(len(r.value) for r in m.records) for m in carried if isinstance(m, Delta)]
+    assert len(sizes) > 4 and max(sizes) <= BATCH_BYTES + BATCH_BYTES // 8
+    assert pair.stores[1].version("a") == 40
+    assert pair.stores[1].replica.records("a") == store.replica.records("a")
+
+
+def test_what_a_neighbour_has_seen_of_ever_new_nodes_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stability, "ORIGINS_MAX", 20)
+    kept = stability.Stability("a")
+    kept.up("b")
+    for number in range(100):
+        kept.take("b", stability.Seen({f"n{number}": stability.Reach(1, 1)}))
+    assert len(kept._neighbours["b"].heard) == 20 and len(kept._next) <= 20
