@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
+# Two at a time, whole files: what is on the kernel waits more than it works.
+PARALLEL := -n 2 --dist loadfile
 .PHONY: up down test lint unit sim netns bench generate setup setup-dev fuzz clean
 
 up: setup
@@ -17,7 +19,7 @@ setup-dev:
 	@scripts/setup.sh dev
 
 test: setup-dev lint
-	$(BIN)/python -m pytest tests/unit tests/sim tests/fuzz tests/netns
+	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/sim tests/fuzz tests/netns
 
 lint: setup-dev
 	$(BIN)/ruff format --check agent tests
