@@ -17,7 +17,7 @@ setup-dev:
 	@scripts/setup.sh dev
 
 test: setup-dev lint
-	$(BIN)/python -m pytest tests/unit tests/sim tests/netns
+	$(BIN)/python -m pytest tests/unit tests/fuzz tests/sim tests/netns
 
 lint: setup-dev
 	$(BIN)/ruff format --check agent tests
@@ -28,6 +28,10 @@ lint: setup-dev
 
 unit sim netns: setup-dev
 	$(BIN)/python -m pytest tests/$@
+
+# The long form, some 1,000,000 inputs; the short one is in `test`.
+fuzz: setup-dev
+	$(BIN)/python -m tests.fuzz
 
 bench: setup-dev
 	@scripts/setup.sh bench

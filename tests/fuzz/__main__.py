@@ -50,7 +50,8 @@ def child(arguments: argparse.Namespace) -> int:
 def tell(report: Report, artifacts: str) -> None:
     """Write a report for the parent, and what failed into files."""
     failures = [keep(failed, report.target, artifacts) for failed in report.failures]
-    found = dataclasses.asdict(dataclasses.replace(report, failures=[], slowest_input=b""))
+    found = dataclasses.asdict(dataclasses.replace(report, failures=[]))
+    del found["slowest_input"]  # JSON has no bytes
     found["failures"] = failures
     print(json.dumps({"report": found}), flush=True)
 
@@ -124,7 +125,7 @@ def run_job(
                 progress.note(job, found["done"])
             else:
                 failures = found["report"].pop("failures")
-                report = Report(**{**found["report"], "target": job, "slowest_input": b""})
+                report = Report(**{**found["report"], "target": job})
                 report.failures = [Failed(name, text, b"") for text in failures]
                 progress.note(job, report.inputs)
         said = errors.result()

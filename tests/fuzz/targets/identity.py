@@ -16,11 +16,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError
 
 from agent.clienttls import Bundle
+from agent.cluster.callers import Caller
 from agent.cluster.identity import authority as ca
 from agent.cluster.identity import enrol, requests, statements, tokens
 from agent.cluster.identity.desk import Desk
 from agent.cluster.identity.files import CLUSTER, KEYS, NODE, RECORD, Files, Held
 from agent.cluster.identity.founding import found_cluster
+from agent.cluster.refusals import Reason
 from agent.cluster.trust import check_issued, read_bearer
 from agent.errors import Invalid, VxmeshError
 from agent.model import TokenState, Trust, encode
@@ -36,6 +38,7 @@ from tests.identities import Authority
 
 _FILES = tempfile.TemporaryDirectory(prefix="vxmesh-fuzz-", dir="/dev/shm")
 LIFE = 86400.0
+STRANGER = Caller("", "192.0.2.7", Reason.NO_CERTIFICATE)
 
 
 def _found() -> Held:
@@ -168,7 +171,7 @@ class Named(Context):
 
     def peer(self) -> str:
         """As gRPC tells it."""
-        return "unix-abstract:vxmesh,outside,192.0.2.7"
+        return f"unix-abstract:vxmesh/{STRANGER.name}/1"
 
 
 ENROL = Known({

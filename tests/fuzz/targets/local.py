@@ -76,11 +76,15 @@ class Settled:
 
 
 class Offices:
-    """Departures, administration, users, metrics and the resolver, of whom only words are asked."""
+    """Departures, administration, users, encryption, metrics and the resolver, of whom only words
+    are asked."""
 
     async def remove_nodes(self, refs: Sequence[str], wait: float) -> list[str]:
         """None of them."""
         return []
+
+    async def rotate(self) -> None:
+        """No key is changed."""
 
     async def join_token(self, rotate: bool) -> pb.JoinToken:
         """One that is none."""
