@@ -25,6 +25,7 @@ VNI_MAX = (1 << 24) - 1  # RFC 7348, section 5
 LABEL_BYTES_MAX = 255  # one label, key or value; a thing to select by, not a place for files
 LABELS_MAX = 64
 ALIASES_MAX = 32
+NAMES_PORT = 53  # of name servers (RFC 1035, section 4.2)
 VXLAN_OVERHEAD_V4 = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
 VXLAN_OVERHEAD_V6 = 70
 CERTIFICATE_MAX = 4096  # bytes of DER; ours have some 700

@@ -84,6 +84,11 @@ def open_state(path: Path) -> sqlite3.Connection:
             _look_at(path)
         else:
             _make(path)
+        # It has what the right to look is for, and the directory may be open to all. The log gets
+        # the mode of the file.
+        path.chmod(0o600)
+        if _log(path).exists():
+            _log(path).chmod(0o600)
         return _open(path)
     except sqlite3.OperationalError as error:
         if "locked" in str(error):

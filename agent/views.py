@@ -15,7 +15,7 @@ import structlog
 
 from agent.core import bounds
 from agent.core.addresses import Addresses
-from agent.core.catalogue import NETWORKS_MAX, Catalogue, give_way
+from agent.core.catalogue import NETWORKS_MAX, Catalogue, give_way, is_closed_as
 from agent.core.members import Member, Members
 from agent.core.replica import Change as Update
 from agent.core.replica import Record
@@ -297,8 +297,9 @@ class Views:
         self._note_networks(self.catalogue.put(origin, network), change)
         orphans = self._orphans.get(id, {})
         for lost, last in list(orphans.items()):
-            # A deletion is final, whatever else was written.
-            if network.deleted or (not last.deleted and network.stamp >= last.stamp):
+            # A deletion is final, whatever else was written, and what was closed is not opened.
+            is_later = network.stamp >= last.stamp and is_closed_as(last, [network])
+            if network.deleted or (not last.deleted and is_later):
                 self._note_networks(self.catalogue.drop(lost, id), change)
                 del orphans[lost]
 

@@ -95,13 +95,20 @@ class Dialer:
     def heed(self, error: grpc.aio.AioRpcError, peer: str) -> Unavailable:
         """What it means that a call to `peer` (a node's id, or host:port) ended so, for people.
 
-        What concerns this node as a whole is told: it may be refused, or have been removed.
+        What concerns this node as a whole is told: it may be refused, or have been removed. That
+        ends it only on the word of a node that it knows as a member: at host:port another one may
+        answer that was removed itself, and holds its certificate still.
         """
-        name = self.node.node_name(peer) if peer in self.node.nodes else peer
+        is_known = peer in self.node.nodes
+        name = self.node.node_name(peer) if is_known else peer
         if removal := find_removal(error, self.node.me):
-            self.node.expel(removal)
             by = removal.by_name or removal.by
-            return Denied(f"node {name}", f"says that this node was removed by {by}")
+            why = f"says that this node was removed by {by}"
+            if is_known:
+                self.node.expel(removal)
+            else:
+                self._tell("identity.refused", peer, f"{name} {why}")
+            return Denied(f"node {name}", why)
         if refusal := find_refusal(error):
             why, fix = TOLD.get(refusal, ("it is not believed", ""))
             self._tell("identity.refused", peer, f"{name} refuses this node: {why}. {fix}".strip())

@@ -5,7 +5,7 @@ dialler checks by TLS's own means that it has the node it wants: `node_name` for
 `member_name` for any of the cluster. The key with which a node signs its records (Ed25519, one
 for the node's whole life, as record signatures outlive certificates) is a URI beside them.
 
-Nothing here reads or writes a disk or the network. What stands opposite: identity.py makes and
+Nothing here reads or writes a disk or the network. What stands opposite: identity/ makes and
 keeps what is held here; front.py and channels.py put it before connections.
 """
 

@@ -293,6 +293,19 @@ class _Either(Container[int]):
         return any(number in part for part in self._parts)
 
 
+def is_closed_as(record: Network, others: Iterable[Network]) -> bool:
+    """Whether a network stays encrypted, and without a way out, as far as a record of it says so,
+    when of it these others are left."""
+    others = list(others)
+    return all(
+        not closed or any(left)
+        for closed, left in (
+            (record.encrypted, [other.encrypted for other in others]),
+            (record.internal, [other.internal for other in others]),
+        )
+    )
+
+
 def give_way(networks: Iterable[Network]) -> dict[str, frozenset[str]]:
     """The subnets that have no way out where all of `networks` are: network id -> CIDR.
 

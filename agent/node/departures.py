@@ -10,6 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Set
 
+import msgspec
+
+from agent.core.catalogue import is_closed_as
 from agent.core.removal import Removals
 from agent.core.replica import Change as Update
 from agent.errors import VxmeshError
@@ -97,20 +100,33 @@ class Departures(Endpoints):
                 self._put(key, self.removals[about])
                 self.inherited.add(about)
             elif key.startswith(NETWORK) and self._rests_on(lost, about, all_lost):
-                network = self.catalogue.records(about)[lost]
+                records = self.catalogue.records(about)
+                network, own = records[lost], records.get(self.me)
+                if own and not network.deleted:
+                    newer = max(network, own, key=lambda record: record.stamp)
+                    network = msgspec.structs.replace(
+                        newer,
+                        encrypted=network.encrypted or own.encrypted,
+                        internal=network.internal or own.internal,
+                    )
                 self._put(key, network)
                 self._take_network(self.me, network, change)
 
     def _rests_on(self, origin: str, network: str, lost: Set[str] = frozenset()) -> bool:
         """Whether what `origin` wrote of a network counts, and nobody else's record that stays
-        (those of `lost` do not) says the same. As core/judging.py: a deletion is final."""
+        (those of `lost` do not) says the same. As core/judging.py: a deletion is final; and as
+        core/catalogue.py: what was made closed stays so, whoever wrote later."""
         others = self.catalogue.records(network)
         own = others.pop(origin, None)
         if own is None:
             return False
         if own.deleted:
             return not any(other.deleted for id, other in others.items() if id not in lost)
-        return not any(other.deleted for other in others.values()) and all(
+        if any(other.deleted for other in others.values()):
+            return False
+        if not is_closed_as(own, (other for id, other in others.items() if id not in lost)):
+            return True
+        return all(
             other.stamp <= own.stamp if id in lost else other.stamp < own.stamp
             for id, other in others.items()
         )

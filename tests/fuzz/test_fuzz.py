@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,3 +66,12 @@ def test_the_harness_tells_a_failure_a_hang_and_a_refusal_apart() -> None:
     with pytest.raises(Exception, match="KeyError"):
         attempt(target, b"k")
     check_speed(target, b"fine", 100.0)  # slow once, and fast when it is run again
+
+
+def test_the_long_form_runs_and_counts(tmp_path: Path) -> None:
+    name = min(TARGETS)
+    command = [sys.executable, "-m", "tests.fuzz", "--inputs", "20", "--only", name]
+    command += ["--guided", "no", "--artifacts", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "21 inputs in" in done.stdout and "0 failures" in done.stdout

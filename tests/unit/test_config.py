@@ -25,6 +25,7 @@ def test_a_flag_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
     ("flags", "environment", "words"),
     [
         ({"port": 0}, {}, "setting port: is out of range"),
+        ({"data_port": 53}, {}, "setting data_port: is 53"),
         ({}, {"VXMESH_PORT": "seven"}, "from VXMESH_PORT"),
         ({}, {"VXMESH_MDNS": "perhaps"}, "setting mdns: is malformed"),
         ({"advertise": "nowhere"}, {}, "address 'nowhere'"),

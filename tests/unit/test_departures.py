@@ -715,3 +715,29 @@ def test_a_deletion_by_the_lost_one_outlives_it_though_others_wrote_later(
         assert not node.catalogue.get(web.id)
         assert node.catalogue.records(web.id)[n1.me].deleted
         assert set(node.catalogue.records(web.id)) == {n1.me, n2.me}
+
+
+def test_a_closed_network_is_not_opened_by_the_removal_of_who_made_it(
+    three: tuple[NodeState, NodeState, NodeState],
+) -> None:
+    n1, n2, n3 = three
+    web = n3.create_network(parse_network("web", internal=True, encrypted=True))
+    meet(*three)
+    for later in (5, 1 << 40):  # of a member that is up to no good, before and after
+        opened = msgspec.structs.replace(
+            web, stamp=web.stamp + later, encrypted=False, internal=False
+        )
+        with Recording(n2) as change:
+            n2._put("w/" + web.id, opened)
+            n2._take_network(n2.me, opened, change)
+        send(n2, n1)
+        if later == 5:
+            n1.inherit([n3.me])
+            send_removals(n1, n2)
+        for node in (n1, n2):
+            found = node.catalogue.get(web.id)
+            assert found and found.encrypted and found.internal
+    send(n1, n2)
+    for node in (n1, n2):
+        found = node.catalogue.get(web.id)
+        assert found and found.encrypted and found.internal and not node._orphans.get(web.id)

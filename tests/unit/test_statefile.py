@@ -236,3 +236,21 @@ async def test_incarnations_rise_with_every_start(tmp_path: Path) -> None:
         assert life.may_have_lost == (number == 2)
         await store.write(Batch([Record("e/x", number, b"1")], number))
         await store.close()
+
+
+def modes(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in directory.glob("state.db*")}
+
+
+def open_up(directory: Path) -> None:
+    directory.chmod(0o755)
+    (directory / "state.db").chmod(0o644)  # as an agent before left it
+
+
+async def test_only_root_reads_it_whatever_its_directory_is_open_to(directory: Path) -> None:
+    open_up(directory)
+    store = Store(directory)
+    await store.write(Batch([Record("e/x", 151, b"x")], 151, 3))
+    found = modes(directory)
+    await store.close()
+    assert found["state.db"] == found["state.db-wal"] == 0o600

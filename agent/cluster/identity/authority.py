@@ -127,7 +127,13 @@ def fingerprint(certificate: bytes) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def issuer_of(certificate: bytes, authorities: tuple[bytes, ...]) -> bytes | None:
-    """Which of `authorities` signed a certificate (all DER); None if none did."""
+    """Which of `authorities` signed a certificate (all DER); None if none did. It is remembered,
+    so not for what strangers send."""
+    return find_issuer(certificate, authorities)
+
+
+def find_issuer(certificate: bytes, authorities: tuple[bytes, ...]) -> bytes | None:
+    """The same, looked at anew."""
     try:
         found = x509.load_der_x509_certificate(certificate)
     except UNREADABLE:

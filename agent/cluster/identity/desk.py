@@ -113,8 +113,8 @@ class Desk:
         """Issue to who has a certificate that is valid still; Refused says why not."""
         held, certificate = self.holder.held, request.certificate
         what = "certificate"
-        if ca.issuer_of(certificate, held.trust.authorities) is None:
-            if ca.issuer_of(certificate, held.trust.retired) is None:
+        if ca.find_issuer(certificate, held.trust.authorities) is None:
+            if ca.find_issuer(certificate, held.trust.retired) is None:
                 raise Refused("foreign", what, "is of another cluster", REJOIN)
             why = "is of a CA that was replaced (rotate-ca) while its node was away"
             raise Refused("retired", what, why, REJOIN)

@@ -38,6 +38,7 @@ from tests.identities import Authority
 
 _FILES = tempfile.TemporaryDirectory(prefix="vxmesh-fuzz-", dir="/dev/shm")
 LIFE = 86400.0
+STRANGER = Caller("", "192.0.2.7", Reason.NO_CERTIFICATE)
 
 
 def _found() -> Held:

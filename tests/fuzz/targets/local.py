@@ -76,7 +76,8 @@ class Settled:
 
 
 class Offices:
-    """Departures, administration, users, metrics and the resolver, of whom only words are asked."""
+    """Departures, administration, users, encryption, metrics and the resolver, of whom only words
+    are asked."""
 
     async def remove_nodes(self, refs: Sequence[str], wait: float) -> list[str]:
         """None of them."""

@@ -481,6 +481,20 @@ async def test_a_removed_nodes_connections_are_closed_and_new_ones_are_told(port
     assert port.counted() == {"removed": 1}
 
 
+async def test_only_a_member_is_believed_that_this_node_was_removed(port: Port) -> None:
+    """Not who was removed and answers at a seed's address, or as a neighbour on the LAN."""
+    port.remove(FRIEND)
+    node = NodeState(record(FRIEND, HERE), time.time, random.Random(2))
+    dialer = Dialer(node, authority().keyring(FRIEND))
+    with pytest.raises(Denied, match="was removed by n3"):
+        await dialer.who_is(port.target)
+    assert node.expelled is None
+    node.nodes[ME] = record(ME, HOST)
+    with pytest.raises(Denied, match="was removed by n3"):
+        await dialer.who_is(port.target, ME)
+    assert node.expelled is not None
+
+
 async def test_a_stream_goes_on_when_its_node_has_shown_a_newer_certificate(port: Port) -> None:
     keyring = Keyring(authority().credentials(FRIEND, ends=1.0))
     async with dialled(port, keyring) as channel:

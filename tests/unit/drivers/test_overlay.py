@@ -7,9 +7,11 @@ import random
 import msgspec
 import pytest
 
+from agent.core.bounds import check_bounds
 from agent.core.members import Members
 from agent.core.replica import Delta, Record
 from agent.drivers import overlay
+from agent.errors import Invalid
 from agent.model import Endpoint, Node, Publish, Sandbox, encode
 from agent.node import NodeState
 from agent.plan import Plan, Touched
@@ -191,6 +193,14 @@ def test_what_is_closed_to_sandboxes_is_every_agents() -> None:
         ("10.98.0.1", 9100),
         ("fd99::2", 7947),
     }
+
+
+def test_no_node_takes_the_name_servers_from_the_sandboxes_of_all() -> None:
+    """By saying that it takes VXLAN where they are asked, which is closed on every host."""
+    sound = Node("2" * 16, "n2", "10.99.0.2", 7946, "10.99.0.2", 4790, "0", 0.0, 1500)
+    check_bounds(sound)
+    with pytest.raises(Invalid, match="at port 53"):
+        check_bounds(msgspec.structs.replace(sound, data_port=53))
 
 
 @pytest.mark.parametrize(("options", "spoof"), [({}, False), ({"spoof": "allow"}, True)])

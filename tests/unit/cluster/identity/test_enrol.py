@@ -182,7 +182,11 @@ async def test_renewal_is_for_who_holds_a_valid_certificate_and_its_record_key(
             return caught.value.reason
 
         assert reason(certificate=other.held.certificate) == "foreign"
+        remembered = ca.issuer_of.cache_info().currsize
         assert reason(certificate=b"") == "foreign"
+        assert reason(certificate=bytes(60_000)) == "foreign"
+        # A stranger asks once a second, and 4,096 such would be 250 MB.
+        assert ca.issuer_of.cache_info().currsize == remembered
         assert reason(proof=b"") == "malformed"
         stolen = requests.make(first.id, other.held.record_key)
         assert reason(request=stolen.request, proof=stolen.proof) == "malformed"
