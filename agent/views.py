@@ -289,7 +289,9 @@ class Views:
             self.catalogue.check_overlaps(value)
         elif isinstance(value, Removal):
             kept = len(self.removals) + len(self._unheeded)
-            if value.node not in self.removals and kept >= REMOVALS_MAX:
+            # Whoever is here can be removed, however many others were who never were.
+            is_needed = value.node in self.removals or value.node in self.nodes
+            if not is_needed and kept >= REMOVALS_MAX:
                 raise Invalid("removal", f"is one too many: {REMOVALS_MAX} are kept")
 
     def _take_network(self, origin: str, network: Network, change: Change) -> None:

@@ -121,8 +121,10 @@ class TlsFront:
             if self._handshakes >= HANDSHAKES_MOST:
                 self._refused("busy", address, f"{address} found all places for newcomers taken")
                 sock.close()
-                continue
-            self._start(self._take(sock, address))
+            else:
+                self._handshakes += 1  # not in the task, which begins when all that wait are here
+                self._start(self._take(sock, address))
+            await asyncio.sleep(0)  # sock_accept does not wait while there is another one
 
     async def _take(self, sock: socket.socket, address: str) -> None:
         side = None
@@ -139,7 +141,6 @@ class TlsFront:
             log.error("control.inner_gone", error=str(error))
 
     async def _shake_hands(self, sock: socket.socket, address: str) -> splice.Side | None:
-        self._handshakes += 1
         try:
             _, side = await asyncio.get_running_loop().connect_accepted_socket(
                 splice.Side,

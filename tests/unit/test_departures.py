@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agent import views
 from agent.core.addresses import Range
 from agent.core.removal import FROZEN_FOR, Answer, Ask, Verdict
 from agent.core.replica import Delta, Record
@@ -741,3 +742,22 @@ def test_a_closed_network_is_not_opened_by_the_removal_of_who_made_it(
     for node in (n1, n2):
         found = node.catalogue.get(web.id)
         assert found and found.encrypted and found.internal and not node._orphans.get(web.id)
+
+
+def test_a_node_can_be_removed_though_somebody_has_removed_very_many(
+    three: tuple[NodeState, NodeState, NodeState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n1, n2, n3 = three
+    monkeypatch.setattr(views, "REMOVALS_MAX", 5)
+    with Recording(n2):
+        for number in range(8):
+            id = f"{number:016x}".replace("0", "f")
+            n2._put("x/" + id, Removal(id, "nobody", n2.me, 1, 0.0))
+    send(n2, n3)
+    assert len(n3.removals) == 5
+    n3.nodes["4" * 16] = n3.nodes[n2.me]
+    with Recording(n1):
+        n1._put("x/" + "4" * 16, Removal("4" * 16, "n4", n1.me, 1, 0.0))
+        n1._put("x/" + "5" * 16, Removal("5" * 16, "n5", n1.me, 1, 0.0))
+    send(n1, n3)
+    assert "4" * 16 in n3.removals and "5" * 16 not in n3.removals

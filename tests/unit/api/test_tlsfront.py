@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
+import socket
 import ssl
 import tempfile
 import time
@@ -286,3 +287,18 @@ def test_a_users_certificate_says_so_and_is_good_for_a_client_only() -> None:
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
     names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == []  # so it is no node's
+
+
+async def test_newcomers_at_once_find_no_more_places_than_there_are(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tlsfront, "HANDSHAKES_MOST", 4)
+    socks = [socket.create_connection(("127.0.0.1", port.front.port)) for _ in range(20)]
+    try:
+        async with asyncio.timeout(WITHIN):
+            while len(port.refused) < 16:
+                await asyncio.sleep(0.01)
+        assert {reason for reason, _, _ in port.refused} == {"busy"}
+    finally:
+        for sock in socks:
+            sock.close()
