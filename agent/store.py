@@ -8,7 +8,7 @@ restart knows at once what its kernel is to hold, and asks only for what it miss
 
 Records are appended to a log, and of one key the last one counts (as in a log-structured
 store: Rosenblum, Ousterhout 1991). An origin's part of it is written anew once most of it is
-dead; so the disk holds at most two states of an origin and `SLACK` records.
+dead; so the disk holds at most four states of an origin and twice `SLACK` records.
 What stands opposite: restart.py restores from here at start; statefile.py is the file itself.
 """
 
@@ -248,10 +248,10 @@ class Store:
             self._holes.settle(batches, error is None)
             for (_, done), written in zip(items, admitted, strict=True):
                 done(None if written and error is None else self._lost(error))
-            if self._queue.empty() and error is None:
+            if error is None:
                 # Later, then; and the next batch must find this thread, whatever it is.
                 with contextlib.suppress(Exception):
-                    self._compact()
+                    self._compact(1 if self._queue.empty() else 2)
 
     def _lost(self, error: Exception | None) -> VxmeshError:
         why = f"cannot be written ({error})" if error else "could not be written before"
@@ -313,10 +313,11 @@ class Store:
         self._db.execute("DELETE FROM log WHERE origin = ?", (origin,))
         self._logged[origin] = self._live[origin] = 0
 
-    def _compact(self) -> None:
-        """Write anew one origin of whose records in the log more are dead than may be."""
-        for origin, logged in self._logged.items():
-            if logged <= 2 * self._live.get(origin, 0) + SLACK:
+    def _compact(self, patience: int) -> None:
+        """Write the origins anew of whose records in the log more are dead than may be: when there
+        is nothing else to write, or with more patience while there is."""
+        for origin, logged in list(self._logged.items()):
+            if logged <= patience * (2 * self._live.get(origin, 0) + SLACK):
                 continue
             # If this fails, which no answer depends on, it is tried when there is twice as much.
             self._live[origin] = logged
@@ -328,7 +329,6 @@ class Store:
                 living = self._living(origin, int(found[0]) if found else 0)
                 self._clear(origin)
                 self._append(origin, living, len(living))
-            return
 
 
 def spans(seals: Iterable[Seal]) -> list[tuple[int, int]]:
