@@ -125,8 +125,10 @@ class NodeState(Departures):
         records = list(records)
         self.replica.restore(records, version, floor)
         self.sandboxes = {s.id: s for s in sandboxes}
-        self.apply([Update(self.me, r.key, r.value) for r in records if r.value], Change())
-        self._forget_removed(Change())
+        change = Change()
+        self.apply([Update(self.me, r.key, r.value) for r in records if r.value], change)
+        self._forget_removed(change)
+        self._select(change)
 
     def restore_peer(
         self, origin: str, records: Iterable[Record], version: int, floor: int
@@ -134,8 +136,10 @@ class NodeState(Departures):
         """Take back what was known of another origin. After `restore`, before anything else."""
         if origin in self.removals:
             return
-        self.apply(self.replica.restore_peer(origin, records, version, floor), Change())
-        self._forget_removed(Change())
+        change = Change()
+        self.apply(self.replica.restore_peer(origin, records, version, floor), change)
+        self._forget_removed(change)
+        self._select(change)
 
     def describe(self, node: Node) -> None:
         """State what this node is (at start, and when its routes or MTU change)."""
@@ -210,5 +214,8 @@ class NodeState(Departures):
                 for id in list(members.local) if members else ():
                     self._delete(ENDPOINT + id)
                     self._drop_endpoint(id, change)
+                self.leave_network(network)
         if change.networks:
             self.settle_conflicts()
+        if change.services:
+            self.settle_services()
