@@ -65,6 +65,7 @@ from agent.node import NodeState
 from agent.offences import Offences
 from agent.operations import Operations
 from agent.plan import Plan
+from agent.serviceops import ServiceOperations
 from agent.watcher import Watcher
 
 log = structlog.get_logger()
@@ -167,6 +168,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
+        node.settle_services(quietly=True)
         kernel = Reconciler(
             plan,
             run_dir,
@@ -276,6 +278,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             encryption,
         )
         control.users = Users(identity, node)
+        control.service_operations = ServiceOperations(node, peers, peers, operations.done)
         await _serve(control, settings, node, identity.keyring, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)

@@ -279,6 +279,7 @@ class Operations:
             publishes=tuple(publishes),
             log=log,
         )
+        self.node.check_publishes(sandbox.publishes)
         self.ports.hold(sandbox.id, sandbox.publishes)
         try:
             self.node.put_sandbox(sandbox)

@@ -133,17 +133,17 @@ class Services(Endpoints):
     ) -> Service:
         """The published ports that a service would have, for a look whether they are free: a
         service that is not there. With `ref`, of an update."""
-        nothing: ServiceSpec = spec
         if ref:
             old = self._written_service(ref, network)
             wanted = chosen(spec, fields)
             ports = spec.ports if "ports" in wanted else old.ports
             on = self._node_ids(spec.publish_on) if "publish_on" in wanted else old.publish_on
-            known = set(old.ports) if on == old.publish_on else set()
-            ports = tuple(port for port in ports if port not in known)
+            had = [(p.protocol, p.published, p.published_at) for p in old.ports]
+            held = set(had if on == old.publish_on else ())
+            ports = tuple(p for p in ports if (p.protocol, p.published, p.published_at) not in held)
             id, name, home = old.id, old.name, old.network
         else:
-            ports, on = nothing.ports, self._node_ids(spec.publish_on)
+            ports, on = spec.ports, self._node_ids(spec.publish_on)
             id, name, home = "", spec.name, self.find_network(spec.network).id
         return Service(
             id, name, home, spec.mode, (), ports, {}, (), 0.0, spec.health, on, False,
