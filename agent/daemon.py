@@ -46,7 +46,9 @@ from agent.cluster.trust import Keyring, check_issued
 from agent.config import CERT_LIFE, Settings, default_address, parse_duration, parse_listen
 from agent.core.membership import PRESETS
 from agent.datapath.carrier import CarrierMonitor
+from agent.datapath.guardrules import REASONS
 from agent.datapath.reconciler import Reconciler
+from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import KINDS, Repair
 from agent.datapath.underlay import describe, forget_unresolved
 from agent.departures import Departures
@@ -56,6 +58,7 @@ from agent.listeners import ToKernel, ToStore
 from agent.logs import configure
 from agent.model import Node
 from agent.node import NodeState
+from agent.offences import Offences
 from agent.operations import Operations
 from agent.plan import Plan
 from agent.watcher import Watcher
@@ -146,11 +149,21 @@ async def run(settings: Settings, reset_state: bool) -> None:
                 networks=",".join(names),
             )
 
+        offences = Offences(node)
+
+        def frames_refused(refusal: Refusal) -> None:
+            offences.note(refusal.endpoint, refusal.spoofed, refusal.flooded, refusal.reasons)
+
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
         kernel = Reconciler(
-            plan, run_dir, on_applied=applied, on_repair=repaired, on_withheld=node.kernel_withholds
+            plan,
+            run_dir,
+            on_applied=applied,
+            on_repair=repaired,
+            on_withheld=node.kernel_withholds,
+            on_refusal=frames_refused,
         )
         peers = Peers(
             node,
@@ -211,6 +224,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             resolver=feed.counters,
             repair_kinds=KINDS,
             peer_refused=lambda: refused,
+            refused=lambda: {**dict.fromkeys(REASONS, 0), **kernel.refused},
         )
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())
@@ -379,7 +393,15 @@ async def _describe(settings: Settings, life: restart.Life) -> Node:
         mtu=underlay.mtu,
         routes=underlay.routes,
         incarnation=life.incarnation * INCARNATIONS_A_LIFE,
+        closed=_closed(settings),
     )
+
+
+def _closed(settings: Settings) -> tuple[int, ...]:
+    """The TCP ports, besides that for peers, that are for operators and not for sandboxes."""
+    names = ("metrics_listen", "control_listen")
+    listens = [(getattr(settings, name), name) for name in names]
+    return tuple(sorted({parse_listen(text, name)[1] for text, name in listens if text}))
 
 
 async def _watch_underlay(settings: Settings, node: NodeState) -> None:

@@ -31,6 +31,8 @@ CERTIFICATE_MAX = 4096  # bytes of DER; ours have some 700
 AUTHORITIES_MAX = 16  # CAs that a cluster remembers, the present ones among them
 VOID_MAX = 32  # join tokens that are told from wrong ones
 ONLY = "it"  # the id in the key of a record of which each node has one at most
+CLOSED_MAX = 16  # ports of one agent; it has a metrics and a control port
+SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.md
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
 
 
@@ -51,6 +53,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     certificate: bytes = b""  # its present one, DER; cluster/trust.py says what is in it
     keeper: bool = False  # it holds the key of the CA
     trust: int = 0  # the epoch of the Trust that it follows
+    closed: tuple[int, ...] = ()  # its other TCP ports that no sandbox may reach: metrics …
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -347,6 +350,8 @@ def check_sound(
             ipaddress.ip_network(text, strict=False)
         sound = value.id == id and 0 < value.port < 65536 and 0 < value.data_port < 65536
         sound = sound and len(value.certificate) <= CERTIFICATE_MAX and 0 <= value.trust < 1 << 32
+        sound = sound and len(value.closed) <= CLOSED_MAX
+        sound = sound and all(0 < port < 65536 for port in value.closed)
     elif isinstance(value, Removal):
         sound = value.node == id and bool(value.by)
     elif isinstance(value, Trust):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from agent.core.members import Members
 from agent.drivers import overlay
-from agent.drivers.base import Bridge, Forward, Rows
+from agent.drivers.base import Bridge, Closed, Forward, Rows
 from agent.model import Network, format_address, holds, parse_address
 from agent.node import NodeState
 from agent.views import Change
@@ -37,14 +37,18 @@ class Plan:
         self.is_complete = True
         self._vteps: dict[str, bytes] = {}
         self._described: dict[str, tuple[str, int]] = {}
+        self._closed = Closed()
         self._apart = node.gives_way()
         self.nodes_changed()
 
     def nodes_changed(self) -> bool:
-        """Take in the nodes; True if a VTEP or an MTU that rows or bridges rest on changed."""
-        described = {n.id: (n.vtep, n.mtu) for n in self.node.nodes.values()}
-        if described == self._described:
+        """Take in the nodes; True if what rows, bridges or rules rest on changed."""
+        nodes = self.node.nodes
+        described = {n.id: (n.vtep, n.mtu) for n in nodes.values()}
+        closed = overlay.closed(nodes[self.node.me], nodes.values())
+        if (described, closed) == (self._described, self._closed):
             return False
+        self._closed = closed
         self._described = described
         self._reach()
         return True
@@ -180,6 +184,10 @@ class Plan:
                     if not publish.host_address or (":" in publish.host_address) == (":" in text):
                         found.append(Forward(publish, text))
         return tuple(found)
+
+    def closed(self) -> Closed:
+        """The ports of all known agents."""
+        return self._closed
 
     def mark(self) -> object:
         """Origin -> version taken in so far; NodeState.kernel_has takes it back."""

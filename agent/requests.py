@@ -122,6 +122,9 @@ def parse_network(
                 "lies in none of the subnets",
                 "Write it as 10.1.0.64/26, with the --subnet that it is a part of",
             )
+    spoof = (options or {}).get(model.SPOOF, "deny")
+    if spoof not in ("allow", "deny"):
+        raise Invalid(f"option spoof={model.shorten(spoof)}", "is unknown", "Use allow or deny")
     lowest = MTU_MIN_V6 if ipv6 or any(s.version == 6 for s in parsed) else MTU_MIN_V4
     if mtu and not lowest <= mtu <= MTU_MAX:
         raise Invalid(f"MTU {mtu}", "is out of range", f"Use {lowest} to {MTU_MAX}")

@@ -41,6 +41,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_sandboxes": ((), "Sandboxes of this node."),
     "vxmesh_kernel_failures": ((), "Parts of the kernel's state that failed and are retried."),
     "vxmesh_drift_repaired_total": (("kind",), "What others took away or changed, put back."),
+    "vxmesh_guard_dropped_total": (("reason",), "Frames of sandboxes that the guards dropped."),
     "vxmesh_notices_total": (("kind",), "Notices told, by kind."),
     "vxmesh_replica_origins": ((), "Nodes that records are held of."),
     "vxmesh_replica_records": ((), "Records held, of all origins."),
@@ -85,6 +86,7 @@ RESOLVER: dict[str, tuple[str, str]] = {
             "forward_refused_busy",
             "forward_failed",
             "forward_no_upstream",
+            "flooded",
         )
     },
 }
@@ -101,6 +103,7 @@ class Sources:
     resolver: Callable[[], Awaitable[Mapping[str, int]]] | None = None  # its counters
     repair_kinds: Iterable[str] = field(default_factory=tuple)
     peer_refused: Callable[[], Mapping[str, int]] = dict  # reason -> how many
+    refused: Callable[[], Mapping[str, int]] = dict  # frames by reason
 
 
 class Metrics:
@@ -193,6 +196,9 @@ class Metrics:
         values.update({name: dict(held) for name, held in self._counters.items()})
         values["vxmesh_peer_refused_total"] = {
             (reason,): float(count) for reason, count in self.sources.peer_refused().items()
+        }
+        values["vxmesh_guard_dropped_total"] = {
+            (reason,): count for reason, count in self.sources.refused().items()
         }
         return values
 

@@ -1,8 +1,8 @@
 """Applies desired values to the kernel, in an order in which nothing is ever let through that
-should not be: devices, then rules, then rows.
+should not be: devices, then rules, then rows; and before a port is made, its guard.
 
-What stands opposite: reconciler.py says what and when; networks.py, uplink.py, nftables.py
-and bulk.py know how.
+What stands opposite: reconciler.py says what and when; networks.py, uplink.py, nftables.py,
+guard.py and bulk.py know how.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ import structlog
 from agent.datapath import namespaces, nft, sandbox
 from agent.datapath.backlog import Backlog, Failures, Key
 from agent.datapath.bulk import Bulk
+from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.networks import Networks
 from agent.datapath.nft import UPLINK
 from agent.datapath.nftables import Nftables
+from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.uplink import Uplink
-from agent.drivers.base import Bridge, DesiredState, Rows
+from agent.drivers.base import Bridge, Closed, DesiredState, Rows
 from agent.errors import VxmeshError
 
 log = structlog.get_logger()
@@ -70,6 +72,7 @@ class Applier:
         self.repairs = Repairs()
         self.stale_tables = True  # since the rules were loaded, a network came, changed or went
         self._forwards = False  # our rules are there, so that we may forward
+        self._closed = Closed()  # as it was loaded last
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
@@ -81,6 +84,8 @@ class Applier:
             monitor.ignore(self._bulk.port)
             self._own_table = stack.enter_context(contextlib.closing(Nftables(self._netns)))
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
+            self._guard = stack.enter_context(contextlib.closing(Guard(self._netns)))
+            self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
@@ -113,12 +118,19 @@ class Applier:
         links = await self._own.links()
         bridges = self._desired.bridges()
         await self.networks.sweep(links, bridges.values())
+        await self.attempt(("guard", 0, ""), self.guard())
         look = Look({link.name: link for link in links}, interior, True, drift, gone=gone)
         for vni in self.in_turn(self.networks.held.keys() | bridges.keys()):
             if drift:
                 await self.mend(vni, look)
             else:
                 await self.attempt(("bridge", vni, ""), self.bridge(vni, look))
+
+    async def guard(self) -> None:
+        """All ports that are to be, at once: what they send must not be lost at a restart."""
+        closed = self._desired.closed()
+        self.stale_tables |= closed != self._closed
+        await self._guard.load(self._desired.bridges().values(), closed)
 
     def in_turn(self, vnis: Iterable[int]) -> list[int]:
         """The order in which networks are made so: who gives addresses up before who gets them.
@@ -144,11 +156,13 @@ class Applier:
             if now is not None:
                 await self.attempt(("bridge", now, ""), self.bridge(now, look))
             await self.networks.remove(vni)
+            await self._guard.release(vni)
             held = None
         if bridge is None:
             if self._failures.forget(vni):
                 await self._sweep()
             return
+        await self._guard.admit(bridge)  # so that no port is ever there without it
         changed = held is None or _without_ports(held.bridge) != _without_ports(bridge)
         resized = held is not None and held.bridge.mtu != bridge.mtu
         fresh = False
@@ -163,11 +177,13 @@ class Applier:
             await self._all_rows(held.vxlan, vni, fresh, False)
             await self.networks.hand_over(elsewhere, vni)
             await self.networks.remove(elsewhere)
+            await self._guard.release(elsewhere)
             fresh = False
         if self._failures.forget(vni, bridge.ports):
             await self._sweep()
         for endpoint in held.ports.keys() - bridge.ports.keys():
             await self.networks.detach(vni, endpoint)
+        await self._guard.release(vni, bridge.ports)
         for endpoint, port in bridge.ports.items():
             looked = look is not None and (look.only is None or endpoint in look.only)
             if not (looked or resized) and held.ports.get(endpoint, (None, 0))[0] == port:
@@ -233,7 +249,11 @@ class Applier:
         await self._own_table.load(nft.own(bridges))
         await self._set_sysctls(namespaces.FORWARDING)
         self._forwards = True
-        await self._host_table.load(nft.host(bridges, self._desired.forwards()))
+        closed = self._desired.closed()
+        if closed != self._closed:
+            await self._guard.close_off(closed)
+        await self._host_table.load(nft.host(bridges, self._desired.forwards(), closed))
+        self._closed = closed
 
     async def routes(self) -> None:
         """The host's routes to the networks that may be reached from it."""
@@ -319,7 +339,7 @@ class Applier:
 
     async def check_tables(self, told: bool) -> None:
         """Rules that somebody else changed; `told` as for Nftables.check."""
-        for table in (self._own_table, self._host_table):
+        for table in (self._own_table, self._guard.table, self._host_table):
             self.repairs.add("nft", not await table.check(told))
 
     async def check_routes(self) -> None:

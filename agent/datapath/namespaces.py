@@ -45,7 +45,13 @@ OWN = {
     "ipv6/conf/default/addr_gen_mode": "1",  # IN6_ADDR_GEN_MODE_NONE
     "ipv6/conf/default/disable_ipv6": "0",
     "ipv6/conf/all/disable_ipv6": "0",
+    # Where br_netfilter is loaded it shows each bridged frame to the inet tables as well, which
+    # costs and decides nothing: what a port may send, its guard says (guardrules.py).
+    "bridge/bridge-nf-call-iptables": "0",
+    "bridge/bridge-nf-call-ip6tables": "0",
+    "bridge/bridge-nf-call-arptables": "0",
 }
+OPTIONAL = ("ipv6", "bridge")  # folders that are not there in every kernel
 
 # The same, but only once the rules are there which keep the networks apart.
 FORWARDING = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"}
@@ -152,14 +158,16 @@ def set_sysctls(netns: str | Path, values: Mapping[str, str]) -> int:
     """Write sysctls, by their path below /proc/sys/net, in the namespace at `netns`.
 
     /proc/sys/net shows the namespace of the thread that opens it. What is so already is not
-    written; IPv6's are left out where the kernel has no IPv6. Returns how many were written.
+    written; IPv6's are left out where the kernel has no IPv6, and likewise those of br_netfilter.
+    Returns how many were written.
     """
 
     def write() -> int:
         written = 0
         for name, value in values.items():
             file = SYSCTL / name
-            if name.startswith("ipv6/") and not (SYSCTL / "ipv6").exists():
+            folder = name.partition("/")[0]
+            if folder in OPTIONAL and not (SYSCTL / folder).exists():
                 continue
             if file.read_text().strip() != value:
                 file.write_text(value)

@@ -1,6 +1,7 @@
 """The rules of our own namespace and of the host, as text for nftables. Pure.
 
-Both tables are called `inet vxmesh`. The chains never change; what does is in sets and maps,
+Both tables are called `inet vxmesh`; a third one, of the bridges' ports, is guardrules.py's.
+The chains never change; what does is in sets and maps,
 so that a new network or a published port is a few elements and not a new ruleset.
 What stands opposite: nftables.py loads them; tests/unit/datapath/golden/ shows them whole.
 Source: nft(8).
@@ -12,11 +13,12 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from agent.drivers.base import Bridge, Forward
-from agent.model import IPNetwork
+from agent.drivers.base import Bridge, Closed, Forward
+from agent.model import IPNetwork, format_address
 
 TABLE = "inet vxmesh"
 UPLINK, HOST_UPLINK = "uplink", "vxmesh0"
+NOTHING_CLOSED = Closed()
 
 # No connection tracking in here: it would cost every packet and decide nothing. What comes
 # over the uplink has passed the host's table, and a sandbox is known by its bridge.
@@ -39,7 +41,9 @@ OWN_CHAINS = f"""\
 """
 
 # raw: route_localnet on the uplink, which lets the host reach a published port at 127.0.0.1,
-# must not let a sandbox reach what listens there.
+# must not let a sandbox reach what listens there. Nor an agent at any address of this host; and,
+# though the guard of its port has looked already (guardrules.py), no other agent and no VXLAN:
+# here fragments have been put together.
 # postrouting: a sandbox that uses a port published on its own host, its neighbour's or its
 # own, gets its answers from the host only if the host is who asked.
 # forward: nobody but the host itself gets into a sandbox, except through a published port.
@@ -47,6 +51,11 @@ HOST_CHAINS = f"""\
 	chain raw {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname "{HOST_UPLINK}" ip daddr 127.0.0.0/8 drop
+		iifname "{HOST_UPLINK}" udp dport @carriers counter name "guard_vxlan" drop
+		iifname "{HOST_UPLINK}" tcp dport @agent_ports fib daddr type local \
+counter name "guard_agent" drop
+		iifname "{HOST_UPLINK}" ip daddr . tcp dport @agents4 counter name "guard_agent" drop
+		iifname "{HOST_UPLINK}" ip6 daddr . tcp dport @agents6 counter name "guard_agent" drop
 	}}
 
 	chain published {{
@@ -98,6 +107,8 @@ class Ruleset:
 
     sets: Mapping[str, Elements]
     chains: str
+    table: str = TABLE
+    counters: tuple[str, ...] = ()
 
 
 def own(bridges: Iterable[Bridge]) -> Ruleset:
@@ -133,7 +144,9 @@ def own(bridges: Iterable[Bridge]) -> Ruleset:
     )
 
 
-def host(bridges: Iterable[Bridge], forwards: Iterable[Forward]) -> Ruleset:
+def host(
+    bridges: Iterable[Bridge], forwards: Iterable[Forward], closed: Closed = NOTHING_CLOSED
+) -> Ruleset:
     """The table of the host: masquerade, published ports, and who may not come in.
 
     A forward to an address in no network that is open to the host is left out: its packets
@@ -160,16 +173,41 @@ def host(bridges: Iterable[Bridge], forwards: Iterable[Forward]) -> Ruleset:
         at = f"{kind} . " if name.endswith("_at") else ""
         types = f"{at}inet_proto . inet_service : {kind} . inet_service"
         sets[name] = Elements(f"map {name} {{ type {types}; }}", elements)
-    return Ruleset(sets, HOST_CHAINS)
+    sets["agent_ports"] = _set("agent_ports", "inet_service", {str(port) for port in closed.own})
+    for name, keys in closed_elements(closed).items():
+        sets[name] = Elements(f"set {name} {{ {CLOSED_SETS[name]} }}", dict.fromkeys(keys, ""))
+    return Ruleset(sets, HOST_CHAINS, counters=("guard_agent", "guard_vxlan"))
+
+
+CLOSED_SETS = {
+    "carriers": "type inet_service;",
+    "agents4": "type ipv4_addr . inet_service;",
+    "agents6": "type ipv6_addr . inet_service;",
+}
+
+
+def closed_elements(closed: Closed) -> dict[str, frozenset[str]]:
+    """What is closed everywhere, as elements of CLOSED_SETS."""
+    agents: dict[int, set[str]] = {4: set(), 6: set()}
+    for text, port in closed.agents:
+        address = ipaddress.ip_address(text)
+        agents[address.version].add(f"{format_address(address.packed)} . {port}")
+    return {
+        "carriers": frozenset(str(port) for port in closed.carriers),
+        "agents4": frozenset(agents[4]),
+        "agents6": frozenset(agents[6]),
+    }
 
 
 def render(ruleset: Ruleset) -> str:
     """The whole table as one transaction that replaces whatever was there."""
-    lines = [f"table {TABLE}", f"delete table {TABLE}", f"table {TABLE} {{"]
+    table = ruleset.table
+    lines = [f"table {table}", f"delete table {table}", f"table {table} {{"]
+    lines += [f"\tcounter {name} {{ }}" for name in ruleset.counters]
     lines += [f"\t{s.declaration}" for s in ruleset.sets.values()]
     lines += ["", ruleset.chains.rstrip("\n"), "}"]
     for name, elements in ruleset.sets.items():
-        lines += _change("add", name, elements.elements)
+        lines += change("add", table, name, elements.elements)
     return "\n".join(lines) + "\n"
 
 
@@ -182,15 +220,16 @@ def delta(old: Ruleset, new: Ruleset) -> str:
             continue
         gone = {k: v for k, v in before.items() if after.elements.get(k) != v}
         come = {k: v for k, v in after.elements.items() if before.get(k) != v}
-        lines += _change("delete", name, gone) + _change("add", name, come)
+        lines += change("delete", new.table, name, gone) + change("add", new.table, name, come)
     return "".join(f"{line}\n" for line in lines)
 
 
-def _change(verb: str, name: str, elements: Mapping[str, str]) -> list[str]:
+def change(verb: str, table: str, name: str, elements: Mapping[str, str]) -> list[str]:
+    """The command that adds elements to a set or map, or deletes them; none for no element."""
     if not elements:
         return []
     inside = ", ".join(f"{k} : {v}" if v else k for k, v in sorted(elements.items()))
-    return [f"{verb} element {TABLE} {name} {{ {inside} }}"]
+    return [f"{verb} element {table} {name} {{ {inside} }}"]
 
 
 def _set(name: str, type_: str, elements: set[str]) -> Elements:

@@ -2,7 +2,7 @@
 
 The thread lives in that namespace, so what it runs is there whatever the rest of the process
 does. A load of a few elements takes 1 ms in the library and 18 ms by the binary.
-What stands opposite: nft.py says what to load. Source: libnftables(3).
+What stands opposite: nft.py and guardrules.py say what to load. Source: libnftables(3).
 """
 
 from __future__ import annotations
@@ -14,40 +14,55 @@ import re
 import secrets
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
-from agent.datapath.nft import TABLE, Ruleset, delta, render
+from agent.datapath.nft import TABLE, Ruleset, change, delta, render
 from agent.errors import Unsupported, VxmeshError
 from agent.syscalls import CLONE_NEWNET, set_thread_name, setns
 
 log = structlog.get_logger()
 
 LIBRARY = "libnftables.so.1"
+STATELESS = 1 << 2  # NFT_CTX_OUTPUT_STATELESS: without what counters and limits hold
 # Of our threads, so that what the kernel tells of our own changes is known as that.
 THREAD = f"vxmnft-{secrets.token_hex(4)}"  # 15 bytes, TASK_COMM_LEN without its end
 # Its contexts are apart, but the tables of names behind them are not in every version.
 _library_lock = threading.Lock()
 
 T = TypeVar("T")
+Keys = Mapping[str, frozenset[str]]  # set -> elements of it
+
+# In a listing: a set's elements, and what one has beside its key when the set says so.
+_ELEMENTS = re.compile(r"\b(?:set|map) (\S+) \{[^{}]*?(elements = \{([^{}]*)\})")
+_STATEFUL = re.compile(r" (?:limit|counter)\b.*", re.DOTALL)
+_COUNTER = re.compile(r"counter (\S+) \{\s*packets (\d+)")
+_COUNTED = re.compile(r'"([^"]+)"[^,{}]*?counter packets (\d+)')
+
+
+class _Listing(NamedTuple):
+    """A table as the kernel shows it: what order things are listed in is chance."""
+
+    words: list[str]  # all but the elements, sorted
+    elements: dict[str, set[str]]  # set or map -> elements
 
 
 class Nftables:
-    """The table `inet vxmesh` of one namespace."""
+    """One table of ours in one namespace."""
 
-    def __init__(self, netns: str | Path, library: str = LIBRARY) -> None:
+    def __init__(self, netns: str | Path, library: str = LIBRARY, table: str = TABLE) -> None:
         """For the namespace at path `netns`. Nothing is opened before the first call."""
-        self._netns = netns
+        self._netns, self._table = netns, table
         self._library = library
-        self._run: Callable[[str], str] | None = None
+        self._run: Callable[[str, int], str] | None = None
         self._close: Callable[[], None] = lambda: None
         self._pool = ThreadPoolExecutor(1, "nft", set_thread_name, (THREAD,))
         self._loaded: Ruleset | None = None
-        self._listing: list[str] = []
+        self._listing = _Listing([], {})
 
     async def load(self, ruleset: Ruleset) -> None:
         """Make the table so: elements only where this object loaded it before, else whole.
@@ -55,6 +70,26 @@ class Nftables:
         VxmeshError if nftables refuses.
         """
         await self._in_thread(lambda: self._load(ruleset))
+
+    async def alter(self, come: Keys, gone: Keys) -> None:
+        """Add and delete elements of the sets that were loaded; costs what the change is.
+
+        The elements are to be written as nft(8) lists them. VxmeshError if nftables refuses;
+        then `load` is to be called again.
+        """
+        await self._in_thread(lambda: self._alter(come, gone))
+
+    async def counters(self) -> dict[str, int]:
+        """What the table's counters hold, in packets, by name; VxmeshError if it is not there."""
+        text = f"list counters table {self._table}\n"
+        listed = await self._in_thread(lambda: self._command(text, 0))
+        return {name: int(packets) for name, packets in _COUNTER.findall(listed)}
+
+    async def counted(self, name: str) -> dict[str, int]:
+        """Of a set of interfaces with counters what each holds, in packets."""
+        text = f"list set {self._table} {name}\n"
+        listed = await self._in_thread(lambda: self._command(text, 0))
+        return {device: int(packets) for device, packets in _COUNTED.findall(listed)}
 
     async def check(self, told: bool = False) -> bool:
         """Whether the table is as it was loaded; if it is not, it is loaded anew.
@@ -66,7 +101,9 @@ class Nftables:
     async def remove(self) -> None:
         """Delete the table; fine if it is not there."""
         self._loaded = None
-        await self._in_thread(lambda: self._command(f"table {TABLE}\ndelete table {TABLE}\n"))
+        await self._in_thread(
+            lambda: self._command(f"table {self._table}\ndelete table {self._table}\n")
+        )
 
     def close(self) -> None:
         """End the thread. The table stays."""
@@ -86,13 +123,41 @@ class Nftables:
             self._listing = self._list()
         self._loaded = ruleset
 
+    def _alter(self, come: Keys, gone: Keys) -> None:
+        ruleset = self._loaded
+        if ruleset is None:
+            raise VxmeshError("firewall rules", "could not be loaded before")
+        sets, lines = dict(ruleset.sets), []
+        for name in come.keys() | gone.keys():
+            elements = sets[name].elements
+            assert isinstance(elements, dict)
+            out = dict.fromkeys(gone.get(name, ()), "")
+            new = dict.fromkeys(come.get(name, ()), "")
+            lines += change("delete", self._table, name, out)
+            lines += change("add", self._table, name, new)
+            for key in out:
+                elements.pop(key, None)
+            elements.update(new)
+            listed = self._listing.elements.pop(name, set()).difference(out) | new.keys()
+            if listed:
+                self._listing.elements[name] = listed
+        if not lines:
+            return
+        try:
+            self._command("".join(f"{line}\n" for line in lines))
+        except VxmeshError as error:
+            # Somebody else has changed the table: the whole of it, as after `check`.
+            log.warning("nft.delta_refused", netns=str(self._netns), error=str(error))
+            self._loaded = None
+            self._load(ruleset)
+
     def _update(self, before: Ruleset, ruleset: Ruleset) -> bool:
         """Change the elements only; False if nftables will not."""
-        change = delta(before, ruleset)
-        if not change:
+        text = delta(before, ruleset)
+        if not text:
             return True
         try:
-            self._command(change)
+            self._command(text)
         except VxmeshError as error:
             # Somebody else has changed the table, or this version cannot do that change.
             log.warning("nft.delta_refused", netns=str(self._netns), error=str(error))
@@ -110,14 +175,20 @@ class Nftables:
             self._load(ruleset)
         return same
 
-    def _list(self) -> list[str]:
-        """The table as words, sorted: in what order elements are listed is chance."""
+    def _list(self) -> _Listing:
+        """The table as it is; without a word if it is not there."""
         try:
-            return sorted(re.split(r"[\s,]+", self._command(f"list table {TABLE}\n")))
+            text = self._command(f"list table {self._table}\n")
         except VxmeshError:
-            return []
+            return _Listing([], {})
+        elements: dict[str, set[str]] = {}
+        for name, _, inside in _ELEMENTS.findall(text):
+            keys = (_STATEFUL.sub("", key) for key in inside.split(","))
+            elements[name] = {" ".join(key.split()) for key in keys}
+        rest = _ELEMENTS.sub(lambda found: found[0].replace(found[2], ""), text)
+        return _Listing(sorted(rest.split()), elements)
 
-    def _command(self, text: str) -> str:
+    def _command(self, text: str, flags: int = STATELESS) -> str:
         if self._run is None:
             fd = os.open(self._netns, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -129,10 +200,10 @@ class Nftables:
             except OSError as error:
                 log.info("nft.binary", why=str(error))
                 self._run = _run_binary
-        return self._run(text)
+        return self._run(text, flags)
 
 
-def _open_library(name: str) -> tuple[Callable[[str], str], Callable[[], None]]:
+def _open_library(name: str) -> tuple[Callable[[str, int], str], Callable[[], None]]:
     """How to run commands with libnftables in the calling thread's namespace, and how to end."""
     library: Any = ctypes.CDLL(name)
     library.nft_ctx_new.restype = ctypes.c_void_p
@@ -143,8 +214,9 @@ def _open_library(name: str) -> tuple[Callable[[str], str], Callable[[], None]]:
         library.nft_ctx_buffer_output(context)
         library.nft_ctx_buffer_error(context)
 
-    def run(text: str) -> str:
+    def run(text: str, flags: int) -> str:
         with _library_lock:
+            library.nft_ctx_output_set_flags(context, flags)
             status = library.nft_run_cmd_from_buffer(context, text.encode())
             output = library.nft_ctx_get_output_buffer(context) or b""
             errors = library.nft_ctx_get_error_buffer(context) or b""
@@ -159,10 +231,13 @@ def _open_library(name: str) -> tuple[Callable[[str], str], Callable[[], None]]:
     return run, close
 
 
-def _run_binary(text: str) -> str:
+def _run_binary(text: str, flags: int) -> str:
     """Run commands with the nft binary; a child begins in its parent *thread's* namespace."""
     try:
-        done = subprocess.run(["nft", "-f", "-"], input=text, capture_output=True, text=True)
+        stateless = ["-s"] if flags & STATELESS else []
+        done = subprocess.run(
+            ["nft", *stateless, "-f", "-"], input=text, capture_output=True, text=True
+        )
     except FileNotFoundError:
         raise Unsupported(
             "firewall rules",

@@ -22,6 +22,7 @@ from agent.datapath.cleanup import remove_everything
 from agent.datapath.drift import Drift
 from agent.datapath.monitor import RECEIVE_BUFFER, Events, Monitor
 from agent.datapath.mountwatch import MountWatch
+from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import Repair
 from agent.datapath.tablemonitor import TableMonitor
 from agent.drivers.base import DesiredState
@@ -31,6 +32,7 @@ log = structlog.get_logger()
 
 AUDIT_INTERVAL = 20.0  # s; in which every network is compared whole once, one after the other
 REPORT_INTERVAL = 1.0  # s between two reports of repairs
+REFUSALS_INTERVAL = 5.0  # s between two looks at what the guards dropped, 1 ms each
 HOST = 0  # among VNIs: what there is once a host
 
 
@@ -50,8 +52,10 @@ class Reconciler:
         on_withheld: Callable[[dict[str, str]], None] = lambda networks: None,
         on_port_gone: Callable[[str], None] = lambda endpoint: None,
         on_repair: Callable[[Repair], None] = lambda repair: None,
+        on_refusal: Callable[[Refusal], None] = lambda refusal: None,
         host_netns: str = "/proc/self/ns/net",
         audit_interval: float = AUDIT_INTERVAL,
+        refusals_interval: float = REFUSALS_INTERVAL,
         monitor_buffer: int = RECEIVE_BUFFER,
     ) -> None:
         """Our own namespace is at run_dir/netns, the host's at `host_netns`.
@@ -59,11 +63,13 @@ class Reconciler:
         `on_applied` is given desired.mark() once what it stands for has been attempted, and
         just before it `on_withheld` the networks that lack something all the same, and why;
         `on_port_gone` the id of an endpoint whose sandbox's namespace exists no longer;
-        `on_repair` what was put back that nobody asked for, a kind at a time.
+        `on_repair` what was put back that nobody asked for, a kind at a time; `on_refusal`,
+        every `refusals_interval` s, what a port sent and the guards dropped.
         """
         self.netns = run_dir / "netns"
         self.on_applied, self.on_port_gone, self.on_repair = on_applied, on_port_gone, on_repair
         self.on_withheld = on_withheld
+        self.on_refusal, self._refusals_interval = on_refusal, refusals_interval
         self._desired = desired
         self._host_netns = host_netns
         self._audit_interval, self._monitor_buffer = audit_interval, monitor_buffer
@@ -135,6 +141,11 @@ class Reconciler:
     def repairs(self) -> Counter[str]:
         """What was put back without being asked for, by kind; see repairs.KINDS."""
         return self._applier.repairs.total if self._applier else Counter()
+
+    @property
+    def refused(self) -> Counter[str]:
+        """How many frames the guards dropped, by reason; see guardrules.REASONS."""
+        return self._applier.refusals.total if self._applier else Counter()
 
     def failures(self) -> list[VxmeshError]:
         """What could not be applied and is being tried again."""
@@ -213,8 +224,8 @@ class Reconciler:
             self._end()
             self._stack = stack.pop_all()
         applier.repairs.clear()  # until here it was not drift but the time without an agent
-        work, audit = self._work(applier), self._audit(applier)
-        self._tasks = [asyncio.create_task(work), asyncio.create_task(audit)]
+        works = self._work(applier), self._audit(applier), self._look_at_refusals(applier)
+        self._tasks = [asyncio.create_task(work) for work in works]
 
     async def stop(self, remove: bool = False) -> None:
         """End the work. The kernel stays as it is, so that traffic goes on; unless `remove`."""
@@ -371,6 +382,17 @@ class Reconciler:
             else:
                 self._backlog.audits.add(turn[-1])
             self._wake.set()
+
+    async def _look_at_refusals(self, applier: Applier) -> None:
+        while True:
+            await asyncio.sleep(self._refusals_interval)
+            try:
+                refusals = await applier.refusals.read()
+            except VxmeshError as error:
+                log.debug("guards.unreadable", error=str(error))  # deleted, and about to be back
+                continue
+            for refusal in refusals:
+                self.on_refusal(refusal)
 
     # -- what others did --
 

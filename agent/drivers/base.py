@@ -48,6 +48,7 @@ class Bridge:
     # Those of `subnets` whose addresses lead to another network on this host: in `gateways` is
     # none of them, and nothing of them goes to the host or comes from there.
     apart: frozenset[str] = frozenset()
+    spoof: bool = False  # its sandboxes may send with others' MACs and addresses
 
     @property
     def open_subnets(self) -> tuple[str, ...]:
@@ -73,6 +74,16 @@ class Forward:
     address: str  # of the endpoint
 
 
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """What no sandbox may reach by the way out, on whichever host it is."""
+
+    # UDP ports that carry overlays, at every address: who sends there speaks for other sandboxes.
+    carriers: frozenset[int] = frozenset()
+    agents: frozenset[tuple[str, int]] = frozenset()  # address and TCP port of every agent
+    own: frozenset[int] = frozenset()  # TCP ports of this host's agent, at all its addresses
+
+
 class DesiredState(Protocol):
     """What the reconciler pulls. Every method answers for this very moment, without waiting."""
 
@@ -96,6 +107,9 @@ class DesiredState(Protocol):
 
     def forwards(self) -> tuple[Forward, ...]:
         """All published ports of this host."""
+
+    def closed(self) -> Closed:
+        """What is the agents' alone."""
 
     def mark(self) -> object:
         """An opaque token of what has been taken in so far; given back when it is applied."""

@@ -14,8 +14,9 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 
 from agent.core.members import Members
-from agent.drivers.base import Bridge, Port, Rows
+from agent.drivers.base import Bridge, Closed, Port, Rows
 from agent.model import (
+    SPOOF,
     VXLAN_OVERHEAD_V4,
     VXLAN_OVERHEAD_V6,
     Endpoint,
@@ -78,6 +79,7 @@ def bridge(
         data_port=me.data_port,
         ports=ports,
         apart=apart,
+        spoof=network.options.get(SPOOF) == "allow",
     )
 
 
@@ -128,3 +130,18 @@ def all_rows(members: Members, vteps: Mapping[str, bytes]) -> Rows:
     """Every row of a network; no value is None."""
     found = rows(members, vteps, members.by_mac.keys(), members.by_address.keys())
     return Rows([r for r in found.fdb if r[1]], [r for r in found.neighbours if r[1]])
+
+
+def closed(me: Node, nodes: Iterable[Node]) -> Closed:
+    """The ports of all agents, and where VXLAN is received."""
+    nodes = list(nodes)
+    return Closed(
+        carriers=frozenset(node.data_port for node in nodes),
+        agents=frozenset(
+            (address, port)
+            for node in nodes
+            for address in (node.address, node.vtep)
+            for port in (node.port, *node.closed)
+        ),
+        own=frozenset((me.port, *me.closed)),
+    )

@@ -3,6 +3,8 @@
 Answers of ours are made in the call that read the question; only what is forwarded waits.
 Nobody is answered before the first full state has come (`start`): what is asked meanwhile lies
 in the kernel's queue, so that a name server that has just started denies no name.
+Who asks much does not make the others wait: questions are read as they come and answered in
+turn, one of each asker (fairness.py); over TCP an asker is read no faster than its pace.
 Sources: RFC 1035, section 4.2; RFC 7766 (TCP: several questions a connection, answered as they
 are ready, idle ones closed).
 What stands opposite: core/names.py decides, forward.py asks the host's resolvers.
@@ -15,17 +17,24 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Coroutine, Sequence
+from typing import NamedTuple
 
 import dns.rcode
 
 from agent.core.names import Kind, Names
 from agent.core.question import Question
 from agent.resolver import messages
+from agent.resolver.fairness import FairQueue, Pace
 from agent.resolver.forward import Forwarder
 from agent.resolver.messages import QUESTION_BYTES_MAX, Asked
 from agent.resolver.sockets import Ancillary, receive, share, source_address
 
-DATAGRAMS_PER_WAKEUP = 64  # then others of the loop have their turn
+DATAGRAMS_PER_WAKEUP = 64  # to read one takes 4 µs; then others of the loop have their turn
+ANSWERS_PER_WAKEUP = 16  # some 2 ms
+QUESTIONS_PER_SOURCE_MAX = 1024  # that wait: 150 ms of answering; it is its own time that it fills
+# Over TCP; by UDP the kernel bounds it (datapath/guardrules.py), and there one packet is one
+# question.
+PACE, PACE_BURST = 1000.0, 1000.0  # questions a second of one asker, and at once after silence
 CONNECTIONS_MAX = 256
 CONNECTIONS_PER_SOURCE_MAX = 16
 QUESTIONS_PER_CONNECTION_MAX = 16  # forwarded at once; what comes after waits to be read
@@ -33,6 +42,16 @@ IDLE_SECONDS = 10.0
 _TURNS_MAX = 10_000
 
 _log = logging.getLogger("vxmesh.resolver.server")
+
+
+class _Datagram(NamedTuple):
+    """A question that waits for its turn."""
+
+    sock: socket.socket
+    wire: bytes
+    ancillary: Ancillary
+    peer: tuple[str, int]
+    source: bytes
 
 
 class Server:
@@ -56,6 +75,9 @@ class Server:
         self._connections: Counter[bytes] = Counter()
         self._servers: list[asyncio.Server] = []
         self._started = False
+        self._waiting: FairQueue[_Datagram] = FairQueue(QUESTIONS_PER_SOURCE_MAX)
+        self._turn: asyncio.Handle | None = None  # when those that wait go on being answered
+        self._pace = Pace(PACE, PACE_BURST)
 
     async def start(self) -> None:
         """Begin to read questions. A second call does nothing."""
@@ -75,6 +97,8 @@ class Server:
     async def close(self) -> None:
         """Stop at once; questions that wait for an upstream get no answer."""
         loop = asyncio.get_running_loop()
+        if self._turn:
+            self._turn.cancel()
         for sock in self._udp:
             loop.remove_reader(sock)
             sock.close()
@@ -127,17 +151,31 @@ class Server:
             try:
                 wire, ancillary, peer = receive(sock, QUESTION_BYTES_MAX + 1)
             except BlockingIOError:
-                return
+                break
             except OSError as error:
                 _log.error("receive", extra={"fields": {"error": str(error)}})
-                return
+                break
             self.counters["udp"] += 1
             source = source_address(peer)
+            if not self._waiting.put(source, _Datagram(sock, wire, ancillary, peer, source)):
+                self.counters["flooded"] += 1
+        if self._turn is None:
+            self._serve()
+
+    def _serve(self) -> None:
+        """Answer some of those that wait; if more do, go on when the loop comes round."""
+        self._turn = None
+        for _ in range(ANSWERS_PER_WAKEUP):
+            if not self._waiting:
+                return
+            sock, wire, ancillary, peer, source = self._waiting.take()
             reply = self._reply(wire, source, udp=True)
             if isinstance(reply, Asked):
                 self._spawn(self._forward_udp(sock, reply, ancillary, peer), source)
             elif reply is not None:
                 self._send(sock, reply, ancillary, peer)
+        if self._waiting:
+            self._turn = asyncio.get_running_loop().call_soon(self._serve)
 
     async def _forward_udp(
         self,
@@ -187,6 +225,7 @@ class Server:
     ) -> None:
         # drain() then returns when all is with the kernel: nobody can make us keep answers.
         writer.transport.set_write_buffer_limits(0)
+        loop = asyncio.get_running_loop()
         slots = asyncio.Semaphore(QUESTIONS_PER_CONNECTION_MAX)
         waiting: set[asyncio.Task[None]] = set()
 
@@ -202,6 +241,8 @@ class Server:
                         break
                     wire = await reader.readexactly(size)
                 self.counters["tcp"] += 1
+                # What it sends meanwhile stays in the kernel, which then takes no more of it.
+                await asyncio.sleep(self._pace.delay(source, loop.time()))
                 reply = self._reply(wire, source, udp=False)
                 if reply is None:
                     return  # RFC 7766, section 6.2.4 leaves it open; no resolver sends such bytes
@@ -215,8 +256,6 @@ class Server:
                     _write_framed(writer, reply)
                 async with asyncio.timeout(self._idle_seconds):
                     await writer.drain()
-                # Reading what is already here does not wait, so others would.
-                await asyncio.sleep(0)
             # It may have closed its half only, and still wait for what was asked.
             if waiting:
                 await asyncio.wait(waiting)

@@ -25,7 +25,7 @@ from typing import Any
 
 from agent.datapath import namespaces
 from agent.datapath.reconciler import Reconciler
-from agent.drivers.base import Bridge, Forward, Port, Rows
+from agent.drivers.base import Bridge, Closed, Forward, Port, Rows
 from agent.model import parse_address
 from agent.syscalls import in_netns
 
@@ -76,6 +76,7 @@ class Desired:
         self.fdb: dict[int, dict[bytes, bytes]] = {}
         self.neighbours: dict[int, dict[bytes, bytes]] = {}
         self.published: tuple[Forward, ...] = ()
+        self.closes = Closed()
         self.version = 0
         self.all_known = True
 
@@ -97,6 +98,9 @@ class Desired:
 
     def forwards(self) -> tuple[Forward, ...]:
         return self.published
+
+    def closed(self) -> Closed:
+        return self.closes
 
     def mark(self) -> object:
         return self.version

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from agent.datapath import nft
+from agent.datapath.guard import Guard
 from agent.datapath.nftables import Nftables
-from agent.drivers.base import Forward
+from agent.drivers.base import Closed, Forward
 from agent.errors import VxmeshError
 from agent.model import Publish
 from tests.netns.datapath_hosts import run
+from tests.unit.datapath.test_guardrules import CLOSED, PORT
 from tests.unit.datapath.test_nft import DATABASE, FORWARDS, WEB
 
 pytestmark = pytest.mark.netns
@@ -35,6 +37,7 @@ RULESETS: dict[str, Callable[[], nft.Ruleset]] = {
     "own, empty": lambda: nft.own([]),
     "host": lambda: nft.host([WEB, DATABASE], FORWARDS),
     "host, empty": lambda: nft.host([], []),
+    "host, closed": lambda: nft.host([WEB], FORWARDS, CLOSED),
 }
 
 
@@ -120,3 +123,42 @@ async def test_a_port_that_leads_elsewhere_follows(netns: Path, table: Nftables)
     await table.load(nft.host([WEB], [Forward(Publish(80, 80), "10.1.0.5")]))
     await table.load(nft.host([WEB], [Forward(Publish(80, 80), "10.1.0.6")]))
     assert "tcp . 80 : 10.1.0.6 . 80" in listed(netns) and "10.1.0.5" not in listed(netns)
+
+
+async def test_the_guard_of_ports_altered_by_elements(netns: Path) -> None:
+    """By the library and as a whole: the kernel lists what was expected, and finds no drift."""
+    guard = Guard(netns)
+    bridge = replace(WEB, ports={PORT.endpoint: PORT})
+    moved = replace(PORT, addresses=("10.1.0.77/24", "fd00:1::77/64"))
+    other = replace(PORT, endpoint="00000000000000e2", device="vxp00000000e2", mac=b"\2\0\0\0\0\2")
+    try:
+        await guard.load([], CLOSED)
+        for ports in ((PORT,), (PORT, other), (moved, other), (moved,)):
+            held = replace(bridge, ports={port.endpoint: port for port in ports})
+            await guard.admit(held)
+            await guard.release(WEB.vni, held.ports)
+            assert await guard.table.check(), ports
+            assert guard.endpoints() == {port.device: port.endpoint for port in ports}
+        await guard.close_off(Closed())
+        await guard.admit(replace(bridge, ports={PORT.endpoint: moved}, spoof=True))
+        assert await guard.table.check()
+        shown = listed(netns)
+        await guard.table.remove()
+        await guard.load([replace(bridge, ports={PORT.endpoint: moved}, spoof=True)], Closed())
+        assert sorted(listed(netns).split()) == sorted(shown.split())
+    finally:
+        guard.close()
+
+
+async def test_a_guard_that_was_deleted_is_whole_after_the_next_change(netns: Path) -> None:
+    guard = Guard(netns)
+    try:
+        await guard.load([replace(WEB, ports={PORT.endpoint: PORT})], CLOSED)
+        run("nft", "flush", "ruleset", netns=netns)
+        other = replace(PORT, endpoint="00000000000000e2", device="vxp00000000e2")
+        await guard.admit(replace(WEB, ports={PORT.endpoint: PORT, other.endpoint: other}))
+        assert await guard.table.check()
+        assert PORT.device in listed(netns) and other.device in listed(netns)
+        assert set(await guard.table.counted("ports")) == {PORT.device, other.device}
+    finally:
+        guard.close()

@@ -146,3 +146,9 @@ def test_ifnames_and_ports() -> None:
             parse_publish(port, 80)
     with pytest.raises(Invalid, match="protocol"):
         parse_publish(80, 80, "sctp")
+
+
+def test_whether_spoofing_is_allowed_is_said_in_one_of_two_words() -> None:
+    assert parse_network("n", options={"spoof": "allow"}).options == {"spoof": "allow"}
+    with pytest.raises(Invalid, match=r"spoof='yes': is unknown\. Use allow or deny"):
+        parse_network("n", options={"spoof": "yes"})

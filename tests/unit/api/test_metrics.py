@@ -41,7 +41,8 @@ async def counters() -> Mapping[str, int]:
 @pytest.fixture
 def metrics(node: NodeState) -> Metrics:
     refused = {"expired": 2, "foreign": 0}
-    sources = Sources(lambda: 3, lambda: 4, counters, ("fdb", "nft"), lambda: refused)
+    kinds = ("fdb", "nft")
+    sources = Sources(lambda: 3, lambda: 4, counters, kinds, lambda: refused, lambda: {"mac": 5})
     return Metrics(node, sources)
 
 

@@ -176,3 +176,18 @@ def test_what_lives_here_touches_no_row_unless_another_claims_it(world: World) -
     assert world.plan.rows(vni, [made.mac], []).fdb == [(made.mac, None)]
     world.state.drop_sandbox("5" * 16)
     assert made.mac in world.touched[-1].macs[vni], "now the other's row may be due"
+
+
+def test_what_is_closed_to_sandboxes_is_every_agents() -> None:
+    one = Node("1" * 16, "n1", "10.99.0.1", 7946, "10.98.0.1", 4789, "0", 0.0, 1500, closed=(9100,))
+    two = Node("2" * 16, "n2", "fd99::2", 7947, "fd99::2", 4790, "0", 0.0, 1500)
+    closed = overlay.closed(one, [one, two])
+    assert closed.carriers == {4789, 4790}
+    assert closed.own == {7946, 9100}
+    assert closed.agents == {
+        ("10.99.0.1", 7946),
+        ("10.98.0.1", 7946),
+        ("10.99.0.1", 9100),
+        ("10.98.0.1", 9100),
+        ("fd99::2", 7947),
+    }

@@ -1,0 +1,249 @@
+"""What a sandbox may send at all, as rules of its port on the bridge. Pure.
+
+A sandbox has raw sockets and is root in its own namespace, so whatever it sends is suspect:
+each frame is looked at where it comes out of the port, before the bridge does anything with it.
+What passes is IPv4, IPv6 and ARP of the endpoint's own MAC and addresses; the rest is dropped,
+by default and by a reason that is counted. The chains never change; what belongs to an endpoint
+is a few elements of sets, keyed by the port, so a port that nobody has put in yet can send
+nothing.
+What stands opposite: guard.py puts it into the kernel; docs/guards.md tells users.
+Source: nft(8); Linux net/bridge/br_input.c, net/netfilter/nft_payload.c; RFC 826 (ARP),
+4861 (neighbour discovery), 4429 and 7527 (detection of duplicates), 7112 (fragments),
+7113 (how router advertisements are hidden from guards), 2131 and 8415 (DHCP).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from agent.datapath.nft import CLOSED_SETS, Elements, Ruleset
+from agent.drivers.base import Bridge, Port
+from agent.model import format_address, format_mac
+
+GUARD_TABLE = "bridge vxmesh"
+COUNTER = "guard_"  # before a reason, the name of its counter in every table of ours
+
+# reason -> what was dropped, for people
+REASONS = {
+    "mac": "frames with another's MAC as source",
+    "address": "packets with another's address as source",
+    "arp": "ARP with a sender that is another",
+    "neighbour": "neighbour discovery on behalf of another",
+    "dhcp": "answers of a DHCP server",
+    "router": "router advertisements or redirects",
+    "protocol": "frames that are no plain IPv4, IPv6 or ARP (VLAN, spanning tree, LLDP …)",
+    "gateway": "packets to the gateway beyond its limit (name server)",
+    "agent": "packets to an agent's ports",
+    "vxlan": "VXLAN packets of its own",
+}
+
+# A question costs the name server some 150 µs: one sandbox can take a third of a processor from
+# it and not more, and two names a request still make 1,000 requests a second.
+GATEWAY_RATE = 2000  # packets a second from one port to the gateway's addresses
+GATEWAY_BURST = 2000  # packets at once after silence
+
+# from_ipv4, from_ipv6: what passed the check of its source must not be a server's or a router's.
+# `meta l4proto != 255` is whatever has an upper layer that can be seen: a first fragment without
+# one (RFC 7112) would hide what it is until it is put together.
+# solicit, advertise: the length says that there is one option at most, the source's or the
+# target's MAC; a second one behind an unknown one would be found by the receiver only.
+# input: what is for the bridge itself, to be answered or to leave by the host. From there no
+# agent is reached, and no VXLAN sent, with which it could speak for others on all hosts.
+# Nobody here answers router solicitations, so they are dropped without a count: kernels send
+# them by themselves.
+CHAINS = """\
+	chain refused {
+		iifname @trusted accept
+		iifname @ports drop
+		drop
+	}
+
+	chain unsolicited {
+		iifname @trusted accept
+		drop
+	}
+
+	chain refuse_mac {
+		counter name "guard_mac" goto refused
+	}
+
+	chain refuse_address {
+		iifname . ether saddr != @macs goto refuse_mac
+		counter name "guard_address" goto refused
+	}
+
+	chain refuse_arp {
+		counter name "guard_arp" goto refused
+	}
+
+	chain refuse_neighbour {
+		counter name "guard_neighbour" goto refused
+	}
+
+	chain refuse_dhcp {
+		counter name "guard_dhcp" goto refused
+	}
+
+	chain refuse_router {
+		counter name "guard_router" goto refused
+	}
+
+	chain refuse_protocol {
+		counter name "guard_protocol" goto refused
+	}
+
+	chain from_ipv4 {
+		iifname . ether saddr . ip saddr != @addresses4 goto refuse_address
+		udp dport 68 goto refuse_dhcp
+		icmp type redirect goto refuse_router
+		accept
+	}
+
+	chain from_ipv6 {
+		icmpv6 type vmap { \
+nd-neighbor-solicit : goto solicit, \
+nd-neighbor-advert : goto advertise, \
+nd-router-solicit : goto unsolicited, \
+nd-router-advert : goto refuse_router, \
+nd-redirect : goto refuse_router }
+		ip6 saddr :: icmpv6 type mld2-listener-report iifname . ether saddr @macs accept
+		iifname . ether saddr . ip6 saddr != @addresses6 goto refuse_address
+		udp dport 546 goto refuse_dhcp
+		meta l4proto != 255 accept
+		goto refuse_protocol
+	}
+
+	chain solicit {
+		ip6 saddr :: iifname . ether saddr . @th,64,128 @targets accept
+		iifname . ether saddr . ip6 saddr != @addresses6 goto refuse_neighbour
+		ip6 length 24 accept
+		ip6 length 32 @th,192,16 0x0101 iifname . @th,208,48 @links accept
+		goto refuse_neighbour
+	}
+
+	chain advertise {
+		iifname . ether saddr . ip6 saddr != @addresses6 goto refuse_neighbour
+		iifname . ether saddr . @th,64,128 != @targets goto refuse_neighbour
+		ip6 length 24 accept
+		ip6 length 32 @th,192,16 0x0201 iifname . @th,208,48 @links accept
+		goto refuse_neighbour
+	}
+
+	chain from_arp {
+		iifname . ether saddr != @macs goto refuse_mac
+		iifname . arp saddr ether . arp saddr ip @addresses4 accept
+		arp saddr ip 0.0.0.0 iifname . arp saddr ether . arp daddr ip @addresses4 accept
+		goto refuse_arp
+	}
+
+	chain guarded {
+		ether type vmap { ip : goto from_ipv4, arp : goto from_arp, ip6 : goto from_ipv6 }
+		goto refuse_protocol
+	}
+
+	chain prerouting {
+		type filter hook prerouting priority -300; policy accept;
+		iifname "vxp*" jump guarded
+	}
+
+	chain refuse_flood {
+		counter name "guard_gateway" drop
+	}
+
+	chain refuse_agent {
+		counter name "guard_agent"
+		iifname @ports drop
+		drop
+	}
+
+	chain refuse_vxlan {
+		counter name "guard_vxlan"
+		iifname @ports drop
+		drop
+	}
+
+	chain input {
+		type filter hook input priority 0; policy accept;
+		iifname . ip daddr @gateways4 iifname @asking goto refuse_flood
+		iifname . ip6 daddr @gateways6 iifname @asking goto refuse_flood
+		udp dport @carriers goto refuse_vxlan
+		ip daddr . tcp dport @agents4 goto refuse_agent
+		ip6 daddr . tcp dport @agents6 goto refuse_agent
+	}
+"""
+
+_PORT_SETS = {
+    "ports": "type ifname; counter;",
+    "trusted": "type ifname;",
+    "macs": "type ifname . ether_addr;",
+    "addresses4": "type ifname . ether_addr . ipv4_addr;",
+    "addresses6": "type ifname . ether_addr . ipv6_addr;",
+    # The same as numbers: what is not the source of a frame has no name in every nft.
+    "targets": "typeof iifname . ether saddr . @th,64,128;",
+    "links": "typeof iifname . @th,208,48;",
+    "asking": "type ifname; limit rate over {rate}/second burst {burst} packets; counter;",
+}
+_BRIDGE_SETS = {
+    "gateways4": "type ifname . ipv4_addr;",
+    "gateways6": "type ifname . ipv6_addr;",
+}
+
+_SETS = {**_PORT_SETS, **_BRIDGE_SETS, **CLOSED_SETS}
+
+Keys = Mapping[str, frozenset[str]]  # set -> its elements
+
+
+def of_port(bridge: Bridge, port: Port) -> Keys:
+    """What the rules know of a port: what it may send, which is its MAC, its addresses and the
+    link-local address of that MAC, and its gateways."""
+    device, mac = f'"{port.device}"', format_mac(port.mac)
+    addresses = [ipaddress.ip_interface(a).ip for a in port.addresses]
+    texts = {v: [format_address(a.packed) for a in addresses if a.version == v] for v in (4, 6)}
+    gateways = [ipaddress.ip_interface(g).ip for g in bridge.gateways]
+    local = link_local(port.mac)
+    sources6 = [*(a.packed for a in addresses if a.version == 6), local]
+    return {
+        "ports": frozenset({device}),
+        "asking": frozenset({device}),
+        "trusted": frozenset({device} if bridge.spoof else ()),
+        "macs": frozenset({f"{device} . {mac}"}),
+        "addresses4": frozenset(f"{device} . {mac} . {text}" for text in texts[4]),
+        "addresses6": frozenset(
+            f"{device} . {mac} . {text}" for text in (*texts[6], format_address(local))
+        ),
+        "targets": frozenset(f"{device} . {mac} . {_number(a)}" for a in sources6),
+        "links": frozenset({f"{device} . {_number(port.mac)}"}),
+        "gateways4": _pairs(device, (g.packed for g in gateways if g.version == 4)),
+        "gateways6": _pairs(device, (g.packed for g in gateways if g.version == 6)),
+    }
+
+
+def _number(data: bytes) -> str:
+    return hex(int.from_bytes(data, "big"))
+
+
+def _pairs(device: str, addresses: Iterable[bytes]) -> frozenset[str]:
+    return frozenset(f"{device} . {format_address(address)}" for address in addresses)
+
+
+def link_local(mac: bytes) -> bytes:
+    """The address that an interface gives itself (RFC 4291, appendix A)."""
+    interface = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    return b"\xfe\x80" + bytes(6) + interface
+
+
+def ruleset(keys: Iterable[Keys], rate: int = GATEWAY_RATE, burst: int = GATEWAY_BURST) -> Ruleset:
+    """The whole table, with the elements that are given: of ports, and what is closed.
+
+    `rate` (packets a second) and `burst` (packets) bound what a port sends to the gateway.
+    """
+    held: dict[str, dict[str, str]] = {name: {} for name in _SETS}
+    for one in keys:
+        for name, elements in one.items():
+            held[name].update(dict.fromkeys(elements, ""))
+    sets = {
+        name: Elements(f"set {name} {{ {_SETS[name].format(rate=rate, burst=burst)} }}", elements)
+        for name, elements in held.items()
+    }
+    return Ruleset(sets, CHAINS, GUARD_TABLE, tuple(COUNTER + reason for reason in REASONS))
