@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from agent.core.members import Members
 from agent.drivers import overlay
+from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Rows
 from agent.model import Network, format_address, holds, parse_address
 from agent.node import NodeState
@@ -188,6 +189,14 @@ class Plan:
     def closed(self) -> Closed:
         """The ports of all known agents."""
         return self._closed
+
+    def frontends(self) -> Mapping[FrontendKey, Frontend]:
+        """The services that this host balances."""
+        return {}
+
+    def frontend(self, key: FrontendKey) -> Frontend | None:
+        """One of them."""
+        return self.frontends().get(key)
 
     def mark(self) -> object:
         """Origin -> version taken in so far; NodeState.kernel_has takes it back."""

@@ -20,6 +20,8 @@ import structlog
 
 from agent.datapath import namespaces, nft, sandbox
 from agent.datapath.backlog import Backlog, Failures, Key
+from agent.datapath.balancer import Balancer
+from agent.datapath.balancerules import TRACKING
 from agent.datapath.bulk import Bulk
 from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
@@ -31,6 +33,8 @@ from agent.datapath.nftables import Nftables
 from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.uplink import Uplink
+from agent.datapath.waysback import WaysBack
+from agent.drivers.balancing import FrontendKey
 from agent.drivers.base import Bridge, Closed, DesiredState, Rows
 from agent.errors import VxmeshError
 
@@ -85,10 +89,12 @@ class Applier:
             self._own_table = stack.enter_context(contextlib.closing(Nftables(self._netns)))
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
             self._guard = stack.enter_context(contextlib.closing(Guard(self._netns)))
+            self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
             self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
+            self._ways_back = WaysBack(self.networks.held, self.attempt)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -252,8 +258,27 @@ class Applier:
         closed = self._desired.closed()
         if closed != self._closed:
             await self._guard.close_off(closed)
-        await self._host_table.load(nft.host(bridges, self._desired.forwards(), closed))
+        doors = self.balancer.published()
+        await self._host_table.load(nft.host(bridges, self._desired.forwards(), closed, doors))
         self._closed = closed
+
+    async def services(self, keys: Collection[FrontendKey] | None = None) -> None:
+        """Services as the frontends of these keys say, or as all there are; and the ways back.
+
+        To be called also when ports came or went.
+        """
+        local = frozenset(e for held in self.networks.held.values() for e in held.ports)
+        if keys is None:
+            outcome = await self.balancer.load(self._desired.frontends(), local)
+            with contextlib.suppress(FileNotFoundError):  # a kernel without connection tracking
+                await self._set_sysctls(TRACKING)
+        else:
+            changes = {key: self._desired.frontend(key) for key in keys}
+            outcome = await self.balancer.alter(changes, local)
+        self.stale_tables |= outcome.published
+        for vni, vips in outcome.vips.items():
+            await self.attempt(("rows", vni, ""), self.rows(vni, [], vips), whole=False)
+        await self._ways_back.furnish(self.balancer.networks)
 
     async def routes(self) -> None:
         """The host's routes to the networks that may be reached from it."""
@@ -286,6 +311,7 @@ class Applier:
             device = self._set_sysctls(namespaces.of_device(held.bridge.device))
             self.repairs.add("sysctl", await device, held.bridge.network)
         await self._all_rows(held.vxlan, vni, False, True)
+        self.repairs.add("port", await self._ways_back.audit(vni), held.bridge.network)
 
     async def restore(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
         """Put rows back that were deleted and are still wanted."""
@@ -339,7 +365,8 @@ class Applier:
 
     async def check_tables(self, told: bool) -> None:
         """Rules that somebody else changed; `told` as for Nftables.check."""
-        for table in (self._own_table, self._guard.table, self._host_table):
+        tables = (self._own_table, self._guard.table, self.balancer.table, self._host_table)
+        for table in tables:
             self.repairs.add("nft", not await table.check(told))
 
     async def check_routes(self) -> None:

@@ -25,6 +25,7 @@ from agent.datapath.mountwatch import MountWatch
 from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import Repair
 from agent.datapath.tablemonitor import TableMonitor
+from agent.drivers.balancing import FrontendKey
 from agent.drivers.base import DesiredState
 from agent.errors import Unavailable, VxmeshError
 
@@ -100,6 +101,11 @@ class Reconciler:
     def touch_forwards(self) -> None:
         """The published ports."""
         self._backlog.forwards = True
+        self._wake.set()
+
+    def touch_services(self, keys: Iterable[FrontendKey]) -> None:
+        """These frontends."""
+        self._backlog.services.update(keys)
         self._wake.set()
 
     def touch_nothing(self) -> None:
@@ -219,6 +225,7 @@ class Reconciler:
             self._begin()
             mark = self._desired.mark()
             await applier.compare(interior=True, gone=lambda e: self.on_port_gone(e))
+            await applier.attempt(("services", 0, ""), applier.services())
             await self._rules(applier)
             self._note_applied(mark)
             self._end()
@@ -304,6 +311,11 @@ class Reconciler:
             for vni in applier.in_turn(backlog.again):
                 look = Look(interior=True, rows=True, drift=False)
                 await applier.attempt(("bridge", vni, ""), applier.bridge(vni, look))
+        if backlog.everything or backlog.balancing:
+            await applier.attempt(("services", 0, ""), applier.services())
+        elif backlog.services or backlog.bridges or backlog.again:
+            services = applier.services(backlog.services)
+            await applier.attempt(("services", 0, ""), services, whole=False)
         if backlog.forwards or applier.stale_tables:
             await self._rules(applier)
         for vni, (macs, addresses) in backlog.rows.items():
@@ -355,6 +367,9 @@ class Reconciler:
             self._backlog.again.add(vni)
         elif kind in ("tables", "routes"):
             self._backlog.forwards = True
+        elif kind in ("services", "replies"):
+            self._failures.succeeded(key)
+            self._backlog.balancing = True
         elif kind == "audit":
             self._failures.succeeded(key)  # a network that is gone by now would stand for ever
             self._backlog.audits.add(vni)

@@ -18,7 +18,7 @@ from agent.datapath.packing import ATTRIBUTE, HEADER, messages
 NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
 NEWGEN = 0x0A0F  # NFNL_SUBSYS_NFTABLES and NFT_MSG_NEWGEN: a transaction is done
 NFTA_GEN_PROC_NAME = 3
-_OURS = b"vxmesh\0"
+_OURS = (b"vxmesh\0", b"vxmesh_balance\0")  # tables
 
 
 class TableMonitor(Listener):
@@ -40,7 +40,7 @@ class TableMonitor(Listener):
                 length = HEADER.unpack_from(data, offset)[0]
                 message = data[offset : offset + length]
                 if kind != NEWGEN:
-                    self._touched = self._touched or _OURS in message
+                    self._touched = self._touched or any(name in message for name in _OURS)
                     continue
                 heard = heard or (self._touched and _who(message) != THREAD)
                 self._touched = False

@@ -27,6 +27,7 @@ from agent.model import (
 )
 
 UNDERLAY_MTU = 1500  # of a node that has not said
+ROUTER_PREFIX = b"\x0a\x76"  # locally administered; no endpoint's MAC begins so
 
 
 def mtu(network: Network, nodes: Iterable[Node]) -> int:
@@ -40,8 +41,16 @@ def mtu(network: Network, nodes: Iterable[Node]) -> int:
 
 
 def router_mac(network: str, node: str) -> bytes:
-    """The MAC of a node's bridge in a network: its own, and the same after every restart."""
-    return b"\x0a" + hashlib.blake2s(f"{network}/{node}".encode(), digest_size=5).digest()
+    """The MAC of a node's bridge in a network: its own, and the same after every restart.
+
+    ROUTER_PREFIX, then four bytes that are the mark of a connection which came by this router
+    (datapath/replies.py). In a mark the highest bit says whose it is; which byte has it depends
+    on the machine, so here the first and the last have it.
+    """
+    digest = bytearray(hashlib.blake2s(f"{network}/{node}".encode(), digest_size=4).digest())
+    digest[0] |= 0x80
+    digest[3] |= 0x80
+    return ROUTER_PREFIX + digest
 
 
 def bridge(
