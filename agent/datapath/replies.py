@@ -40,7 +40,7 @@ CHAINS = """\
 	chain arriving {{
 		type filter hook prerouting priority mangle; policy accept;
 		iifname "{device}" ct state new ct direction original @ll,48,16 {prefix} \
-ct mark set @ll,80,32
+ct mark set @ll,64,32
 		iifname "{device}" ct direction original ct mark & {flag} == {flag} meta mark set ct mark
 		iifname != "{device}" ct direction reply ct mark & {flag} == {flag} meta mark set ct mark
 	}}
