@@ -27,6 +27,8 @@ DOOR = {4: "169.254.83.2", 6: "fd76:786d:6573:6800::2"}
 UNTRACKED = 0x76786D75  # mark of packets of our own that are part of no connection (prods.py)
 
 # raw: errors about a balanced connection may come from any router on the way.
+# raw_output: that client and backend are on one link is no reason to have them talk directly; IPv4
+# is told so by a sysctl.
 # stray: what is in the middle of a connection that nobody knows (any more) is refused, so that
 # whoever waits for an answer to it waits no longer. Tracking is told to be liberal
 # (TRACKING), so what it calls invalid is no part of any connection.
@@ -51,6 +53,7 @@ parameter-problem }} accept
 	chain raw_output {{
 		type filter hook output priority raw; policy accept;
 		meta mark {hex(UNTRACKED)} notrack
+		icmpv6 type nd-redirect drop
 	}}
 
 	chain mangle {{

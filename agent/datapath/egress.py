@@ -1,7 +1,7 @@
-"""The one table that nft's language cannot say: the lower half of a MAC, out of a packet's mark.
+"""The one table that nft's language cannot say: a router's MAC, out of a packet's mark.
 
     table netdev NAME { chain leaving { type filter hook egress device "eth0" priority 0;
-        meta mark & 0x80000000 == 0x80000000 @ll,16,32 set meta mark } }
+        meta mark & 0x80000000 == 0x80000000 @ll,0,16 set 0x0a76 @ll,16,32 set meta mark } }
 
 nft(8) refuses to set a payload from a mark, which the kernel has no objection to, so the table
 is made by hand: four messages in one transaction.
@@ -18,6 +18,7 @@ import struct
 from collections.abc import Iterable
 
 from agent.datapath.packing import ATTRIBUTE, HEADER, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST
+from agent.drivers.overlay import ROUTER_PREFIX
 
 FLAG = 0x80000000  # in each mark of ours, and in no other's, we hope
 NETLINK_NETFILTER, SUBSYSTEM = 12, 10
@@ -56,16 +57,23 @@ def _rule() -> bytes:
     masked = _number(1, _REGISTER) + _number(2, _REGISTER) + _number(3, 4)
     masked += _nested(4, flag) + _nested(5, _data(bytes(4)))
     compared = _number(1, _REGISTER) + _number(2, _EQUAL) + _nested(3, flag)
-    written = _number(5, _REGISTER) + _number(2, _LINK_LAYER) + _number(3, 2) + _number(4, 4)
-    written += _number(6, 0) + _number(7, 0)  # no checksum to mend
+    prefix = _number(1, _REGISTER) + _nested(2, _data(ROUTER_PREFIX))
     expressions = [
         ("meta", load),  # [ meta load mark => reg 1 ]
         ("bitwise", masked),  # [ bitwise reg 1 = ( reg 1 & 0x80000000 ) ^ 0x00000000 ]
         ("cmp", compared),  # [ cmp eq reg 1 0x80000000 ]
+        ("immediate", prefix),  # [ immediate reg 1 0x0000760a ]
+        ("payload", _write(0, 2)),  # [ payload write reg 1 => 2b @ link header + 0 ]
         ("meta", load),
-        ("payload", written),  # [ payload write reg 1 => 4b @ link header + 2 ]
+        ("payload", _write(2, 4)),  # [ payload write reg 1 => 4b @ link header + 2 ]
     ]
     return _nested(4, b"".join(_nested(1, _string(1, n) + _nested(2, d)) for n, d in expressions))
+
+
+def _write(offset: int, length: int) -> bytes:
+    """Into the link layer's header; there is no checksum to mend."""
+    where = _number(2, _LINK_LAYER) + _number(3, offset) + _number(4, length)
+    return _number(5, _REGISTER) + where + _number(6, 0) + _number(7, 0)
 
 
 def _send(messages: Iterable[tuple[int, int, bytes]]) -> None:
