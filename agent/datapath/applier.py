@@ -20,9 +20,10 @@ import structlog
 
 from agent.datapath import namespaces, nft, sandbox
 from agent.datapath.backlog import Backlog, Failures, Key
-from agent.datapath.balancer import Balancer
+from agent.datapath.balancer import Balancer, Publication
 from agent.datapath.balancerules import TRACKING
 from agent.datapath.bulk import Bulk
+from agent.datapath.connections import Connections
 from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
 from agent.datapath.monitor import Monitor
@@ -75,6 +76,7 @@ class Applier:
         self._path = netns
         self.repairs = Repairs()
         self.stale_tables = True  # since the rules were loaded, a network came, changed or went
+        self._opened: set[Publication] = set()  # published ports, since the rules were loaded
         self._forwards = False  # our rules are there, so that we may forward
         self._closed = Closed()  # as it was loaded last
         with contextlib.ExitStack() as stack:
@@ -94,6 +96,7 @@ class Applier:
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
+            self._connections = Connections(self._netns, host_netns)
             self._ways_back = WaysBack(self.networks.held, self.attempt)
             self._stack = stack.pop_all()
 
@@ -261,6 +264,8 @@ class Applier:
         doors = self.balancer.published()
         await self._host_table.load(nft.host(bridges, self._desired.forwards(), closed, doors))
         self._closed = closed
+        opened, self._opened = self._opened, set()
+        await self._connections.forget(opened)
 
     async def services(self, keys: Collection[FrontendKey] | None = None) -> None:
         """Services as the frontends of these keys say, or as all there are; and the ways back.
@@ -279,6 +284,11 @@ class Applier:
         for vni, vips in outcome.vips.items():
             await self.attempt(("rows", vni, ""), self.rows(vni, [], vips), whole=False)
         await self._ways_back.furnish(self.balancer.networks)
+        if outcome.gone:
+            await self._connections.end(outcome.gone)
+        if keys is None and self._desired.complete():
+            await self._connections.end_others(self.balancer.ways())
+        self._opened |= outcome.opened
 
     async def routes(self) -> None:
         """The host's routes to the networks that may be reached from it."""

@@ -16,15 +16,13 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from agent.datapath.nft import UPLINK, Elements, Ruleset
+from agent.datapath.nft import UNTRACKED, UPLINK, Elements, Ruleset
 from agent.drivers.balancing import SPREAD_SIZES, STICKY_SIZES, Frontend
 from agent.model import format_address
 
 BALANCE_TABLE = "inet vxmesh_balance"
 # Our ends of the uplink, to which the host leads published ports (see uplink.py).
 DOOR = {4: "169.254.83.2", 6: "fd76:786d:6573:6800::2"}
-
-UNTRACKED = 0x76786D75  # mark of packets of our own that are part of no connection (prods.py)
 
 # raw: errors about a balanced connection may come from any router on the way.
 # raw_output: that client and backend are on one link is no reason to have them talk directly; IPv4

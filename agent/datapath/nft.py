@@ -18,6 +18,7 @@ from agent.model import IPNetwork, format_address
 
 TABLE = "inet vxmesh"
 UPLINK, HOST_UPLINK = "uplink", "vxmesh0"
+UNTRACKED = 0x76786D75  # mark of packets of our own that are part of no connection (prods.py)
 NOTHING_CLOSED = Closed()
 NO_DOORS: Mapping[tuple[str, str], str] = {}
 
@@ -60,6 +61,11 @@ HOST_CHAINS = f"""\
 counter name "guard_agent" drop
 		iifname "{HOST_UPLINK}" ip daddr . tcp dport @agents4 counter name "guard_agent" drop
 		iifname "{HOST_UPLINK}" ip6 daddr . tcp dport @agents6 counter name "guard_agent" drop
+	}}
+
+	chain raw_output {{
+		type filter hook output priority raw; policy accept;
+		meta mark {hex(UNTRACKED)} notrack
 	}}
 
 	chain published {{

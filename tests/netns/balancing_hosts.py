@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from agent.datapath.conntrack import Conntrack, with_table
 from agent.drivers.balancing import Backend, Frontend
 from agent.model import parse_address
 from agent.syscalls import in_netns, socket_in
@@ -164,6 +165,11 @@ class Client:
             assert int(port) == self.sock.getsockname()[1]
         return name, host
 
+    async def wait(self, timeout: float = TIMEOUT) -> bytes:
+        """What comes without being asked for; TimeoutError if nothing does."""
+        async with asyncio.timeout(timeout):
+            return await asyncio.get_running_loop().sock_recv(self.sock, 2048)
+
     def close(self) -> None:
         self.sock.close()
 
@@ -187,6 +193,15 @@ async def refused(path: Path, address: str, port: int, protocol: str = "tcp") ->
     except TimeoutError:
         return False
     return False
+
+
+def forget_all(netns: Path) -> None:
+    """Have a namespace forget all connections, as it does with idle ones in time."""
+
+    def work(table: Conntrack) -> None:
+        table.delete(list(table.find(socket.AF_INET)), socket.AF_INET)
+
+    with_table(netns, work)
 
 
 def listening(path: Path, address: str, port: int) -> socket.socket:

@@ -15,10 +15,12 @@ from tests.netns.balancing_hosts import (
     Server,
     ask,
     backend,
+    forget_all,
     frontend,
     network,
     refused,
     serve,
+    withdraw,
 )
 from tests.netns.datapath_hosts import Fabric, Sandbox, opened, run
 
@@ -313,3 +315,136 @@ async def test_ipv6_goes_the_same_way(fabric: Fabric) -> None:
             answer = await ask(fabric.outsider, "fd98::1", 8000, protocol)
             assert answer == ("far", "fd98::9")
     assert await refused(near.path, "fd00:7::100", 80)
+
+
+async def test_a_backend_that_goes_for_good_has_its_connections_reset_at_once(
+    fabric: Fabric,
+) -> None:
+    near, far = await network(fabric, fabric.a, fabric.b)
+    old, new = backend(fabric.a, 2), backend(fabric.b, 3)
+    serve(fabric.hosts, frontend(old, published=PUBLISHED))
+    await fabric.settle()
+    async with Server(near.path, "old"), Server(far.path, "new"):
+        clients = [
+            await Client(far.path).connect("10.7.0.100", 80),
+            await Client(fabric.outsider).connect("10.98.0.1", 8000),
+            await Client(fabric.a.path).connect("10.99.0.1", 8000),
+        ]
+        for client in clients:
+            assert (await client.ask())[0] == "old"
+        serve(fabric.hosts, frontend(new, published=PUBLISHED))
+        await fabric.settle()
+        for client in clients:  # none of which says a word
+            with pytest.raises(ConnectionResetError):
+                await client.wait()
+            client.close()
+        assert (await ask(fabric.outsider, "10.98.0.1", 8000))[0] == "new"
+
+
+async def test_a_connection_lives_across_a_change_of_other_backends(fabric: Fabric) -> None:
+    near, far = await network(fabric, fabric.a, fabric.b)
+    stays, goes = backend(fabric.a, 2), backend(fabric.b, 3)
+    serve(fabric.hosts, frontend(stays, published=PUBLISHED))
+    await fabric.settle()
+    async with Server(near.path, "stays"), Server(far.path, "goes"):
+        client = await Client(fabric.outsider).connect("10.98.0.1", 8000)
+        for backends in ((stays, goes), (stays,), (stays, goes)):
+            serve(fabric.hosts, frontend(*backends, published=PUBLISHED))
+            await fabric.settle()
+            assert await client.ask() == ("stays", OUTSIDER)
+        client.close()
+
+
+async def test_udp_goes_to_another_backend_at_once_when_its_own_is_gone(fabric: Fabric) -> None:
+    near, far = await network(fabric, fabric.a, fabric.b)
+    old, new = backend(fabric.a, 2), backend(fabric.b, 3)
+    serve(fabric.hosts, frontend(old, protocol="udp", published=PUBLISHED))
+    await fabric.settle()
+    async with Server(near.path, "old"), Server(far.path, "new"):
+        inside = await Client(far.path, "udp").connect("10.7.0.100", 80)
+        outside = await Client(fabric.outsider, "udp").connect("10.98.0.1", 8000)
+        assert [(await c.ask())[0] for c in (inside, outside)] == ["old", "old"]
+        serve(fabric.hosts, frontend(new, protocol="udp", published=PUBLISHED))
+        await fabric.settle()
+        assert [(await c.ask())[0] for c in (inside, outside)] == ["new", "new"]
+        inside.close()
+        outside.close()
+
+
+async def test_udp_that_came_before_its_port_was_published_arrives_after(fabric: Fabric) -> None:
+    (box,) = await network(fabric, fabric.a)
+    async with Server(box.path, "box"):
+        client = await Client(fabric.outsider, "udp").connect("10.98.0.1", 8000)
+        with pytest.raises(ConnectionRefusedError):
+            await client.ask()
+        one = frontend(backend(fabric.a, 2), protocol="udp", published=PUBLISHED)
+        serve(fabric.hosts, one)
+        await fabric.settle()
+        assert await client.ask() == ("box", OUTSIDER)
+        client.close()
+
+
+async def test_a_connection_that_tracking_forgot_is_reset(fabric: Fabric) -> None:
+    near, far = await network(fabric, fabric.a, fabric.b)
+    serve(fabric.hosts, frontend(backend(fabric.b, 3), published=PUBLISHED))
+    await fabric.settle()
+    async with Server(far.path, "far"):
+        clients = [
+            await Client(near.path).connect("10.7.0.100", 80),
+            await Client(fabric.outsider).connect("10.98.0.1", 8000),
+        ]
+        for client in clients:
+            await client.ask()
+        forget_all(fabric.a.own)
+        for client in clients:
+            with pytest.raises(ConnectionResetError):
+                await client.ask()
+            client.close()
+
+
+async def test_what_went_while_the_agent_was_away_is_reset_when_it_starts(fabric: Fabric) -> None:
+    near, far = await network(fabric, fabric.a, fabric.b)
+    old, new = backend(fabric.a, 2), backend(fabric.b, 3)
+    serve(fabric.hosts, frontend(old))
+    await fabric.settle()
+    async with Server(near.path, "old"), Server(far.path, "new"):
+        client = await Client(far.path).connect("10.7.0.100", 80)
+        await client.ask()
+        await fabric.b.reconciler.stop()
+        fabric.b.desired.services = {frontend(new).id: frontend(new)}
+        await fabric.b.make().start()
+        with pytest.raises(ConnectionResetError):
+            await client.wait()
+        assert (await ask(far.path, "10.7.0.100", 80))[0] == "new"
+        client.close()
+
+
+async def test_what_others_change_in_the_rules_is_put_back(fabric: Fabric) -> None:
+    near, far = await network(fabric, fabric.a, fabric.b)
+    serve(fabric.hosts, frontend(backend(fabric.b, 3)))
+    await fabric.settle()
+    async with Server(far.path, "far"):
+        rules = "table inet vxmesh_balance"
+        fabric.a.inside("nft", "flush", "map", *rules.split()[1:], "slots4")
+        far.run("nft", "delete", "table", "inet", "vxmesh_replies_2")
+        far.run("ip", "rule", "delete", "priority", "83")
+        for host in fabric.hosts:
+            host.reconciler.audit()
+        await fabric.settle()
+        assert await ask(near.path, "10.7.0.100", 80) == ("far", "10.7.0.2")
+        assert fabric.a.reconciler.repairs["nft"] == 1
+        assert fabric.b.reconciler.repairs["port"] >= 2
+
+
+async def test_the_way_back_goes_from_sandboxes_when_the_last_service_goes(fabric: Fabric) -> None:
+    near, far = await network(fabric, fabric.a, fabric.b)
+    one = frontend(backend(fabric.b, 3))
+    assert "vxmesh" not in far.run("nft", "list", "tables")
+    serve(fabric.hosts, one)
+    await fabric.settle()
+    assert "vxmesh" in far.run("nft", "list", "tables")
+    withdraw(fabric.hosts, one)
+    await fabric.settle()
+    assert "vxmesh" not in far.run("nft", "list", "tables")
+    assert "836" not in far.run("ip", "rule")
+    assert await refused(near.path, "10.7.0.3", 8080)
