@@ -36,13 +36,22 @@ def frontend(
     vni: int = 7,
     name: str = "web",
     vip: str = "10.7.0.100",
-    protocol: Literal["tcp", "udp"] = "tcp",
+    protocol: str = "tcp",
     **changes: Any,
 ) -> Frontend:
     """A service at `vip`, port 80."""
     address = parse_address(vip) if vip else b""
     version: Literal[4, 6] = 6 if ":" in vip else 4
-    found = Frontend(name, f"{vni:016x}", vni, protocol, address, 80, backends, version=version)
+    found = Frontend(
+        name,
+        f"{vni:016x}",
+        vni,
+        "udp" if protocol == "udp" else "tcp",
+        address,
+        80,
+        backends,
+        version=version,
+    )
     return replace(found, **changes)
 
 
