@@ -95,6 +95,10 @@ class Client:
         request = pb.LeaveNodeRequest(force=force, wait=_wait(wait))
         return list((await self._call(self._stub.LeaveNode, request)).handovers)
 
+    async def rotate_keys(self) -> types.Node:
+        """Change the WireGuard key of the agent's node; returns when all use the new one."""
+        return cast(types.Node, await self._call(self._stub.RotateKeys, pb.RotateKeysRequest()))
+
     async def create_network(
         self,
         name: str,

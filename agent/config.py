@@ -55,6 +55,16 @@ class Settings:
     )
     log_level: str = field(default="info", metadata={"help": "debug, info, warning or error"})
     log_format: str = field(default="text", metadata={"help": "text for people, json for machines"})
+    wireguard: str = field(
+        default="auto",
+        metadata={"help": "whose WireGuard: kernel, go (wireguard-go), auto: the kernel's first"},
+    )
+    wireguard_port: int = field(
+        default=51850, metadata={"help": "UDP port of encrypted networks, and the one after it"}
+    )
+    wireguard_rotate: float = field(
+        default=86400.0, metadata={"help": "s between two changes of this node's WireGuard key"}
+    )
     metrics_listen: str = field(
         default="", metadata={"help": "ADDRESS:PORT for /metrics, without authentication [none]"}
     )
@@ -140,7 +150,7 @@ def _convert(name: str, value: Any, default: Any, source: str) -> Any:
             parts = value.split(",") if isinstance(value, str) else value
             return tuple(str(part).strip() for part in parts if str(part).strip())
         return str(value)
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         raise Invalid(
             f"setting {name}", f"is malformed: {value!r} (from {source})", "See 'vxmesh agent -h'"
         ) from None
@@ -155,12 +165,25 @@ def _check(values: dict[str, Any]) -> None:
     for port in ("port", "data_port"):
         if not 1 <= values[port] <= 65535:
             raise Invalid(f"setting {port}", f"is out of range: {values[port]}", "Use 1 to 65535")
+    if not 1 <= values["wireguard_port"] < 65535:
+        raise Invalid(
+            "setting wireguard_port",
+            f"is out of range: {values['wireguard_port']}",
+            "Use 1 to 65534: the one after it is used too",
+        )
+    if not 60 <= values["wireguard_rotate"] <= 365 * 86400:
+        raise Invalid(
+            "setting wireguard_rotate",
+            f"is out of range: {values['wireguard_rotate']}",
+            "Use 60 s to a year",
+        )
     if not 0 <= values["agent_grace"] <= 86400:
         raise Invalid(
             "setting agent_grace", f"is out of range: {values['agent_grace']}", "Use 0 to 86400 s"
         )
     for name, allowed in (
         ("detection", ("lan", "wan", "local")),
+        ("wireguard", ("auto", "kernel", "go")),
         ("log_level", ("debug", "info", "warning", "error")),
         ("log_format", ("text", "json")),
     ):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
 import os
 import random
@@ -42,6 +43,7 @@ from agent.cluster.identity.tokens import Token
 from agent.cluster.identity.users import Users
 from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
+from agent.cluster.signing import seal_records
 from agent.cluster.trust import Keyring, check_issued
 from agent.config import CERT_LIFE, Settings, default_address, parse_duration, parse_listen
 from agent.core.membership import PRESETS
@@ -51,12 +53,15 @@ from agent.datapath.reconciler import Reconciler
 from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import KINDS, Repair
 from agent.datapath.underlay import describe, forget_unresolved
+from agent.datapath.wireguard import check_supported
 from agent.departures import Departures
+from agent.encryption import Encryption, can_encrypt
 from agent.errors import Conflict, VxmeshError
 from agent.feed import ToResolver
+from agent.keys import WireguardKeys
 from agent.listeners import ToKernel, ToStore
 from agent.logs import configure
-from agent.model import Node
+from agent.model import Node, WireguardKey
 from agent.node import NodeState
 from agent.offences import Offences
 from agent.operations import Operations
@@ -109,12 +114,19 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.push_async_callback(disk.close)
         boot = restart.BOOT_ID.read_text().strip()
         life = restart.begin(disk, boot, lambda: _new_id(files))
-        me = await _describe(settings, life)
+        keys = WireguardKeys(state_dir, life.node, settings.wireguard_port, time.time)
+        check = functools.partial(check_supported, settings.wireguard)
+        if await can_encrypt(check):
+            keys.ensure()
+            me = await _describe(settings, life, keys.records())
+        else:
+            me = await _describe(settings, life)
         check_port(me.address, me.port)  # before anything is changed in the kernel
         identity = await _establish(settings, token, files, me, disk)
         me = identity.describe(me)
         node = NodeState(me, time.time, random.SystemRandom())
         node.monotonic = time.monotonic
+        seal_records(node, identity.keyring)
         restart.recall(node, disk, life)
         identity.attach(node)
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -126,7 +138,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
                 ending.set_exception(error)
 
         node.on_expelled = expelled
-        plan = Plan(node)
+        plan = Plan(node, keys.private)
         plan.is_complete = len(node.nodes) == 1  # alone: nobody knows more than this node
         peers: Peers | None = None
 
@@ -151,7 +163,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
 
         offences = Offences(node)
 
-        def frames_refused(refusal: Refusal) -> None:
+        def dropped(refusal: Refusal) -> None:
             offences.note(refusal.endpoint, refusal.spoofed, refusal.flooded, refusal.reasons)
 
         storing = ToStore(node, disk, published)
@@ -163,7 +175,9 @@ async def run(settings: Settings, reset_state: bool) -> None:
             on_applied=applied,
             on_repair=repaired,
             on_withheld=node.kernel_withholds,
-            on_refusal=frames_refused,
+            on_refusal=dropped,
+            data_port=settings.data_port,
+            wireguard=settings.wireguard,
         )
         peers = Peers(
             node,
@@ -185,6 +199,16 @@ async def run(settings: Settings, reset_state: bool) -> None:
         operations = Operations(node, peers, kernel, storing.durable)
         kernel.on_port_gone = operations.lost_port
         watcher = Watcher(node, operations.drop_sandbox)
+        encryption = Encryption(
+            node,
+            keys,
+            plan,
+            kernel,
+            check,
+            operations.done,
+            settings.wireguard_rotate,
+        )
+        operations.encrypter = encryption
         operations.adopt()
         ToKernel(node, plan, kernel)
         node.describe(me)
@@ -212,9 +236,11 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await identity.start()
         stack.push_async_callback(identity.stop)
         if settings.mdns:
-            mdns = Mdns(me, peers.dial)
+            mdns = Mdns(me, peers.dial, identity.held.cluster)
             await mdns.start()
             stack.push_async_callback(mdns.stop)
+        encryption.start()
+        stack.push_async_callback(encryption.stop)
         watchers = Watchers(node, peers)
         stack.callback(watchers.close)
         streams, refused = peers.links, peers.refusals.counts
@@ -225,6 +251,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             repair_kinds=KINDS,
             peer_refused=lambda: refused,
             refused=lambda: {**dict.fromkeys(REASONS, 0), **kernel.refused},
+            records_refused=lambda: node.refused,
         )
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())
@@ -241,7 +268,15 @@ async def run(settings: Settings, reset_state: bool) -> None:
 
         administration = Administration(identity, spread)
         control = Control(
-            node, operations, departures, peers, feed, watchers, metrics, administration
+            node,
+            operations,
+            departures,
+            peers,
+            feed,
+            watchers,
+            metrics,
+            administration,
+            encryption,
         )
         control.users = Users(identity, node)
         await _serve(control, settings, node, identity.keyring, stack)
@@ -378,7 +413,9 @@ def _make_run_dir(directory: Path) -> None:
         directory.chmod(0o755)  # whatever the umask
 
 
-async def _describe(settings: Settings, life: restart.Life) -> Node:
+async def _describe(
+    settings: Settings, life: restart.Life, wireguard: tuple[WireguardKey, ...] = ()
+) -> Node:
     address = settings.advertise or default_address()
     underlay = await describe(address)
     return Node(
@@ -393,15 +430,15 @@ async def _describe(settings: Settings, life: restart.Life) -> Node:
         mtu=underlay.mtu,
         routes=underlay.routes,
         incarnation=life.incarnation * INCARNATIONS_A_LIFE,
+        wireguard=wireguard,
         closed=_closed(settings),
     )
 
 
 def _closed(settings: Settings) -> tuple[int, ...]:
     """The TCP ports, besides that for peers, that are for operators and not for sandboxes."""
-    names = ("metrics_listen", "control_listen")
-    listens = [(getattr(settings, name), name) for name in names]
-    return tuple(sorted({parse_listen(text, name)[1] for text, name in listens if text}))
+    listens = {"metrics_listen": settings.metrics_listen, "control_listen": settings.control_listen}
+    return tuple(sorted({parse_listen(text, name)[1] for name, text in listens.items() if text}))
 
 
 async def _watch_underlay(settings: Settings, node: NodeState) -> None:

@@ -31,9 +31,22 @@ CERTIFICATE_MAX = 4096  # bytes of DER; ours have some 700
 AUTHORITIES_MAX = 16  # CAs that a cluster remembers, the present ones among them
 VOID_MAX = 32  # join tokens that are told from wrong ones
 ONLY = "it"  # the id in the key of a record of which each node has one at most
+# Of WireGuard: outer IPv4 20 or IPv6 40, UDP 8, message header 16, authentication tag 16.
+WIREGUARD_OVERHEAD_V4 = 60
+WIREGUARD_OVERHEAD_V6 = 80
+WIREGUARD_KEY = 32  # bytes; Curve25519
+WIREGUARD_KEYS_MAX = 4  # of one node; two while it changes them
 CLOSED_MAX = 16  # ports of one agent; it has a metrics and a control port
 SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.md
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
+
+
+class WireguardKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A public key of a node, and the UDP port at which packets sealed for it are taken."""
+
+    public: bytes  # WIREGUARD_KEY bytes
+    port: int
+    generation: int  # counts the node's keys
 
 
 class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -53,6 +66,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     certificate: bytes = b""  # its present one, DER; cluster/trust.py says what is in it
     keeper: bool = False  # it holds the key of the CA
     trust: int = 0  # the epoch of the Trust that it follows
+    wireguard: tuple[WireguardKey, ...] = ()  # the one to use first; none: no encrypted networks
     closed: tuple[int, ...] = ()  # its other TCP ports that no sandbox may reach: metrics …
 
 
@@ -303,10 +317,14 @@ def parse_labels(pairs: dict[str, str], what: str = "label") -> dict[str, str]:
     if len(pairs) > LABELS_MAX:
         raise Invalid(f"{what}s", f"{len(pairs)} are too many", f"Give at most {LABELS_MAX}")
     for key, value in pairs.items():
-        if max(len(key.encode()), len(value.encode())) > LABEL_BYTES_MAX:
+        try:
+            sizes = len(key.encode()), len(value.encode())
+        except UnicodeEncodeError:
+            raise Invalid(f"{what} {shorten(key)}", "is not UTF-8", "Write it in UTF-8") from None
+        if max(sizes) > LABEL_BYTES_MAX:
             raise Invalid(
                 f"{what} {shorten(key)}",
-                f"is too long ({len(key.encode())} bytes of key, {len(value.encode())} of value)",
+                f"is too long ({sizes[0]} bytes of key, {sizes[1]} of value)",
                 f"Use at most {LABEL_BYTES_MAX} bytes each",
             )
         if not _LABEL_KEY.match(key):
@@ -350,16 +368,20 @@ def check_sound(
             ipaddress.ip_network(text, strict=False)
         sound = value.id == id and 0 < value.port < 65536 and 0 < value.data_port < 65536
         sound = sound and len(value.certificate) <= CERTIFICATE_MAX and 0 <= value.trust < 1 << 32
+        sound = sound and len(value.wireguard) <= WIREGUARD_KEYS_MAX
+        for held in value.wireguard:
+            sound = sound and len(held.public) == WIREGUARD_KEY and 0 < held.port < 65536
+            sound = sound and 0 <= held.generation <= STAMP_MAX
         sound = sound and len(value.closed) <= CLOSED_MAX
         sound = sound and all(0 < port < 65536 for port in value.closed)
     elif isinstance(value, Removal):
         sound = value.node == id and bool(value.by)
     elif isinstance(value, Trust):
-        held = (*value.authorities, *value.retired)
+        known = (*value.authorities, *value.retired)
         sound = id == ONLY and 0 < value.epoch < 1 << 32 and 0 <= value.stamp <= STAMP_MAX
-        sound = sound and len(value.authorities) > 0 and len(held) <= AUTHORITIES_MAX
+        sound = sound and len(value.authorities) > 0 and len(known) <= AUTHORITIES_MAX
         sound = sound and len(value.signatures) <= AUTHORITIES_MAX
-        sound = sound and all(len(certificate) <= CERTIFICATE_MAX for certificate in held)
+        sound = sound and all(len(certificate) <= CERTIFICATE_MAX for certificate in known)
     elif isinstance(value, TokenState):
         sound = id == ONLY and 0 <= value.stamp <= STAMP_MAX and len(value.nonce) <= 64
         sound = sound and len(value.void) <= VOID_MAX

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from agent.allocator import Donors, with_space
-from agent.errors import Conflict, Invalid, NotFound, Timeout
+from agent.errors import Conflict, Invalid, NotFound, Timeout, Unsupported
 from agent.model import (
     Endpoint,
     Network,
@@ -55,6 +55,13 @@ class Cluster(Donors, Protocol):
         is up, and why."""
 
 
+class Encrypter(Protocol):
+    """What encryption.py offers."""
+
+    async def require(self) -> None:
+        """Return if this host can take part in encrypted networks; Unsupported says why not."""
+
+
 class Operations:
     """Every changing call of this node."""
 
@@ -70,6 +77,7 @@ class Operations:
         self._kernel = kernel
         self._durable = durable
         self.ports = PortHolder()
+        self.encrypter: Encrypter | None = None
 
     async def done(self, wait: float = 0.0, networks: Sequence[str] = ()) -> None:
         """Make what was changed last, and wait up to `wait` s for every live node's kernel.
@@ -116,9 +124,19 @@ class Operations:
 
     async def create_network(self, spec: NetworkSpec, wait: float = 0.0) -> Network:
         """Make a network."""
+        await self._check_encryption(spec.encrypted, f"network {spec.name}")
         network = self.node.create_network(spec)
         await self.done(wait, [network.id])
         return network
+
+    async def _check_encryption(self, encrypted: bool, what: str) -> None:
+        """Unsupported if something encrypted cannot be on this host."""
+        if not encrypted or self.encrypter is None:
+            return
+        try:
+            await self.encrypter.require()
+        except Unsupported as error:
+            raise Unsupported(what, f"is encrypted, but {error.why}", error.fix) from None
 
     async def remove_networks(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
         """Remove networks; those that can go are gone even if a later one raises."""
@@ -143,6 +161,7 @@ class Operations:
     ) -> Endpoint:
         """Make an endpoint; with `netns` (name or path), an interface in that namespace."""
         found = self.node.find_network(network)
+        await self._check_encryption(found.encrypted, f"network {network}")
         if not netns:
             endpoint = await self._allocate(found.id, spec, "")
             await self.done(wait, [found.id])
@@ -166,6 +185,7 @@ class Operations:
     async def announce(self, network: str, lines: Sequence[bytes], wait: float = 0.0) -> int:
         """Make endpoints of existing interfaces, all of them or none; how many."""
         found = self.node.find_network(network)
+        await self._check_encryption(found.encrypted, f"network {network}")
         reserved: list[Endpoint] = []
         try:
             for start in range(0, len(lines), CHUNK):
@@ -241,6 +261,8 @@ class Operations:
         if not networks:
             raise Invalid("sandbox", "has no network", "Give at least one --network")
         found = [self.node.find_network(ref) for ref in dict.fromkeys(networks)]
+        for each in found:
+            await self._check_encryption(each.encrypted, f"network {each.name}")
         space = identify(f"/proc/{pid}/ns/net", pid)
         if self._sandbox_in(space):
             raise Conflict(f"process {pid}", "is in a sandbox already", "Use that one")

@@ -7,13 +7,13 @@ What stands opposite: node.py before it, datapath/reconciler.py behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agent.core.members import Members
-from agent.drivers import overlay
+from agent.drivers import overlay, wireguard
 from agent.drivers.balancing import Frontend, FrontendKey
-from agent.drivers.base import Bridge, Closed, Forward, Rows
+from agent.drivers.base import Bridge, Closed, Forward, Rows, WireguardDevice
 from agent.model import Network, format_address, holds, parse_address
 from agent.node import NodeState
 from agent.views import Change
@@ -28,19 +28,30 @@ class Touched:
     addresses: dict[int, list[bytes]] = field(default_factory=dict)
     forwards: bool = False
     everything: bool = False
+    wireguard: bool = False
 
 
 class Plan:
     """DesiredState of one node."""
 
-    def __init__(self, node: NodeState) -> None:
+    def __init__(
+        self, node: NodeState, private_keys: Callable[[], Mapping[bytes, bytes]] = dict
+    ) -> None:
+        """`private_keys` are those of this node for WireGuard, by public key."""
         self.node = node
         self.is_complete = True
+        self._private_keys = private_keys
         self._vteps: dict[str, bytes] = {}
+        self._inner: dict[str, bytes] = {}  # node -> address inside WireGuard to send to
+        self._partners: set[str] | None = None  # nodes in the encrypted networks that are here
+        self._devices: tuple[WireguardDevice, ...] = ()
+        self._frontends: dict[FrontendKey, Frontend] = {}
+        self._vips: dict[int, set[bytes]] = {}  # VNI -> those of its frontends
         self._described: dict[str, tuple[str, int]] = {}
         self._closed = Closed()
         self._apart = node.gives_way()
         self.nodes_changed()
+        self._touch_wireguard(Change(nodes=set(node.nodes)), Touched())
 
     def nodes_changed(self) -> bool:
         """Take in the nodes; True if what rows, bridges or rules rest on changed."""
@@ -72,6 +83,7 @@ class Plan:
                 if changed:
                     touched.bridges.add(changed.vni)
         self._touch_statuses(change, touched)
+        self._touch_wireguard(change, touched)
         me = self.node.me
         last = ""  # a change of many is of one network
         network: Network | None = None
@@ -117,12 +129,53 @@ class Plan:
         if flipped:
             self._reach()
         for id in flipped:
-            for network_id, member in self.node.endpoints_of(id):
-                network = self.node.catalogue.get(network_id)
-                if network:
-                    touched.macs.setdefault(network.vni, []).append(member.endpoint.mac)
-                    addresses = touched.addresses.setdefault(network.vni, [])
-                    addresses.extend(member.endpoint.addresses)
+            self._touch_rows_of(id, touched)
+            for network in self.node.local_networks() if self._vips else ():
+                if network.vni in self._vips:
+                    mac = overlay.router_mac(network.id, id)
+                    touched.macs.setdefault(network.vni, []).append(mac)
+
+    def _touch_wireguard(self, change: Change, touched: Touched) -> None:
+        """Keys of others that changed, and whom there is something encrypted to talk about with."""
+        for id in change.nodes | change.statuses.keys():
+            node = self.node.nodes.get(id)
+            there = node and id != self.node.me and id not in self.node.withdrawn
+            found = wireguard.inner_address(node) if node and there else b""
+            if found != self._inner.get(id, b""):
+                self._touch_rows_of(id, touched, encrypted=True)
+                self._inner.pop(id, None)
+                if found:
+                    self._inner[id] = found
+        partners = self._find_partners()
+        if partners != self._partners or (change.nodes and partners is not None):
+            self._partners = partners
+            devices = self._find_devices()
+            touched.wireguard |= devices != self._devices
+            self._devices = devices
+
+    def _find_partners(self) -> set[str] | None:
+        """The nodes that have endpoints in the encrypted networks here; None: no such network."""
+        here = [n for n in self.node.local_networks() if n.encrypted]
+        if not here:
+            return None
+        counts = [self.node.members[n.id].count for n in here]
+        found = {id for count in counts for id, endpoints in count.items() if endpoints}
+        return found - self.node.withdrawn
+
+    def _find_devices(self) -> tuple[WireguardDevice, ...]:
+        if self._partners is None:
+            return ()
+        me, nodes = self.node.nodes[self.node.me], self.node.nodes.values()
+        return wireguard.devices(me, self._private_keys(), nodes, self._partners)
+
+    def _touch_rows_of(self, id: str, touched: Touched, encrypted: bool = False) -> None:
+        """The rows of a node's endpoints, or of those in encrypted networks only."""
+        for network_id, member in self.node.endpoints_of(id):
+            network = self.node.catalogue.get(network_id)
+            if network and (network.encrypted or not encrypted):
+                touched.macs.setdefault(network.vni, []).append(member.endpoint.mac)
+                addresses = touched.addresses.setdefault(network.vni, [])
+                addresses.extend(member.endpoint.addresses)
 
     def _look_who_gives_way(self, touched: Touched) -> None:
         """A network that comes or goes may take addresses from another one here, or give back."""
@@ -150,18 +203,54 @@ class Plan:
         network = self._network(vni)
         if network is None:
             return Rows([(mac, None) for mac in macs], [(a, None) for a in addresses])
-        found = overlay.rows(self.node.members[network.id], self._vteps, macs, addresses)
+        found = overlay.rows(self.node.members[network.id], self._way(network), macs, addresses)
         gateways = _gateways(network)
-        return Rows(found.fdb, [(a, None if a in gateways else m) for a, m in found.neighbours])
+        routers, vips = self._balanced(network)
+        return Rows(
+            [(mac, vtep or routers.get(mac)) for mac, vtep in found.fdb],
+            [(a, None if a in gateways else m or vips.get(a)) for a, m in found.neighbours],
+        )
 
     def all_rows(self, vni: int) -> Rows:
         """Every desired row of a network."""
         network = self._network(vni)
         if network is None:
             return Rows([], [])
-        found = overlay.all_rows(self.node.members[network.id], self._vteps)
+        found = overlay.all_rows(self.node.members[network.id], self._way(network))
         gateways = _gateways(network)
-        return Rows(found.fdb, [row for row in found.neighbours if row[0] not in gateways])
+        routers, vips = self._balanced(network)
+        neighbours = {**vips, **dict(found.neighbours)}
+        return Rows(
+            [*found.fdb, *routers.items()],
+            [row for row in neighbours.items() if row[0] not in gateways],
+        )
+
+    def _balanced(self, network: Network) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+        """Rows of a network's services: where the routers of the other hosts are, from which
+        balanced packets come; and the VIPs, for which our own router answers."""
+        vips = self._vips.get(network.vni)
+        if vips is None:
+            return {}, {}
+        mac = overlay.router_mac(network.id, self.node.me)
+        routers = overlay.routers(network.id, self._way(network))
+        return routers, dict.fromkeys(vips, mac)
+
+    def _way(self, network: Network) -> dict[str, bytes]:
+        """Where the rows of a network lead, by node: never outside WireGuard if it is encrypted."""
+        return self._inner if network.encrypted else self._vteps
+
+    def wireguard(self) -> tuple[WireguardDevice, ...]:
+        """The WireGuard devices that should exist."""
+        return self._devices
+
+    def devices_by_key(self) -> Mapping[bytes, str]:
+        """Our public keys and the WireGuard devices they are on."""
+        public = {private: public for public, private in self._private_keys().items()}
+        return {public[d.private_key]: d.device for d in self._devices if d.private_key in public}
+
+    def partners(self) -> set[str]:
+        """The nodes that share an encrypted network with this one."""
+        return self._partners or set()
 
     def complete(self) -> bool:
         """Whether all that peers wrote while this agent was away has come."""
@@ -192,11 +281,23 @@ class Plan:
 
     def frontends(self) -> Mapping[FrontendKey, Frontend]:
         """The services that this host balances."""
-        return {}
+        return self._frontends
 
     def frontend(self, key: FrontendKey) -> Frontend | None:
         """One of them."""
-        return self.frontends().get(key)
+        return self._frontends.get(key)
+
+    def set_frontends(self, changes: Mapping[FrontendKey, Frontend | None]) -> None:
+        """Take in frontends that came, changed or (None) went."""
+        for key, frontend in changes.items():
+            self._frontends.pop(key, None)
+            if frontend:
+                self._frontends[key] = frontend
+        self._vips = {}
+        for one in self._frontends.values():
+            vips = self._vips.setdefault(one.vni, set())
+            if one.address:
+                vips.add(one.address)
 
     def mark(self) -> object:
         """Origin -> version taken in so far; NodeState.kernel_has takes it back."""

@@ -15,15 +15,16 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from agent.core.replica import Record, beyond
+from agent.core.replica import VERSION_MAX, Record, beyond
 from agent.errors import Unavailable, VxmeshError
 from agent.model import Sandbox
 from agent.node import JOIN_ANEW, NodeState
 from agent.store import WITHDRAWN, PeerBatch
 from agent.views import Status
 
+NUMBERS = ("version", "floor", "incarnation")  # in the meta, as text
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): differs after each boot
 
 
@@ -55,9 +56,11 @@ def begin(disk: Disk, boot_id: str, new_id: Callable[[], str]) -> Life:
     """Begin a life: the next incarnation, and what was known of this node's own.
 
     `boot_id` is the kernel's, `new_id` makes a node id for a state that has none yet.
-    VxmeshError if the node was removed from its cluster.
+    VxmeshError if the node was removed from its cluster, or what it wrote of itself is no
+    such thing.
     """
     meta, records, sandboxes = disk.load()
+    withdrawn = _check(meta)
     if "node" not in meta and (records or sandboxes):
         raise Unavailable(
             "state", "has records, but not whose", "Start with --reset-state to set it aside"
@@ -80,19 +83,37 @@ def begin(disk: Disk, boot_id: str, new_id: Callable[[], str]) -> Life:
         sandboxes,
         int(meta.get("version", 0)),
         int(meta.get("floor", 0)),
-        {id: (state, number) for id, (state, number) in _withdrawn(meta).items()},
+        withdrawn,
     )
 
 
-def _withdrawn(meta: dict[str, str]) -> dict[str, list[Any]]:
-    return dict(json.loads(meta.get(WITHDRAWN, "{}")))
+def _check(meta: dict[str, str]) -> dict[str, tuple[str, int]]:
+    """Who counted as gone; Unavailable if that, or a number that is kept, cannot be read."""
+    try:
+        for key in NUMBERS:
+            if not 0 <= int(meta.get(key, 0)) <= VERSION_MAX:
+                raise ValueError(f"{key} is {meta[key][:40]}")
+        return {
+            id: (str(state), int(number))
+            for id, (state, number) in json.loads(meta.get(WITHDRAWN, "{}")).items()
+        }
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise Unavailable(
+            "state",
+            f"has settings that cannot be read ({str(error)[:200]})",
+            "Restore it from a backup, or start with --reset-state to set it aside",
+        ) from None
 
 
 def recall(node: NodeState, disk: Disk, life: Life) -> None:
     """Give a fresh node what it knew of itself and of others, before anything listens to it."""
     node.restore(life.records, life.sandboxes, life.version, life.floor)
     for known in disk.load_peers():
-        node.restore_peer(known.origin, known.records, known.version, known.floor)
+        if known.origin == node.me:
+            raise Unavailable(
+                "state", "has this node's records as another's", "Start with --reset-state"
+            )
+        node.restore_peer(known.origin, known.records, known.version, known.floor, known.seals)
     for id, (state, incarnation) in life.withdrawn.items():
         if id in node.nodes and id != node.me:
             reason = "" if state == "left" else "was gone before this agent was started again"

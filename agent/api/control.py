@@ -17,6 +17,7 @@ from agent.api.watch import Watchers
 from agent.core.members import Member
 from agent.core.names import resolv_conf
 from agent.departures import Departures
+from agent.encryption import Encryption
 from agent.errors import Exhausted, Invalid, Unsupported
 from agent.model import Network, Sandbox
 from agent.node import NodeState
@@ -75,6 +76,7 @@ class Control(pb_grpc.ControlServicer):
         watchers: Watchers,
         metrics: Metrics,
         administration: Administration,
+        encryption: Encryption,
     ) -> None:
         self.node = node
         self.operations = operations
@@ -86,6 +88,7 @@ class Control(pb_grpc.ControlServicer):
         self._uploading = 0  # bytes of announcements that are not complete
         self.users: Users | None = None  # where the node has an identity
         self.administration = administration
+        self.encryption = encryption
 
     @reports
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:
@@ -112,6 +115,11 @@ class Control(pb_grpc.ControlServicer):
     async def LeaveNode(self, request: pb.LeaveNodeRequest, context: Context) -> pb.LeaveNodeReply:
         done = await self.departures.leave(request.force, _wait(request))
         return pb.LeaveNodeReply(handovers=[convert.handover(self.node, h) for h in done])
+
+    @reports
+    async def RotateKeys(self, request: pb.RotateKeysRequest, context: Context) -> types.Node:
+        await self.encryption.rotate()
+        return convert.node(self.node, self.health, self.node.nodes[self.node.me])
 
     # -- networks --
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import functools
 from typing import Protocol
 
 from cryptography import x509
 
+from agent.core.bounds import clip_time
 from agent.core.members import Member
 from agent.departures import Handover
 from agent.drivers import overlay
+from agent.drivers.wireguard import key_address
+from agent.encryption import without_key
 from agent.model import Network, Node, Publish, Sandbox, format_address, format_mac
 from agent.node import NodeState, expelled_error
 from agent.rpc import control_pb2 as control
@@ -29,7 +33,7 @@ class Health(Protocol):
 
 def time_text(seconds: float) -> str:
     """RFC 3339 in UTC."""
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    moment = datetime.datetime.fromtimestamp(clip_time(seconds), datetime.UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -55,6 +59,15 @@ def node(state: NodeState, health: Health, value: Node) -> pb.Node:
         keeper=value.keeper,
         certificate_ends=_certificate_ends(value.certificate),
         trust=value.trust,
+        wireguard=[
+            pb.WireguardKey(
+                public_key=base64.b64encode(key.public).decode(),
+                port=key.port,
+                generation=key.generation,
+                address=format_address(key_address(value.id, key)),
+            )
+            for key in value.wireguard
+        ],
     )
 
 
@@ -103,11 +116,12 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
         creator=state.node_name(value.creator),
         endpoints=len(members.all) if members else 0,
         conflict="; ".join(map(state.describe_conflict, state.catalogue.conflicts_of(value.id))),
+        without_key=map(state.node_name, without_key(state, value.id)),
     )
     addresses = state.addresses.get(value.id)
     if addresses:
         counts = [addresses.space.usage(family) for family in addresses.families()]
-        total, used = max(counts, key=lambda c: (c[1] / max(c[0], 1), -c[0]))
+        total, used = max(counts, key=lambda c: (c[1] / max(c[0], 1), -c[0]), default=(0, 0))
         message.total, message.used = min(total, _MOST), min(used, _MOST)
         message.free = min(total - used, _MOST)
     if ranges and addresses:

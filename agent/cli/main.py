@@ -77,6 +77,10 @@ def run(arguments: Sequence[str]) -> int:
         else:
             report(_explain(error), chosen.get("output") or _find_output(arguments))
         return error.exit_code
+    except UnicodeEncodeError:
+        why = "has a word that is not UTF-8"
+        report(Invalid("the command line", why, "Write names in UTF-8"), _find_output(arguments))
+        return Invalid.exit_status
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     return status if isinstance(status, int) else 0

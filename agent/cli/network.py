@@ -29,6 +29,7 @@ COLUMNS: list[tuple[str, Any]] = [
     ("ENDPOINTS", "endpoints"),
     ("USED", lambda n: f"{n['used'] / n['total']:.0%}" if n["total"] else "-"),
     ("INTERNAL", lambda n: "yes" if n["internal"] else "no"),
+    ("ENCRYPTED", lambda n: "yes" if n["encrypted"] else "no"),
     ("ID", "id"),
 ]
 
@@ -56,7 +57,7 @@ def network() -> None:
 @click.option("--internal", is_flag=True, help="no way out through the hosts")
 @click.option("--mtu", default=0, help="[what fits through the underlay]")
 @click.option("--vni", default=0, help="[a free one]")
-@click.option("--encrypted", is_flag=True, help="not in this version")
+@click.option("--encrypted", is_flag=True, help="between hosts, inside WireGuard")
 @click.option("-O", "--opt", "options", multiple=True, metavar="KEY=VALUE", help="driver option")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE")
 @wait_option

@@ -1,4 +1,4 @@
-"""vxmesh node ls | inspect NODE | rm NODE... | leave."""
+"""vxmesh node ls | inspect NODE | rm NODE... | leave | rotate-keys."""
 
 from __future__ import annotations
 
@@ -76,3 +76,15 @@ def leave(force: bool, wait: float, host: str, output: str) -> None:
     done = [to_dict(h) for h in call(host, lambda client: client.leave(force=force, wait=wait))]
     text = "\n".join(f"{h['network']}: {h['addresses']} addresses to {h['node']}" for h in done)
     emit_done(text, {"handovers": done}, output)
+
+
+@node.command("rotate-keys")
+@host_option
+@output_option
+def rotate_keys(host: str, output: str) -> None:
+    """Give this node a new WireGuard key now; encrypted networks go on meanwhile.
+
+    It is done by itself every day (setting wireguard_rotate).
+    """
+    done = to_dict(call(host, lambda client: client.rotate_keys()))
+    emit_done(done["wireguard"][0]["public_key"], done, output)

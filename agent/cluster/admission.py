@@ -97,6 +97,7 @@ class Admission:
 
 def group(address: str) -> str:
     """Who is counted as one: an IPv4 address, a /64 of IPv6, of which a host has all addresses."""
+    address = address.partition("%")[0]  # without the scope of a link-local one
     if ":" not in address:
         return address
     return str(ipaddress.IPv6Network((address, 64), strict=False).network_address)

@@ -119,3 +119,8 @@ async def _await_applied(dialer: Dialer, node: Node, question: Question, of: str
         return False
     finally:
         await channel.close()
+
+
+def clamp(seconds: float, least: float, most: float) -> float:
+    """A time that a peer names, within bounds; `least` if it is no number."""
+    return min(seconds, most) if seconds > least else least

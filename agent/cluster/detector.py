@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from agent.cluster.calls import clamp
 from agent.cluster.channels import Channels, knock
 from agent.cluster.codec import Rumours, encode_rumours, rumours_from_proto, rumours_to_proto
 from agent.cluster.dialer import Dialer, Distrusted
@@ -353,7 +354,7 @@ class Detector:
         if isinstance(reply, Outcome):
             return reply, 0
         try:
-            rumours = _sound(reply)
+            rumours = sound_rumours(reply)
         except Invalid as error:
             log.warning("peer.refused", peer=target, error=str(error))
             return Outcome.SILENT, 0
@@ -400,7 +401,7 @@ class Detector:
 
     def answer(self, request: pb.PingRequest) -> pb.PingReply:
         """What a peer that pings is told; Invalid if it says what cannot be."""
-        rumours = _sound(request)
+        rumours = sound_rumours(request)
         if request.node in self.node.nodes:
             self._told[request.node] = max(self._told.get(request.node, 0), request.incarnation)
             self.take(request.node, rumours)
@@ -415,13 +416,13 @@ class Detector:
 
     async def answer_for(self, request: pb.PingForRequest) -> pb.PingForReply:
         """Ping somebody on behalf of a peer."""
-        seconds = min(max(request.seconds, 0.01), 10.0)
+        seconds = clamp(request.seconds, 0.01, 10.0)
         outcome, incarnation = await self.ping(request.target, seconds)
         number = {Outcome.ACK: 0, Outcome.REFUSED: 1, Outcome.SILENT: 2}[outcome]
         return pb.PingForReply(outcome=number, incarnation=incarnation)
 
 
-def _sound(message: pb.PingRequest | pb.PingReply) -> Rumours:
+def sound_rumours(message: pb.PingRequest | pb.PingReply) -> Rumours:
     """The rumours of a ping; Invalid if it says what cannot be."""
     if message.incarnation > INCARNATION_MAX:
         raise Invalid("ping", f"has incarnation {message.incarnation}", "")

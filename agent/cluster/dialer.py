@@ -40,7 +40,7 @@ CHECK_MOST = 3600.0  # s
 TELL_EVERY = 60.0  # s; of one node and kind
 TOLD_MOST = 256
 # What gRPC's details say when the other side's certificate is not what it should be. There is no
-# other way to learn it; tests/unit/cluster/test_dialer.py sees that it is said so.
+# other way to learn it; tests/unit/cluster/test_front.py sees that it is said so.
 _ANOTHER = "Hostname Verification Check failed"
 _UNTRUE = "CERTIFICATE_VERIFY_FAILED"
 
@@ -66,11 +66,14 @@ class Dialer:
         self.node = node
         self.keyring = keyring
         self._told: OrderedDict[tuple[str, str], float] = OrderedDict()  # monotonic
+        self._life = (-1, 0.0)  # generation of the keyring, and its certificate's life
 
     @property
     def check_interval(self) -> float:
         """How old a connection may become before another one is made beside it, in s."""
-        return min(CHECK_MOST, self.keyring.current.life / CHECK_PARTS)
+        if self._life[0] != self.keyring.generation:
+            self._life = self.keyring.generation, self.keyring.current.life
+        return min(CHECK_MOST, self._life[1] / CHECK_PARTS)
 
     def channel(self, node: Node, options: Sequence[tuple[str, Any]] = OPTIONS) -> grpc.aio.Channel:
         """A channel on which only this node can answer."""
@@ -113,7 +116,8 @@ class Dialer:
             return Distrusted(
                 f"node {name}",
                 f"is not believed: its certificate {why}",
-                "See its log, and this node's clock",
+                "See its log, and this node's clock; a node that was away while the CA was changed "
+                "needs a new token ('vxmesh cluster token' on another one)",
             )
         return Unavailable(f"node {name}", f"does not answer ({error.code().name})")
 

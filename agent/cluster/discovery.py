@@ -26,8 +26,10 @@ RESOLVE_WITHIN_MS = 3000
 class Mdns:
     """Announces this node, and calls `found` with host:port of each other one."""
 
-    def __init__(self, me: Node, found: Callable[[str], None]) -> None:
+    def __init__(self, me: Node, found: Callable[[str], None], cluster: str = "") -> None:
+        """Nodes of other clusters than `cluster` (empty: not known yet) are passed over."""
         self.me = me
+        self._cluster = cluster
         self._found = found
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
@@ -43,7 +45,7 @@ class Mdns:
             f"{self.me.id}.{TYPE}",
             addresses=[socket.inet_pton(family, self.me.address)],
             port=self.me.port,
-            properties={"node": self.me.id},
+            properties={"node": self.me.id, "cluster": self._cluster},
             server=f"{self.me.id}.local.",
         )
         await self._zeroconf.async_register_service(info)
@@ -79,6 +81,9 @@ class Mdns:
     async def _resolve(self, zeroconf: Zeroconf, name: str) -> None:
         info = AsyncServiceInfo(TYPE, name)
         if await info.async_request(zeroconf, RESOLVE_WITHIN_MS) and info.port:
+            theirs = info.decoded_properties.get("cluster") or ""
+            if self._cluster and theirs and theirs != self._cluster:
+                return
             for address in info.parsed_addresses():
                 log.info("mdns.found", address=address, port=info.port)
                 host = f"[{address}]" if ":" in address else address

@@ -29,6 +29,7 @@ from agent.cluster.refusals import Reason, Refusals
 from agent.cluster.trust import Bearer, Keyring, check_issued, is_within, read_bearer
 from agent.errors import Conflict, Invalid
 from agent.node import NodeState
+from agent.unreadable import UNREADABLE
 from agent.views import Change
 
 log = structlog.get_logger()
@@ -49,9 +50,11 @@ OUTSIDE_LIFE = 20.0  # s
 OUTSIDE_MOST = 64  # the oldest goes; each costs some 200 kB in all
 OUTSIDE_MOST_OF_ONE = 4  # address
 OUTSIDE_BYTES = 256 << 10  # a request to enrol has some 2 kB, HTTP/2 around it as much
-# s; after a CA was taken away. Who has a certificate of the new one shows it within 5 s (peers.py).
+# s; after a CA was taken away. Who has a certificate of the new one shows it within 5 s
+# (recheck.py).
 VOID_AFTER = 30.0
 KEEPALIVE_AFTER, KEEPALIVE_EVERY, KEEPALIVE_TRIES = 30, 10, 3  # s, s: a dead host costs a minute
+LOOK_EVERY = 60.0  # s; whether a node's newest certificate holds still: clocks are set
 TLS_HANDSHAKE = b"\x16"  # the first byte of any TLS connection (RFC 8446, 5.1)
 
 
@@ -85,7 +88,7 @@ class Front:
         self._admission = Admission(lambda: self._members)
         self._connections: set[Connection] = set()
         self._of_node: dict[str, set[Connection]] = {}
-        self._shown: dict[str, x509.Certificate] = {}  # by each such node; the one that ends last
+        self._shown: dict[str, x509.Certificate] = {}  # by each such node; the newest
         self._strangers: dict[Connection, None] = {}  # outside; oldest first
         self._listener: socket.socket | None = None
         self._authorities = keyring.current.authorities
@@ -107,15 +110,19 @@ class Front:
         self._look_at_members()
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
+    def close(self) -> None:
+        """Take no more connections."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+
     async def stop(self) -> None:
         """Close the port and every connection."""
-        if self._listener is None:
-            return
-        asyncio.get_running_loop().remove_reader(self._listener)
-        self._listener.close()
-        self._listener = None
-        self._node.listeners.remove(self._changed)
-        self._keyring.on_change.remove(self._keys_changed)
+        if self._changed in self._node.listeners:
+            self._node.listeners.remove(self._changed)
+            self._keyring.on_change.remove(self._keys_changed)
+        self.close()
         tasks = [c.task for c in self._connections if c.task]
         for task in tasks:
             task.cancel()
@@ -234,7 +241,7 @@ class Front:
         try:
             certificate = x509.load_der_x509_certificate(der)
             bearer = read_bearer(certificate)
-        except (Invalid, ValueError):
+        except (Invalid, *UNREADABLE):
             return Caller("", address, Reason.NAMELESS), None
         refused = self._refusal(bearer, certificate)
         return Caller(bearer.node, address, refused), certificate
@@ -295,7 +302,7 @@ class Front:
             return
         held.add(connection)
         shown = self._shown.get(node)
-        if shown is None or shown.not_valid_after_utc <= certificate.not_valid_after_utc:
+        if shown is None or shown.not_valid_before_utc <= certificate.not_valid_before_utc:
             self._shown[node] = certificate
         inner: splice.Side | None = None
         try:
@@ -319,7 +326,7 @@ class Front:
             if left < 0:
                 self._refusals.note(Reason.EXPIRED, connection.address, connection.node)
                 return
-            await asyncio.wait([side.closed], timeout=left + 0.001)
+            await asyncio.wait([side.closed], timeout=min(left + 0.001, LOOK_EVERY))
 
     async def _leave_outside(
         self, connection: Connection, side: splice.Side, caller: Caller
@@ -367,7 +374,7 @@ class Front:
         if self._keyring.current.authorities == self._authorities:
             return
         self._authorities = self._keyring.current.authorities
-        # Nobody is cut off who has a new certificate and is about to show it (peers.py).
+        # Nobody is cut off who has a new certificate and is about to show it (recheck.py).
         asyncio.get_running_loop().call_later(VOID_AFTER, self._cut_void)
 
     def _cut_void(self) -> None:

@@ -38,7 +38,7 @@ STOP_WITHIN = 0.2  # s
 _removal = msgspec.msgpack.Decoder(Removal)
 
 # What people are told whose own node is refused: what is wrong, and what to do.
-AGAIN = "Give it a token and its name again: see 'vxmesh cluster token' on a node that is in"
+AGAIN = "Run 'vxmesh cluster token' on another node, and start this one with what it prints"
 TOLD = {
     Reason.NO_CERTIFICATE: ("it shows no certificate of this cluster", AGAIN),
     Reason.EXPIRED: ("its certificate has expired", AGAIN),
@@ -89,7 +89,7 @@ def find_removal(error: Exception, me: str) -> Removal | None:
         if key == REMOVAL_METADATA and isinstance(value, bytes):
             try:
                 removal = _removal.decode(value)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, ValueError):
                 return None
             return removal if removal.node == me else None
     return None

@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from agent.cluster.callers import Caller
-from agent.cluster.calls import AWAIT_MOST, Question, await_applied
+from agent.cluster.calls import AWAIT_MOST, Question, await_applied, clamp
 from agent.cluster.claims import Claims
 from agent.cluster.codec import delta_to_proto
 from agent.cluster.dialer import Dialer
@@ -26,7 +26,6 @@ from agent.cluster.inflight import ERRANDS_MAX, InFlight
 from agent.cluster.link import Impostor
 from agent.cluster.outside import ENROL, PEER, Handlers, OutsideServer
 from agent.cluster.refusals import Refusals
-from agent.core.replica import Delta
 from agent.errors import Conflict, Invalid
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
@@ -173,8 +172,10 @@ class PeerServer:
     async def stop(self) -> None:
         """Close the port and every stream."""
         if self._server:
+            self._front.close()
             await asyncio.gather(self._server.stop(0.2), self._outside.stop())
-        await self._front.stop()
+            await self._front.stop()
+            self._server = None
 
     def kernel_moved(self) -> None:
         """The kernel has got further: let those who wait for it look."""
@@ -187,12 +188,12 @@ class PeerServer:
         context: grpc.aio.ServicerContext[pb.AppliedRequest, pb.Applied],
     ) -> pb.Applied:
         await self._claims.member(context)
-        deadline = time.monotonic() + min(request.seconds, AWAIT_MOST)
+        deadline = time.monotonic() + clamp(request.seconds, 0.0, AWAIT_MOST)
         if request.node and request.node != self.node.me:
             return await self._errands.run(self._await_for_another, request, context)
         while self.node.applied(request.origin) < request.version:
             left = deadline - time.monotonic()
-            if not left > 0:  # nor if it is no number
+            if left <= 0:
                 break
             try:
                 async with asyncio.timeout(left):
@@ -208,7 +209,7 @@ class PeerServer:
         context: grpc.aio.ServicerContext[pb.AppliedRequest, pb.Applied],
     ) -> pb.Applied:
         """For one who cannot reach that node itself."""
-        deadline = time.monotonic() + min(request.seconds, AWAIT_MOST)
+        deadline = time.monotonic() + clamp(request.seconds, 0.0, AWAIT_MOST)
         node = self.node.nodes.get(request.node)
         question = Question(request.origin, request.version, deadline, tuple(request.networks))
         has = node and await await_applied(self._dialer, node, question)
@@ -265,7 +266,8 @@ class PeerServer:
         if not width or any(len(a) != width or len(b) != width or a > b for a, b in ranges):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "malformed ranges")
         me = self.node.me
-        known = request.known if request.known >= self.node.floor(me) else 0
+        whole = self.node.floor(me) <= request.known <= self.node.version(me)
+        known = request.known if whole else 0
         if len(self.node.since(me, known)) > BEHIND_MAX:
             return pb.SpaceReply(refused="the asker has not caught up yet; try again shortly")
         refused = self.node.donate(request.network, request.requester, request.family, ranges)
@@ -273,15 +275,7 @@ class PeerServer:
             return pb.SpaceReply(refused=refused)
         # Before the answer: a donation that a crash could undo would be an address twice.
         await self._durable()
-        delta = Delta(
-            me,
-            known,
-            self.node.version(me),
-            self.node.since(me, known),
-            self.node.floor(me),
-            known != request.known,
-            known != request.known,
-        )
+        delta = self.node.delta(me, known)
         return pb.SpaceReply(delta=delta_to_proto(delta))
 
 

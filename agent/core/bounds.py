@@ -143,3 +143,8 @@ def _check_times(*times: float) -> None:
     for seconds in times:
         if not math.isfinite(seconds) or not 0 <= seconds <= TIME_MAX:
             raise Invalid("record", f"has the time {seconds}")
+
+
+def clip_time(seconds: float) -> float:
+    """A time that has a date, whatever was written: the nearest one, 0 for what is no number."""
+    return min(max(seconds, 0.0), TIME_MAX) if math.isfinite(seconds) else 0.0

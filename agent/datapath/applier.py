@@ -1,5 +1,6 @@
 """Applies desired values to the kernel, in an order in which nothing is ever let through that
-should not be: devices, then rules, then rows; and before a port is made, its guard.
+should not be: what keeps encrypted networks from going out in the clear, devices, rules, rows;
+and before a port is made, its guard.
 
 What stands opposite: reconciler.py says what and when; networks.py, uplink.py, nftables.py,
 guard.py and bulk.py know how.
@@ -35,6 +36,8 @@ from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.uplink import Uplink
 from agent.datapath.waysback import WaysBack
+from agent.datapath.wireguard import Wireguard
+from agent.drivers import wireguard
 from agent.drivers.balancing import FrontendKey
 from agent.drivers.base import Bridge, Closed, DesiredState, Rows
 from agent.errors import VxmeshError
@@ -67,11 +70,15 @@ class Applier:
         failures: Failures,
         monitor: Monitor,
         backlog: Callable[[], Backlog],
+        data_port: int,
+        wireguard_of: str,
     ) -> None:
         """Open what is needed in our namespace and the host's; both must be there.
 
-        `backlog` is what has been noted since the one that is being worked off.
+        `backlog` is what has been noted since the one that is being worked off; `data_port`
+        VXLAN's UDP port, as it is outside WireGuard; `wireguard_of` as for Wireguard.
         """
+        self._sealed = nft.sealed(wireguard.data_port(data_port))
         self._desired, self._failures, self._backlog = desired, failures, backlog
         self._path = netns
         self.repairs = Repairs()
@@ -79,6 +86,7 @@ class Applier:
         self._opened: set[Publication] = set()  # published ports, since the rules were loaded
         self._forwards = False  # our rules are there, so that we may forward
         self._closed = Closed()  # as it was loaded last
+        self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
@@ -90,6 +98,8 @@ class Applier:
             monitor.ignore(self._bulk.port)
             self._own_table = stack.enter_context(contextlib.closing(Nftables(self._netns)))
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
+            sealed = Nftables(host_netns, table=nft.SEALED)
+            self._sealed_table = stack.enter_context(contextlib.closing(sealed))
             self._guard = stack.enter_context(contextlib.closing(Guard(self._netns)))
             self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
             self.refusals = Refusals(self._guard, self._host_table)
@@ -98,6 +108,7 @@ class Applier:
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
             self._connections = Connections(self._netns, host_netns)
             self._ways_back = WaysBack(self.networks.held, self.attempt)
+            self.wireguard = Wireguard(self._host, host_netns, netns.parent, wireguard_of)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -119,6 +130,38 @@ class Applier:
         else:
             if whole:
                 self._failures.succeeded(key)
+
+    async def seal(self) -> None:
+        """Before anything else: nothing that is for the inside of WireGuard gets out otherwise.
+
+        Fine where the kernel has no IPv6: then there is no inside, and no encrypted network.
+        """
+        if self.uplink.has_ipv6:
+            await self.wireguard.guard()
+            await self._sealed_table.load(self._sealed)
+        self._is_sealed = True
+
+    async def extend_wireguard(self, drift: bool = False) -> None:
+        """WireGuard's devices, peers and routes that are to be there; before rows lead to them.
+
+        Of a network that is encrypted nothing is made before its packets can go nowhere else.
+        """
+        devices = self._desired.wireguard()
+        if not devices:
+            return
+        await self.seal()
+        changes = await self.wireguard.extend(devices)
+        for kind, count in changes.items() if drift else ():
+            self.repairs.add(kind, count)
+
+    async def shrink_wireguard(self) -> None:
+        """Those that are not; after rows lead to them no more.
+
+        Not before all is known that peers wrote while this agent was away: a key that is not
+        known may be one that all use by now.
+        """
+        if self._desired.complete():
+            await self.wireguard.shrink(self._desired.wireguard())
 
     async def compare(
         self, interior: bool, drift: bool = False, gone: Callable[[str], None] | None = None
@@ -172,6 +215,8 @@ class Applier:
                 await self._sweep()
             return
         await self._guard.admit(bridge)  # so that no port is ever there without it
+        if bridge.encrypted and not self._is_sealed:
+            await self.seal()  # or there is no such network here
         changed = held is None or _without_ports(held.bridge) != _without_ports(bridge)
         resized = held is not None and held.bridge.mtu != bridge.mtu
         fresh = False
@@ -255,6 +300,8 @@ class Applier:
         """The rules of both namespaces."""
         self.stale_tables = False  # whatever comes of it: a failure has its own next attempt
         bridges = self._bridges()
+        if self.uplink.has_ipv6:
+            await self._sealed_table.load(self._sealed)
         await self._own_table.load(nft.own(bridges))
         await self._set_sysctls(namespaces.FORWARDING)
         self._forwards = True
@@ -281,8 +328,12 @@ class Applier:
             changes = {key: self._desired.frontend(key) for key in keys}
             outcome = await self.balancer.alter(changes, local)
         self.stale_tables |= outcome.published
-        for vni, vips in outcome.vips.items():
-            await self.attempt(("rows", vni, ""), self.rows(vni, [], vips), whole=False)
+        for vni in outcome.networks & self.networks.held.keys():
+            rows = self._all_rows(self.networks.held[vni].vxlan, vni, False, False)
+            await self.attempt(("rows", vni, ""), rows)
+        for vni in outcome.vips.keys() - outcome.networks:
+            rows = self.rows(vni, [], outcome.vips[vni])
+            await self.attempt(("rows", vni, ""), rows, whole=False)
         await self._ways_back.furnish(self.balancer.networks)
         if outcome.gone:
             await self._connections.end(outcome.gone)
@@ -375,14 +426,20 @@ class Applier:
 
     async def check_tables(self, told: bool) -> None:
         """Rules that somebody else changed; `told` as for Nftables.check."""
-        tables = (self._own_table, self._guard.table, self.balancer.table, self._host_table)
-        for table in tables:
+        ours = (self._sealed_table, self._own_table, self._guard.table, self._host_table)
+        for table in (*ours, self.balancer.table):
             self.repairs.add("nft", not await table.check(told))
 
     async def check_routes(self) -> None:
         """The host's routes to our networks, against what it really has."""
         await self.uplink.read_routes()
         self.repairs.add("route", await self.uplink.set_routes(_outward(self._bridges())))
+
+    async def check_wireguard(self) -> None:
+        """WireGuard's devices and routes, and the route that keeps its inside apart."""
+        if self.uplink.has_ipv6:
+            self.repairs.add("route", await self.wireguard.guard())
+        await self.extend_wireguard(drift=True)
 
     async def check_sysctls(self) -> None:
         """Those of our namespace, and what we need of the host's."""

@@ -35,6 +35,7 @@ class Backlog:
     services: set[FrontendKey] = field(default_factory=set)
     balancing: bool = False  # all services, and the ways back in sandboxes
     again: set[int] = field(default_factory=set)  # bridges of which something failed
+    wireguard: bool = False
     # Of what follows nobody asked for a change: what is found wrong there is drift.
     # VNI -> endpoints whose ports are not as they were; "" for the bridge and VXLAN device
     suspects: dict[int, set[str]] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class Backlog:
     tables: bool = False
     tables_told: bool = False  # the kernel says that somebody changed them
     overrun: bool = False  # everything, because events were lost
+    tunnels: bool = False  # WireGuard's devices and routes
 
     def __bool__(self) -> bool:
         return any(getattr(self, part.name) for part in fields(self))
@@ -60,7 +62,7 @@ class Backlog:
     def host(self) -> None:
         """Note what there is once a host, whatever its networks."""
         self.namespace = self.uplink = self.routes = True
-        self.sysctls = self.tables = self.strangers = True
+        self.sysctls = self.tables = self.strangers = self.tunnels = True
 
 
 def add_rows(rows: Rows, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:

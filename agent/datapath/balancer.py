@@ -44,7 +44,7 @@ class Outcome:
     """What a change of frontends asks for besides the table."""
 
     published: bool = False  # the host's maps of published ports are others
-    networks: bool = False  # so are the networks in which there is a service
+    networks: set[int] = field(default_factory=set)  # VNIs that have a service now, or no longer
     vips: dict[int, list[bytes]] = field(default_factory=dict)  # by VNI, that came or went
     gone: set[Way] = field(default_factory=set)  # whose connections are to end
     opened: set[Publication] = field(default_factory=set)  # and published ports that came or went
@@ -127,7 +127,7 @@ class Balancer:
             self._loaded = False  # whatever becomes of it
             await self.table.alter(come, gone)
         self._loaded = True
-        outcome.networks = self.networks != before
+        outcome.networks = set(self.networks ^ before)
         return outcome
 
     def _moved(self, local: frozenset[str]) -> dict[FrontendKey, Frontend | None]:

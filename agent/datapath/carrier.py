@@ -10,9 +10,16 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.datapath.linkstate import IFF_LOWER_UP, IFF_UP, RTM_DELLINK, RTM_NEWLINK
+from agent.datapath.linkstate import (
+    IFF_LOWER_UP,
+    IFF_UP,
+    RTM_DELLINK,
+    RTM_NEWLINK,
+    read_link,
+)
 from agent.datapath.monitor import RECEIVE_BUFFER, Listener
 from agent.datapath.packing import HEADER
+from agent.drivers.wireguard import DEVICES
 
 RTNLGRP_LINK = 1
 _LINK_INFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
@@ -41,9 +48,14 @@ class CarrierMonitor(Listener):
                 continue  # what a bridge says of its ports
             now = kind == RTM_NEWLINK and flags & (IFF_UP | IFF_LOWER_UP) == IFF_UP | IFF_LOWER_UP
             # A device is told of again and again; only the first event after it was down counts.
-            came = came or (now and not self._running.get(index, True))
+            came = came or (now and not self._running.get(index, True) and not _is_ours(data))
             self._running[index] = now
             if kind == RTM_DELLINK:
                 del self._running[index]
         if came:
             self._up()
+
+
+def _is_ours(data: bytes) -> bool:
+    """Whether a device is WireGuard's for us: it comes up whenever it is made, and is no cable."""
+    return read_link(data).name in DEVICES

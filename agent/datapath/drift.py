@@ -17,6 +17,7 @@ from agent.datapath.linkstate import LinkState
 from agent.datapath.monitor import Events
 from agent.datapath.networks import Networks
 from agent.datapath.uplink import Uplink
+from agent.datapath.wireguard import Wireguard
 from agent.drivers.base import DesiredState
 
 CHANGED_MOST = 500  # rows of one network; to compare all of them is then quicker
@@ -31,11 +32,12 @@ class Drift:
         networks: Networks,
         inspection: Inspection,
         uplink: Uplink,
+        wireguard: Wireguard,
         port_gone: Callable[[str], None],
     ) -> None:
         """`port_gone` is told the id of an endpoint whose sandbox is there no longer."""
         self._desired, self._networks, self._uplink = desired, networks, uplink
-        self._inspection = inspection
+        self._inspection, self._wireguard = inspection, wireguard
         self._port_gone = port_gone
 
     def note(self, events: Events, backlog: Backlog) -> None:
@@ -63,6 +65,9 @@ class Drift:
         backlog.routes |= events.routes
         backlog.sysctls |= events.forwarding
         backlog.uplink |= any(i == self._uplink.host_index for i, _, _ in events.interfaces)
+        # A device that dies loses its address first; what we take away ourselves is not ours then.
+        made = self._wireguard.indexes.values()
+        backlog.tunnels |= events.routes or any(i in made for i, _, _ in events.interfaces)
 
     def _is_right(self, link: LinkState) -> bool:
         if link.index == self._uplink.index:

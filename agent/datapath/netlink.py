@@ -33,8 +33,10 @@ PROTOCOL = 120  # of every route that is ours: RTPROT_*, 0-255, not in /etc/ipro
 TABLE_MAIN = 254
 IFA_F_NODAD = 0x02
 NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20  # linux/neighbour.h
-RTN_UNICAST = 1
 RTNH_F_ONLINK = 4
+IFA_F_NOPREFIXROUTE = 0x200
+RTN_UNICAST, RTN_UNREACHABLE = 1, 7
+METRIC_LAST = 0xFF000000  # of a route that any other one to the same prefix is preferred to
 RT_SCOPE_NOWHERE = 255  # of a route to delete: whichever it has
 BR_STATE_FORWARDING = 3  # linux/if_bridge.h
 
@@ -194,8 +196,10 @@ class Netlink:
         """A VXLAN device in the namespace of file descriptor `netns`, on bridge `master` there.
 
         Its UDP socket is in *this* namespace. No learning, no default destination; it answers
-        ARP and neighbour solicitations itself (proxy).
+        ARP and neighbour solicitations itself (proxy). With `local` empty all that it sends
+        and takes is IPv6, from the address that the route says.
         """
+        local = local or "::"
         await _call(
             self._route.link(
                 "add",
@@ -211,6 +215,11 @@ class Netlink:
                 **{"vxlan_local6" if ":" in local else "vxlan_local": local},
             )
         )
+
+    @in_thread
+    async def add_wireguard(self, name: str) -> None:
+        """A WireGuard device, down. OSError, EOPNOTSUPP where the kernel has none."""
+        await _call(self._route.link("add", ifname=name, kind="wireguard"))
 
     @in_thread
     async def add_veth(
@@ -302,6 +311,17 @@ class Netlink:
                 raise
 
     @in_thread
+    async def add_host_address(self, index: int, address: str) -> None:
+        """Add an address that no route follows from; fine if there."""
+        flags = IFA_F_NODAD | IFA_F_NOPREFIXROUTE
+        interface = f"{address}/{128 if ':' in address else 32}"
+        try:
+            await _call(self._route.addr("add", index=index, address=interface, flags=flags))
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+
+    @in_thread
     async def delete_address(self, index: int, interface: str) -> None:
         """Take an address away; fine if it is gone."""
         try:
@@ -345,6 +365,64 @@ class Netlink:
                 if m["type"] == RTN_UNICAST and m.get_attr("RTA_TABLE") == TABLE_MAIN:
                     found += _routes(m)
         return found
+
+    @in_thread
+    async def is_unreachable(self, prefix: str) -> bool:
+        """Whether what no other route leads to in an IPv6 `prefix` is answered by an error."""
+        dump = self._route.route("dump", family=socket.AF_INET6, table=TABLE_MAIN)
+        return any(
+            [
+                m["type"] == RTN_UNREACHABLE
+                and m["proto"] == PROTOCOL
+                and f"{m.get_attr('RTA_DST')}/{m['dst_len']}" == prefix
+                async for m in _all(await _call(dump))
+            ]
+        )
+
+    @in_thread
+    async def add_unreachable(self, prefix: str) -> None:
+        """Let nothing in an IPv6 `prefix` go out that has no route of its own; fine if there."""
+        try:
+            await _call(
+                self._route.route(
+                    "add",
+                    family=socket.AF_INET6,
+                    dst=prefix,
+                    type=RTN_UNREACHABLE,
+                    priority=METRIC_LAST,
+                    proto=PROTOCOL,
+                )
+            )
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+
+    @in_thread
+    async def delete_unreachable(self, prefix: str) -> None:
+        """Take that away; fine if it is gone."""
+        try:
+            await _call(
+                self._route.route(
+                    "del",
+                    family=socket.AF_INET6,
+                    dst=prefix,
+                    type=RTN_UNREACHABLE,
+                    priority=METRIC_LAST,
+                    proto=PROTOCOL,
+                )
+            )
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                raise
+
+    @in_thread
+    async def set_route(self, destination: str, device: int, source: str) -> None:
+        """A route of ours to a neighbour beyond `device`, in place of the one there is."""
+        await _call(
+            self._route.route(
+                "replace", dst=destination, oif=device, prefsrc=source, proto=PROTOCOL
+            )
+        )
 
     @in_thread
     async def add_route(

@@ -1,8 +1,9 @@
 """The rules of our own namespace and of the host, as text for nftables. Pure.
 
 Both tables are called `inet vxmesh`; a third one, of the bridges' ports, is guardrules.py's.
-The chains never change; what does is in sets and maps,
-so that a new network or a published port is a few elements and not a new ruleset.
+The chains never change; what does is in sets and maps, so that a new network or a published port
+is a few elements and not a new ruleset. `inet vxmesh_sealed` is the host's too, and never changes
+at all.
 What stands opposite: nftables.py loads them; tests/unit/datapath/golden/ shows them whole.
 Source: nft(8).
 """
@@ -13,10 +14,11 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from agent.drivers import wireguard
 from agent.drivers.base import Bridge, Closed, Forward
 from agent.model import IPNetwork, format_address
 
-TABLE = "inet vxmesh"
+TABLE, SEALED = "inet vxmesh", "inet vxmesh_sealed"
 UPLINK, HOST_UPLINK = "uplink", "vxmesh0"
 UNTRACKED = 0x76786D75  # mark of packets of our own that are part of no connection (prods.py)
 NOTHING_CLOSED = Closed()
@@ -99,6 +101,46 @@ counter name "guard_agent" drop
 		oifname "{HOST_UPLINK}" ct state established,related accept
 		oifname "{HOST_UPLINK}" ct status dnat accept
 		oifname "{HOST_UPLINK}" drop
+	}}
+"""
+
+
+# What is inside WireGuard, and nothing else, comes from and goes to its devices. This holds when
+# the devices or the route that says `unreachable` are gone, as that route holds when these rules
+# are. In a table of its own, which is there before any device is and outlives every other rule.
+# postrouting: after all that could change an address; a packet that would leave in the clear,
+# and VXLAN of an encrypted network (IPv6, its own port, the I flag of RFC 7348) even if a row of
+# somebody else's leads it elsewhere. The host's own processes have no business inside: skuid
+# matches what has a socket in this namespace, which the VXLAN packets of sandboxes have not.
+# prerouting: a packet from outside that claims to have been inside, or wants in.
+# input: VXLAN of an encrypted network in the clear, to any address of the host. IPv6 fragments
+# pass one by one; the first bears the port (RFC 7112), and without it there is no packet.
+SEALED_CHAINS = """\
+	chain postrouting {{
+		type filter hook postrouting priority 300; policy accept;
+		oifname {{ {devices} }} meta skuid 0-4294967294 drop
+		oifname {{ {devices} }} accept
+		ip6 daddr {prefix} drop
+		meta nfproto ipv6 udp dport {port} @th,64,8 8 drop
+	}}
+
+	chain prerouting {{
+		type filter hook prerouting priority raw; policy accept;
+		iifname {{ {devices} }} ip6 saddr {prefix} ip6 daddr {prefix} udp dport {port} accept
+		iifname {{ {devices} }} drop
+		ip6 daddr {prefix} drop
+		ip6 saddr {prefix} drop
+	}}
+
+	chain input {{
+		type filter hook input priority filter; policy accept;
+		iifname != {{ {devices} }} udp dport {port} drop
+	}}
+
+	chain forward {{
+		type filter hook forward priority filter; policy accept;
+		iifname {{ {devices} }} drop
+		oifname {{ {devices} }} drop
 	}}
 """
 
@@ -213,6 +255,13 @@ def closed_elements(closed: Closed) -> dict[str, frozenset[str]]:
         "agents4": frozenset(agents[4]),
         "agents6": frozenset(agents[6]),
     }
+
+
+def sealed(port: int) -> Ruleset:
+    """The host's table that keeps the inside of WireGuard inside; `port` is VXLAN's in there."""
+    devices = ", ".join(f'"{name}"' for name in wireguard.DEVICES)
+    chains = SEALED_CHAINS.format(devices=devices, prefix=wireguard.PREFIX, port=port)
+    return Ruleset({}, chains, SEALED)
 
 
 def render(ruleset: Ruleset) -> str:

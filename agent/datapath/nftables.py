@@ -54,7 +54,7 @@ class _Listing(NamedTuple):
 
 
 class Nftables:
-    """One table of ours in one namespace."""
+    """One table of ours in one namespace; `inet vxmesh` if nothing else is said."""
 
     def __init__(self, netns: str | Path, library: str = LIBRARY, table: str = TABLE) -> None:
         """For the namespace at path `netns`. Nothing is opened before the first call."""
@@ -103,9 +103,8 @@ class Nftables:
     async def remove(self) -> None:
         """Delete the table; fine if it is not there."""
         self._loaded = None
-        await self._in_thread(
-            lambda: self._command(f"table {self._table}\ndelete table {self._table}\n")
-        )
+        table = self._table
+        await self._in_thread(lambda: self._command(f"table {table}\ndelete table {table}\n"))
 
     def close(self) -> None:
         """End the thread. The table stays."""

@@ -35,9 +35,10 @@ AUDIT_INTERVAL = 20.0  # s; in which every network is compared whole once, one a
 REPORT_INTERVAL = 1.0  # s between two reports of repairs
 REFUSALS_INTERVAL = 5.0  # s between two looks at what the guards dropped, 1 ms each
 HOST = 0  # among VNIs: what there is once a host
+DATA_PORT = 4789  # RFC 7348
 
 
-HOLDS = ("tables", "everything")  # failures after which nothing is in force
+HOLDS = ("tables", "wireguard", "everything")  # failures after which nothing is in force
 WITHHOLDS = ("bridge", "rows")  # and those after which all but one network is
 
 
@@ -58,6 +59,8 @@ class Reconciler:
         audit_interval: float = AUDIT_INTERVAL,
         refusals_interval: float = REFUSALS_INTERVAL,
         monitor_buffer: int = RECEIVE_BUFFER,
+        data_port: int = DATA_PORT,
+        wireguard: str = "auto",
     ) -> None:
         """Our own namespace is at run_dir/netns, the host's at `host_netns`.
 
@@ -65,8 +68,10 @@ class Reconciler:
         just before it `on_withheld` the networks that lack something all the same, and why;
         `on_port_gone` the id of an endpoint whose sandbox's namespace exists no longer;
         `on_repair` what was put back that nobody asked for, a kind at a time; `on_refusal`,
-        every `refusals_interval` s, what a port sent and the guards dropped.
+        every `refusals_interval` s, what a port sent and the guards dropped. `data_port` is
+        VXLAN's UDP port, as it is outside WireGuard; `wireguard` whose that is: kernel, go, auto.
         """
+        self._data_port, self._wireguard = data_port, wireguard
         self.netns = run_dir / "netns"
         self.on_applied, self.on_port_gone, self.on_repair = on_applied, on_port_gone, on_repair
         self.on_withheld = on_withheld
@@ -108,6 +113,11 @@ class Reconciler:
         self._backlog.services.update(keys)
         self._wake.set()
 
+    def touch_wireguard(self) -> None:
+        """WireGuard's devices and their peers."""
+        self._backlog.wireguard = True
+        self._wake.set()
+
     def touch_nothing(self) -> None:
         """Something was taken in that needs nothing here: that it is applied is to be told."""
         self._wake.set()
@@ -142,6 +152,19 @@ class Reconciler:
             bridge = self._desired.bridge(vni) if kind in ("bridge", "rows") else None
             if port == endpoint or (bridge and endpoint in bridge.ports):
                 raise type(error)(error.what, error.why, error.fix)
+            if kind == "wireguard" and self._is_encrypted(endpoint):
+                raise type(error)(error.what, error.why, error.fix)
+
+    def _is_encrypted(self, endpoint: str) -> bool:
+        return any(
+            bridge.encrypted and endpoint in bridge.ports
+            for bridge in self._desired.bridges().values()
+        )
+
+    async def sessions(self, device: str) -> dict[bytes, float]:
+        """Public key of each peer of a WireGuard device -> when the last handshake with it was
+        completed, s since the epoch; 0 if none was."""
+        return await self._applier.wireguard.sessions(device) if self._applier else {}
 
     @property
     def repairs(self) -> Counter[str]:
@@ -210,6 +233,8 @@ class Reconciler:
                 self._failures,
                 monitor,
                 lambda: self._backlog,
+                self._data_port,
+                self._wireguard,
             )
             stack.callback(applier.close)
             self._drift = Drift(
@@ -217,15 +242,20 @@ class Reconciler:
                 applier.networks,
                 applier.inspection,
                 applier.uplink,
+                applier.wireguard,
                 lambda endpoint: self.on_port_gone(endpoint),
             )
             self._applier = applier
+            # A failure stops no other network; those that are encrypted are not made before.
+            await applier.attempt(("tables", 0, ""), applier.seal())
             await applier.uplink.ensure()
             await applier.uplink.read_routes()
             self._begin()
             mark = self._desired.mark()
+            await applier.attempt(("wireguard", 0, ""), applier.extend_wireguard())
             await applier.compare(interior=True, gone=lambda e: self.on_port_gone(e))
             await applier.attempt(("services", 0, ""), applier.services())
+            await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
             await self._rules(applier)
             self._note_applied(mark)
             self._end()
@@ -303,6 +333,9 @@ class Reconciler:
 
     async def _apply(self, applier: Applier, backlog: Backlog) -> None:
         """The part of a backlog that was asked for."""
+        wireguard = backlog.wireguard or backlog.everything
+        if wireguard:
+            await applier.attempt(("wireguard", 0, ""), applier.extend_wireguard())
         if backlog.everything:
             await applier.compare(interior=False)
         else:
@@ -321,6 +354,8 @@ class Reconciler:
         for vni, (macs, addresses) in backlog.rows.items():
             rows = applier.rows(vni, list(macs), list(addresses))
             await applier.attempt(("rows", vni, ""), rows, whole=False)
+        if wireguard:
+            await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
 
     async def _repair(self, applier: Applier, backlog: Backlog) -> None:
         """The part that nobody asked for: whatever has to be changed now is drift."""
@@ -331,6 +366,8 @@ class Reconciler:
             await applier.attempt(("namespace", 0, ""), applier.check_namespace())
         if backlog.uplink:
             await applier.attempt(("uplink", 0, ""), applier.mend_uplink())
+        if backlog.tunnels:
+            await applier.attempt(("wireguard", 0, ""), applier.check_wireguard())
         if backlog.sysctls:
             await applier.attempt(("sysctls", 0, ""), applier.check_sysctls())
         if backlog.strangers:
@@ -370,6 +407,8 @@ class Reconciler:
         elif kind in ("services", "replies"):
             self._failures.succeeded(key)
             self._backlog.balancing = True
+        elif kind in ("wireguard", "wireguard-rest"):
+            self._backlog.wireguard = True
         elif kind == "audit":
             self._failures.succeeded(key)  # a network that is gone by now would stand for ever
             self._backlog.audits.add(vni)

@@ -21,6 +21,7 @@ KINDS = {
     "neighbour": ("neighbour row", "neighbour rows"),
     "nft": ("nftables table", "nftables tables"),
     "sysctl": ("sysctl", "sysctls"),
+    "wireguard": ("WireGuard device", "WireGuard devices"),  # made anew, or its peers
 }
 
 

@@ -1,4 +1,4 @@
-"""Whether somebody else changes the nftables table `vxmesh` of one namespace.
+"""Whether somebody else changes a nftables table of ours in one namespace.
 
 The kernel tells each change of a transaction, and at its end the name of the thread that made
 it: that of ours is THREAD (see nftables.py), which nobody else has.
@@ -18,7 +18,7 @@ from agent.datapath.packing import ATTRIBUTE, HEADER, messages
 NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
 NEWGEN = 0x0A0F  # NFNL_SUBSYS_NFTABLES and NFT_MSG_NEWGEN: a transaction is done
 NFTA_GEN_PROC_NAME = 3
-_OURS = (b"vxmesh\0", b"vxmesh_balance\0")  # tables
+_OURS = (b"vxmesh\0", b"vxmesh_sealed\0", b"vxmesh_balance\0")
 
 
 class TableMonitor(Listener):

@@ -56,7 +56,7 @@ class Uplink:
     def __init__(self, own: Netlink, host: Netlink, own_netns: Path, host_netns: str) -> None:
         """`own` and `host` are the two namespaces, at `own_netns` and `host_netns`."""
         self._own, self._host, self._host_netns = own, host, host_netns
-        self._ipv6 = bool(namespaces.get_sysctl(own_netns, "ipv6/conf/all/forwarding"))
+        self.has_ipv6 = bool(namespaces.get_sysctl(own_netns, "ipv6/conf/all/forwarding"))
         self._routes: set[str] = set()
         self.index = 0  # in our namespace
         self.host_index = 0  # of the other end
@@ -77,7 +77,7 @@ class Uplink:
         changes["sysctl"] += await self.set_sysctls()
         await self._own.set_link(LOOPBACK, state="up")
         addresses = [(HOST4, OWN4, LENGTH4)]
-        if self._ipv6:
+        if self.has_ipv6:
             addresses += [(HOST6, OWN6, LENGTH6), LOCAL6]
         for side, link, position in ((self._host, host, 0), (self._own, own, 1)):
             if link.alias != MARK:
@@ -130,7 +130,7 @@ class Uplink:
         """Lead the rest of the world there; how many routes were missing or led elsewhere."""
         have = {(r.destination, r.gateway, r.device) for r in await self._own.routes()}
         changes = 0
-        wanted = [("0.0.0.0/0", HOST4)] + ([("::/0", HOST6)] if self._ipv6 else [])
+        wanted = [("0.0.0.0/0", HOST4)] + ([("::/0", HOST6)] if self.has_ipv6 else [])
         for destination, gateway in wanted:
             if (destination, gateway, self.index) not in have:
                 changes += 1
@@ -152,7 +152,7 @@ class Uplink:
 
         Conflict when the host has another route to just that subnet; the rest are made.
         """
-        wanted = {s for s in subnets if self._ipv6 or ":" not in s}
+        wanted = {s for s in subnets if self.has_ipv6 or ":" not in s}
         if any(":" in s for s in wanted):
             await asyncio.to_thread(in_netns, self._host_netns, _forward_ipv6)
         for subnet in self._routes - wanted:

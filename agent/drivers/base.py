@@ -43,12 +43,13 @@ class Bridge:
     gateways: tuple[str, ...]  # interface notation, first address of each subnet as a rule
     subnets: tuple[str, ...]
     internal: bool  # no way out through the host
-    vtep: str  # our own underlay address
+    vtep: str  # our own underlay address; empty: whichever leads to the peer, and all are IPv6
     data_port: int
     ports: Mapping[str, Port] = field(default_factory=dict)  # by endpoint id
     # Those of `subnets` whose addresses lead to another network on this host: in `gateways` is
     # none of them, and nothing of them goes to the host or comes from there.
     apart: frozenset[str] = frozenset()
+    encrypted: bool = False  # its VXLAN packets go inside WireGuard and nowhere else
     spoof: bool = False  # its sandboxes may send with others' MACs and addresses
 
     @property
@@ -76,6 +77,32 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True)
+class WireguardPeer:
+    """One key of another node, as each WireGuard device here is to know it."""
+
+    public_key: bytes  # 32 bytes
+    endpoint: tuple[str, int]  # underlay address, UDP port
+    address: bytes  # inner IPv6 address, all that this key may send from and is sent
+    keepalive: bool  # hold a session, so that the first packet need not wait for one
+
+
+@dataclass(frozen=True, slots=True)
+class WireguardDevice:
+    """One key of this node: a device in the host's namespace."""
+
+    device: str
+    private_key: bytes  # 32 bytes
+    port: int  # UDP
+    address: bytes  # inner IPv6 address
+    mtu: int
+    peers: Mapping[bytes, WireguardPeer]  # by public key
+
+    def __repr__(self) -> str:
+        """Without the private key: this goes into logs."""
+        return f"WireguardDevice({self.device}, port {self.port}, {len(self.peers)} peers)"
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """What no sandbox may reach by the way out, on whichever host it is."""
 
@@ -99,6 +126,12 @@ class DesiredState(Protocol):
 
     def all_rows(self, vni: int) -> Rows:
         """Every desired row of a network; no value is None. Empty if it has no bridge here."""
+
+    def wireguard(self) -> tuple[WireguardDevice, ...]:
+        """The WireGuard devices that should exist; what is sent goes through the first.
+
+        None while no encrypted network is here.
+        """
 
     def complete(self) -> bool:
         """False while rows may be right that this node has not heard of yet, after a start.

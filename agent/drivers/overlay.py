@@ -3,6 +3,7 @@
 Learning is off and nothing is flooded, so the rows written here are the only way out of a
 host; ARP and ND are answered by the VXLAN device from the neighbour rows. Every host answers
 for the gateway itself, each with a router MAC of its own.
+Of an encrypted network rows lead to addresses inside WireGuard; see wireguard.py.
 Source: RFC 7348; Linux drivers/net/vxlan (proxy, arp_reduce, neigh_reduce).
 What stands opposite: datapath/reconciler.py makes it so.
 """
@@ -14,6 +15,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 
 from agent.core.members import Members
+from agent.drivers import wireguard
 from agent.drivers.base import Bridge, Closed, Port, Rows
 from agent.model import (
     SPOOF,
@@ -32,8 +34,15 @@ ROUTER_PREFIX = b"\x0a\x76"  # locally administered; no endpoint's MAC begins so
 
 def mtu(network: Network, nodes: Iterable[Node]) -> int:
     """The MTU of a network's interfaces: as asked, else what fits through every underlay."""
-    if network.mtu:
-        return network.mtu
+    return network.mtu or largest_mtu(network.encrypted, nodes)
+
+
+def largest_mtu(encrypted: bool, nodes: Iterable[Node]) -> int:
+    """What fits through the underlays of all of `nodes`, bytes."""
+    nodes = list(nodes)
+    if encrypted:  # inside, the addresses are IPv6
+        inside = wireguard.overhead(n.vtep for n in nodes) + VXLAN_OVERHEAD_V6
+        return min(n.mtu or UNDERLAY_MTU for n in nodes) - inside
     return min(
         (n.mtu or UNDERLAY_MTU) - (VXLAN_OVERHEAD_V6 if ":" in n.vtep else VXLAN_OVERHEAD_V4)
         for n in nodes
@@ -51,6 +60,14 @@ def router_mac(network: str, node: str) -> bytes:
     digest[0] |= 0x80
     digest[3] |= 0x80
     return ROUTER_PREFIX + digest
+
+
+def routers(network: str, vteps: Mapping[str, bytes]) -> dict[bytes, bytes]:
+    """The MAC of each other node's bridge in a network, and the VTEP it is behind.
+
+    Only where there are services is anything sent to them (datapath/replies.py).
+    """
+    return {router_mac(network, node): vtep for node, vtep in vteps.items()}
 
 
 def bridge(
@@ -84,10 +101,11 @@ def bridge(
         ),
         subnets=network.subnets,
         internal=network.internal,
-        vtep=me.vtep,
-        data_port=me.data_port,
+        vtep="" if network.encrypted else me.vtep,
+        data_port=wireguard.data_port(me.data_port) if network.encrypted else me.data_port,
         ports=ports,
         apart=apart,
+        encrypted=network.encrypted,
         spoof=network.options.get(SPOOF) == "allow",
     )
 
@@ -121,7 +139,8 @@ def rows(
 ) -> Rows:
     """What the VXLAN device should hold for these keys: None where nothing, or a local one.
 
-    `vteps` are the underlay addresses of the other nodes by id, 4 or 16 bytes.
+    `vteps` are the addresses to send to of the other nodes by id, 4 or 16 bytes: those of the
+    underlay, or inside WireGuard. A node that has none gets no rows.
     """
     fdb: list[tuple[bytes, bytes | None]] = []
     for mac in macs:

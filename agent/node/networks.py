@@ -18,10 +18,11 @@ from agent.core.catalogue import Conflict as Clash
 from agent.core.clock import HybridClock
 from agent.core.fill import Fill
 from agent.core.overlaps import block
-from agent.errors import Conflict, Exhausted, InUse
+from agent.drivers import overlay
+from agent.errors import Conflict, Exhausted, InUse, Invalid
 from agent.model import Network, Node, Notice, encode, format_address
 from agent.node.records import Recording, Records, log
-from agent.requests import NetworkSpec
+from agent.requests import MTU_MIN_V6, NetworkSpec
 from agent.subnets import check_subnets, choose_subnets, first_gateway
 from agent.views import CLAIMS, NETWORK, Change
 
@@ -57,6 +58,7 @@ class Networks(Records):
             for n in self.catalogue.all()
             for s in n.subnets
         ] + [(f"a route of host {n.name}", r) for n in self.nodes.values() for r in n.routes]
+        self._check_mtu(spec)
         id = self._new_id()
         if spec.subnets:
             check_subnets(spec.subnets, taken)
@@ -74,7 +76,7 @@ class Networks(Records):
             self._choose_vni(spec.vni, id),
             spec.mtu,
             spec.internal,
-            False,
+            spec.encrypted,
             spec.options,
             spec.labels,
             now,
@@ -181,6 +183,29 @@ class Networks(Records):
             f"{conflict.value} of {loser.name} overlaps {theirs} of the older {winner.name}: on "
             f"hosts that have both, {loser.name} has no gateway, names, way out or published ports"
         )
+
+    def _check_mtu(self, spec: NetworkSpec) -> None:
+        """Invalid if packets of an encrypted network would not fit.
+
+        Inside WireGuard they are not taken apart on the way, and what does not fit is lost.
+        """
+        if not spec.encrypted:
+            return
+        largest = overlay.largest_mtu(True, self.nodes.values())
+        if spec.mtu > largest:
+            raise Invalid(
+                f"MTU {spec.mtu}",
+                f"is more than fits through WireGuard between these hosts, {largest}",
+                "Leave --mtu out, or give less",
+            )
+        ipv6 = spec.ipv6 or any(":" in subnet for subnet in spec.subnets)
+        if ipv6 and largest < MTU_MIN_V6:
+            raise Invalid(
+                f"network {spec.name}",
+                f"cannot have IPv6: {largest} bytes fit through WireGuard between these hosts, "
+                f"and IPv6 needs {MTU_MIN_V6}",
+                "Raise the underlay's MTU, or leave IPv6 out",
+            )
 
     def _choose_vni(self, wanted: int, id: str) -> int:
         used = {n.vni: n for n in self.catalogue.all()}

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
+from agent.core.bounds import clip_time
 from agent.core.members import Member
 from agent.core.replica import Replica
 from agent.errors import InUse, VxmeshError
@@ -103,7 +104,7 @@ class Records(Views):
 
 def expelled_error(removal: Removal) -> VxmeshError:
     """What an agent ends with that was removed."""
-    moment = datetime.datetime.fromtimestamp(removal.when, datetime.UTC)
+    moment = datetime.datetime.fromtimestamp(clip_time(removal.when), datetime.UTC)
     return VxmeshError(
         "this node",
         f"was removed from the cluster by {removal.by_name or removal.by} at "

@@ -12,6 +12,7 @@ import errno
 import ipaddress
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ PORT = 53
 DEFAULT_LISTEN = ("0.0.0.0:53", "[::]:53")
 
 _IP_PKTINFO = 8  # linux/in.h; the socket module lacks it
+# linux/udp.h. Without it the kernel would make a hundred questions of one packet that an asker
+# sent with UDP_SEGMENT, past the limit that counts packets (datapath/guardrules.py).
+_SOL_UDP, _UDP_GRO = 17, 104
 _PKTINFO4 = struct.Struct("=i4s4s")  # interface, local address, destination in the header
 _PKTINFO6 = struct.Struct("=16si")  # destination, interface
 _ANCILLARY_BYTES = 128
@@ -83,6 +87,7 @@ def _open(listen: Listen, kind: socket.SocketKind, netns: str | None) -> socket.
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         if kind == socket.SOCK_DGRAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
+            sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         # So that a resolver which gives way (`share`) does not hold the port against its heir.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((listen.address, listen.port))
@@ -177,20 +182,24 @@ def is_ours(address: str, port: int, listens: Sequence[Listen], netns: str | Non
 def receive(sock: socket.socket, size: int) -> tuple[bytes, Ancillary, tuple[str, int]]:
     """One datagram: its bytes, what `send` needs to answer it, and who sent it.
 
-    Raises BlockingIOError if none is there.
+    Of several that came in one packet it is the first; the others are lost. Raises
+    BlockingIOError if none is there.
     """
     wire, ancillary, _, peer = sock.recvmsg(size, _ANCILLARY_BYTES)
+    back: Ancillary = []
     for level, type, data in ancillary:
         if level == socket.IPPROTO_IP and type == _IP_PKTINFO:
             _, local, _ = _PKTINFO4.unpack_from(data)
             # Interface 0: the routes decide, as the sandbox may ask by another interface.
-            return wire, [(level, type, _PKTINFO4.pack(0, local, bytes(4)))], peer
-        if level == socket.IPPROTO_IPV6 and type == socket.IPV6_PKTINFO:
+            back = [(level, type, _PKTINFO4.pack(0, local, bytes(4)))]
+        elif level == socket.IPPROTO_IPV6 and type == socket.IPV6_PKTINFO:
             destination, interface = _PKTINFO6.unpack_from(data)
             if not destination.startswith(_LINK_LOCAL6):
                 interface = 0
-            return wire, [(level, type, _PKTINFO6.pack(destination, interface))], peer
-    return wire, [], peer
+            back = [(level, type, _PKTINFO6.pack(destination, interface))]
+        elif level == _SOL_UDP and type == _UDP_GRO:
+            wire = wire[: int.from_bytes(data[:4], sys.byteorder)]
+    return wire, back, peer
 
 
 def source_address(peer: tuple[str, int]) -> bytes:

@@ -445,3 +445,7 @@ class UserCertificate(_message.Message):
     certificate: bytes
     authorities: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, name: _Optional[str] = ..., right: _Optional[str] = ..., ends: _Optional[str] = ..., certificate: _Optional[bytes] = ..., authorities: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class RotateKeysRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -165,6 +165,11 @@ class ControlStub:
                 request_serializer=agent_dot_rpc_dot_control__pb2.IssueUserRequest.SerializeToString,
                 response_deserializer=agent_dot_rpc_dot_control__pb2.UserCertificate.FromString,
                 _registered_method=True)
+        self.RotateKeys = channel.unary_unary(
+                '/vxmesh.v1.Control/RotateKeys',
+                request_serializer=agent_dot_rpc_dot_control__pb2.RotateKeysRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_types__pb2.Node.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -337,6 +342,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateKeys(self, request, context):
+        """Change the WireGuard key of the node that answers; returns when that is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -469,6 +481,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.IssueUser,
                     request_deserializer=agent_dot_rpc_dot_control__pb2.IssueUserRequest.FromString,
                     response_serializer=agent_dot_rpc_dot_control__pb2.UserCertificate.SerializeToString,
+            ),
+            'RotateKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKeys,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.RotateKeysRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_types__pb2.Node.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1173,6 +1190,33 @@ class Control:
             '/vxmesh.v1.Control/IssueUser',
             agent_dot_rpc_dot_control__pb2.IssueUserRequest.SerializeToString,
             agent_dot_rpc_dot_control__pb2.UserCertificate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/RotateKeys',
+            agent_dot_rpc_dot_control__pb2.RotateKeysRequest.SerializeToString,
+            agent_dot_rpc_dot_types__pb2.Node.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,7 +15,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from agent import syscalls
+from agent.errors import VxmeshError
 from agent.testbed import fabric
 from agent.testbed.namespaces import STATE_DIR, mount_points
 
@@ -57,14 +60,18 @@ def directory_of(prefix: str) -> Path:
 
 
 def load(prefix: str) -> State | None:
-    """The testbed's state; None if it is not up."""
+    """The testbed's state; None if it is not up. VxmeshError if the file is damaged."""
+    path = directory_of(prefix) / "state.json"
     try:
-        data = json.loads((directory_of(prefix) / "state.json").read_text())
+        return msgspec.json.decode(path.read_bytes(), type=State)
     except FileNotFoundError:
         return None
-    data["hosts"] = [HostState(**host) for host in data["hosts"]]
-    data["cuts"] = [(a, b) for a, b in data["cuts"]]
-    return State(**data)
+    except (OSError, msgspec.MsgspecError, ValueError) as error:
+        raise VxmeshError(
+            f"file {path}",
+            f"is damaged ({error})",
+            "End what it tells of by hand (namespaces and agents of that prefix) and remove it",
+        ) from None
 
 
 def save(state: State) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from agent.datapath import namespaces
 from agent.datapath.reconciler import Reconciler
 from agent.drivers.balancing import Frontend, FrontendKey
-from agent.drivers.base import Bridge, Closed, Forward, Port, Rows
+from agent.drivers.base import Bridge, Closed, Forward, Port, Rows, WireguardDevice
 from agent.drivers.overlay import ROUTER_PREFIX
 from agent.model import parse_address
 from agent.syscalls import in_netns
@@ -82,6 +82,7 @@ class Desired:
         self.services: dict[FrontendKey, Frontend] = {}
         self.version = 0
         self.all_known = True
+        self.devices: tuple[WireguardDevice, ...] = ()
 
     def bridges(self) -> dict[int, Bridge]:
         return dict(self.networks)
@@ -113,6 +114,9 @@ class Desired:
 
     def mark(self) -> object:
         return self.version
+
+    def wireguard(self) -> tuple[WireguardDevice, ...]:
+        return self.devices
 
 
 class Sandbox:

@@ -20,7 +20,7 @@ CASES = [
     ("network create x --driver carrier-pigeon", 2, "driver 'carrier-pigeon': is unknown"),
     ("network create x --mtu 70000", 2, "MTU 70000: is out of range"),
     ("network create x --vni 99999999", 2, "VNI 99999999: is out of range"),
-    ("network create x --encrypted", 1, "not in this version"),
+    ("network create x --encrypted --mtu 1371", 2, "MTU 1371: is more than fits"),
     ("network create x -O novalue", 2, "Write it as key=value"),
     ("network create", 2, "missing argument"),
     ("network inspect nope", 4, "network 'nope': does not exist"),

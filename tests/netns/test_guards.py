@@ -11,6 +11,9 @@ import functools
 import json
 import random
 import re
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +23,7 @@ import pytest
 from agent.datapath.guardrules import link_local
 from agent.drivers.base import Closed, Port
 from agent.model import format_address
+from agent.syscalls import in_netns
 from tests.netns import frames
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox, opened, pings, restart, run, until
 from tests.netns.frames import ARP, BROADCAST, IPV4, IPV6, Ear, ethernet, listening, mark_of, send
@@ -616,3 +620,46 @@ def _came(ear: Ear, payload: bytes) -> bool:
 def secrets_of(number: int) -> bytes:
     """Bytes to know a payload by, after its addresses were translated."""
     return b"vxmesh-guard-%d" % number
+
+
+async def test_an_agents_ports_are_closed_at_every_address_of_its_host(net: Net) -> None:
+    net.host.desired.closes = Closed(own=frozenset({9100}))
+    net.host.reconciler.touch_all()
+    await net.fabric.settle()
+    command = ["nsenter", f"--net={net.host.path}", sys.executable, "-u", "-c", LISTEN]
+    listener = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    try:
+        assert listener.stdout and await listener.stdout.readline()
+        for address in ("10.99.0.1", "10.98.0.1", "169.254.83.1", "fd98::1"):
+            assert connects(net.me.path, address, 9101), "another port is open as before"
+            assert not connects(net.me.path, address, 9100), address
+            assert connects(net.host.path, address, 9100), "to the host itself it is open"
+    finally:
+        listener.kill()
+        await listener.wait()
+    shown = net.host.run("nft", "list", "counter", "inet", "vxmesh", "guard_agent")
+    assert int(re.search(r"packets (\d+)", shown)[1]) >= 4  # type: ignore[index]
+
+
+LISTEN = """
+import select, socket
+servers = [socket.create_server(("::", p), family=socket.AF_INET6, dualstack_ipv6=True)
+           for p in (9100, 9101)]
+print()
+while True:
+    for server in select.select(servers, [], [])[0]:
+        server.accept()
+"""
+
+
+def connects(netns: Path, address: str, port: int) -> bool:
+    """Whether a TCP connection from there is taken, within a second."""
+
+    def work() -> bool:
+        try:
+            socket.create_connection((address, port), timeout=0.7).close()
+        except OSError:
+            return False
+        return True
+
+    return in_netns(netns, work)

@@ -534,6 +534,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "__main__.py").write_text(STAND_IN.format(flag=flag))
     monkeypatch.setattr(agents, "PACKAGE_ROOT", str(tmp_path))
     monkeypatch.setattr(agents, "wait_joined", lambda sockets, seconds: None)
+    monkeypatch.setattr(agents, "read_token", lambda socket: "VXM-1-for-all")
     return flag
 
 
@@ -548,8 +549,12 @@ def test_agents_start_with_their_address_and_without_the_callers_settings(
     monkeypatch.setenv("VXMESH_PORT", "1")
     monkeypatch.setenv("VXMESH_HOST", "unix:///elsewhere")
     said: list[str] = []
-    with temporary(3, agent_options=["--port", "7000"], say=said.append) as bed:
-        expected = {"h1": [], "h2": ["--join", "10.99.0.1"], "h3": ["--join", "10.99.0.1"]}
+    shown: list[str] = []
+    options = ["--port", "7000"]
+    with temporary(3, agent_options=options, say=said.append, show=shown.append) as bed:
+        join = ["--join", "10.99.0.1", "--token", "VXM-1-for-all"]
+        expected = {"h1": [], "h2": join, "h3": join}
+        assert shown == [f"{name}: vxmesh agent {' '.join(join)}" for name in ("h2", "h3")]
         for host in bed.hosts:
             arguments, environment = started_with(host)
             assert arguments == [

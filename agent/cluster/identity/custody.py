@@ -23,9 +23,10 @@ from agent.cluster.identity.enrol import call_enrol
 from agent.cluster.identity.files import Held
 from agent.cluster.identity.rotation import STEADY
 from agent.cluster.trust import Keyring
-from agent.errors import Invalid, Unavailable
+from agent.errors import Invalid
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
+from agent.unreadable import UNREADABLE
 
 log = structlog.get_logger()
 
@@ -105,16 +106,15 @@ class Custody:
         node = self._node.nodes[id]
         channel = self._owner.keyring.channel(target_of(node), id, OPTIONS)
         try:
-            async with asyncio.timeout(HAND_WITHIN):
-                await channel.channel_ready()
-                for key in keys:
-                    parcel = pb.KeyParcel(key=_der(key))
-                    reply = await call_enrol(channel, "HandKey", parcel, pb.KeyTaken, HAND_WITHIN)
-                    if reply.refused:
-                        raise Unavailable(f"node {node.name}", f"refuses it: {reply.refused}")
+            for key in keys:
+                parcel = pb.KeyParcel(key=_der(key))
+                reply = await call_enrol(channel, "HandKey", parcel, pb.KeyTaken, HAND_WITHIN)
+                if reply.refused:
+                    log.info("ca.not_handed", to=id, name=node.name, error=reply.refused)
+                    return False
             return True
-        except (TimeoutError, grpc.aio.AioRpcError, Unavailable) as error:
-            log.info("ca.not_handed", to=id, name=node.name, error=str(error) or "timeout")
+        except grpc.aio.AioRpcError as error:
+            log.info("ca.not_handed", to=id, name=node.name, error=error.details())
             return False
         finally:
             await channel.close()
@@ -152,7 +152,7 @@ def read_key(key: bytes) -> ec.EllipticCurvePrivateKey:
         if len(key) > KEY_MAX:
             raise ValueError("too long")
         found = serialization.load_der_private_key(key, password=None)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise Invalid("key", f"is malformed ({error})"[:100]) from None
     if not isinstance(found, ec.EllipticCurvePrivateKey):
         raise Invalid("key", "is of no CA")

@@ -116,7 +116,7 @@ class Identity:
             await asyncio.sleep(0.02)  # what comes together is looked at together
 
     def _pause(self, busy: bool) -> float:
-        at = max(renewal.due(self.held.certificate), self._retry_at)
+        at = max(self._due(), self._retry_at)
         most = BUSY_EVERY if busy else self._look_every
         return min(max(at - self.now(), 0.02), most)
 
@@ -187,12 +187,19 @@ class Identity:
 
     # -- the certificate --
 
+    def _is_of_issuer(self) -> bool:
+        """Whether this node's certificate is of the CA that issues now."""
+        authorities = self.held.trust.authorities
+        return ca.issuer_of(self.held.certificate, authorities) == authorities[0]
+
+    def _due(self) -> float:
+        return renewal.due(self.held.certificate) if self._is_of_issuer() else 0.0
+
     async def _renew(self) -> None:
         held, now = self.held, self.now()
-        other = ca.issuer_of(held.certificate, held.trust.authorities) != held.trust.authorities[0]
-        if now < self._retry_at or (now < renewal.due(held.certificate) and not other):
+        if now < max(self._due(), self._retry_at):
             return
-        if other and held.issuing is None and not self._retry_at:
+        if not self._is_of_issuer() and held.issuing is None and not self._retry_at:
             # All nodes come to know of it at once, and the keepers are few.
             self._retry_at = now + random.random() * min(SPREAD_MOST, SPREAD * len(self.node.nodes))
             return

@@ -10,15 +10,15 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from structlog.testing import capture_logs
 
-from agent.api import tlsfront
+from agent.api import rights, tlsfront
 from agent.api.front import Limits
 from agent.api.server import ControlServer
 from agent.client import Client
@@ -29,7 +29,7 @@ from agent.cluster.identity.users import issue_user, read_request
 from agent.cluster.trust import Credentials, Keyring, check_issued
 from agent.errors import Denied, Invalid, NoAgent
 from agent.users import User
-from tests.unit.api.test_control_server import Told
+from tests.unit.api.test_control_server import Log, Told
 
 CLUSTER, OTHER = "c" * 16, "d" * 16
 NODE = "a" * 16
@@ -114,6 +114,14 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
+def changes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is logged of changing calls."""
+    log = Log()
+    monkeypatch.setattr(rights, "log", log)
+    return log.lines
+
+
+@pytest.fixture
 async def port(directory: Path) -> AsyncIterator[Port]:
     made = Port(directory)
     await made.start()
@@ -121,14 +129,13 @@ async def port(directory: Path) -> AsyncIterator[Port]:
     await made.server.stop()
 
 
-async def test_a_user_does_what_the_certificate_says(port: Port) -> None:
+async def test_a_user_does_what_the_certificate_says(
+    port: Port, changes: list[dict[str, Any]]
+) -> None:
     async with Client(port.host, port.file("alice")) as client:
         assert (await client.info()).name == "n1"
-        with capture_logs() as logs:
-            await client.create_network("web")
-        assert [(e["user"], e["method"]) for e in logs if e["event"] == "control.change"] == [
-            ("alice", "CreateNetwork")
-        ]
+        await client.create_network("web")
+        assert [(e["user"], e["method"]) for e in changes] == [("alice", "CreateNetwork")]
     async with Client(port.host, port.file("bob", "read")) as client:
         assert [event.action async for event in client.events()] == ["synced"]
         with pytest.raises(Denied, match="user bob's certificate: lets them look and not change"):

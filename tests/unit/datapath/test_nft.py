@@ -71,6 +71,10 @@ def test_host_table_of_no_network() -> None:
     golden("host-empty.nft", nft.render(nft.host([], [])))
 
 
+def test_the_table_that_keeps_wireguard_apart() -> None:
+    golden("sealed.nft", nft.render(nft.sealed(4788)))
+
+
 def test_elements_do_not_depend_on_the_order_of_networks() -> None:
     assert nft.render(nft.own([WEB, DATABASE])) == nft.render(nft.own([DATABASE, WEB]))
 

@@ -340,3 +340,22 @@ def test_what_is_ourselves() -> None:
     assert is_ours("::1", 5353, [Listen("::", 5353)], None)
     assert is_ours("127.0.0.1", 5353, [Listen("127.0.0.1", 5353)], None)
     assert not is_ours("127.0.0.2", 5353, [Listen("127.0.0.1", 5353)], None)
+
+
+async def test_a_packet_of_many_questions_counts_as_one(running: Running) -> None:
+    """UDP_SEGMENT: what a limit of packets in the kernel lets through is one question."""
+    query = dns.message.make_query("one", "A", id=7)
+    wire = query.to_wire()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.bind((SANDBOX, 0))
+        sock.connect(("127.0.0.1", running.port))
+        sock.setsockopt(17, 103, len(wire))  # SOL_UDP, UDP_SEGMENT
+        sock.send(wire * 50)
+        loop = asyncio.get_running_loop()
+        first = dns.message.from_wire(await loop.sock_recv(sock, 4096))
+        assert first.id == 7 and first.answer
+        await running.udp("one")  # what came before it has been dealt with
+        assert running.server.counters["udp"] == 2
+        with pytest.raises(BlockingIOError):
+            sock.recv(4096)

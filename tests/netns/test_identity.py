@@ -1,0 +1,147 @@
+"""Identity on real hosts: joining, certificates that end while all goes on, another CA."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+
+from agent.errors import VxmeshError
+from agent.testbed import Testbed, temporary
+from tests.netns.world import VXMESH, World
+
+AGENT = (VXMESH, "agent", "--name", "h4", "--advertise")
+
+
+def status(world: World, host: str = "h1") -> Any:
+    return world.read(host, "cluster", "status")
+
+
+def told(world: World, host: str, kind: str) -> list[Any]:
+    lines = world.vx(host, "events", "-o", "json").splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def test_pings_and_gossip_go_on_across_three_renewals_and_another_ca() -> None:
+    options = ("--cert-life", "15s")
+    with temporary(hosts=3, agent_options=options) as bed:
+        world = World(bed)
+        net = world.network()
+        world.workload("h1", net, "one")
+        world.workload("h3", net, "three")
+        target = world.address("h3", "three")
+        command = [VXMESH, "exec", "one", "--", "ping", "-i", "0.1", "-w", "42", target]
+        with bed.host("h1").popen(command, stdout=-1, text=True) as pinging:
+            before = status(world)["authorities"][0]["fingerprint"]
+            made = 0
+            deadline = time.monotonic() + 38
+            rotated = False
+            while time.monotonic() < deadline:
+                host = f"h{made % 3 + 1}"
+                made += 1
+                world.vx(
+                    host, "endpoint", "create", "--network", net, "--name", f"e{made}", "--wait=5"
+                )
+                if not rotated and time.monotonic() > deadline - 12:
+                    world.vx("h1", "cluster", "rotate-ca", "--wait=10")
+                    rotated = True
+                time.sleep(0.3)
+            out, _ = pinging.communicate(timeout=20)
+        sent, got = map(int, re.findall(r"(\d+) packets transmitted, (\d+) received", out)[0])
+        assert sent > 300 and got == sent, out[-300:]
+        now = status(world)
+        assert now["authorities"][0]["fingerprint"] != before
+        assert now["rotation"] == {"phase": "done", "waiting": [], "left_behind": []}
+        for host in ("h1", "h2", "h3"):
+            assert len(told(world, host, "certificate.renewed")) >= 4, "three, and the new CA's"
+            log = bed.host(host).log.read_text()
+            assert "peer.down" not in log, log[-3000:]
+            assert "renewal_failed" not in log and "peer.refused" not in log
+            assert len(world.read(host, "endpoint", "ls", "--network", net)) == made + 2
+
+
+def test_a_node_whose_certificate_ended_comes_back_as_it_was_by_a_token() -> None:
+    options = ("--cert-life", "10s")
+    with temporary(hosts=4, agent_options=options) as bed:
+        world = World(bed)
+        world.wait(lambda: len(status(world)["keepers"]) == 3, "three keep the key")
+        late = ({"h1", "h2", "h3", "h4"} - set(status(world)["keepers"])).pop()
+        others = [h for h in ("h1", "h2", "h3", "h4") if h != late]
+        net = world.network(host=others[0])
+        world.vx(late, "endpoint", "create", "--network", net, "--name", "kept", "--wait=5")
+        id = world.read(others[0], "node", "inspect", late)["id"]
+        bed.kill(late)
+        time.sleep(11)  # s; the life of its certificate
+        address = bed.host(late).address
+        done = bed.host(late).run([*AGENT, address, "--join", bed.host(others[0]).address])
+        assert done.returncode == 1
+        assert "ended at" in done.stderr and "vxmesh cluster token" in done.stderr, done.stderr
+        bed.start(late)  # with the token of the testbed
+        world.wait(
+            lambda: world.read(others[0], "node", "inspect", late)["state"] == "alive", "it is back"
+        )
+        assert world.read(others[0], "node", "inspect", late)["id"] == id
+        assert [e["name"] for e in world.read(late, "endpoint", "ls")] == ["kept"]
+
+
+def test_a_cluster_is_made_before_any_agent_runs_and_no_host_joins_without_its_token() -> None:
+    with temporary(hosts=2, with_agents=False) as bed:
+        world = World(bed)
+        made = world.read("h1", "cluster", "init")
+        again = world.try_vx("h1", "cluster", "init")
+        assert again.returncode == 5 and made["id"] in again.stderr
+        assert made["command"] == f"vxmesh agent --join 10.99.0.1:7946 --token {made['token']}"
+        agent = [VXMESH, "agent", "--advertise", "10.99.0.2"]
+        without = bed.host("h2").run([*agent, "--join", "10.99.0.1"])
+        assert without.returncode == 2 and "needs a join token" in without.stderr
+        nowhere = bed.host("h2").run([*agent, "--token", made["token"]])
+        assert nowhere.returncode == 2 and "--join" in nowhere.stderr
+        malformed = bed.host("h2").run([*agent, "--join", "10.99.0.1", "--token", "VXM-1-x"])
+        assert malformed.returncode == 2 and "malformed" in malformed.stderr
+        assert not bed.host("h2").run(["ls", "/var/lib/vxmesh"]).stdout, "nothing was left there"
+        Testbed.up(prefix=bed.prefix)
+        assert world.read("h1", "cluster", "token")["token"] == made["token"]
+        found = status(world, "h2")
+        assert found["id"] == made["id"]
+        assert [c["node"] for c in found["certificates"]] == ["h1", "h2"]
+        assert world.read("h1", "node", "inspect", "h1")["id"] == made["node"]
+
+
+def test_an_identity_that_was_damaged_is_refused_with_the_way_out() -> None:
+    with temporary(hosts=2) as bed:
+        world = World(bed)
+        tls = "/var/lib/vxmesh/tls"
+        id = world.read("h1", "node", "inspect", "h2")["id"]
+        bed.kill("h2")
+        bed.host("h2").run(["truncate", "-s", "100", f"{tls}/node.pem"], check=True)
+        with pytest.raises(VxmeshError, match=r"node\.pem.*--join and --token"):
+            bed.start("h2")
+        bed.host("h2").run(["rm", f"{tls}/node.pem"], check=True)
+        bed.start("h2")
+        assert world.read("h2", "node", "inspect", "h2")["id"] == id
+        bed.kill("h2")
+        bed.host("h2").run(["sh", "-c", "rm /var/lib/vxmesh/state.db*"], check=True)
+        with pytest.raises(VxmeshError, match="is gone, which is of node"):
+            bed.start("h2")
+
+
+def test_a_change_of_the_ca_is_gone_on_with_after_a_restart() -> None:
+    with temporary(hosts=3) as bed:
+        world = World(bed)
+        world.wait(lambda: len(status(world)["keepers"]) == 3, "three keep the key")
+        bed.kill("h3")  # its host is there: it is waited for
+        begun = world.read("h1", "cluster", "rotate-ca")
+        assert begun["rotation"]["phase"] == "introducing"
+        late = world.try_vx("h1", "cluster", "rotate-ca", "--wait=1")
+        assert late.returncode == 1 and "waiting for h3" in late.stderr, late.stderr
+        bed.kill("h1")
+        bed.start("h3")
+        bed.start("h1")
+        world.wait(lambda: status(world, "h2")["rotation"]["phase"] == "done", "it is done", 20.0)
+        assert not status(world)["rotation"]["left_behind"]
+        world.wait(
+            lambda: {n["state"] for n in world.read("h1", "node", "ls")} == {"alive"}, "all live"
+        )
