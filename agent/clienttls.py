@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.errors import Conflict, Denied, Invalid
+from agent.unreadable import UNREADABLE
 from agent.users import User, read_user
 
 VARIABLE = "VXMESH_TLS"
@@ -41,7 +42,7 @@ class Bundle:
         except OSError as error:
             why = f"cannot be read ({error.strerror})"
             raise Invalid(f"file {path}", why, "Give that of 'vxmesh cluster user NAME'") from None
-        except (ValueError, TypeError):
+        except UNREADABLE:
             raise self._invalid("is not a user's key and certificate in PEM") from None
         if not authorities or own.public_key() != key.public_key():
             raise self._invalid("is not whole")

@@ -43,6 +43,7 @@ from agent.cluster.identity.tokens import Token
 from agent.cluster.identity.users import Users
 from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
+from agent.cluster.signing import seal_records
 from agent.cluster.trust import Keyring, check_issued
 from agent.config import CERT_LIFE, Settings, default_address, parse_duration, parse_listen
 from agent.core.membership import PRESETS
@@ -126,6 +127,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         me = identity.describe(me)
         node = NodeState(me, time.time, random.SystemRandom())
         node.monotonic = time.monotonic
+        seal_records(node, identity.keyring)
         restart.recall(node, disk, life)
         identity.attach(node)
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -251,6 +253,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             repair_kinds=KINDS,
             peer_refused=lambda: refused,
             refused=lambda: {**dict.fromkeys(REASONS, 0), **kernel.refused},
+            records_refused=lambda: node.refused,
         )
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())

@@ -59,6 +59,7 @@ class ToStore:
         self._kept: dict[str, tuple[int, int, int]] = {
             o: self._state(o) for o in node.replica.origins()
         }
+        self._prunings: dict[str, int] = {}  # origin -> how often its seals on disk were pruned
         # Of these something may be left on disk, from before the last stop.
         self._forgotten = set(node.removals)
         node.replica.changed.clear()
@@ -162,17 +163,36 @@ class ToStore:
                 part = records[start : start + PEER_ROWS]
                 last = start + PEER_ROWS >= len(records)
                 version = now[1] if last else part[-1].version
-                size = self.node.replica.size(origin)
-                batch = PeerBatch(origin, part, version, now[2], replace and start == 0, size=size)
+                batch = PeerBatch(
+                    origin,
+                    part,
+                    version,
+                    now[2],
+                    replace and start == 0,
+                    size=self.node.replica.size(origin),
+                    seals=self.node.replica.seals(origin, part, version),
+                )
                 done = self.store.write(batch)
                 done.add_done_callback(functools.partial(self._peer_written, origin))
             self._kept[origin] = now
+            self._keep_pruned(origin, now)
+
+    def _keep_pruned(self, origin: str, now: tuple[int, int, int]) -> None:
+        """Write an origin's seals anew once some of them were dropped."""
+        seals, prunings = self.node.replica.all_seals(origin)
+        if self._prunings.get(origin, 0) != prunings:
+            self._prunings[origin] = prunings
+            size = self.node.replica.size(origin)
+            batch = PeerBatch(origin, [], now[1], now[2], size=size, seals=seals, reseal=True)
+            done = self.store.write(batch)
+            done.add_done_callback(functools.partial(self._peer_written, origin))
 
     def _drop_forgotten(self) -> None:
         """Take removed nodes off the disk: after what says so, and what took their place."""
         while self._forgotten:
             origin = self._forgotten.pop()
             self._kept.pop(origin, None)
+            self._prunings.pop(origin, None)
             done = self.store.write(PeerBatch(origin, [], 0, 0, gone=True))
             done.add_done_callback(functools.partial(self._peer_written, origin))
 

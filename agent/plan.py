@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from agent.core.members import Members
 from agent.drivers import overlay, wireguard
+from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Rows, WireguardDevice
 from agent.model import Network, format_address, holds, parse_address
 from agent.node import NodeState
@@ -44,6 +45,8 @@ class Plan:
         self._inner: dict[str, bytes] = {}  # node -> address inside WireGuard to send to
         self._partners: set[str] | None = None  # nodes in the encrypted networks that are here
         self._devices: tuple[WireguardDevice, ...] = ()
+        self._frontends: dict[FrontendKey, Frontend] = {}
+        self._vips: dict[int, set[bytes]] = {}  # VNI -> those of its frontends
         self._described: dict[str, tuple[str, int]] = {}
         self._closed = Closed()
         self._apart = node.gives_way()
@@ -127,6 +130,10 @@ class Plan:
             self._reach()
         for id in flipped:
             self._touch_rows_of(id, touched)
+            for network in self.node.local_networks() if self._vips else ():
+                if network.vni in self._vips:
+                    mac = overlay.router_mac(network.id, id)
+                    touched.macs.setdefault(network.vni, []).append(mac)
 
     def _touch_wireguard(self, change: Change, touched: Touched) -> None:
         """Keys of others that changed, and whom there is something encrypted to talk about with."""
@@ -198,7 +205,11 @@ class Plan:
             return Rows([(mac, None) for mac in macs], [(a, None) for a in addresses])
         found = overlay.rows(self.node.members[network.id], self._way(network), macs, addresses)
         gateways = _gateways(network)
-        return Rows(found.fdb, [(a, None if a in gateways else m) for a, m in found.neighbours])
+        routers, vips = self._balanced(network)
+        return Rows(
+            [(mac, vtep or routers.get(mac)) for mac, vtep in found.fdb],
+            [(a, None if a in gateways else m or vips.get(a)) for a, m in found.neighbours],
+        )
 
     def all_rows(self, vni: int) -> Rows:
         """Every desired row of a network."""
@@ -207,7 +218,22 @@ class Plan:
             return Rows([], [])
         found = overlay.all_rows(self.node.members[network.id], self._way(network))
         gateways = _gateways(network)
-        return Rows(found.fdb, [row for row in found.neighbours if row[0] not in gateways])
+        routers, vips = self._balanced(network)
+        neighbours = {**vips, **dict(found.neighbours)}
+        return Rows(
+            [*found.fdb, *routers.items()],
+            [row for row in neighbours.items() if row[0] not in gateways],
+        )
+
+    def _balanced(self, network: Network) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+        """Rows of a network's services: where the routers of the other hosts are, from which
+        balanced packets come; and the VIPs, for which our own router answers."""
+        vips = self._vips.get(network.vni)
+        if vips is None:
+            return {}, {}
+        mac = overlay.router_mac(network.id, self.node.me)
+        routers = overlay.routers(network.id, self._way(network))
+        return routers, dict.fromkeys(vips, mac)
 
     def _way(self, network: Network) -> dict[str, bytes]:
         """Where the rows of a network lead, by node: never outside WireGuard if it is encrypted."""
@@ -252,6 +278,26 @@ class Plan:
     def closed(self) -> Closed:
         """The ports of all known agents."""
         return self._closed
+
+    def frontends(self) -> Mapping[FrontendKey, Frontend]:
+        """The services that this host balances."""
+        return self._frontends
+
+    def frontend(self, key: FrontendKey) -> Frontend | None:
+        """One of them."""
+        return self._frontends.get(key)
+
+    def set_frontends(self, changes: Mapping[FrontendKey, Frontend | None]) -> None:
+        """Take in frontends that came, changed or (None) went."""
+        for key, frontend in changes.items():
+            self._frontends.pop(key, None)
+            if frontend:
+                self._frontends[key] = frontend
+        self._vips = {}
+        for one in self._frontends.values():
+            vips = self._vips.setdefault(one.vni, set())
+            if one.address:
+                vips.add(one.address)
 
     def mark(self) -> object:
         """Origin -> version taken in so far; NodeState.kernel_has takes it back."""

@@ -113,7 +113,7 @@ def recall(node: NodeState, disk: Disk, life: Life) -> None:
             raise Unavailable(
                 "state", "has this node's records as another's", "Start with --reset-state"
             )
-        node.restore_peer(known.origin, known.records, known.version, known.floor)
+        node.restore_peer(known.origin, known.records, known.version, known.floor, known.seals)
     for id, (state, incarnation) in life.withdrawn.items():
         if id in node.nodes and id != node.me:
             reason = "" if state == "left" else "was gone before this agent was started again"

@@ -23,7 +23,7 @@ import msgspec
 
 from agent.errors import InUse, Unavailable, VxmeshError
 
-SCHEMA = 2  # PRAGMA user_version; 0: of an agent before checksums, 1: a row for each record
+SCHEMA = 3  # PRAGMA user_version; 0: before checksums, 1: a row for each record, 2: before seals
 APPLICATION = 0x76786D65  # PRAGMA application_id: "vxme"
 WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 WAL_HEADER = 32  # bytes; the last 8 are its checksum
@@ -34,11 +34,17 @@ TABLES = {
     "log": ("number", "origin", "records"),  # msgpack; this node's own under the origin ""
     "peers": ("origin", "version", "floor"),
     "sandboxes": ("id", "value"),
+    "peer_seals": ("origin", "first", "last", "leaves", "folded", "signature"),
 }
 _CREATE_LOG = """
 CREATE TABLE log (number INTEGER PRIMARY KEY, origin TEXT NOT NULL, records BLOB NOT NULL,
   crc INTEGER NOT NULL);
 CREATE INDEX log_origin ON log (origin);
+"""
+_CREATE_SEALS = """
+CREATE TABLE peer_seals (origin TEXT, first INTEGER, last INTEGER, leaves BLOB NOT NULL,
+  folded INTEGER NOT NULL, signature BLOB NOT NULL, crc INTEGER NOT NULL,
+  PRIMARY KEY (origin, first, last)) WITHOUT ROWID;
 """
 _CREATE = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
@@ -47,6 +53,7 @@ CREATE TABLE peers (origin TEXT PRIMARY KEY, version INTEGER NOT NULL, floor INT
 CREATE TABLE sandboxes (id TEXT PRIMARY KEY, value BLOB NOT NULL, crc INTEGER NOT NULL)
   WITHOUT ROWID;
 {_CREATE_LOG}
+{_CREATE_SEALS}
 """
 # Those of schemas 0 and 1, where they differ.
 _BEFORE = {
@@ -189,7 +196,11 @@ def _check_schema(db: sqlite3.Connection) -> None:
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if application not in (APPLICATION, 0) or (application == 0 and version != 0):
         raise Damaged("it is a database of another program")
-    wanted = TABLES.keys() if version >= SCHEMA else TABLES.keys() - {"log"} | _BEFORE.keys()
+    wanted = set(TABLES)
+    if version < SCHEMA:
+        wanted = wanted - {"peer_seals"}
+    if version < 2:
+        wanted = wanted - {"log"} | _BEFORE.keys()
     if not tables >= wanted:
         raise Damaged(f"it lacks the table {min(wanted - tables)}")
     if version > SCHEMA:
@@ -199,13 +210,22 @@ def _check_schema(db: sqlite3.Connection) -> None:
 
 
 def _bring_up_to_date(db: sqlite3.Connection, version: int) -> None:
-    """Turn a state of schema 0 or 1 into today's, in the transaction that is open."""
+    """Turn a state of a schema before into today's, in the transaction that is open."""
     if version == 0:
         db.create_function("checksum", -1, lambda *row: checksum(row), deterministic=True)
-        for table in TABLES.keys() - {"log"}:
+        for table in TABLES.keys() - {"log", "peer_seals"}:
             columns = ", ".join(TABLES[table])
             db.execute(f"ALTER TABLE {table} ADD COLUMN crc INTEGER NOT NULL DEFAULT 0")
             db.execute(f"UPDATE {table} SET crc = checksum({columns})")
+    if version < 2:
+        _make_log(db, version)
+    db.execute(_CREATE_SEALS)
+    db.execute(f"PRAGMA user_version={SCHEMA}")
+    db.execute(f"PRAGMA application_id={APPLICATION}")
+
+
+def _make_log(db: sqlite3.Connection, version: int) -> None:
+    """Put what had a row for each record into the log."""
     records: dict[str, list[tuple[str, int, bytes]]] = {}
     for table, names in _BEFORE.items():
         found = f"SELECT {', '.join(names)}{', crc' if version else ''} FROM {table}"
@@ -219,8 +239,6 @@ def _bring_up_to_date(db: sqlite3.Connection, version: int) -> None:
     for statement in _CREATE_LOG.split(";")[:-1]:
         db.execute(statement)
     append(db, ((origin, rows) for origin, rows in records.items()))
-    db.execute(f"PRAGMA user_version={SCHEMA}")
-    db.execute(f"PRAGMA application_id={APPLICATION}")
 
 
 def append(

@@ -28,6 +28,7 @@ from typing import Any
 import msgspec
 
 from agent.core.replica import Record
+from agent.core.seals import Seal
 from agent.errors import Unavailable, VxmeshError
 from agent.model import Sandbox, encode
 from agent.statefile import TABLES, Damaged, append, checksum, open_state, reset, unreadable
@@ -66,6 +67,8 @@ class PeerBatch:
     replace: bool = False  # `records` are all there are
     gone: bool = False  # the origin was forgotten
     size: int = 0  # the origin's records with this batch, tombstones included
+    seals: Sequence[Seal] = ()  # those that cover `records`, and more
+    reseal: bool = False  # `seals` are all there are
 
 
 def must_outlive_power(batches: Iterable[Batch | PeerBatch]) -> bool:
@@ -161,6 +164,11 @@ class Store:
             logged = {origin for (origin,) in self._db.execute("SELECT DISTINCT origin FROM log")}
             if strangers := logged - found.keys() - {ME}:
                 raise Damaged(f"records of {min(strangers)} without its version")
+            sealed: dict[str, list[Seal]] = {}
+            for origin, *seal in self._rows("peer_seals", "ORDER BY origin, first"):
+                sealed.setdefault(origin, []).append(Seal(*seal))
+            for origin, batch in found.items():
+                batch.seals = sealed.get(origin, ())
         except (sqlite3.DatabaseError, msgspec.MsgspecError, ValueError, Damaged) as error:
             raise unreadable(self.path, error) from None
         return list(found.values())
@@ -280,10 +288,18 @@ class Store:
         origin = batch.origin
         if batch.replace or batch.gone:
             self._clear(origin)
+        if batch.replace or batch.gone or batch.reseal:
+            self._db.execute("DELETE FROM peer_seals WHERE origin = ?", (origin,))
         if batch.gone:
             self._db.execute("DELETE FROM peers WHERE origin = ?", (origin,))
             return
         self._append(origin, batch.records, batch.size)
+        for first, last in spans(batch.seals):  # what they say again, in longer runs
+            self._db.execute(
+                "DELETE FROM peer_seals WHERE origin = ? AND first >= ? AND last <= ?",
+                (origin, first, last),
+            )
+        self._replace("peer_seals", [(origin, *seal) for seal in batch.seals])
         self._replace("peers", [(origin, batch.version, batch.floor)])
 
     # -- the log --
@@ -313,6 +329,17 @@ class Store:
                 self._clear(origin)
                 self._append(origin, living, len(living))
             return
+
+
+def spans(seals: Iterable[Seal]) -> list[tuple[int, int]]:
+    """The versions that seals (by first version) cover, in as few pieces as can be."""
+    found: list[tuple[int, int]] = []
+    for seal in seals:
+        if found and seal.first <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(found[-1][1], seal.last)
+        else:
+            found.append((seal.first, seal.last))
+    return found
 
 
 def _call(

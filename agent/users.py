@@ -15,6 +15,7 @@ from cryptography import x509
 
 from agent.errors import Invalid
 from agent.model import parse_name
+from agent.unreadable import UNREADABLE
 
 USER, RIGHT, CLUSTER = "vxmesh:user:", "vxmesh:right:", "vxmesh:cluster:"
 RIGHTS = ("read", "change")
@@ -40,7 +41,7 @@ def read_user(certificate: x509.Certificate) -> User:
     """Whom a certificate names; Invalid if it is no user. Who signed it is not looked at."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except UNREADABLE:
         raise Invalid("certificate", NONE, FIX) from None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     found = []

@@ -47,8 +47,21 @@ if [ "$what" = bench ]; then
   exit 0
 fi
 
+wireguard() { # what encrypted networks need: the kernel's, or else a process in its place
+  if ip link add vxwsetup type wireguard 2>/dev/null; then
+    ip link del vxwsetup
+    return 0
+  fi
+  need wireguard-go wireguard-go
+}
+
 need nft nftables ip iproute2 tcpdump tcpdump ping iputils-ping
-[ "$what" = dev ] && need iperf3 iperf3
+if [ "$what" = dev ]; then
+  need iperf3 iperf3 wireguard-go wireguard-go # tests kill the process, whatever the kernel has
+else
+  # All but encrypted networks works without, and those say what they lack.
+  (wireguard) || echo "setup: going on without wireguard-go: encrypted networks are refused" >&2
+fi
 
 if [ ! -x .venv/bin/python ]; then
   python=

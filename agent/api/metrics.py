@@ -56,6 +56,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_resolver_forwarded_total": (("transport",), "Questions sent to an upstream."),
     "vxmesh_resolver_failures_total": (("reason",), "Questions that got no proper answer."),
     "vxmesh_control_refused_total": (("reason",), "Attempts to use the agent that were refused."),
+    "vxmesh_records_refused_total": (("reason",), "Deltas that a peer could not prove."),
 }
 
 # A notice of this kind counts here: the metric, which of its fields are labels, and which one
@@ -63,7 +64,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
 COUNTED: dict[str, tuple[str, tuple[str, ...], str]] = {
     "drift.repaired": ("vxmesh_drift_repaired_total", ("kind",), "count"),
     "control.refused": ("vxmesh_control_refused_total", ("reason",), "count"),
-    "join.refused": ("vxmesh_join_refused_total", ("reason",), ""),
+    "join.refused": ("vxmesh_join_refused_total", ("reason",), "count"),
 }
 
 # The name server's own counters (resolver/server.py, forward.py): metric and label.
@@ -104,6 +105,7 @@ class Sources:
     repair_kinds: Iterable[str] = field(default_factory=tuple)
     peer_refused: Callable[[], Mapping[str, int]] = dict  # reason -> how many
     refused: Callable[[], Mapping[str, int]] = dict  # frames by reason
+    records_refused: Callable[[], Mapping[str, int]] = dict  # by reason
 
 
 class Metrics:
@@ -200,6 +202,8 @@ class Metrics:
         values["vxmesh_guard_dropped_total"] = {
             (reason,): count for reason, count in self.sources.refused().items()
         }
+        refused = self.sources.records_refused()
+        values["vxmesh_records_refused_total"] = {(why,): n for why, n in refused.items()}
         return values
 
     async def _ask_resolver(self, values: Values) -> None:

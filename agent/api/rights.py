@@ -34,6 +34,7 @@ CHANGES = frozenset(
     _CONTROL + name
     for name in (
         "RemoveNode",
+        "RotateKeys",
         "LeaveNode",
         "CreateNetwork",
         "RemoveNetwork",

@@ -27,6 +27,7 @@ from agent.api.front import BACKLOG, Limits, Places
 from agent.api.refusals import Note
 from agent.api.rights import Caller, Right, Way
 from agent.errors import Conflict, Invalid
+from agent.unreadable import UNREADABLE
 from agent.users import read_user
 
 log = structlog.get_logger()
@@ -169,7 +170,7 @@ class TlsFront:
         try:
             certificate = x509.load_der_x509_certificate(der or b"")
             user = read_user(certificate)
-        except (ValueError, Invalid) as error:
+        except (Invalid, *UNREADABLE) as error:
             why = error.why if isinstance(error, Invalid) else "is malformed"
             self._refuse(address, f"its certificate {why}")
             _abort(side)

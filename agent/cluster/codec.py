@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from agent.core.membership import Rumour, State
 from agent.core.plumtree import Graft, Have, Prune
 from agent.core.replica import ORIGINS_MAX, VERSION_MAX, Delta, Record
+from agent.core.seals import GROUP, RUN, SIGNATURE, Seal
 from agent.core.session import BATCH, Applied, Digest, Hello, Message
 from agent.core.stability import Reach, Seen
 from agent.core.summary import BUCKETS, Summary
@@ -29,6 +30,7 @@ RUMOURS_MAX = 20_000  # a table of a cluster far larger than is meant, suspicion
 ID_MAX = 64  # characters of a node's id; ours have 16
 KEY_MAX = 2 + ID_MAX  # of a record's key: its kind and an id
 TEXT_MAX = 128  # characters of what is only shown
+CERTIFICATE_BYTES_MAX = 8 * 1024  # ours have 500
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(list[Record]).decode
 
@@ -74,7 +76,13 @@ def delta_to_proto(delta: Delta) -> pb.Delta:
         reset=delta.reset,
         complete=delta.complete,
         records=_pack(delta.records),
-    )
+        seals=[
+            pb.Seal(first=s.first, last=s.last, leaves=s.leaves, folded=s.folded,
+                    signature=s.signature)
+            for s in delta.seals
+        ],
+        certificate=delta.certificate,
+    )  # fmt: skip
 
 
 def delta_from_proto(message: pb.Delta, most: int = RECORDS_MAX) -> Delta:
@@ -98,6 +106,8 @@ def delta_from_proto(message: pb.Delta, most: int = RECORDS_MAX) -> Delta:
         raise Invalid("delta", f"has version {message.upto}", "")
     if not 0 < len(message.origin) <= ID_MAX or message.upto < message.base:
         raise Invalid("delta", "has no origin, or ends before it begins", "")
+    if len(message.certificate) > CERTIFICATE_BYTES_MAX:
+        raise Invalid("delta", f"has a certificate of {len(message.certificate)} bytes", "")
     return Delta(
         message.origin,
         message.base,
@@ -106,14 +116,36 @@ def delta_from_proto(message: pb.Delta, most: int = RECORDS_MAX) -> Delta:
         message.floor,
         message.reset,
         message.complete,
+        _seals_from_proto(message, len(records)),
+        message.certificate,
     )
+
+
+def _seals_from_proto(message: pb.Delta, records: int) -> tuple[Seal, ...]:
+    # Each has to be of use: for a record, for `upto` or for the floor.
+    if len(message.seals) > records + 2:
+        raise Invalid("delta", f"has {len(message.seals)} seals", "")
+    seals = [Seal(s.first, s.last, s.leaves, s.folded, s.signature) for s in message.seals]
+    before = 1
+    for seal in seals:
+        first, last, leaves, folded, signature = seal
+        fits = (
+            before <= first <= last < first + RUN
+            and last <= VERSION_MAX
+            and folded < 1 << (last - first) // GROUP + 1
+            and len(signature) == SIGNATURE
+        )
+        if not fits or len(leaves) != seal.size():
+            raise Invalid("delta", f"has a seal of {first} to {last} that cannot be", "")
+        before = first
+    return tuple(seals)
 
 
 class Encoder:
     """Messages to bytes. The last deltas are kept: every peer is sent the same ones."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, int, int, int, bool, bool], bytes] = {}
+        self._kept: dict[tuple[str, int, int, int, bool, bool, bool], bytes] = {}
 
     def encode(self, message: Message) -> bytes:
         """One message's bytes."""
@@ -156,7 +188,7 @@ class Encoder:
                 have = pb.Have(entries=_entries(message.entries))
                 return pb.PeerMessage(have=have).SerializeToString()
             case Graft():
-                graft = pb.Graft(entries=_entries(message.entries))
+                graft = pb.Graft(entries=_entries(message.entries), whole=message.whole)
                 return pb.PeerMessage(graft=graft).SerializeToString()
             case Prune():
                 prune = pb.Prune(origins=message.origins)
@@ -172,7 +204,8 @@ class Encoder:
                 return pb.PeerMessage(seen=seen).SerializeToString()
 
     def _delta(self, delta: Delta) -> bytes:
-        key = (delta.origin, delta.base, delta.upto, delta.floor, delta.reset, delta.complete)
+        key = (delta.origin, delta.base, delta.upto, delta.floor, delta.reset, delta.complete,
+               bool(delta.certificate))  # fmt: skip
         data = self._kept.get(key)
         if data is None:
             data = pb.PeerMessage(delta=delta_to_proto(delta)).SerializeToString()
@@ -216,7 +249,7 @@ def decode(data: bytes) -> Message | Rumours:
         case "have":
             return Have(_versions("have", message.have.entries))
         case "graft":
-            return Graft(_versions("graft", message.graft.entries))
+            return Graft(_versions("graft", message.graft.entries), message.graft.whole)
         case "prune":
             _check("prune", message.prune.origins, ())
             return Prune(tuple(message.prune.origins))

@@ -18,7 +18,7 @@ from agent.cluster.claims import Claims
 from agent.cluster.codec import delta_from_proto, delta_to_proto
 from agent.cluster.dialer import Dialer
 from agent.core.removal import Answer, Ask, Verdict
-from agent.core.replica import Delta
+from agent.core.seals import Unproven
 from agent.errors import Unavailable
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
@@ -55,7 +55,7 @@ class Consent:
         request = pb.RemovalAsk(remover=ask.remover, lost=sorted(ask.lost), known=known)
         reply: pb.RemovalAnswer = await self._call(voter, "AgreeRemoval", request, ANSWER_WITHIN)
         for delta in reply.deltas:
-            node.merge(delta_from_proto(delta))
+            node.merge(delta_from_proto(delta), voter)
         return Answer(
             Verdict(reply.verdict) if reply.verdict in list(Verdict) else Verdict.STRANGER,
             reply.about,
@@ -79,7 +79,7 @@ class Consent:
                 "Deliver",
                 pb.Delivery(
                     node=node.me,
-                    delta=delta_to_proto(_delta(node, node.me, known)) if known else None,
+                    delta=delta_to_proto(node.delta(node.me, known)) if known else None,
                 ),
                 DELIVER_WITHIN,
             )
@@ -146,8 +146,8 @@ class Consent:
         left = BEHIND_MAX
         for origin, known in {entry.origin: entry.version for entry in request.known}.items():
             if origin in answer.versions and node.version(origin) > known:
-                delta = _delta(node, origin, known)
-                if len(delta.records) <= left:
+                delta = node.delta(origin, known)
+                if len(delta.records) <= left and delta.upto == node.version(origin):
                     left -= len(delta.records)
                     reply.deltas.append(delta_to_proto(delta))
         return reply
@@ -162,14 +162,9 @@ class Consent:
         if request.HasField("delta"):
             delta = delta_from_proto(request.delta)
             if delta.origin == sender:
-                node.merge(delta)
+                try:
+                    node.merge(delta, sender)
+                except Unproven as error:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
                 await self._durable()
         return pb.DeliveryReply(version=node.version(sender))
-
-
-def _delta(node: NodeState, origin: str, known: int) -> Delta:
-    """What `node` has of `origin` after `known`; all of it if tombstones in between are gone."""
-    floor = node.floor(origin)
-    reset = known < floor
-    base = 0 if reset else known
-    return Delta(origin, base, node.version(origin), node.since(origin, base), floor, reset, reset)

@@ -29,6 +29,7 @@ from agent.cluster.refusals import Reason, Refusals
 from agent.cluster.trust import Bearer, Keyring, check_issued, is_within, read_bearer
 from agent.errors import Conflict, Invalid
 from agent.node import NodeState
+from agent.unreadable import UNREADABLE
 from agent.views import Change
 
 log = structlog.get_logger()
@@ -49,7 +50,8 @@ OUTSIDE_LIFE = 20.0  # s
 OUTSIDE_MOST = 64  # the oldest goes; each costs some 200 kB in all
 OUTSIDE_MOST_OF_ONE = 4  # address
 OUTSIDE_BYTES = 256 << 10  # a request to enrol has some 2 kB, HTTP/2 around it as much
-# s; after a CA was taken away. Who has a certificate of the new one shows it within 5 s (peers.py).
+# s; after a CA was taken away. Who has a certificate of the new one shows it within 5 s
+# (recheck.py).
 VOID_AFTER = 30.0
 KEEPALIVE_AFTER, KEEPALIVE_EVERY, KEEPALIVE_TRIES = 30, 10, 3  # s, s: a dead host costs a minute
 LOOK_EVERY = 60.0  # s; whether a node's newest certificate holds still: clocks are set
@@ -239,7 +241,7 @@ class Front:
         try:
             certificate = x509.load_der_x509_certificate(der)
             bearer = read_bearer(certificate)
-        except (Invalid, ValueError):
+        except (Invalid, *UNREADABLE):
             return Caller("", address, Reason.NAMELESS), None
         refused = self._refusal(bearer, certificate)
         return Caller(bearer.node, address, refused), certificate
@@ -372,7 +374,7 @@ class Front:
         if self._keyring.current.authorities == self._authorities:
             return
         self._authorities = self._keyring.current.authorities
-        # Nobody is cut off who has a new certificate and is about to show it (peers.py).
+        # Nobody is cut off who has a new certificate and is about to show it (recheck.py).
         asyncio.get_running_loop().call_later(VOID_AFTER, self._cut_void)
 
     def _cut_void(self) -> None:

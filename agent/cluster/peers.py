@@ -11,7 +11,6 @@ What stands opposite: this room on the other node. detector.py says who lives.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -28,11 +27,12 @@ from agent.cluster.calls import Question
 from agent.cluster.claims import Claims
 from agent.cluster.codec import Encoder, Rumours, delta_from_proto
 from agent.cluster.consent import Consent
-from agent.cluster.dialer import OPTIONS, Denied, Dialer, Distrusted, target_of
+from agent.cluster.dialer import OPTIONS, Denied, Dialer, target_of
 from agent.cluster.link import SILENCE, Impostor, Link, Write
 from agent.cluster.outside import Handlers
 from agent.cluster.ports import PortCheck
 from agent.cluster.reach import Reach
+from agent.cluster.recheck import Recheck
 from agent.cluster.refusals import Reason, Refusals
 from agent.cluster.server import RANGES_MAX, SYNC, PeerServer
 from agent.cluster.trust import Keyring
@@ -52,7 +52,6 @@ log = structlog.get_logger()
 CONNECT_WITHIN = 1.0  # s; for a channel to a port that has just answered
 PAUSE = 0.1  # s; after a stream that ended, so that one that always ends at once costs little
 ELSEWHERE = 5.0  # s; where another node answered, or one side does not believe the other
-CHECK_WITHIN = 5.0  # s; for all streams to be checked, one after the other
 GRACE = 1.0  # s; how long the larger id leaves dialling to the smaller
 HEAD_START = 0.1  # s; and how long when a port answers again, to both at about the same time
 SETTLE = 0.1  # s; where nodes are many, their comings and goings are looked at together
@@ -122,7 +121,7 @@ class Peers:
             enrol,
             {**self.consent.handlers(), **self.ports.handlers()},
         )
-        self._check_now = asyncio.Event()
+        self._recheck = Recheck(node, self.dialer, self.links.values)
         self._progress = asyncio.Event()
         self._started = time.monotonic()
         node.listeners.append(self._changed)
@@ -134,7 +133,7 @@ class Peers:
             self.dial(seed)
         self._look()
         self._start(self._tidy())
-        self._start(self._check_streams())
+        self._start(self._recheck.run())
         self.dialer.keyring.on_change.append(self._keys_changed)
 
     async def stop(self) -> None:
@@ -166,6 +165,10 @@ class Peers:
             link.doubt()
         self._reach.redial()
 
+    def _keys_changed(self) -> None:
+        self._recheck.hasten()
+        self._reach.redial()  # who was refused may not be any more
+
     def membership_changed(self) -> None:
         """`live`, or what is known of nodes, has changed: look anew whom to hold streams to."""
         if self._looking is None and not self._stopped:
@@ -181,6 +184,7 @@ class Peers:
         self._everyone = Topology({self.me.id, *nodes}, self._everybody)
         self._wanted = self._topology.neighbours(self.me.id)
         self._wanted |= self._everyone.neighbours(self.me.id)
+        self._wanted |= self.node.replica.doubted
         self._wanted &= set(nodes)
         for id, (target, task) in list(self._dialers.items()):
             moved = id in nodes and target_of(nodes[id]) != target
@@ -345,7 +349,9 @@ class Peers:
             self._pass_on()
 
     def _pass_on(self) -> None:
-        """What came on one stream may have to go on by others."""
+        """What came on one stream may have to go on by others, or be asked of its origin."""
+        if not self.node.replica.doubted <= self._wanted:
+            self.membership_changed()
         for link in self.links.values():
             if link.session.pending:
                 link.wake()
@@ -374,7 +380,7 @@ class Peers:
             self.dialer, node, request, SPACE_TRIES if is_there else 1
         )
         if reply.HasField("delta"):
-            self.node.merge(delta_from_proto(reply.delta))
+            self.node.merge(delta_from_proto(reply.delta), owner)
             self.mesh.spread(owner, None, time.monotonic())
             self._pass_on()
         return reply.refused
@@ -456,7 +462,7 @@ class Peers:
                     self.links[id].close()
 
     def _is_wanted(self, id: str) -> bool:
-        return any(
+        return id in self.node.replica.doubted or any(
             topology.opens(self.me.id, id) or topology.opens(id, self.me.id)
             for topology in (self._topology, self._everyone)
         )
@@ -501,41 +507,6 @@ class Peers:
             await link.run(read, write, self._greeted)
         finally:
             self._lost(link)
-
-    # -- certificates --
-
-    def _keys_changed(self) -> None:
-        self._check_now.set()
-        self._reach.redial()  # who was refused may not be any more
-
-    async def _check_streams(self) -> None:
-        """See from time to time whether the nodes to which we have opened a stream are still to
-        be believed, and show them our own certificate: at once when that is new.
-
-        TLS asks only when a connection is made, and a stream lives for as long as both agents.
-        """
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.dialer.check_interval):
-                    await self._check_now.wait()
-            self._check_now.clear()
-            dialed = [link for link in self.links.values() if link.dialed]
-            for link in random.sample(dialed, len(dialed)):
-                await self._check(link)
-                spread = min(CHECK_WITHIN, self.dialer.check_interval)
-                await asyncio.sleep(spread / len(dialed) * random.random())
-
-    async def _check(self, link: Link) -> None:
-        node = self.node.nodes.get(link.peer)
-        if node is None or link.closed.is_set():
-            return
-        try:
-            await self.dialer.who_is(target_of(node), node.id)
-        except Distrusted as error:
-            log.warning("peer.distrusted", peer=node.id, error=str(error))
-            link.close()
-        except Unavailable:
-            pass  # that is for the failure detection to find out
 
     # -- which stream stays --
 

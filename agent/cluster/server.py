@@ -26,7 +26,6 @@ from agent.cluster.inflight import ERRANDS_MAX, InFlight
 from agent.cluster.link import Impostor
 from agent.cluster.outside import ENROL, PEER, Handlers, OutsideServer
 from agent.cluster.refusals import Refusals
-from agent.core.replica import Delta
 from agent.errors import Conflict, Invalid
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
@@ -276,15 +275,7 @@ class PeerServer:
             return pb.SpaceReply(refused=refused)
         # Before the answer: a donation that a crash could undo would be an address twice.
         await self._durable()
-        delta = Delta(
-            me,
-            known,
-            self.node.version(me),
-            self.node.since(me, known),
-            self.node.floor(me),
-            known != request.known,
-            known != request.known,
-        )
+        delta = self.node.delta(me, known)
         return pb.SpaceReply(delta=delta_to_proto(delta))
 
 

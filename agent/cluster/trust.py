@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from agent.errors import Invalid
+from agent.unreadable import UNREADABLE
 
 DOMAIN = "vxmesh.internal"
 RECORD_KEY = "vxmesh:record-key:"  # followed by 64 hex digits
@@ -79,7 +80,7 @@ def read_bearer(certificate: x509.Certificate) -> Bearer:
     """Whom a certificate names; Invalid if it names no node. Who signed it is not looked at."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except UNREADABLE:
         raise Invalid("certificate", "names no node", "") from None
     found = ("", "")
     for name in names.get_values_for_type(x509.DNSName):
@@ -93,7 +94,9 @@ def read_bearer(certificate: x509.Certificate) -> Bearer:
             try:
                 key = bytes.fromhex(uri[len(RECORD_KEY) :])
             except ValueError:
-                raise Invalid("certificate", "has a malformed record key", "") from None
+                key = b""
+            if len(key) != 32:  # blanks among the digits are passed over
+                raise Invalid("certificate", "has a malformed record key", "")
     if not found[1]:
         raise Invalid("certificate", "names no node", "")
     return Bearer(*found, key)
@@ -104,7 +107,7 @@ def check_issued(certificate: x509.Certificate, authorities: Sequence[bytes]) ->
     for pem in authorities:
         try:
             certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(pem))
-        except (InvalidSignature, ValueError, TypeError):
+        except (InvalidSignature, *UNREADABLE):
             continue
         return
     raise Invalid("certificate", "is of another cluster, or of a CA that is void", "")

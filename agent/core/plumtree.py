@@ -46,9 +46,11 @@ class Have:
 
 @dataclass(frozen=True, slots=True)
 class Graft:
-    """Origin -> version: the sender has only that much; what comes after is to be pushed."""
+    """Origin -> version: the sender has only that much; what comes after is to be pushed. With
+    `whole` it is to be a whole state, which replaces what the sender has."""
 
     entries: dict[str, int]
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

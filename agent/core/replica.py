@@ -15,9 +15,12 @@ What stands opposite: core/session.py moves deltas between two replicas.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from agent.core.sealing import check, check_held, seal_own
+from agent.core.seals import SEALS_MAX, Seal, Sealer, Seals, Standing, Unproven
 
 # How far own versions jump when some may have been lost: more than were written since anything
 # was synced to the disk. 67 million jumps fit below 2^62.
@@ -52,6 +55,9 @@ class Delta:
 
     With `reset` it is a part of a whole state (the first has base 0) that replaces, once the
     `complete` part has come, all that the receiver had of that origin.
+
+    `seals` prove that all of it is the origin's (core/seals.py), and `certificate` shows its key
+    to who may not know it yet.
     """
 
     origin: str
@@ -61,6 +67,8 @@ class Delta:
     floor: int = 0
     reset: bool = False
     complete: bool = False
+    seals: tuple[Seal, ...] = ()
+    certificate: bytes = b""
 
 
 class Change(NamedTuple):
@@ -81,11 +89,23 @@ class _Origin:
     floor: int = 0  # tombstones up to here are collected; who has less needs the whole state
     generation: int = 0  # counts whole states taken in place of what was here
     size: int = 0  # bytes of all values
+    seals: Seals = field(default_factory=Seals)
+    sender: str = ""  # of a whole state that is not complete yet
+    # What lived here and is not in the whole state that a third node sent since: maybe deleted.
+    # Views keep it until the origin itself says so; nobody is sent it.
+    doubted: dict[str, Record] = field(default_factory=dict)
+
+    def living(self) -> dict[str, Record]:
+        """The live records by key, with those in doubt."""
+        living = {key: record for key, record in self.records.items() if record.value}
+        return {**self.doubted, **living} if self.doubted else living
 
     def put(self, record: Record) -> None:
         old = self.records.pop(record.key, None)
         self.size += len(record.value) - (len(old.value) if old else 0)
         self.records[record.key] = record
+        if self.doubted:
+            self.doubted.pop(record.key, None)
         self.tombstones.pop(record.key, None)
         if not record.value:
             self.tombstones[record.key] = record.version
@@ -97,11 +117,16 @@ class _Origin:
         for record in fresh:
             key, version, value = record
             if key in records:
-                del records[key]
+                self.size -= len(records.pop(key).value)
                 tombstones.pop(key, None)
             records[key] = record
-            if not value:
+            if value:
+                self.size += len(value)
+            else:
                 tombstones[key] = version
+        if self.doubted:
+            for record in fresh:
+                self.doubted.pop(record.key, None)
 
     def raise_floor(self, floor: int) -> None:
         if floor <= self.floor:
@@ -112,6 +137,11 @@ class _Origin:
                 break
             del self.tombstones[key]
             del self.records[key]
+
+    def keep_seals(self, seals: Iterable[Seal], standing: Standing) -> None:
+        self.seals.add(seals, standing)
+        if self.seals.is_full:
+            self.seals.prune([record.version for record in self.records.values()])
 
     def since(self, version: int) -> list[Record]:
         if version <= 0:
@@ -132,12 +162,16 @@ class Replica:
     are on disk: what peers have seen can then never be unknown to its writer after a crash.
     """
 
-    def __init__(self, me: str) -> None:
+    def __init__(self, me: str, sealer: Sealer | None = None) -> None:
+        """Without a `sealer` nothing is sealed, and whoever sends it is believed."""
         self.me = me
+        self.sealer = sealer
+        self.on_false: Callable[[Unproven], None] = lambda error: None  # an origin lied of itself
         self.published = 0
         self.changed: set[str] = set()  # other origins, since who looks at it cleared it
         self._origins: dict[str, _Origin] = {me: _Origin()}
         self._incoming: dict[str, _Origin] = {}  # whole states that are not complete yet
+        self.doubted: set[str] = set()  # origins that are to be asked themselves for all they hold
         # The published past: own records that were overwritten by others which are not
         # published, oldest first. Until those are, these are what there is: a delta that left
         # them out would promise what a crash before the next publication never keeps.
@@ -184,7 +218,12 @@ class Replica:
         self.published = own.version
 
     def restore_peer(
-        self, origin: str, records: Iterable[Record], version: int, floor: int
+        self,
+        origin: str,
+        records: Iterable[Record],
+        version: int,
+        floor: int,
+        seals: Iterable[Seal] = (),
     ) -> list[Change]:
         """Take what was known of another origin from disk, at start, oldest first."""
         self._digest = None
@@ -192,6 +231,7 @@ class Replica:
         for record in records:
             state.put(record)
         state.version, state.floor = version, floor
+        state.seals.add(seals, Standing.UNSEEN)
         return [Change(origin, r.key, r.value) for r in state.records.values() if r.value]
 
     def generation(self, origin: str) -> int:
@@ -243,7 +283,7 @@ class Replica:
     def items(self, origin: str) -> list[Record]:
         """The live records of an origin, oldest first."""
         state = self._origins.get(origin)
-        return [r for r in state.records.values() if r.value] if state else []
+        return list(state.living().values()) if state else []
 
     def since(self, origin: str, version: int) -> list[Record]:
         """The records of `origin` after `version`, oldest first; the cost is their number."""
@@ -271,21 +311,77 @@ class Replica:
             return False
         return size + sum([len(r.value) for r in delta.records]) <= ORIGIN_BYTES_MAX
 
-    def merge(self, delta: Delta) -> list[Change] | None:
+    def prove(self, delta: Delta, introduce: bool = False) -> bool:
+        """Add its seals to a delta made from here; with `introduce` the origin's certificate too.
+
+        Another origin's may come out shorter, if it takes more than SEALS_MAX: then `upto` says
+        how far it goes. False if it cannot be proven: the records may have changed since they
+        were asked for, or their origin told us what it does not stand for, or its key is not
+        known here yet.
+        """
+        sealer, state = self.sealer, self._origins.get(delta.origin)
+        if sealer is None or state is None:
+            return True
+        if delta.origin == self.me:
+            self._seal(sealer, state, delta)
+        most = SEALS_MAX if delta.origin != self.me else len(delta.records) + 3
+        cover = state.seals.cover(delta.records, delta.upto, delta.floor, most)
+        if not cover.complete and 0 < cover.records < len(delta.records):
+            delta.records = delta.records[: cover.records]
+            delta.upto, delta.complete = delta.records[-1].version, False
+            cover = state.seals.cover(delta.records, delta.upto, delta.floor, most)
+        if not cover.complete:
+            return False
+        if delta.origin != self.me:
+            try:
+                if not check_held(sealer, delta, cover.held):
+                    return False
+            except Unproven as error:
+                self.on_false(error)
+                return False
+        delta.seals = tuple(held.seal for held in cover.held)
+        if introduce:
+            delta.certificate = sealer.keys.certificate(delta.origin)
+        return True
+
+    def _seal(self, sealer: Sealer, own: _Origin, delta: Delta) -> None:
+        seal_own(sealer, self.me, own.seals, delta)
+        if own.seals.is_full:
+            past = [record.version for records in self._past.values() for record in records]
+            own.seals.prune(sorted([*past, *(r.version for r in own.records.values())]))
+
+    def seals(self, origin: str, records: Sequence[Record], upto: int) -> list[Seal]:
+        """The seals here that cover records of `origin` (oldest first), to be kept with them."""
+        state = self._origins.get(origin)
+        if state is None or self.sealer is None:
+            return []
+        cover = state.seals.cover(records, upto, state.floor, len(records) + 3)
+        return [held.seal for held in cover.held]
+
+    def all_seals(self, origin: str) -> tuple[list[Seal], int]:
+        """All of an origin's, and a number that differs once some of them were dropped."""
+        state = self._origins.get(origin)
+        return (state.seals.all(), state.seals.prunings) if state else ([], 0)
+
+    def merge(self, delta: Delta, sender: str = "") -> list[Change] | None:
         """Take a peer's delta; what changed by it, or None if something before it is missing.
 
         Deltas may come twice, late and out of order. A delta about our own origin is only
-        looked at for its version: see `surpass`.
+        looked at for its version: see `surpass`. Unproven if it is to be taken and `sender`, who
+        is not its origin, cannot show that it is the origin's.
         """
         if delta.origin == self.me:
             return []
         state = self._origins.get(delta.origin)
+        standing = self._check(state, delta, sender)
+        if standing is None:
+            return None
         if state is None:
             state = self._origins[delta.origin] = _Origin()
             self._digest = None
             self.changed.add(delta.origin)
         if delta.reset:
-            return self._merge_reset(state, delta)
+            return self._merge_reset(state, delta, standing, sender)
         if delta.upto <= state.version:
             return []
         if delta.base > state.version:
@@ -302,39 +398,56 @@ class Replica:
         changes = [Change(origin, key, value) for key, _, value in fresh]
         state.version = delta.upto
         state.raise_floor(delta.floor)
+        state.keep_seals(delta.seals, standing)
+        if delta.origin in self.doubted:
+            self._note_doubt(delta.origin, state)
         return changes
 
-    def _merge_reset(self, state: _Origin, delta: Delta) -> list[Change] | None:
-        if delta.upto <= state.version and delta.complete:
+    def _check(self, state: _Origin | None, delta: Delta, sender: str) -> Standing | None:
+        """How the seals of a delta stand that may be taken; None if its key is not known yet."""
+        version = state.version if state else 0
+        if self.sealer is None or not (delta.reset or delta.base <= version < delta.upto):
+            return Standing.PROVEN  # nothing of it is kept
+        return check(self.sealer, delta, state.seals if state else Seals(), sender)
+
+    def _merge_reset(
+        self, state: _Origin, delta: Delta, standing: Standing, sender: str
+    ) -> list[Change] | None:
+        # Who passes on a whole state may have left out what lives, and what was deleted for good
+        # cannot be shown: only its origin's own takes anything away.
+        is_final = self.sealer is None or sender == delta.origin
+        is_new = delta.upto > state.version or (is_final and bool(state.doubted))
+        if not is_new and delta.complete:
             self._incoming.pop(delta.origin, None)
             return []
         incoming = self._incoming.get(delta.origin)
         if delta.base == 0:
-            incoming = self._incoming[delta.origin] = _Origin()
-        if incoming is None or delta.base > incoming.version:
+            incoming = self._incoming[delta.origin] = _Origin(sender=sender)
+        if incoming is None or delta.base > incoming.version or incoming.sender != sender:
             return None
         for record in delta.records:
             if record.version > incoming.version:
                 incoming.put(record)
         incoming.version = max(incoming.version, delta.upto)
+        incoming.keep_seals(delta.seals, standing)
         if not delta.complete:
             return []
         del self._incoming[delta.origin]
-        if incoming.version <= state.version:
+        if incoming.version < state.version or not is_new:
             return []
         self._digest = None
         self.changed.add(delta.origin)
         incoming.floor = max(delta.floor, state.floor)
         incoming.generation = state.generation + 1
-        before = state.records
+        before = state.living()
+        lacking = {key: record for key, record in before.items() if key not in incoming.records}
+        if not is_final:
+            incoming.doubted = lacking
+        self._note_doubt(delta.origin, incoming)
         self._origins[delta.origin] = incoming
-        changes = [
-            Change(delta.origin, key, b"")
-            for key, record in before.items()
-            if record.value and key not in incoming.records
-        ]
+        changes = [Change(delta.origin, key, b"") for key in lacking if is_final]
         for key, record in incoming.records.items():
-            old = before.get(key)
+            old = before.get(key) or state.records.get(key)
             if old is None or old.value != record.value:
                 changes.append(Change(delta.origin, key, record.value))
         return changes
@@ -343,6 +456,12 @@ class Replica:
         """Whether we may have written `version` of our own origin and lost it."""
         most = self._origins[self.me].version + JUMPS_MAX * JUMP
         return version <= most and beyond(version) <= VERSION_MAX - JUMP
+
+    def _note_doubt(self, origin: str, state: _Origin) -> None:
+        if state.doubted:
+            self.doubted.add(origin)
+        else:
+            self.doubted.discard(origin)
 
     def surpass(self, version: int) -> bool:
         """Called when a peer has `version` of *our* origin: True if we had lost that.
@@ -382,7 +501,8 @@ class Replica:
         state = self._origins.pop(origin, None)
         if state is None:
             return []
-        return [Change(origin, r.key, b"") for r in state.records.values() if r.value]
+        self.doubted.discard(origin)
+        return [Change(origin, key, b"") for key in state.living()]
 
     def size(self, origin: str) -> int:
         """How many records of an origin are held, tombstones and unpublished ones included."""

@@ -45,6 +45,7 @@ BATCH = 1000  # records a delta; 421,000 records/s at 100 a message, little gain
 # Values a delta, but for the last record: with the largest records it must fit what a peer takes
 # in one message (16 MiB, cluster/server.py), or it would never take anything of ours again.
 BATCH_BYTES = 4 << 20
+DOUBT_EVERY = 10.0  # s; so long a whole state may take before it is asked for again
 NEVER = float("inf")
 
 
@@ -97,8 +98,12 @@ class Store(Protocol):
 
     def since(self, origin: str, version: int) -> list[Record]: ...
 
-    def merge(self, delta: Delta) -> bool:
-        """Take it in; False if something before it is missing."""
+    def merge(self, delta: Delta, sender: str) -> bool:
+        """Take in what a peer sent; False if something before it is missing. Unproven ends the
+        stream."""
+
+    def prove(self, delta: Delta, introduce: bool) -> bool:
+        """Add its seals to a delta, maybe shortening it; see Replica.prove."""
 
     def seen(self, peer: str, entries: dict[str, tuple[int, int]]) -> None:
         """A peer told its digest, or a part of it."""
@@ -112,6 +117,9 @@ class Store(Protocol):
     def withholds(self) -> bool:
         """Whether there are networks for which it is not, all the same."""
 
+    def is_doubted(self, origin: str) -> bool:
+        """Whether only `origin` itself can say what it holds; see Replica.doubted."""
+
     def is_heard(self, origin: str) -> bool:
         """Whether records of `origin` are taken: those of a removed node are not."""
 
@@ -123,6 +131,7 @@ class _Cursor:
     sent: int = 0  # the peer has everything up to here, or it is on its way to it
     eager: bool | None = None  # pushed at once, or not; None: neither end has asked yet
     reset: bool = False  # we are in the midst of sending a whole state
+    introduced: bool = False  # the peer has been shown the origin's certificate
 
 
 @dataclass(slots=True)
@@ -166,6 +175,7 @@ class Session:
         self._pruned: dict[str, None] = {}  # origins to be told of in a `Prune`
         self._wanted: dict[str, _Wanted] = {}
         self._graft_at = NEVER
+        self._doubted_at = -NEVER  # when the peer was last asked for all of its own
 
     @property
     def missing(self) -> int:
@@ -219,7 +229,9 @@ class Session:
             case Graft():
                 for origin, version in message.entries.items():
                     cursor = self._cursor(origin)
-                    cursor.sent, cursor.reset, cursor.eager = version, False, True
+                    cursor.sent = 0 if message.whole else version
+                    cursor.reset, cursor.eager = message.whole, True
+                    cursor.introduced = False  # it may be what the peer lacks
                     self._dirty[origin] = None
             case Prune():
                 for origin in message.origins:
@@ -234,7 +246,7 @@ class Session:
             return
         cursor, mesh = self._cursor(origin), self._mesh
         before = self.store.version(origin)
-        fits = self.store.merge(delta)
+        fits = self.store.merge(delta, self.peer.node if self.peer else "")
         after = self.store.version(origin)
         cursor.sent = max(cursor.sent, delta.upto)
         part = delta.reset and not delta.complete
@@ -371,6 +383,10 @@ class Session:
         else:
             yield Digest(digest, now, theirs, held)
         if self.peer and self._introduced:
+            doubted = self.store.is_doubted(self.peer.node)
+            if doubted and now - self._doubted_at >= DOUBT_EVERY:
+                self._doubted_at = now
+                yield Graft({self.peer.node: 0}, whole=True)
             seen = self._mesh.stability.tell(self.peer.node, digest)
             if seen:
                 yield seen
@@ -423,21 +439,26 @@ class Session:
             cursor.sent, cursor.reset = 0, True
         target = self.store.version(origin)
         records = self.store.since(origin, cursor.sent)
-        sent = cursor.sent
-        start, last = 0, False
-        while not last:
+        sent, start = cursor.sent, 0
+        while start == 0 or start < len(records):
             if cursor.sent != sent:
                 return  # a message that came while we waited set it anew: begin there
             batch = _batch(records, start)
-            start += len(batch)
-            last = start >= len(records)
+            last = start + len(batch) >= len(records)
             upto = target if last else batch[-1].version
-            base = sent
-            sent = cursor.sent = upto
-            reset = cursor.reset
-            if last:
+            complete = cursor.reset and last
+            delta = Delta(origin, sent, upto, batch, floor, cursor.reset, complete)
+            if not self.store.prove(delta, not cursor.introduced):
+                if self.store.since(origin, sent)[: len(batch)] == batch:
+                    # It is not to be proven here: others have to.
+                    cursor.sent, cursor.reset = target, False
+                return  # or it has changed since: begin anew
+            sent = cursor.sent = delta.upto
+            start += max(1, len(delta.records))
+            if sent == target:
                 cursor.reset = False
-            yield Delta(origin, base, upto, batch, floor, reset, reset and last)
+            cursor.introduced = True
+            yield delta
 
     def next_timer(self) -> float:
         """When `to_send` should be asked again though nothing has happened."""

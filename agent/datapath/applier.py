@@ -21,7 +21,10 @@ import structlog
 
 from agent.datapath import namespaces, nft, sandbox
 from agent.datapath.backlog import Backlog, Failures, Key
+from agent.datapath.balancer import Balancer, Publication
+from agent.datapath.balancerules import TRACKING
 from agent.datapath.bulk import Bulk
+from agent.datapath.connections import Connections
 from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
 from agent.datapath.monitor import Monitor
@@ -32,8 +35,10 @@ from agent.datapath.nftables import Nftables
 from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.uplink import Uplink
+from agent.datapath.waysback import WaysBack
 from agent.datapath.wireguard import Wireguard
 from agent.drivers import wireguard
+from agent.drivers.balancing import FrontendKey
 from agent.drivers.base import Bridge, Closed, DesiredState, Rows
 from agent.errors import VxmeshError
 
@@ -78,8 +83,10 @@ class Applier:
         self._path = netns
         self.repairs = Repairs()
         self.stale_tables = True  # since the rules were loaded, a network came, changed or went
+        self._opened: set[Publication] = set()  # published ports, since the rules were loaded
         self._forwards = False  # our rules are there, so that we may forward
         self._closed = Closed()  # as it was loaded last
+        self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
@@ -94,10 +101,13 @@ class Applier:
             sealed = Nftables(host_netns, table=nft.SEALED)
             self._sealed_table = stack.enter_context(contextlib.closing(sealed))
             self._guard = stack.enter_context(contextlib.closing(Guard(self._netns)))
+            self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
             self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
+            self._connections = Connections(self._netns, host_netns)
+            self._ways_back = WaysBack(self.networks.held, self.attempt)
             self.wireguard = Wireguard(self._host, host_netns, netns.parent, wireguard_of)
             self._stack = stack.pop_all()
 
@@ -127,8 +137,9 @@ class Applier:
         Fine where the kernel has no IPv6: then there is no inside, and no encrypted network.
         """
         if self.uplink.has_ipv6:
-            await self._sealed_table.load(self._sealed)
             await self.wireguard.guard()
+            await self._sealed_table.load(self._sealed)
+        self._is_sealed = True
 
     async def extend_wireguard(self, drift: bool = False) -> None:
         """WireGuard's devices, peers and routes that are to be there; before rows lead to them.
@@ -204,6 +215,8 @@ class Applier:
                 await self._sweep()
             return
         await self._guard.admit(bridge)  # so that no port is ever there without it
+        if bridge.encrypted and not self._is_sealed:
+            await self.seal()  # or there is no such network here
         changed = held is None or _without_ports(held.bridge) != _without_ports(bridge)
         resized = held is not None and held.bridge.mtu != bridge.mtu
         fresh = False
@@ -287,14 +300,46 @@ class Applier:
         """The rules of both namespaces."""
         self.stale_tables = False  # whatever comes of it: a failure has its own next attempt
         bridges = self._bridges()
+        if self.uplink.has_ipv6:
+            await self._sealed_table.load(self._sealed)
         await self._own_table.load(nft.own(bridges))
         await self._set_sysctls(namespaces.FORWARDING)
         self._forwards = True
         closed = self._desired.closed()
         if closed != self._closed:
             await self._guard.close_off(closed)
-        await self._host_table.load(nft.host(bridges, self._desired.forwards(), closed))
+        doors = self.balancer.published()
+        await self._host_table.load(nft.host(bridges, self._desired.forwards(), closed, doors))
         self._closed = closed
+        opened, self._opened = self._opened, set()
+        await self._connections.forget(opened)
+
+    async def services(self, keys: Collection[FrontendKey] | None = None) -> None:
+        """Services as the frontends of these keys say, or as all there are; and the ways back.
+
+        To be called also when ports came or went.
+        """
+        local = frozenset(e for held in self.networks.held.values() for e in held.ports)
+        if keys is None:
+            outcome = await self.balancer.load(self._desired.frontends(), local)
+            with contextlib.suppress(FileNotFoundError):  # a kernel without connection tracking
+                await self._set_sysctls(TRACKING)
+        else:
+            changes = {key: self._desired.frontend(key) for key in keys}
+            outcome = await self.balancer.alter(changes, local)
+        self.stale_tables |= outcome.published
+        for vni in outcome.networks & self.networks.held.keys():
+            rows = self._all_rows(self.networks.held[vni].vxlan, vni, False, False)
+            await self.attempt(("rows", vni, ""), rows)
+        for vni in outcome.vips.keys() - outcome.networks:
+            rows = self.rows(vni, [], outcome.vips[vni])
+            await self.attempt(("rows", vni, ""), rows, whole=False)
+        await self._ways_back.furnish(self.balancer.networks)
+        if outcome.gone:
+            await self._connections.end(outcome.gone)
+        if keys is None and self._desired.complete():
+            await self._connections.end_others(self.balancer.ways())
+        self._opened |= outcome.opened
 
     async def routes(self) -> None:
         """The host's routes to the networks that may be reached from it."""
@@ -327,6 +372,7 @@ class Applier:
             device = self._set_sysctls(namespaces.of_device(held.bridge.device))
             self.repairs.add("sysctl", await device, held.bridge.network)
         await self._all_rows(held.vxlan, vni, False, True)
+        self.repairs.add("port", await self._ways_back.audit(vni), held.bridge.network)
 
     async def restore(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
         """Put rows back that were deleted and are still wanted."""
@@ -380,7 +426,8 @@ class Applier:
 
     async def check_tables(self, told: bool) -> None:
         """Rules that somebody else changed; `told` as for Nftables.check."""
-        for table in (self._sealed_table, self._own_table, self._guard.table, self._host_table):
+        ours = (self._sealed_table, self._own_table, self._guard.table, self._host_table)
+        for table in (*ours, self.balancer.table):
             self.repairs.add("nft", not await table.check(told))
 
     async def check_routes(self) -> None:

@@ -20,10 +20,13 @@ from agent.model import IPNetwork, format_address
 
 TABLE, SEALED = "inet vxmesh", "inet vxmesh_sealed"
 UPLINK, HOST_UPLINK = "uplink", "vxmesh0"
+UNTRACKED = 0x76786D75  # mark of packets of our own that are part of no connection (prods.py)
 NOTHING_CLOSED = Closed()
+NO_DOORS: Mapping[tuple[str, str], str] = {}
 
-# No connection tracking in here: it would cost every packet and decide nothing. What comes
-# over the uplink has passed the host's table, and a sandbox is known by its bridge.
+# No connection tracking in here, but for what is balanced (balancerules.py): it would cost every
+# packet and decide nothing. What comes over the uplink has passed the host's table, and a sandbox
+# is known by its bridge. What was balanced from there may go into internal networks too.
 OWN_CHAINS = f"""\
 	chain input {{
 		type filter hook input priority filter; policy drop;
@@ -36,6 +39,8 @@ OWN_CHAINS = f"""\
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
 		iifname "{UPLINK}" oifname @open accept
+		iifname "{UPLINK}" ct status dnat accept
+		oifname "{UPLINK}" ct direction reply ct status dnat accept
 		oifname "{UPLINK}" iifname . ip saddr @egress4 accept
 		oifname "{UPLINK}" iifname . ip6 saddr @egress6 accept
 		iifname . oifname @hairpin accept
@@ -58,6 +63,11 @@ HOST_CHAINS = f"""\
 counter name "guard_agent" drop
 		iifname "{HOST_UPLINK}" ip daddr . tcp dport @agents4 counter name "guard_agent" drop
 		iifname "{HOST_UPLINK}" ip6 daddr . tcp dport @agents6 counter name "guard_agent" drop
+	}}
+
+	chain raw_output {{
+		type filter hook output priority raw; policy accept;
+		meta mark {hex(UNTRACKED)} notrack
 	}}
 
 	chain published {{
@@ -187,12 +197,16 @@ def own(bridges: Iterable[Bridge]) -> Ruleset:
 
 
 def host(
-    bridges: Iterable[Bridge], forwards: Iterable[Forward], closed: Closed = NOTHING_CLOSED
+    bridges: Iterable[Bridge],
+    forwards: Iterable[Forward],
+    closed: Closed = NOTHING_CLOSED,
+    doors: Mapping[tuple[str, str], str] = NO_DOORS,
 ) -> Ruleset:
     """The table of the host: masquerade, published ports, and who may not come in.
 
     A forward to an address in no network that is open to the host is left out: its packets
-    would follow the host's default route. Of two for one port the first holds.
+    would follow the host's default route. Of two for one port the first holds. `doors` are the
+    published ports of services: (map, key) -> value.
     """
     subnets = list(_collapse(s for b in bridges for s in b.open_subnets))
     maps: dict[str, dict[str, str]] = {"ports4": {}, "ports6": {}, "ports4_at": {}, "ports6_at": {}}
@@ -205,6 +219,8 @@ def host(
         if publish.host_address and not ipaddress.ip_address(publish.host_address).is_unspecified:
             name, key = f"{name}_at", f"{publish.host_address} . {key}"
         maps[name].setdefault(key, f"{address} . {publish.target_port}")
+    for (name, key), value in doors.items():
+        maps[name].setdefault(key, value)
     by_version = {v: {str(s) for s in subnets if s.version == v} for v in (4, 6)}
     sets = {
         "subnets4": _set("subnets4", "ipv4_addr; flags interval", by_version[4]),

@@ -74,12 +74,12 @@ class Wireguard:
     async def extend(self, devices: Sequence[WireguardDevice]) -> Counter[str]:
         """Make what is missing; how many things were, by kind. Nothing is taken away.
 
+        To be called after `guard` and with the rules in force.
         Unsupported where there is no WireGuard; Conflict, VxmeshError, OSError.
         """
         changes: Counter[str] = Counter()
         if not devices:
             return changes
-        changes["route"] += await self.guard()
         for device in devices:
             changes += await self._ensure(device)
         have, want = await self._routes(), self._wanted(devices)

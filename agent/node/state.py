@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
 from agent.core.replica import ORIGINS_MAX, Delta, Record
 from agent.core.replica import Change as Update
+from agent.core.seals import REASONS, Seal, Unproven
 from agent.errors import Conflict
 from agent.model import ONLY, Node, Sandbox, TokenState, Trust
 from agent.node.departures import Departures
@@ -18,6 +19,8 @@ from agent.views import ENDPOINT, NODE, TOKEN, TRUST, Change
 # this often. Honest peers tell it after a start, and the first of them is nearly always enough.
 SURPASS_EVERY = 10.0
 COLLECT_AFTER = 30.0  # s that tombstones are kept after all have seen them
+REFUSED_TOLD_EVERY = 10.0  # s between two events about records that one sender cannot prove
+REFUSED_SENDERS_MAX = 1000  # of which it is known when they were last told of
 
 
 class NodeState(Departures):
@@ -32,6 +35,9 @@ class NodeState(Departures):
         self.overfull: set[str] = set()  # origins that wrote more than anybody may
         self._surpassed = float("-inf")  # when, on the clock
         self._unbelievable: set[str] = set()  # peers that told of what we cannot have written
+        self.refused = Counter[str](dict.fromkeys(REASONS, 0))  # deltas, by reason
+        self._refused_told: dict[str, tuple[float, int]] = {}  # sender -> when, how many since
+        self.replica.on_false = lambda error: self._refuse(error, error.origin)
 
     # -- what sessions ask (core/session.py: Store) --
 
@@ -51,15 +57,42 @@ class NodeState(Departures):
         """Up to which version of `origin` this node's kernel is right."""
         return self._kernel.get(origin, 0)
 
-    def merge(self, delta: Delta) -> bool:
-        """Take a peer's delta; False if something before it is missing."""
+    def delta(self, origin: str, known: int) -> Delta:
+        """What is here of `origin` after `known`; all of it if tombstones in between are gone.
+        With its seals, and only as far as it can be proven: maybe nothing."""
+        floor = self.floor(origin)
+        reset = known < floor
+        base = 0 if reset else known
+        records, upto = self.since(origin, base), self.version(origin)
+        delta = Delta(origin, base, upto, records, floor, reset, reset)
+        if not self.replica.prove(delta, introduce=True):
+            return Delta(origin, base, base, [], floor)
+        return delta
+
+    def is_doubted(self, origin: str) -> bool:
+        """Whether `origin` itself is to be asked what it holds; see Replica.doubted."""
+        return origin in self.replica.doubted
+
+    def prove(self, delta: Delta, introduce: bool) -> bool:
+        """Add its seals to a delta; see Replica.prove."""
+        return self.replica.prove(delta, introduce)
+
+    def merge(self, delta: Delta, sender: str = "") -> bool:
+        """Take a delta that `sender` sent; False if something before it is missing.
+
+        Unproven, counted and told, if it is another node's and `sender` does not show that.
+        """
         if not self.is_heard(delta.origin):
             return True  # there is nothing to ask for
         if not self.replica.admits(delta):
-            self._refuse(delta.origin)
+            self._take_no_more(delta.origin)
             return True
         before = self.replica.version(delta.origin)
-        updates = self.replica.merge(delta)
+        try:
+            updates = self.replica.merge(delta, sender)
+        except Unproven as error:
+            self._refuse(error, sender)
+            raise
         if updates is None:
             return False
         # Also when no view changes by it: how far we have got is news to who waits for it.
@@ -72,12 +105,34 @@ class NodeState(Departures):
         """Whether records of `origin` are taken."""
         return origin not in self.overfull and super().is_heard(origin)
 
-    def _refuse(self, origin: str) -> None:
+    def _take_no_more(self, origin: str) -> None:
         """Take nothing of an origin any more: it wrote more than anybody may."""
         if len(self.overfull) < ORIGINS_MAX:
             self.overfull.add(origin)
             why = "wrote more records than a node may; no more of them are taken"
             self.tell("origin.overfull", f"{self.node_name(origin)[:80]} {why}", node=origin[:80])
+
+    def _refuse(self, error: Unproven, sender: str) -> None:
+        """Count what was refused, and tell of it, but of one sender not again and again."""
+        self.refused[error.reason] += 1
+        now = self.clock()
+        last, count = self._refused_told.get(sender, (0.0, 0))
+        if 0 <= now - last < REFUSED_TOLD_EVERY:
+            self._refused_told[sender] = last, count + 1
+            return
+        if len(self._refused_told) >= REFUSED_SENDERS_MAX:
+            self._refused_told.clear()
+        self._refused_told[sender] = now, 0
+        name = self.node_name(sender)
+        self.tell(
+            "records.refused",
+            f"{name} sent what {self.node_name(error.origin)} has not written: {error.why}",
+            sender=sender,
+            name=name,
+            origin=error.origin,
+            reason=error.reason,
+            count=str(count + 1),
+        )
 
     def seen(self, peer: str, entries: dict[str, tuple[int, int]]) -> None:
         """A peer's digest: learn of lost records of ours."""
@@ -131,13 +186,18 @@ class NodeState(Departures):
         self._select(change)
 
     def restore_peer(
-        self, origin: str, records: Iterable[Record], version: int, floor: int
+        self,
+        origin: str,
+        records: Iterable[Record],
+        version: int,
+        floor: int,
+        seals: Iterable[Seal] = (),
     ) -> None:
         """Take back what was known of another origin. After `restore`, before anything else."""
         if origin in self.removals:
             return
         change = Change()
-        self.apply(self.replica.restore_peer(origin, records, version, floor), change)
+        self.apply(self.replica.restore_peer(origin, records, version, floor, seals), change)
         self._forget_removed(change)
         self._select(change)
 

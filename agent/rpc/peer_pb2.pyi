@@ -67,7 +67,7 @@ class DigestEntry(_message.Message):
     def __init__(self, origin: _Optional[str] = ..., version: _Optional[int] = ..., floor: _Optional[int] = ...) -> None: ...
 
 class Delta(_message.Message):
-    __slots__ = ("origin", "base", "upto", "floor", "reset", "complete", "records")
+    __slots__ = ("origin", "base", "upto", "floor", "reset", "complete", "records", "seals", "certificate")
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     UPTO_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,8 @@ class Delta(_message.Message):
     RESET_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    SEALS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     origin: str
     base: int
     upto: int
@@ -82,7 +84,23 @@ class Delta(_message.Message):
     reset: bool
     complete: bool
     records: bytes
-    def __init__(self, origin: _Optional[str] = ..., base: _Optional[int] = ..., upto: _Optional[int] = ..., floor: _Optional[int] = ..., reset: _Optional[bool] = ..., complete: _Optional[bool] = ..., records: _Optional[bytes] = ...) -> None: ...
+    seals: _containers.RepeatedCompositeFieldContainer[Seal]
+    certificate: bytes
+    def __init__(self, origin: _Optional[str] = ..., base: _Optional[int] = ..., upto: _Optional[int] = ..., floor: _Optional[int] = ..., reset: _Optional[bool] = ..., complete: _Optional[bool] = ..., records: _Optional[bytes] = ..., seals: _Optional[_Iterable[_Union[Seal, _Mapping]]] = ..., certificate: _Optional[bytes] = ...) -> None: ...
+
+class Seal(_message.Message):
+    __slots__ = ("first", "last", "leaves", "folded", "signature")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
+    FOLDED_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    last: int
+    leaves: bytes
+    folded: int
+    signature: bytes
+    def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., leaves: _Optional[bytes] = ..., folded: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Applied(_message.Message):
     __slots__ = ("version", "withholds", "why")
@@ -189,10 +207,12 @@ class Have(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[VersionEntry, _Mapping]]] = ...) -> None: ...
 
 class Graft(_message.Message):
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "whole")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[VersionEntry]
-    def __init__(self, entries: _Optional[_Iterable[_Union[VersionEntry, _Mapping]]] = ...) -> None: ...
+    whole: bool
+    def __init__(self, entries: _Optional[_Iterable[_Union[VersionEntry, _Mapping]]] = ..., whole: _Optional[bool] = ...) -> None: ...
 
 class Prune(_message.Message):
     __slots__ = ("origins",)

@@ -72,7 +72,7 @@ def frame(messages: Iterable[bytes]) -> bytes:
 
 def unframe(data: bytes, most: int = 64) -> list[bytes]:
     """The messages of an input, whatever it is."""
-    found = []
+    found: list[bytes] = []
     at = 0
     while at + 2 <= len(data) and len(found) < most:
         size = int.from_bytes(data[at : at + 2], "big")

@@ -43,10 +43,17 @@ class Known:
 NOTHING = Known({})
 
 
+def input_of(method: Any) -> type[Message]:
+    """The class of a method's requests."""
+    found: type[Message] = method.input_type._concrete_class
+    return found
+
+
 def message(kind: type[M], rng: random.Random, known: Known = NOTHING, depth: int = 3) -> M:
     """A message with some of its fields set."""
     made = kind()
-    fields = list(kind.DESCRIPTOR.fields)
+    fields: list[Any] = list(kind.DESCRIPTOR.fields)
+    oneof: Any
     for oneof in kind.DESCRIPTOR.oneofs:
         chosen = rng.choice(list(oneof.fields))
         fields = [f for f in fields if f.containing_oneof is not oneof or f is chosen]

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from agent.datapath import backlog
-from agent.datapath.nftables import Nftables
+from agent.datapath.guardrules import GUARD_TABLE
+from agent.datapath.nftables import STATELESS, Nftables
 from agent.errors import Conflict, Invalid, NotFound, VxmeshError
 from agent.syscalls import socket_in
 from tests.netns.datapath_hosts import (
@@ -144,7 +145,9 @@ async def test_without_rules_nothing_is_forwarded(
     await a.reconciler.remove_all()
     real = Nftables._command
 
-    def refuse(self: Nftables, text: str) -> str:
+    def refuse(self: Nftables, text: str, flags: int = STATELESS) -> str:
+        if self._table == GUARD_TABLE:
+            return real(self, text, flags)
         raise VxmeshError("firewall rules", "nftables refused them")
 
     monkeypatch.setattr(Nftables, "_command", refuse)
@@ -161,6 +164,33 @@ async def test_without_rules_nothing_is_forwarded(
     monkeypatch.setattr(Nftables, "_command", real)
     await until(lambda: not a.reconciler.failures(), "the rules are loaded by themselves")
     assert pings(*attempts) == [False, False, True]
+
+
+async def test_without_its_guard_no_sandbox_is_let_in(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a kernel that has no nftables for bridges: said to who asked, and nothing attached."""
+    a = fabric.a
+    await a.reconciler.remove_all()
+    real = Nftables._command
+
+    def refuse(self: Nftables, text: str, flags: int = STATELESS) -> str:
+        if self._table == GUARD_TABLE:
+            raise VxmeshError("firewall rules", "nftables refused them (not supported)")
+        return real(self, text, flags)
+
+    monkeypatch.setattr(Nftables, "_command", refuse)
+    a.make()
+    await a.reconciler.start()
+    sandbox = Sandbox(fabric)
+    a.add_network(7)
+    port = a.add_port(7, 2, sandbox)
+    with pytest.raises(VxmeshError, match=r"the guard of sandboxes' ports: .*not supported"):
+        await a.reconciler.settle(port.endpoint)
+    assert port.device not in a.links() and "eth0" not in sandbox.run("ip", "link")
+    monkeypatch.setattr(Nftables, "_command", real)
+    await until(lambda: not a.reconciler.failures(), "the guard is loaded by itself")
+    assert sandbox.ping("10.7.0.1")
 
 
 async def test_a_failure_is_not_tried_in_a_hot_loop(

@@ -27,7 +27,7 @@ def told(world: World, host: str, kind: str) -> list[Any]:
 
 def test_pings_and_gossip_go_on_across_three_renewals_and_another_ca() -> None:
     options = ("--cert-life", "15s")
-    with temporary(hosts=3, prefix="vxt-id", agent_options=options) as bed:
+    with temporary(hosts=3, agent_options=options) as bed:
         world = World(bed)
         net = world.network()
         world.workload("h1", net, "one")
@@ -65,7 +65,7 @@ def test_pings_and_gossip_go_on_across_three_renewals_and_another_ca() -> None:
 
 def test_a_node_whose_certificate_ended_comes_back_as_it_was_by_a_token() -> None:
     options = ("--cert-life", "10s")
-    with temporary(hosts=4, prefix="vxt-id", agent_options=options) as bed:
+    with temporary(hosts=4, agent_options=options) as bed:
         world = World(bed)
         world.wait(lambda: len(status(world)["keepers"]) == 3, "three keep the key")
         late = ({"h1", "h2", "h3", "h4"} - set(status(world)["keepers"])).pop()
@@ -88,7 +88,7 @@ def test_a_node_whose_certificate_ended_comes_back_as_it_was_by_a_token() -> Non
 
 
 def test_a_cluster_is_made_before_any_agent_runs_and_no_host_joins_without_its_token() -> None:
-    with temporary(hosts=2, prefix="vxt-id", with_agents=False) as bed:
+    with temporary(hosts=2, with_agents=False) as bed:
         world = World(bed)
         made = world.read("h1", "cluster", "init")
         again = world.try_vx("h1", "cluster", "init")
@@ -111,7 +111,7 @@ def test_a_cluster_is_made_before_any_agent_runs_and_no_host_joins_without_its_t
 
 
 def test_an_identity_that_was_damaged_is_refused_with_the_way_out() -> None:
-    with temporary(hosts=2, prefix="vxt-id") as bed:
+    with temporary(hosts=2) as bed:
         world = World(bed)
         tls = "/var/lib/vxmesh/tls"
         id = world.read("h1", "node", "inspect", "h2")["id"]
@@ -129,7 +129,7 @@ def test_an_identity_that_was_damaged_is_refused_with_the_way_out() -> None:
 
 
 def test_a_change_of_the_ca_is_gone_on_with_after_a_restart() -> None:
-    with temporary(hosts=3, prefix="vxt-id") as bed:
+    with temporary(hosts=3) as bed:
         world = World(bed)
         world.wait(lambda: len(status(world)["keepers"]) == 3, "three keep the key")
         bed.kill("h3")  # its host is there: it is waited for

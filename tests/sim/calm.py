@@ -15,6 +15,7 @@ from agent.core.plumtree import Mesh
 from agent.core.replica import Delta, Record, Replica
 from agent.core.session import Hello, Message, Session
 from agent.core.topology import EVERYBODY, Topology
+from tests.sim.keys import sealer_of
 from tests.sim.network import Clock, Weather, Wire
 
 CALM = Weather(loss=0.0, duplication=0.0, delay=(0.0005, 0.001), partitions=0)
@@ -26,7 +27,7 @@ class Store:
 
     def __init__(self, me: str) -> None:
         self.me = me
-        self.replica = Replica(me)
+        self.replica = Replica(me, sealer_of(me))
         self.kernel: dict[str, int] = {}
         self.removed: set[str] = set()
 
@@ -47,8 +48,14 @@ class Store:
     def since(self, origin: str, version: int) -> list[Record]:
         return self.replica.since(origin, version)
 
-    def merge(self, delta: Delta) -> bool:
-        return self.replica.merge(delta) is not None
+    def merge(self, delta: Delta, sender: str = "") -> bool:
+        return self.replica.merge(delta, sender) is not None
+
+    def is_doubted(self, origin: str) -> bool:
+        return origin in self.replica.doubted
+
+    def prove(self, delta: Delta, introduce: bool) -> bool:
+        return self.replica.prove(delta, introduce)
 
     def seen(self, peer: str, entries: dict[str, tuple[int, int]]) -> None:
         pass

@@ -11,16 +11,18 @@ from typing import Any, TypeVar
 from agent.allocator import with_space
 from agent.core.addresses import Range
 from agent.core.plumtree import Mesh
-from agent.core.replica import Delta
+from agent.core.seals import Unproven
 from agent.core.session import Hello, Message, Session
 from agent.core.topology import EVERYBODY, Topology
 from agent.errors import Unavailable
 from agent.model import Endpoint, Network, Node, format_address
 from agent.node import NodeState
 from agent.views import Change
+from tests.sim.keys import sealer_of
 from tests.sim.network import Clock, Weather, Wire
 
 T = TypeVar("T")
+REDIAL = 0.1  # s; after a stream that was ended
 
 
 def run_now(work: Coroutine[Any, Any, T]) -> T:
@@ -42,6 +44,7 @@ class SimNode:
         node = Node(self.id, f"n{index + 1}", address, 7946, address, 4789, "sim", 0.0, 1500)
         rng = random.Random(cluster.rng.random())
         self.state = NodeState(node, lambda: cluster.clock.now, rng)
+        self.state.replica.sealer = sealer_of(self.id, self.state.nodes.__contains__)
         self.state.collect_after = 1.0  # so that a run of seconds sees it happen often
         self.sessions: dict[str, Session] = {}
         self.mesh = Mesh(self.id, lambda: cluster.is_bounded, lambda: cluster.nodes)
@@ -71,7 +74,9 @@ class SimNode:
         self.flush(peer)
 
     def flush(self, peer: str) -> None:
-        session = self.sessions[peer]
+        session = self.sessions.get(peer)
+        if session is None:
+            return
         clock = self.cluster.clock
         for message in session.to_send(clock.now):
             self.cluster.send(self.id, peer, session, message)
@@ -87,12 +92,24 @@ class SimNode:
 
     def receive(self, peer: str, session: Session, message: Message) -> None:
         if self.sessions.get(peer) is session:
-            session.receive(message, self.cluster.clock.now)
+            try:
+                session.receive(message, self.cluster.clock.now)
+            except Unproven as error:
+                self._refuse(peer, error)
+                return
             self.flush(peer)
             self.flush_pending()
 
+    def _refuse(self, peer: str, error: Unproven) -> None:
+        """As cluster/link.py: the stream is over; it is dialled again."""
+        assert peer in self.cluster.hostile, f"seed {self.cluster.seed}: {peer} is honest: {error}"
+        self.mesh.down(self.sessions.pop(peer))
+        self.cluster.clock.after(REDIAL, lambda: self.cluster.redial(self.id, peer))
+
     def flush_pending(self) -> None:
-        """What came on one stream may have to go on by others."""
+        """What came on one stream may have to go on by others, or be asked of its origin."""
+        for origin in sorted(self.state.replica.doubted):
+            self.cluster.redial(self.id, origin)
         for peer, session in list(self.sessions.items()):
             if session.pending:
                 self.flush(peer)
@@ -110,12 +127,7 @@ class SimNode:
         if not wire.passes(owner, self.id):
             raise Unavailable(owner, "does not answer")
         if not refused:
-            state = donor.state
-            floor = state.floor(owner)
-            reset = known < floor
-            base = 0 if reset else known
-            records = state.since(owner, base)
-            self.state.merge(Delta(owner, base, state.version(owner), records, floor, reset, reset))
+            self.state.merge(donor.state.delta(owner, known), owner)
             self.mesh.spread(owner, None, self.cluster.clock.now)
             self.flush_pending()
         return refused
@@ -136,6 +148,9 @@ class Cluster:
         self.clock = Clock()
         self.wire = Wire(self.clock, self.rng, weather)
         self.nodes: dict[str, SimNode] = {}
+        # Nodes that may be refused, and what becomes of what they send: sender, message.
+        self.hostile: set[str] = set()
+        self.tamper: Callable[[str, Message], Message | None] = lambda sender, message: message
         self.is_bounded = count > everybody
         for index in range(count):
             node = self.node_type(self, index)
@@ -148,6 +163,11 @@ class Cluster:
 
     def send(self, a: str, b: str, session: Session, message: Message) -> None:
         sender, receiver = self.nodes[a], self.nodes[b]
+        if a in self.hostile:
+            tampered = self.tamper(a, message)
+            if tampered is None:
+                return
+            message = tampered
 
         def deliver() -> None:
             # A stream that was replaced takes what was on it along.
@@ -157,8 +177,15 @@ class Cluster:
         self.wire.carry(a, b, deliver)
 
     def reconnect(self, a: str, b: str) -> None:
+        if b in self.nodes[a].sessions:
+            self.open(a, b)
+
+    def redial(self, a: str, b: str) -> None:
+        """A stream between two nodes that have none, or of which one has ended it."""
         if b not in self.nodes[a].sessions:
-            return
+            self.open(a, b)
+
+    def open(self, a: str, b: str) -> None:
         self.nodes[a].connect(b)
         self.nodes[b].connect(a)
 

@@ -28,6 +28,7 @@ from agent.store import LASTING
 from agent.views import Change
 from tests.sim.cluster import Cluster, SimNode
 from tests.sim.disk import Disk, VirtualLoop
+from tests.sim.keys import sealer_of
 from tests.sim.network import Weather
 
 T = TypeVar("T")
@@ -72,6 +73,7 @@ class CrashNode(SimNode):
                   incarnation=life.incarnation)  # fmt: skip
         rng = random.Random(self.cluster.rng.random())
         self.state = NodeState(me, lambda: clock.now + self.skew, rng)
+        self.state.replica.sealer = sealer_of(self.id, self.state.nodes.__contains__)
         self.state.collect_after = 1.0
         recall(self.state, self.disk, life)
         self.sessions = {}
@@ -182,7 +184,7 @@ class CrashNode(SimNode):
             raise Unavailable(owner, "does not answer")
         if isinstance(reply, str):
             return reply
-        self.state.merge(reply)
+        self.state.merge(reply, owner)
         return ""
 
     async def answer(
@@ -190,14 +192,11 @@ class CrashNode(SimNode):
     ) -> str | Delta:
         """As cluster/server.py answers: only once the donation is on disk."""
         me, state = self.id, self.state
-        base = known if known >= state.floor(me) else 0
         refused = state.donate(network, asker, family, ranges)
         if refused:
             return refused
         await self.storing.durable()
-        reset = base != known
-        records = state.since(me, base)
-        return Delta(me, base, state.version(me), records, state.floor(me), reset, reset)
+        return state.delta(me, known)
 
     # -- what callers ask for --
 
@@ -267,6 +266,9 @@ class CrashCluster(Cluster):
             self.clock.after(self.rng.uniform(*self.wire.weather.delay), deliver)
 
     def reconnect(self, a: str, b: str) -> None:
+        self.open(a, b)
+
+    def open(self, a: str, b: str) -> None:
         """New streams between two nodes; one that is down dials when it starts."""
         if self.host(a).is_up and self.host(b).is_up:
             self.host(a).connect(b)

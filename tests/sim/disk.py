@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from agent.core.replica import Record
+from agent.core.seals import Seal
 from agent.errors import Unavailable, VxmeshError
 from agent.model import Sandbox
-from agent.store import Batch, Holes, PeerBatch, must_outlive_power
+from agent.store import Batch, Holes, PeerBatch, must_outlive_power, spans
 from tests.sim.network import Clock
 
 T = TypeVar("T")
@@ -124,12 +125,19 @@ class Content:
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
     peers: dict[str, tuple[int, int]] = field(default_factory=dict)  # version, floor
     peer_records: dict[str, dict[str, Record]] = field(default_factory=dict)
+    peer_seals: dict[str, list[Seal]] = field(default_factory=dict)
 
     def copy(self) -> Content:
         """One that can be changed by itself."""
         peers = {origin: dict(rows) for origin, rows in self.peer_records.items()}
+        seals = {origin: list(rows) for origin, rows in self.peer_seals.items()}
         return Content(
-            dict(self.meta), dict(self.records), dict(self.sandboxes), dict(self.peers), peers
+            dict(self.meta),
+            dict(self.records),
+            dict(self.sandboxes),
+            dict(self.peers),
+            peers,
+            seals,
         )
 
     def apply(self, batch: Batch | PeerBatch) -> None:
@@ -137,11 +145,16 @@ class Content:
         if isinstance(batch, PeerBatch) and batch.gone:
             self.peers.pop(batch.origin, None)
             self.peer_records.pop(batch.origin, None)
+            self.peer_seals.pop(batch.origin, None)
             return
         if isinstance(batch, PeerBatch):
             rows = self.peer_records.setdefault(batch.origin, {})
             _replace(rows, batch.records, batch.replace)
             self.peers[batch.origin] = (batch.version, batch.floor)
+            kept = [] if batch.replace or batch.reseal else self.peer_seals.get(batch.origin, [])
+            for first, last in spans(batch.seals):
+                kept = [seal for seal in kept if not (first <= seal.first and seal.last <= last)]
+            self.peer_seals[batch.origin] = sorted([*kept, *batch.seals])
             return
         _replace(self.records, batch.records, batch.replace)
         if batch.replace:
@@ -206,7 +219,13 @@ class Disk:
     def load_peers(self) -> list[PeerBatch]:
         found = self._content(len(self._tail))
         return [
-            PeerBatch(o, _living(found.peer_records[o], floor), version, floor)
+            PeerBatch(
+                o,
+                _living(found.peer_records[o], floor),
+                version,
+                floor,
+                seals=found.peer_seals.get(o, []),
+            )
             for o, (version, floor) in found.peers.items()
         ]
 

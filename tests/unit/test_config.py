@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import default_address, load, parse_listen
+from agent.config import CERT_LIFE, default_address, load, parse_duration, parse_listen
 from agent.errors import Invalid
 
 
@@ -66,3 +66,22 @@ def test_where_metrics_are_served() -> None:
     assert parse_listen("[::1]:9646", "control_listen") == ("::1", 9646)
     listening = load({"metrics_listen": "[::]:1"}, {}).settings.metrics_listen
     assert listening == "[::]:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90d", 7_776_000), ("10s", 10), ("2h30m", 9000), ("1d", 86_400)]
+)
+def test_the_life_of_certificates_is_a_duration(text: str, seconds: float) -> None:
+    assert load({"cert_life": text}, {}).settings.cert_life == text
+    assert parse_duration("cert_life", text, CERT_LIFE) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "9s", "90", "1w", "-1d", "1.5h", "99999d", "d", "1d 2h"])
+def test_one_that_is_none_or_is_of_no_use_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="cert_life"):
+        load({"cert_life": text}, {})
+
+
+def test_a_token_and_a_file_with_one_are_not_given_both() -> None:
+    with pytest.raises(Invalid, match="token_file"):
+        load({"token": "a", "token_file": "/b"}, {})

@@ -29,6 +29,8 @@ def told_in(source: str) -> Iterator[str]:
         if not isinstance(node, ast.Call) or not node.args:
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+        if name == "_tell" and _is_text(node.args[0]):
+            yield ast.literal_eval(node.args[0])
         if name not in ("tell", "Notice") or ast.unparse(node.func).endswith(ANOTHER):
             continue
         kind = node.args[0]

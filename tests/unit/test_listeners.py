@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from agent.core.replica import Delta, Record
+from agent.core.replica import Delta, Record, Replica
 from agent.errors import Unavailable
 from agent.listeners import ToStore
 from agent.model import Network, Node, encode
 from agent.node import NodeState
 from agent.requests import parse_endpoint, parse_network
 from agent.restart import begin, recall
-from agent.store import PeerBatch, Store
+from agent.store import Batch, PeerBatch, Store
 from agent.views import Status
+from tests.sim.keys import sealer_of
 
 OTHER = "2" * 16
 
@@ -56,6 +58,38 @@ async def test_published_only_when_on_disk(tmp_path: Path) -> None:
     back = reload(store)
     assert back.find_endpoint("a")[1] == node.find_endpoint("a")[1]
     assert back.addresses[web.id].ring.segments() == node.addresses[web.id].ring.segments()
+    await store.close()
+
+
+async def test_seals_of_others_are_kept_with_what_they_cover(tmp_path: Path) -> None:
+    origin, node, store = Replica(OTHER, sealer_of(OTHER)), make(), Store(tmp_path)
+    node.replica.sealer = sealer_of(node.me)
+    storing = ToStore(node, store, lambda: None)
+
+    def write(key: str, value: bytes = b"v") -> None:
+        known = origin.put(f"e/{key}", value).version - 1
+        origin.publish(known + 1)
+        made = Delta(OTHER, known, known + 1, origin.since(OTHER, known))
+        assert origin.prove(made, introduce=True)
+        assert node.merge(made, OTHER)
+
+    for number in range(1500):
+        write(f"stays{number}" if number % 300 == 0 else "changes", b"%d" % number)
+        if number % 40 == 0:
+            storing.keep_peers()
+    storing.keep_peers()
+    await store.close()
+    store = Store(tmp_path)
+    (kept,) = store.load_peers()
+    assert len(kept.seals) < 100, "those that were joined or dropped are still there"
+    back = make()
+    back.replica.sealer = sealer_of(back.me, lambda id: True)
+    back.restore_peer(OTHER, kept.records, kept.version, kept.floor, kept.seals)
+    made = back.delta(OTHER, 0)
+    assert [r.key for r in made.records] == [r.key for r in origin.since(OTHER, 0)]
+    third = make("3" * 16)
+    third.replica.sealer = sealer_of(third.me)
+    assert third.merge(made, back.me)
     await store.close()
 
 
@@ -203,5 +237,27 @@ async def test_a_write_of_ours_looks_only_at_origins_that_changed(tmp_path: Path
     node.merge(Delta("p7", 1, 2, [Record("e/none", 2, b"")]))
     node.describe(node.nodes[node.me])
     assert looked == ["p7"]
+    await storing.durable()
+    await store.close()
+
+
+async def test_the_disk_is_told_how_much_lives(tmp_path: Path) -> None:
+    """Or it would write an origin anew that has nothing dead."""
+    store = Store(tmp_path)
+    node = make()
+    told: list[tuple[int, bool]] = []
+    write = store.write
+
+    def spy(batch: Batch | PeerBatch) -> asyncio.Future[None]:
+        if isinstance(batch, PeerBatch):
+            told.append((batch.size, batch.reseal))
+        return write(batch)
+
+    store.write = spy  # type: ignore[method-assign]
+    storing = ToStore(node, store, lambda: None)
+    node.merge(Delta("p", 0, 3, [Record(f"e/{n}", n, b"") for n in (1, 2, 3)]))
+    node.replica.all_seals = lambda origin: ([], 1)  # type: ignore[method-assign]
+    storing.keep_peers()
+    assert told == [(3, False), (3, True)]
     await storing.durable()
     await store.close()

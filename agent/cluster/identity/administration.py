@@ -20,6 +20,7 @@ from agent.cluster.identity.tokens import Token
 from agent.errors import Conflict, InUse, Unavailable
 from agent.model import VOID_MAX, TokenState
 from agent.rpc import control_pb2 as pb
+from agent.unreadable import UNREADABLE
 
 log = structlog.get_logger()
 
@@ -169,6 +170,6 @@ class Administration:
 def _text(certificate: bytes) -> str:
     try:
         moment = datetime.datetime.fromtimestamp(ca.ends(certificate), datetime.UTC)
-    except ValueError:
+    except UNREADABLE:
         return ""
     return moment.isoformat().replace("+00:00", "Z")

@@ -22,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from agent.cluster import trust
 from agent.errors import Invalid
+from agent.unreadable import UNREADABLE
 
 AUTHORITY_LIFE = 10 * 365 * 86_400.0  # s; who wants another one sooner has rotate-ca
 BACKDATED = 300.0  # s that the receiver's clock may be behind ours ...
@@ -129,12 +130,12 @@ def issuer_of(certificate: bytes, authorities: tuple[bytes, ...]) -> bytes | Non
     """Which of `authorities` signed a certificate (all DER); None if none did."""
     try:
         found = x509.load_der_x509_certificate(certificate)
-    except ValueError:
+    except UNREADABLE:
         return None
     for der in authorities:
         try:
             found.verify_directly_issued_by(x509.load_der_x509_certificate(der))
-        except (InvalidSignature, ValueError, TypeError):
+        except (InvalidSignature, *UNREADABLE):
             continue
         return der
     return None
@@ -144,7 +145,7 @@ def public_key_of(certificate: bytes) -> ec.EllipticCurvePublicKey:
     """The key in a certificate (DER); Invalid if it is no P-256 key."""
     try:
         found = x509.load_der_x509_certificate(certificate).public_key()
-    except ValueError:
+    except UNREADABLE:
         raise Invalid("certificate", "is malformed") from None
     if not isinstance(found, ec.EllipticCurvePublicKey) or found.curve.name != "secp256r1":
         raise Invalid("certificate", "is not for a P-256 key")

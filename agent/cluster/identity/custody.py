@@ -26,6 +26,7 @@ from agent.cluster.trust import Keyring
 from agent.errors import Invalid
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
+from agent.unreadable import UNREADABLE
 
 log = structlog.get_logger()
 
@@ -151,7 +152,7 @@ def read_key(key: bytes) -> ec.EllipticCurvePrivateKey:
         if len(key) > KEY_MAX:
             raise ValueError("too long")
         found = serialization.load_der_private_key(key, password=None)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise Invalid("key", f"is malformed ({error})"[:100]) from None
     if not isinstance(found, ec.EllipticCurvePrivateKey):
         raise Invalid("key", "is of no CA")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -26,14 +26,17 @@ from agent.cluster.identity import requests, statements, tokens
 from agent.cluster.identity.enrol import call_enrol
 from agent.cluster.identity.files import Held
 from agent.cluster.trust import Keyring, read_bearer
+from agent.core.ratelimit import Buckets
 from agent.errors import Invalid, Unavailable, VxmeshError
 from agent.model import Node, encode, shorten
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
+from agent.unreadable import UNREADABLE
 
 log = structlog.get_logger()
 
 PASS_ON_WITHIN = 3.0  # s; for one keeper
+TELL_RATE, TELL_BURST = 1.0, 30.0  # events a second, and at once
 ISSUED_MAX = 1024  # nodes that got a certificate and have not been heard of since
 REJOIN = "Run 'vxmesh cluster token' there, and start the agent with what it prints"
 _ID = re.compile(r"[0-9a-f]{16}\Z")
@@ -68,6 +71,8 @@ class Desk:
 
     def __init__(self, holder: Holder, node: NodeState) -> None:
         self.holder, self.node = holder, node
+        self._pace = Buckets(TELL_RATE, TELL_BURST)
+        self._untold: Counter[str] = Counter()  # by reason, since one was told
         self._issued: OrderedDict[str, bytes] = OrderedDict()  # node -> its record key
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
@@ -153,7 +158,7 @@ class Desk:
             return self._issued.get(id)
         try:
             return read_bearer(x509.load_der_x509_certificate(known.certificate)).record_key
-        except (ValueError, Invalid):
+        except (Invalid, *UNREADABLE):
             return b""
 
     def _issue(self, id: str, record_key: bytes, request: bytes, proof: bytes) -> pb.Issued:
@@ -229,6 +234,10 @@ class Desk:
         return await ask_keepers(self.node, self.holder.keyring, method, passed)
 
     def _tell(self, refusal: pb.Refusal, where: str, asker: str) -> None:
+        """Tell of a refusal, of very many together: strangers must not flush the history."""
+        self._untold[refusal.reason] += 1
+        if not self._pace.take("", self.holder.now()):
+            return
         self.node.tell(
             "join.refused",
             f"no certificate for {shorten(asker) if asker else 'a node'} at {where}: "
@@ -236,6 +245,7 @@ class Desk:
             reason=refusal.reason,
             node=asker[:16],
             address=where,
+            count=str(self._untold.pop(refusal.reason)),
         )
 
 

@@ -30,6 +30,7 @@ from agent.cluster.trust import Bearer, member_name, read_bearer
 from agent.errors import Conflict, Invalid, Unavailable, VxmeshError, from_code
 from agent.model import Trust
 from agent.rpc import peer_pb2 as pb
+from agent.unreadable import UNREADABLE
 
 CONNECT_WITHIN = 3.0  # s
 ANSWER_WITHIN = 10.0  # s; it may have to be passed on to a second keeper, or a third
@@ -123,7 +124,7 @@ async def look(target: str) -> tuple[bytes, Bearer]:
         ) from None
     except TimeoutError:
         raise Unavailable(f"agent at {target}", "does not answer") from None
-    except (OSError, ValueError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise Unavailable(f"agent at {target}", f"does not answer ({error})") from None
     except Invalid as error:
         raise Invalid(

@@ -30,6 +30,7 @@ from agent.cluster.identity.requests import public_half
 from agent.cluster.trust import Bearer, Credentials, read_bearer
 from agent.errors import Unavailable, VxmeshError
 from agent.model import Trust
+from agent.unreadable import UNREADABLE
 
 DIRECTORY = "tls"
 CLUSTER, NODE, RECORD, KEYS = "cluster.json", "node.pem", "record.key", "ca.key"
@@ -191,7 +192,7 @@ class Files:
         path = self.directory / NODE
         try:
             certificate = x509.load_pem_x509_certificate(path.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, *UNREADABLE) as error:
             raise _damaged(path, f"has no certificate ({error})", REJOIN) from None
         keys = [k for k in _keys(path, REJOIN) if isinstance(k, ec.EllipticCurvePrivateKey)]
         if len(keys) != 1:
@@ -224,7 +225,7 @@ class Files:
             )
         except FileNotFoundError:
             raise _damaged(path, "is not there", fix) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, KeyError, AttributeError, *UNREADABLE) as error:
             raise _damaged(path, f"is not what was written ({error!r})"[:200], fix) from None
         if not trust.authorities:
             raise _damaged(path, "names no CA", fix)
@@ -263,7 +264,7 @@ def _keys(path: Path, fix: str) -> list[Any]:
         end = b"-----END PRIVATE KEY-----"
         blocks = [b"-----BEGIN" + b.rsplit(b"-----BEGIN", 1)[1] + end for b in _cut(text, end)]
         return [serialization.load_pem_private_key(block, password=None) for block in blocks]
-    except (OSError, ValueError, IndexError, TypeError) as error:
+    except (OSError, IndexError, *UNREADABLE) as error:
         raise _damaged(path, f"has no key ({error})"[:200], fix) from None
 
 

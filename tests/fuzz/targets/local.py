@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import random
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from agent import config, model, operations, requests
 from agent.api import errors
@@ -32,7 +33,7 @@ from agent.workload import Namespace
 from tests.fuzz import world
 from tests.fuzz.engine import Target
 from tests.fuzz.inputs import TEXTS, number, text
-from tests.fuzz.shapes import Known, message
+from tests.fuzz.shapes import Known, input_of, message
 from tests.fuzz.targets.unary import LOOP, Aborted, Context
 
 METHODS = [m for m in pb.DESCRIPTOR.services_by_name["Control"].methods if m.name != "LeaveNode"]
@@ -61,9 +62,11 @@ class Settled:
         """Done."""
         self._node.kernel_has(self._node.versions())
 
-    async def wait_applied(self, version: int, seconds: float) -> list[str]:
+    async def wait_applied(
+        self, version: int, seconds: float, networks: Sequence[str] = ()
+    ) -> dict[str, str]:
         """Everybody has it."""
-        return []
+        return {}
 
     async def request_space(
         self, owner: str, network: model.Network, family: int, ranges: list[Range]
@@ -130,7 +133,9 @@ def make_control(state: NodeState) -> Control:
     made = Operations(state, settled, settled, _durable)
     made.ports = offices
     watchers = Watchers(state, world.Rtt())
-    servicer = Control(state, made, offices, world.Rtt(), offices, watchers, offices, offices)
+    servicer = Control(
+        state, made, offices, world.Rtt(), offices, watchers, offices, offices, offices
+    )
     servicer.users = offices
     return servicer
 
@@ -140,7 +145,7 @@ def request(data: bytes) -> None:
     if not data:
         return
     method = METHODS[data[0] % len(METHODS)]
-    kind = cast(type[Message], method.input_type._concrete_class)
+    kind = input_of(method)
     try:
         asked = kind.FromString(data[1:])
     except DecodeError:
@@ -186,7 +191,7 @@ async def _pieces(one: pb.AnnounceRequest) -> AsyncIterator[pb.AnnounceRequest]:
 def make_request(rng: random.Random) -> bytes:
     """For `request`."""
     index = rng.randrange(len(METHODS))
-    kind = METHODS[index].input_type._concrete_class
+    kind = input_of(METHODS[index])
     return bytes([index]) + message(kind, rng, CONTROL).SerializeToString()
 
 
@@ -285,7 +290,7 @@ def configure(data: bytes) -> None:
 
 def make_settings(rng: random.Random) -> bytes:
     """For `configure`."""
-    names = [field.name for field in config.fields(config.Settings)]
+    names = [field.name for field in dataclasses.fields(config.Settings)]
     lines = []
     for _ in range(rng.randrange(1, 8)):
         sound = rng.choice((
@@ -313,7 +318,9 @@ def load_bed(data: bytes) -> None:
 def make_bed(rng: random.Random) -> bytes:
     """For `load_bed`."""
     hosts = [bed.HostState(f"h{n}", n, f"/run/m{n}", 7, 8, 9) for n in range(rng.randrange(3))]
-    made = bed.asdict(bed.State("vxm", rng.random() < 0.5, hosts=hosts, cuts=[("h1", "h2")]))
+    made = dataclasses.asdict(
+        bed.State("vxm", rng.random() < 0.5, hosts=hosts, cuts=[("h1", "h2")])
+    )
     for _ in range(rng.choice((0, 0, 1, 2))):
         made[rng.choice(list(made))] = rng.choice((None, 1, "x", [], {}, [1], ["a"], {"a": 1}))
     if hosts and rng.random() < 0.3 and isinstance(made["hosts"], list) and made["hosts"]:

@@ -19,6 +19,7 @@ from agent.model import Network
 from agent.requests import parse_endpoint, parse_network
 from tests.sim.large.host import Host
 from tests.sim.large.peers import LinkedHost, Peers
+from tests.sim.large.sizes import size_of
 
 ANSWER_WITHIN = 2.0  # s; then the owner of addresses counts as silent
 FOREIGN, FRESH = 4, 9  # which of ten writes are in another's network, and in a new one
@@ -78,7 +79,7 @@ class Donors:
             network, family, ranges, known, answer = request
             refused = owner.state.donate(network, asker.id, family, ranges)
             delta = owner.state.state_of(known)
-            size = sum(len(r.key) + len(r.value) + 8 for r in delta.records)
+            size = size_of(delta)
             to.world.exchange(to, asker, self._answered, (refused, delta, answer), size, None)
 
         return asked
@@ -86,7 +87,7 @@ class Donors:
     def _answered(self, owner: Host, reply: tuple[str, Delta, _Answer]) -> None:
         refused, delta, answer = reply
         if not refused:
-            self.peers.state.merge(delta)
+            self.peers.state.merge(delta, owner.id)
             self.peers.mesh.spread(owner.id, None, owner.world.now)
             self.peers.pass_on()
         answer.give(refused)

@@ -24,10 +24,12 @@ from agent.core.addresses import Addresses
 from agent.core.replica import Change as Update
 from agent.core.replica import Delta, Replica
 from agent.core.replica import _Origin as Origin
+from agent.core.seals import Sealer
 from agent.model import Claims, Endpoint, Network, Node
 from agent.node import NodeState
 from agent.requests import EndpointSpec, parse_endpoint, parse_network
 from agent.views import Change, EndpointChange
+from tests.sim.keys import sealer_of
 
 EPOCH = 1_000_000.0  # s; the wall clock when the virtual one is 0
 PER_NETWORK = 50  # hosts that share a network
@@ -48,6 +50,7 @@ class State(NodeState):
         super().__init__(me, clock, rng)
         self.arrived = arrived
         self.written: Callable[[], None] = lambda: None  # called when there is something to tell
+        self.replica.sealer = sealer_of(me.id, self.nodes.__contains__)
         self.listeners.append(self._changed)
 
     def _changed(self, change: Change) -> None:
@@ -61,10 +64,10 @@ class State(NodeState):
     def withholds(self) -> bool:
         return False
 
-    def merge(self, delta: Delta) -> bool:
+    def merge(self, delta: Delta, sender: str = "") -> bool:
         origin = delta.origin
         before = self.replica.version(origin)
-        fits = super().merge(delta)
+        fits = super().merge(delta, sender)
         after = self.replica.version(origin)
         if after > before:
             self.arrived(self, origin, before, after)
@@ -72,30 +75,32 @@ class State(NodeState):
 
     def state_of(self, since: int = 0) -> Delta:
         """What this node has written after a version."""
-        me = self.me
-        return Delta(me, since, self.version(me), self.since(me, since), self.floor(me))
+        return self.delta(self.me, since)
 
 
 class SharedReplica(Replica):
     """A replica of which every origin is `common` to all hosts until something of it changes."""
 
-    def __init__(self, me: str, own: Origin, common: dict[str, Origin]) -> None:
-        super().__init__(me)
+    def __init__(
+        self, me: str, sealer: Sealer | None, own: Origin, common: dict[str, Origin]
+    ) -> None:
+        super().__init__(me, sealer)
         self._common = common
         self._origins = {**common, me: own}
         self.published = own.version
 
-    def merge(self, delta: Delta) -> list[Update] | None:
+    def merge(self, delta: Delta, sender: str = "") -> list[Update] | None:
         shared = self._common.get(delta.origin)
         if shared is not None and self._origins.get(delta.origin) is shared:
             self._origins[delta.origin] = snapshot(shared)
-        return super().merge(delta)
+        return super().merge(delta, sender)
 
 
 def snapshot(origin: Origin) -> Origin:
     """A copy that shares the records themselves, which never change."""
     fresh = copy.copy(origin)
     fresh.records, fresh.tombstones = dict(origin.records), dict(origin.tombstones)
+    fresh.seals = origin.seals.copy()
     return fresh
 
 
@@ -103,6 +108,8 @@ class Common:
     """What all hosts know at the start, once."""
 
     def __init__(self, states: Sequence[State]) -> None:
+        for state in states:
+            state.state_of()  # so that all of it is sealed
         self.origins = {s.me: snapshot(s.replica._origins[s.me]) for s in states}
         self.networks: dict[str, Network] = {}
         self.claims: dict[str, dict[str, Claims]] = {}
@@ -129,7 +136,8 @@ class SlimState(State):
     def share(self, common: Common) -> None:
         """Know all that the others know."""
         self._common = common
-        self.replica = SharedReplica(self.me, self.replica._origins[self.me], common.origins)
+        own, sealer = self.replica._origins[self.me], self.replica.sealer
+        self.replica = SharedReplica(self.me, sealer, own, common.origins)
         for network in common.networks.values():
             self.catalogue.put(network.creator, network)
         self.addresses = dict(common.addresses)
@@ -202,7 +210,7 @@ def furnish(states: Sequence[State], endpoints: int) -> list[str]:
             assert not refused, refused
         for state in group:
             if state is not group[0]:
-                state.merge(group[0].state_of())
+                state.merge(group[0].state_of(), group[0].me)
             for number in range(endpoints):
                 name = f"e{number}-{state.nodes[state.me].name}"
                 state.create_endpoint(network, parse_endpoint(name))
@@ -215,7 +223,7 @@ def furnish(states: Sequence[State], endpoints: int) -> list[str]:
         for state in states:
             for other in states:
                 if other is not state:
-                    state.merge(other.state_of())
+                    state.merge(other.state_of(), other.me)
     return networks
 
 

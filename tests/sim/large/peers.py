@@ -177,7 +177,9 @@ class Peers(hosts.Protocol):
             link.flush()
 
     def pass_on(self) -> None:
-        """What came on one stream may have to go on by others."""
+        """What came on one stream may have to go on by others, or be asked of its origin."""
+        if not self.state.replica.doubted <= self._wanted:
+            self.membership_changed()
         for link in list(self.links.values()):
             if link.session.pending:
                 link.flush()
@@ -203,6 +205,7 @@ class Peers(hosts.Protocol):
         me = self.host.id
         self._topology = self._topologies.of([me, *self._others()])
         self._wanted = self._topology.neighbours(me) | self._everyone.neighbours(me)
+        self._wanted |= self.state.replica.doubted
         for id in [id for id in self._keepers if id not in self._wanted and id not in self.links]:
             del self._keepers[id]
         for id in sorted(self._wanted - self._keepers.keys()):
@@ -214,7 +217,7 @@ class Peers(hosts.Protocol):
 
     def _is_wanted(self, id: str) -> bool:
         me = self.host.id
-        return any(
+        return id in self.state.replica.doubted or any(
             topology.opens(me, id) or topology.opens(id, me)
             for topology in (self._topology, self._everyone)
         )

@@ -13,6 +13,7 @@ from agent.core.summary import BUCKETS, Summary
 
 CLOCKS = 27  # three doubles with their tags
 ORIGIN = 18  # an id of 16 digits, tag and length
+SEAL = 76  # signature, two versions below 2^14, tags and lengths
 ENTRY = 2 + ORIGIN + 2  # and a version below 128, all in a message of its own
 
 
@@ -25,7 +26,8 @@ def size_of(message: Message) -> int:
             return ENTRY * len(message.entries) + CLOCKS + 4
         case Delta():
             records = sum(len(key) + len(value) + 8 for key, _, value in message.records)
-            return records + ORIGIN + 8
+            seals = sum(len(seal.leaves) + SEAL for seal in message.seals)
+            return records + seals + len(message.certificate) + ORIGIN + 8
         case Seen():
             return (ENTRY + 9) * len(message.entries) + 4  # and the sum of the hashes
         case Have() | Graft():

@@ -197,6 +197,7 @@ def test_a_delta_for_one_who_has_nothing_comes_to_one_who_has_a_part() -> None:
     play.announce(a, net, "x")
     play.wait(2)
     old = Delta(a.id, 0, c.state.version(a.id), c.state.since(a.id, 0))
+    assert c.state.prove(old, introduce=True)
     play.apart(c)
     play.remove(a, "x")
     play.wait(1)
@@ -205,12 +206,13 @@ def test_a_delta_for_one_who_has_nothing_comes_to_one_who_has_a_part() -> None:
     a.state.replica.collect(a.id, a.state.version(a.id))
     floor, version = a.state.floor(a.id), a.state.version(a.id)
     late = Delta(a.id, 0, version, a.state.since(a.id, 0), floor)
+    assert a.state.prove(late, introduce=True)
     b.kill()
     b.disk.forget()
     b.start()
-    b.state.merge(old)
+    b.state.merge(old, c.id)
     assert play.names(b) == {"x"}
-    b.state.merge(late)
+    b.state.merge(late, a.id)
     play.end()
     assert play.names(b) == {"y"}
 

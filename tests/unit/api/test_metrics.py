@@ -15,6 +15,7 @@ from agent.api import metrics as module
 from agent.api.metrics import COUNTED, RESOLVER, SPECS, Metrics, Sources
 from agent.api.metricserver import MetricServer
 from agent.cli.metrics import parse
+from agent.core.seals import REASONS
 from agent.errors import Conflict, Unavailable
 from agent.model import Node
 from agent.node import NodeState
@@ -48,6 +49,7 @@ def metrics(node: NodeState) -> Metrics:
         ("fdb", "nft"),
         peer_refused=lambda: refused,
         refused=lambda: {"mac": 5},
+        records_refused=lambda: node.refused,
     )
     return Metrics(node, sources)
 
@@ -68,7 +70,10 @@ async def test_what_is_looked_at(node: NodeState, metrics: Metrics) -> None:
         network = node.create_network(parse_network(name))
         for number in range(endpoints):
             node.create_endpoint(network.id, parse_endpoint(f"e{number}"))
+    node.refused["altered"] += 2
     found = await look(metrics)
+    refused = [found["vxmesh_records_refused_total", reason] for reason in REASONS]
+    assert refused == [2 * (reason == "altered") for reason in REASONS]
     assert (found["vxmesh_nodes", "suspect"], found["vxmesh_nodes", "alive"]) == (1, 1)
     assert found["vxmesh_networks", ""] == 2
     assert (found["vxmesh_endpoints", "web"], found["vxmesh_endpoints", "empty"]) == (2, 0)
@@ -140,7 +145,7 @@ async def test_the_documentation_has_all_that_there_is(node: NodeState, metrics:
     network = node.create_network(parse_network("web"))
     node.create_endpoint(network.id, parse_endpoint("e"))
     node.tell("a.b", "so that there is one of it")
-    node.tell("join.refused", "and one of those", reason="wrong")
+    node.tell("join.refused", "and one of those", reason="wrong", count="1")
     rendered = parse((await metrics.text()).decode())
     shown = {(s["name"], tuple(sorted(s["labels"]))) for s in rendered}
     documented = set()

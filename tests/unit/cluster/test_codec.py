@@ -8,21 +8,27 @@ from agent.cluster.codec import Encoder, decode
 from agent.cluster.server import split_address
 from agent.core.plumtree import Graft, Have, Prune
 from agent.core.replica import Delta, Record
+from agent.core.seals import Seal
 from agent.core.session import Applied, Digest, Hello, Message
 from agent.core.stability import NONE, Reach, Seen
 from agent.core.summary import Summary
 from agent.errors import Invalid
 from agent.rpc import peer_pb2 as pb
 
+SEAL = Seal(1, 4, bytes(range(64)), 0, b"s" * 64)
+FOLDED = Seal(1, 9, bytes(range(32)), 1, b"s" * 64)
+
 MESSAGES: list[Message] = [
     Hello("n", "b", "0.1", "host"),
     Digest({"a": (5, 2), "b": (0, 0)}, 1.5, 2.5, 0.25),
     Delta("a", 3, 5, [Record("e/1", 4, b"x"), Record("e/2", 5, b"")], 2, True, True),
+    Delta("a", 0, 9, [Record("e/1", 4, b"x")], seals=(SEAL, FOLDED), certificate=b"der"),
     Applied(17),
     Digest({"a": (5, 2)}, buckets=1 << 63),
     Summary((*range(63), (1 << 64) - 1), 1.5, 2.5, 0.25),
     Have({"a": 5, "b": 1}),
     Graft({"a": 0}),
+    Graft({"a": 0}, whole=True),
     Prune(("a", "b")),
     Seen({"a": Reach(3, (1 << 64) - 1), "b": NONE}, True),
 ]
@@ -43,6 +49,16 @@ def test_messages_come_back_as_they_were(message: Message) -> None:
         Delta("a", 0, 5, [Record("e/1", 2, b""), Record("e/2", 2, b"")]),
         Delta("a", 0, 5, [Record("nokind", 2, b"")]),
         Delta("a", 0, 5, [Record("e/1", 2, b"x" * 300_000)]),
+        Delta("a", 0, 5, [], seals=(SEAL, SEAL, SEAL)),
+        Delta("a", 0, 5, [], seals=(SEAL._replace(first=2, last=5), SEAL)),
+        Delta("a", 0, 5, [], seals=(SEAL._replace(first=0),)),
+        Delta("a", 0, 5, [], seals=(SEAL._replace(last=0, leaves=b""),)),
+        Delta("a", 0, 5, [], seals=(SEAL._replace(last=65, leaves=bytes(65 * 16)),)),
+        Delta("a", 0, 5, [], seals=(SEAL._replace(leaves=bytes(63)),)),
+        Delta("a", 0, 5, [], seals=(SEAL._replace(folded=1),)),
+        Delta("a", 0, 5, [], seals=(FOLDED._replace(folded=4),)),
+        Delta("a", 0, 5, [], seals=(SEAL._replace(signature=b"s"),)),
+        Delta("a", 0, 5, [], certificate=bytes(9000)),
     ],
 )
 def test_deltas_that_cannot_be_are_refused(delta: Delta) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
 
@@ -24,6 +21,7 @@ from agent.model import Node
 from agent.node import NodeState
 from agent.requests import parse_endpoint, parse_network
 from agent.views import Status
+from tests.directories import run_dir
 from tests.identities import authority
 
 
@@ -45,7 +43,7 @@ class Agent:
         )
         self.node.describe(self.me)
         self.boots = 0
-        self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))
+        self.run_dir = run_dir()
 
     async def start(self) -> Agent:
         self.boots, self.is_up = self.boots + 1, True
@@ -72,7 +70,6 @@ class Agent:
             self.is_up = False
             await self.detector.stop()
             await self.peers.stop()
-            shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def sees(self, other: Agent) -> str:
         return self.node.condition(other.me.id).state

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-import shutil
 import socket
-import tempfile
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -25,6 +22,7 @@ from agent.model import Node
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
 from agent.views import Status
+from tests.directories import run_dir
 from tests.identities import authority
 
 TUNING = dataclasses.replace(PRESETS["local"], agent_grace=1.0)
@@ -46,7 +44,7 @@ class Peer:
         )  # fmt: skip
         self.node = NodeState(self.record, lambda: 1000.0, random.Random(number))
         self.node.describe(self.record)
-        self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))
+        self.run_dir = run_dir()
         dialer = Dialer(self.node, authority().keyring(self.record.id))
         self.detector = Detector(self.node, TUNING, incarnation, dict, dialer)
         self.server = PeerServer(
@@ -65,7 +63,6 @@ class Peer:
     async def stop(self) -> None:
         await self.detector.stop()
         await self.server.stop()
-        shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def sees(self, other: Peer) -> Status:
         return self.node.condition(other.record.id)

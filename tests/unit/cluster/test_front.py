@@ -9,12 +9,9 @@ import asyncio
 import contextlib
 import dataclasses
 import random
-import shutil
 import ssl
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -35,6 +32,7 @@ from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
 from agent.rpc import peer_pb2_grpc as pb_grpc
 from agent.views import Change
+from tests.directories import run_dir
 from tests.identities import CLUSTER, Authority, authority
 
 HOST = "127.0.0.7"
@@ -56,7 +54,7 @@ class Port:
             self.node.nodes[str(index) * 16] = record(str(index) * 16, address)
         self.events: list[dict[str, str]] = []
         self.node.listeners.append(self._note)
-        self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))
+        self.run_dir = run_dir()
         self.keyring = keyring or authority().keyring(ME)
         self.refusals = Refusals(self.node)
         self.enrolled: list[Caller] = []
@@ -110,7 +108,6 @@ class Port:
 
     async def stop(self) -> None:
         await self.server.stop()
-        shutil.rmtree(self.run_dir)
 
 
 def free_port() -> int:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -34,6 +31,7 @@ from agent.requests import parse_network
 from agent.rpc import peer_pb2 as pb
 from agent.rpc import peer_pb2_grpc as pb_grpc
 from agent.views import Status
+from tests.directories import run_dir
 from tests.identities import DAY, authority
 
 WITHIN = 20.0  # s; a machine may be busy
@@ -63,7 +61,7 @@ class Agent:
         self.state = NodeState(node, time.time, random.Random(index))
         self.applies = True
         self.everybody = everybody
-        self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))  # short: it is for unix sockets
+        self.run_dir = run_dir()
         self.keyring = Keyring(authority().credentials(self.id, 0.0, life))
         self.peers = self.again(f"boot{index}")
         self.state.listeners.append(self._changed)
@@ -79,7 +77,6 @@ class Agent:
 
     async def stop(self) -> None:
         await self.peers.stop()
-        shutil.rmtree(self.run_dir)
 
     @property
     def target(self) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from agent.core.plumtree import GRAFT_TRIES, Graft, Have, Mesh, Prune
 from agent.core.replica import Delta, Record
 from agent.core.session import BATCH, Applied, Digest, Hello, Message, Session
 from agent.core.summary import Summary, bucket
 from tests.sim.calm import Store
+from tests.sim.keys import sealed
 
 
 class Pair:
@@ -98,7 +100,7 @@ def test_data_on_its_way_is_not_sent_again() -> None:
 
 def test_a_third_nodes_records_are_relayed_at_the_opening() -> None:
     pair = Pair()
-    pair.stores[0].merge(Delta("c", 0, 1, [Record("n/c", 1, b"x")]))
+    pair.stores[0].merge(sealed(Delta("c", 0, 1, [Record("n/c", 1, b"x")])))
     pair.exchange()
     assert pair.stores[1].version("c") == 1
 
@@ -106,7 +108,7 @@ def test_a_third_nodes_records_are_relayed_at_the_opening() -> None:
 def test_a_third_nodes_records_are_left_to_it_until_it_stands_still() -> None:
     pair = Pair()
     pair.exchange()
-    pair.stores[0].merge(Delta("c", 0, 1, [Record("n/c", 1, b"x")]))
+    pair.stores[0].merge(sealed(Delta("c", 0, 1, [Record("n/c", 1, b"x")])))
     assert not [m for m in pair.exchange() if isinstance(m, Delta)]
     for _ in range(4):
         pair.later(1.2)
@@ -199,6 +201,7 @@ class Middle:
     def sent(self, peer: str) -> list[Message]:
         session = self.sessions[peer]
         told = [m for m in session.to_send(self.now) if not isinstance(m, Digest | Summary)]
+        told = [bare(m) if isinstance(m, Delta) else m for m in told]
         return [m for m in told if type(m).__name__ != "Seen"]
 
     def later(self, seconds: float) -> None:
@@ -207,14 +210,19 @@ class Middle:
 
 def delta(origin: str, upto: int, base: int | None = None) -> Delta:
     base = upto - 1 if base is None else base
-    return Delta(origin, base, upto, [Record(f"e/{upto}", upto, b"v")])
+    return sealed(Delta(origin, base, upto, [Record(f"e/{upto}", upto, b"v")]))
+
+
+def bare(delta: Delta) -> Delta:
+    """Without the certificate, which goes along only where it may be new."""
+    return replace(delta, certificate=b"")
 
 
 def test_what_comes_goes_on_to_the_others_and_not_back() -> None:
     node = Middle("a", "b", "c")
     node.get("a", delta("o", 1))
     assert node.sessions["b"].pending and not node.sessions["a"].pending
-    assert [node.sent(peer) for peer in "abc"] == [[], [delta("o", 1)], [delta("o", 1)]]
+    assert [node.sent(peer) for peer in "abc"] == [[], [bare(delta("o", 1))], [bare(delta("o", 1))]]
 
 
 def test_what_the_peer_has_is_not_sent_to_it() -> None:
@@ -223,7 +231,7 @@ def test_what_the_peer_has_is_not_sent_to_it() -> None:
     node.get("a", delta("o", 1))
     assert node.sent("b") == []
     node.get("a", delta("o", 2))
-    assert node.sent("b") == [delta("o", 2)]
+    assert node.sent("b") == [bare(delta("o", 2))]
 
 
 def test_its_own_node_is_not_told_of_its_records() -> None:
@@ -313,7 +321,7 @@ def test_who_asks_gets_it_and_all_that_follows() -> None:
     (sent,) = node.sent("b")
     assert isinstance(sent, Delta) and (sent.base, sent.upto) == (1, 3)
     node.get("a", delta("o", 4))
-    assert node.sent("b") == [delta("o", 4)]
+    assert node.sent("b") == [bare(delta("o", 4))]
 
 
 def test_a_delta_that_does_not_fit_is_asked_for_from_where_we_are() -> None:
@@ -337,7 +345,7 @@ def test_parts_of_much_keep_others_from_being_asked() -> None:
     node.get("b", Have({"o": 5 * BATCH}))
     assert node.sent("b") == [Graft({"o": 0})]
     node.later(0.4)
-    node.get("b", Delta("o", 0, BATCH, many))
+    node.get("b", sealed(Delta("o", 0, BATCH, many)))
     node.get("a", Have({"o": 5 * BATCH}))
     node.later(0.4)
     assert node.sent("a") == node.sent("b") == [], "it is coming"
@@ -413,3 +421,54 @@ def test_what_a_peer_still_has_of_a_removed_node_is_neither_asked_for_nor_missed
     session.receive(Digest({"a": (1, 0), "late": (2, 0), "new": (1, 0)}), 1.0)
     asked = [m.entries for m in session.to_send(9.0) if isinstance(m, Graft)]
     assert asked == [{"new": 0}]
+
+
+def test_what_changes_while_it_is_sent_is_begun_anew() -> None:
+    origin, pair = Store("c"), Pair()
+    pair.exchange()
+
+    def tell(known: int) -> None:
+        made = Delta("c", known, origin.version("c"), origin.since("c", known))
+        assert origin.prove(made, introduce=True)
+        assert pair.stores[0].merge(made, "c")
+
+    origin.write(2 * BATCH)
+    tell(0)
+    pair.sessions[0].receive(Graft({"c": 0}), pair.now)
+    for count, message in enumerate(pair.sessions[0].to_send(pair.now)):
+        if count == 0:
+            origin.write(2 * BATCH)  # so that the seals of what was to follow are dropped
+            tell(2 * BATCH)
+        pair.sessions[1].receive(message, pair.now)
+    assert pair.stores[1].version("c") == 4 * BATCH
+    assert pair.stores[1].replica.items("c") == origin.replica.items("c")
+
+
+def test_what_cannot_be_proven_is_not_sent_nor_tried_for_ever() -> None:
+    pair = Pair()
+    pair.exchange()
+    made = sealed(Delta("c", 0, 1, [Record("e/1", 1, b"x")]))
+    made.seals = tuple(seal._replace(signature=bytes(64)) for seal in made.seals)
+    assert pair.stores[0].merge(made, "c")
+    pair.sessions[0].receive(Graft({"c": 0}), pair.now)
+    assert not [m for m in pair.exchange() if isinstance(m, Delta)]
+
+
+def test_an_origin_that_is_doubted_is_asked_for_all_it_holds() -> None:
+    pair = Pair()
+    a, b = pair.stores
+    a.write(3)
+    pair.exchange()
+    relay = Store("r")
+    a.write(1, start=3)
+    made = Delta("a", 0, 4, a.since("a", 0))
+    assert a.prove(made, introduce=True)
+    assert relay.merge(made, "a")
+    made.records, made.reset, made.complete = made.records[3:], True, True
+    assert b.merge(made, "r")
+    assert b.is_doubted("a")
+    pair.later(1.2)
+    carried = pair.exchange()
+    assert Graft({"a": 0}, whole=True) in carried
+    assert not b.is_doubted("a")
+    assert b.replica.items("a") == a.replica.items("a")

@@ -191,3 +191,11 @@ def test_what_is_closed_to_sandboxes_is_every_agents() -> None:
         ("10.98.0.1", 9100),
         ("fd99::2", 7947),
     }
+
+
+@pytest.mark.parametrize(("options", "spoof"), [({}, False), ({"spoof": "allow"}, True)])
+def test_a_network_may_let_its_sandboxes_spoof(options: dict[str, str], spoof: bool) -> None:
+    me = Node("1" * 16, "n1", "10.99.0.1", 7946, "10.99.0.1", 4789, "0", 0.0, 1500)
+    state = NodeState(me, lambda: 1000.0, random.Random(1))
+    network = state.create_network(parse_network("lab", options=options))
+    assert overlay.bridge(network, me, [me], [], {}).spoof is spoof

@@ -232,3 +232,19 @@ async def test_three_keep_the_key_those_with_the_lowest_ids(tmp_path: Path) -> N
             if guest is not gone:
                 guest.lose(gone)
         await until(lambda: len(keeping()) == 4, "the fourth keeps it")
+
+
+async def test_a_thousand_refusals_do_not_flush_the_history_and_are_counted(tmp_path: Path) -> None:
+    async with party(tmp_path, 1) as (first,):
+        desk, refusal = (
+            first.identity.desk,
+            pb.Refusal(what="token", why="is wrong", reason="wrong"),
+        )
+        monday = first.identity.now()
+        first.identity.now = lambda: monday
+        for _ in range(1000):
+            desk._tell(refusal, "192.0.2.1", "")
+        assert len(first.told("join.refused")) == 30
+        first.identity.now = lambda: monday + 1.0
+        desk._tell(refusal, "192.0.2.1", "")
+        assert sum(int(n.fields["count"]) for n in first.told("join.refused")) == 1001
