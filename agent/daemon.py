@@ -55,9 +55,11 @@ from agent.datapath.repairs import KINDS, Repair
 from agent.datapath.underlay import describe, forget_unresolved
 from agent.datapath.wireguard import check_supported
 from agent.departures import Departures
+from agent.drains import Drains
 from agent.encryption import Encryption, can_encrypt
 from agent.errors import Conflict, VxmeshError
 from agent.feed import ToResolver
+from agent.health import HealthChecker
 from agent.keys import WireguardKeys
 from agent.listeners import ToKernel, ToStore
 from agent.logs import configure
@@ -225,6 +227,12 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.push_async_callback(kernel.stop)
         watcher.start()
         stack.callback(watcher.stop)
+        checker = HealthChecker(node)
+        checker.start()
+        stack.push_async_callback(checker.stop)
+        drains = Drains(node)
+        drains.start()
+        stack.callback(drains.stop)
         feed = ToResolver(node, run_dir, run_dir / NETNS)
         await feed.start()
         stack.push_async_callback(feed.stop)

@@ -134,6 +134,7 @@ class Views:
         self._service_orphans: dict[str, dict[str, Service]] = {}  # the same of services
         self.services = ServiceCatalogue()
         self.selection = Selection()
+        self._ingress: dict[str, set[str]] = {}  # network -> its services published on this node
         self._health: dict[tuple[str, str], Health] = {}  # endpoint, origin -> what that one says
         self._claims: dict[str, dict[str, Claims]] = {}  # network -> origin -> claims
         self._network_of: dict[str, str] = {}  # endpoint id -> network id
@@ -232,12 +233,22 @@ class Views:
             n for n in self.catalogue.all() if n.id in self.members and self.members[n.id].local
         ]
 
+    def is_present(self, id: str) -> bool:
+        """Whether a network is on this node: by an endpoint, or by a service published here."""
+        members = self.members.get(id)
+        is_here = bool(members and members.local) or id in self._ingress
+        return is_here and self.catalogue.get(id) is not None
+
+    def present_networks(self) -> list[Network]:
+        """The networks that are on this node."""
+        return [n for n in self.catalogue.all() if self.is_present(n.id)]
+
     def gives_way(self) -> dict[str, frozenset[str]]:
         """Network id -> those of its subnets that have no gateway and no way out on this node,
         because an older network that is here as well has these addresses."""
         if not self.catalogue.overlapping():
             return {}
-        return give_way(n for n in self.local_networks() if self.catalogue.overlap(n.id))
+        return give_way(n for n in self.present_networks() if self.catalogue.overlap(n.id))
 
     # -- how records become views --
 
@@ -425,6 +436,14 @@ class Views:
             self._health[endpoint, origin] = health
         change.health.add(endpoint)
 
+    def _note_ingress(self, id: str, old: Service | None, new: Service | None) -> None:
+        if old and id in (published := self._ingress.get(old.network, set())):
+            published.remove(id)
+            if not published:
+                del self._ingress[old.network]
+        if new and new.published and (not new.publish_on or self.me in new.publish_on):
+            self._ingress.setdefault(new.network, set()).add(id)
+
     def _select(self, change: Change) -> None:
         """Find out which services may lead elsewhere by a change. Once, at its end: an endpoint
         and the service that chooses it may be a part of it both."""
@@ -435,6 +454,7 @@ class Views:
                 self.selection.put(service, self.members.get(service.network))
             else:
                 self.selection.drop(id)
+            self._note_ingress(id, change.services[id], service)
             change.led.add(id)
         for endpoint in change.health:
             change.led |= self.selection.services_of(endpoint)

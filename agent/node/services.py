@@ -226,6 +226,11 @@ class Services(Endpoints):
         backends = tuple(sorted([*others, said], key=lambda each: each.endpoint))
         return self._write_service(msgspec.structs.replace(service, backends=backends))
 
+    def look_again(self, service: str) -> None:
+        """A service (id) may lead elsewhere because time has passed."""
+        with Recording(self) as change:
+            change.led.add(service)
+
     # -- what stands in the way --
 
     def check_published(self, service: Service) -> None:
