@@ -220,6 +220,17 @@ def _apply(changes: feed.Changes, names: Names) -> None:
         names.drop(network_id, endpoint_id)
     for row in changes.endpoints:
         names.put(row.network, row.id, row.name, row.aliases, row.addresses)
+    for network_id, service_id in changes.dropped_services:
+        names.drop_service(network_id, service_id)
+    for service in changes.services:
+        names.put_service(
+            service.network,
+            service.id,
+            service.name,
+            service.vips,
+            service.backends,
+            service.ports,
+        )
     for address in changes.dropped_views:
         names.drop_view(address)
     for view in changes.views:

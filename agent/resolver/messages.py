@@ -23,7 +23,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-from agent.core.names import TTL, ZONE, Answer, Kind, Record
+from agent.core.names import TTL, ZONE, Answer, Kind, Record, Srv
 from agent.core.question import SOA, Question
 
 QUESTION_BYTES_MAX = 4096  # a question has some 100; more is not worth the time to parse it
@@ -157,6 +157,9 @@ def _rdata(record: Record) -> dns.rdata.Rdata:
     type = dns.rdatatype.RdataType(record.type)
     if isinstance(data, bytes):
         return dns.rdata.from_wire(dns.rdataclass.IN, type, data, 0, len(data))
+    if isinstance(data, Srv):
+        text = f"{data.priority} {data.weight} {data.port} {data.target}."
+        return dns.rdata.from_text(dns.rdataclass.IN, type, text)
     return _SOA if type == SOA else dns.rdata.from_text(dns.rdataclass.IN, type, data + ".")
 
 

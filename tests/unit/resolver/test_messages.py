@@ -15,7 +15,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.core.names import HOLDERS_MAX, Kind, Names
+from agent.core.names import Kind, Names
+from agent.core.nametables import HOLDERS_MAX
 from agent.model import parse_address
 from agent.resolver.messages import (
     QUESTION_BYTES_MAX,
