@@ -94,11 +94,13 @@ class ServiceCatalogue:
 
     def of(self, network: str) -> list[Service]:
         """The living services of a network (id)."""
-        return [self._services[id] for id in self._of.get(network, ())]
+        # What is held back is not among them yet.
+        return [self._services[id] for id in self._of.get(network, ()) if id in self._services]
 
     def publishing(self, protocol: str, published: int) -> list[Service]:
         """The services whose records publish a port, wherever."""
-        return [self._services[id] for id in self._ports.get((protocol, published), ())]
+        ids = self._ports.get((protocol, published), ())
+        return [self._services[id] for id in ids if id in self._services]
 
     def writers(self, id: str) -> set[str]:
         """The origins that have a record about this service."""

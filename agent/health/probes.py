@@ -64,7 +64,9 @@ class Prober:
             except TimeoutError:
                 return f"{where}: no answer within {target.timeout:g} s"
             except OSError as error:
-                return f"{where}: {(error.strerror or str(error)).lower()}"
+                # Of a connection asyncio's own text has the address in it, and not the reason.
+                text = os.strerror(error.errno) if error.errno else str(error)
+                return f"{where}: {text.lower()}"
 
 
 async def _get(loop: asyncio.AbstractEventLoop, sock: socket.socket, target: Target) -> str:

@@ -40,7 +40,7 @@ class Services(Endpoints):
     def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
         super().__init__(me, clock, rng)
         self._told_services: set[ServiceConflict] = set()
-        self._refusing: set[str] = set()  # services of which it was told that they refuse
+        self._takes: dict[str, bool] = {}  # services that took connections once -> they do now
 
     # -- services --
 
@@ -456,34 +456,34 @@ class Services(Endpoints):
                 change.notices.append(notice)
 
     def _note_refusing(self, id: str) -> Notice | None:
-        """The notice if a service begins or ends to have no backend that takes connections."""
+        """The notice if a service that took connections has no backend for them any more, or
+        has one again."""
         service = self.services.get(id)
         if service is None:
-            self._refusing.discard(id)
+            self._takes.pop(id, None)
             return None
         found = self.backends_of(service, self.clock())
-        refuses = bool(found) and not taking(service, found)
-        if refuses == (id in self._refusing):
-            return None
+        takes, before = bool(taking(service, found)), self._takes.get(id)
+        if takes or before is not None:
+            self._takes[id] = takes
+        if before is None or takes == before:
+            return None  # one that is new has none yet: no news
         fields = {"service": service.name, "network": self.catalogue.name(service.network)}
-        if refuses:
-            self._refusing.add(id)
-            message = (
-                f"service {service.name} has no backend that takes connections: "
-                f"of {len(found)}, {_census(found)}"
-            )
-            log.warning("service.down", message=message, **fields)
-            return Notice("service.down", message, fields)
-        self._refusing.discard(id)
-        message = f"service {service.name} has backends that take connections again"
-        log.info("service.up", message=message, **fields)
-        return Notice("service.up", message, fields)
+        if takes:
+            message = f"service {service.name} has backends that take connections again"
+            log.info("service.up", message=message, **fields)
+            return Notice("service.up", message, fields)
+        why = f"of {len(found)}, {_census(found)}" if found else "there is none"
+        message = f"service {service.name} has no backend that takes connections: {why}"
+        log.warning("service.down", message=message, **fields)
+        return Notice("service.down", message, fields)
 
 
 def _census(rows: Sequence[Row]) -> str:
     """How many backends are why none takes connections, for people."""
     counts = {
         "unhealthy": sum(row.health == "unhealthy" and not row.is_gone for row in rows),
+        "not looked at yet": sum(row.health == "unknown" and not row.is_gone for row in rows),
         "draining": sum(row.draining and not row.is_gone for row in rows),
         "on lost nodes": sum(row.is_gone for row in rows),
     }
