@@ -418,7 +418,7 @@ def test_what_is_drained_loses_new_connections_only_until_its_time_is_up(world: 
         assert keeper.stdin and keeper.stdout
         keeper.stdin.write("\n")
         keeper.stdin.flush()
-        return keeper.stdout.readline().strip()
+        return str(keeper.stdout.readline().strip())
 
     assert again() == "one"
     world.vx("h1", "service", "backend", "drain", "web", "one", "--wait=10")
