@@ -1,4 +1,4 @@
-"""A node's services: made, changed, judged; what the kernel is to hold, and who looks at backends."""
+"""A node's services: made, changed, judged; what the kernel is to hold; who looks at them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from agent.drivers.balancing import Frontend, FrontendKey
+from agent.drivers.overlay import router_mac
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound, VxmeshError
 from agent.health.checker import HealthChecker
 from agent.health.probes import Prober, Target
@@ -99,9 +100,11 @@ def test_a_name_is_an_endpoints_or_a_services(halves: tuple[Half, Half]) -> None
     for wanted in (parse_endpoint("one"), parse_endpoint("x", aliases=["one"])):
         with pytest.raises(Conflict, match="service one"):
             b.create_endpoint(home(b).id, wanted)
-    plain = parse_endpoint("one", mac="02:00:00:00:00:01", addresses=["10.1.0.99"])
-    with pytest.raises(Conflict, match="service one"):
-        b.reserve(home(b).id, [plain])
+    b.create_service(spec("two", mode=DNSRR))
+    meet(a, b)
+    plain = parse_endpoint("two", mac="02:00:00:00:00:01", addresses=["10.1.0.99"])
+    with pytest.raises(Conflict, match="service two"):
+        a.reserve(home(a).id, [plain])
 
 
 def test_a_network_with_services_stays(halves: tuple[Half, Half]) -> None:
@@ -175,7 +178,6 @@ def test_who_is_no_backend_is_not_drained_and_who_is_chosen_is_not_taken_out(
 def test_what_a_removed_node_made_goes_on_as_its_heirs(halves: tuple[Half, Half]) -> None:
     a, b = halves
     made = a.create_service(spec())
-    endpoint(b, "one") if b.addresses[home(b).id].pick(4) else None
     meet(a, b)
     b.inherit([a.me])
     assert b.services.get(made.id) == made
@@ -272,11 +274,7 @@ Planned = tuple[Half, Half, Plan, Callable[[], Touched]]
 
 def test_a_frontend_is_where_the_network_is_and_follows_what_it_leads_to(planned: Planned) -> None:
     a, b, plan, touched = planned
-    service = (
-        b.create_service(spec(mode=DNSRR))
-        if False
-        else a.create_service(spec(health=parse_check("runtime")))
-    )
+    service = a.create_service(spec(health=parse_check("runtime")))
     assert plan.frontends() == {}, "the network is not on this host"
     id = endpoint(a, "one", app="shop")
     found = frontend(plan, service)
@@ -287,7 +285,6 @@ def test_a_frontend_is_where_the_network_is_and_follows_what_it_leads_to(planned
     a.tell_health(id, "healthy")
     assert not frontend(plan, service).backends[0].draining
     assert touched().services == {found.id}
-    a.tell_health(id, "healthy", "")
     a.drain_backend("shop", "", "one")
     assert frontend(plan, service).backends[0].draining
     endpoint(a, "stranger", app="other")
@@ -323,7 +320,7 @@ def test_a_published_service_brings_its_network_to_hosts_without_an_endpoint(
     port = parse_port(80, 8000, published=8080)
     service = a.create_service(spec(ports=[port]))
     assert list(plan.bridges()) == [500] and touched().bridges == {500}
-    assert plan.all_rows(500).fdb or True
+    assert plan.all_rows(500).neighbours == [(service.vips[0], router_mac(home(a).id, a.me))]
     assert frontend(plan, service).published == ((b"", 8080),)
     a.update_service("shop", "", spec(ports=[parse_port(80, 8000)]), ["ports"])
     assert plan.bridges() == {} and plan.frontends() == {}
