@@ -262,6 +262,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             peer_refused=lambda: refused,
             refused=lambda: {**dict.fromkeys(REASONS, 0), **kernel.refused},
             records_refused=lambda: node.refused,
+            health_checks=lambda: checker.count,
         )
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())

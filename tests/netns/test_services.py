@@ -6,9 +6,11 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -427,3 +429,28 @@ def test_what_is_drained_loses_new_connections_only_until_its_time_is_up(world: 
     assert asks == {"two"}
     world.wait(lambda: again() != "one", "its connection was reset", 6)
     keeper.communicate("", timeout=5)
+
+
+def test_the_documentations_example(world: World) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/services.md").read_text()
+    commands, expected = re.findall(r"```(?:sh)?\n(.*?)```", text, re.S)[:2]
+    net = world.network("--subnet", "10.72.0.0/24")
+    shown = ""
+    for line in commands.strip().splitlines():
+        words = line.replace("NET", net).split()
+        assert words[0] == "vxmesh"
+        shown = world.vx("h1", *words[1:])
+    titles, row = (re.split(r"\s{2,}", line.strip()) for line in shown.splitlines())
+    wanted = [re.split(r"\s{2,}", line.strip()) for line in expected.strip().splitlines()]
+    assert titles == wanted[0]
+    told = dict(zip(titles, wanted[1], strict=True))
+    found = dict(zip(titles, row, strict=True))
+    assert found["NETWORK"] == net and found["VIPS"].startswith("10.72.0.")
+    for title in ("NAME", "MODE", "PORTS", "READY", "STATE"):
+        assert found[title] == told[title], title
+    options = set(re.findall(r"`(--[a-z-]+)", text))
+    help = world.vx("h1", "service", "create", "--help")
+    help += world.vx("h1", "service", "update", "--help")
+    help += world.vx("h1", "service", "backend", "add", "--help")
+    help += world.vx("h1", "endpoint", "health", "--help")
+    assert {option for option in options if option not in help} == set()

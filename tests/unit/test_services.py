@@ -273,7 +273,7 @@ Planned = tuple[Half, Half, Plan, Callable[[], Touched]]
 
 
 def test_a_frontend_is_where_the_network_is_and_follows_what_it_leads_to(planned: Planned) -> None:
-    a, b, plan, touched = planned
+    a, _, plan, touched = planned
     service = a.create_service(spec(health=parse_check("runtime")))
     assert plan.frontends() == {}, "the network is not on this host"
     id = endpoint(a, "one", app="shop")
