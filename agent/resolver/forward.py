@@ -20,7 +20,8 @@ from typing import NamedTuple
 import dns.message
 import dns.rcode
 
-from agent.resolver.messages import Asked, read_upstream, relay, upstream_query
+from agent.resolver.messages import read_upstream, relay, upstream_query
+from agent.resolver.wire import Asked
 
 ATTEMPT_SECONDS = 1.2  # one upstream's time: a good one takes 0.1
 TOTAL_SECONDS = 4.5  # C libraries wait 5, and an answer that comes later helps nobody

@@ -26,8 +26,9 @@ from agent.errors import Invalid, VxmeshError
 from agent.model import shorten
 from agent.resolver import feed
 from agent.resolver.forward import Forwarder
-from agent.resolver.messages import Asked, describe, read
+from agent.resolver.messages import describe, read
 from agent.resolver.server import Server
+from agent.resolver.wire import Asked
 
 _STREAM_BYTES = 1 << 20
 
@@ -130,6 +131,8 @@ class Intake:
                 raise ValueError("another agent feeds this resolver now")
             elif isinstance(message, feed.Changes):
                 _apply(message, self._server.names if aside is None else aside)
+                if aside is None:
+                    self._server.changed()
                 if message.seq:
                     writer.write(feed.frame(feed.Done(message.seq)))
                 # Reading what is already here does not wait: give the askers their turn.

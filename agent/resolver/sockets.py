@@ -30,13 +30,13 @@ _IP_PKTINFO = 8  # linux/in.h; the socket module lacks it
 _SOL_UDP, _UDP_GRO = 17, 104
 _PKTINFO4 = struct.Struct("=i4s4s")  # interface, local address, destination in the header
 _PKTINFO6 = struct.Struct("=16si")  # destination, interface
-_ANCILLARY_BYTES = 128
 _RECEIVE_BYTES = 1 << 20  # some thousand questions may wait while a feed is taken in
 _SEND_BYTES = 128 << 10  # of a TCP connection: two of the largest answers, not megabytes
 _BACKLOG = 128
 _LINK_LOCAL6 = b"\xfe\x80"
 
 Ancillary = list[tuple[int, int, bytes]]
+Peer = tuple[str, int] | tuple[str, int, int, int]  # host, port; IPv6: flow and scope too
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +179,13 @@ def is_ours(address: str, port: int, listens: Sequence[Listen], netns: str | Non
     return wildcard and (bindable() if netns is None else in_netns(netns, bindable))
 
 
-def receive(sock: socket.socket, size: int) -> tuple[bytes, Ancillary, tuple[str, int]]:
-    """One datagram: its bytes, what `send` needs to answer it, and who sent it.
+def answer_from(ancillary: Ancillary) -> tuple[int, Ancillary]:
+    """What came beside a datagram: the bytes of the first question in it, 0 if it is the only
+    one, and what an answer needs to leave from the address that was asked.
 
-    Of several that came in one packet it is the first; the others are lost. Raises
-    BlockingIOError if none is there.
+    Of several that came in one packet the others are lost.
     """
-    wire, ancillary, _, peer = sock.recvmsg(size, _ANCILLARY_BYTES)
+    first = 0
     back: Ancillary = []
     for level, type, data in ancillary:
         if level == socket.IPPROTO_IP and type == _IP_PKTINFO:
@@ -198,11 +198,11 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, Ancillary, tuple[str
                 interface = 0
             back = [(level, type, _PKTINFO6.pack(destination, interface))]
         elif level == _SOL_UDP and type == _UDP_GRO:
-            wire = wire[: int.from_bytes(data[:4], sys.byteorder)]
-    return wire, back, peer
+            first = int.from_bytes(data[:4], sys.byteorder)
+    return first, back
 
 
-def source_address(peer: tuple[str, int]) -> bytes:
+def source_address(peer: Peer) -> bytes:
     """The address of a peer name as 4 or 16 bytes, without its scope."""
     host = peer[0].partition("%")[0]
     return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)

@@ -23,7 +23,8 @@ from agent.resolver.forward import (
     Forwarder,
     parse_resolv_conf,
 )
-from agent.resolver.messages import Asked, read
+from agent.resolver.messages import read
+from agent.resolver.wire import Asked
 
 Behaviour = Callable[[dns.message.Message], list[bytes]]
 
