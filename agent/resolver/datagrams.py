@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from agent.resolver.sockets import Ancillary, Peer, answer_from
-from agent.resolver.table import Answers
+from agent.resolver.table import IOVEC, POSITIVE, Answers
 
 SLOTS = 64  # datagrams a wake-up: then others of the loop have their turn
 _HEAD, _TAIL = 512, 4096  # bytes of a question behind its id: of one that is ready, and of others
@@ -28,7 +28,6 @@ _NAME, _CONTROL, _ID = 32, 128, 8  # bytes of a slot
 # struct mmsghdr: name, its length, iovec, how many, control, its length, flags; bytes of data
 _MMSGHDR = struct.Struct("@PIPNPNi0PI0P")
 _RECEIVED = struct.Struct(f"@{struct.calcsize('@PIPNP')}xNi0PI0P")  # of it: what is told back
-_IOVEC = struct.Struct("@PN")
 _CMSGHDR = struct.Struct("@Nii")
 _PAYLOAD = socket.CMSG_LEN(0)
 _FLAGS_BAD = socket.MSG_TRUNC | socket.MSG_CTRUNC
@@ -77,8 +76,8 @@ class Datagrams:
         self._ids = bytearray(SLOTS * _ID)
         self._heads = bytearray(SLOTS * _HEAD)
         self._tails = bytearray(SLOTS * _TAIL)
-        reading = bytearray(SLOTS * 3 * _IOVEC.size)
-        self._writing = bytearray(SLOTS * 2 * _IOVEC.size)
+        reading = bytearray(SLOTS * 3 * IOVEC.size)
+        self._writing = bytearray(SLOTS * 2 * IOVEC.size)
         self._received = bytearray(SLOTS * _MMSGHDR.size)
         self._sent = bytearray(SLOTS * _MMSGHDR.size)
         names, controls, ids = _at(self._names), _at(self._controls), _at(self._ids)
@@ -87,15 +86,15 @@ class Datagrams:
             parts = ((id, 2), (_at(self._heads) + slot * _HEAD, _HEAD))
             parts += ((_at(self._tails) + slot * _TAIL, _TAIL),)  # type: ignore[assignment]
             for number, part in enumerate(parts):
-                _IOVEC.pack_into(reading, (slot * 3 + number) * _IOVEC.size, *part)
-            _IOVEC.pack_into(self._writing, slot * 2 * _IOVEC.size, id, 2)
+                IOVEC.pack_into(reading, (slot * 3 + number) * IOVEC.size, *part)
+            IOVEC.pack_into(self._writing, slot * 2 * IOVEC.size, id, 2)
             name, control = names + slot * _NAME, controls + slot * _CONTROL
             at = slot * _MMSGHDR.size
-            vector = _at(reading) + slot * 3 * _IOVEC.size
+            vector = _at(reading) + slot * 3 * IOVEC.size
             _MMSGHDR.pack_into(
                 self._received, at, name, name_bytes, vector, 3, control, _CONTROL, 0, 0
             )
-            vector = _at(self._writing) + slot * 2 * _IOVEC.size
+            vector = _at(self._writing) + slot * 2 * IOVEC.size
             _MMSGHDR.pack_into(
                 self._sent, at, name, name_bytes, vector, 2, control, self._control, 0, 0
             )
@@ -110,7 +109,7 @@ class Datagrams:
                 slot,
                 _part(slot * _NAME + self._at_source, self._source_bytes),
                 slot * _HEAD - 2,
-                (slot * 2 + 1) * _IOVEC.size,
+                _part((slot * 2 + 1) * IOVEC.size, IOVEC.size),
                 _part(slot * _CONTROL + self._at_interface, len(_NO_INTERFACE)),
             )
             for slot in range(SLOTS)
@@ -136,7 +135,7 @@ class Datagrams:
         names = bytes(self._views[1][: count * _NAME])
         heads = bytes(self._views[2][: count * _HEAD])
         controls, writing, control, six = self._controls, self._writing, self._control, self._six
-        pack, start = _IOVEC.pack_into, 0
+        start = positive = 0
         others: list[Datagram] = []
         for (held, flags, size), (slot, source, head, vector, interface) in zip(
             _RECEIVED.iter_unpack(received), self._slots, strict=False
@@ -146,14 +145,16 @@ class Datagrams:
                 if answers is not None:
                     entry = answers.get(heads[head + 2 : head + size])
                     if entry is not None:
-                        address, length, kind, _, turns = entry
-                        if turns is not None:
-                            address, length = next(turns)
-                        pack(writing, vector, address, length)
+                        if isinstance(entry, bytes):
+                            writing[vector] = entry
+                            positive += 1
+                        else:
+                            kind, turns = entry
+                            writing[vector] = next(turns)
+                            counts[kind] += 1
                         # The routes decide, as the sandbox may ask by another interface.
                         if not six or names[source][:2] != b"\xfe\x80":
                             controls[interface] = _NO_INTERFACE
-                        counts[kind] += 1
                         continue
             if start < slot:
                 self._send(fd, start, slot)
@@ -161,6 +162,7 @@ class Datagrams:
             others.append(self._other(slot, held, size, names))
         if start < count:
             self._send(fd, start, count)
+        counts[POSITIVE] += positive
         return count, others
 
     def _send(self, fd: int, start: int, end: int) -> None:

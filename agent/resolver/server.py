@@ -31,6 +31,7 @@ from agent.resolver.sockets import share, source_address
 from agent.resolver.table import TURNS_MAX, Table
 from agent.resolver.wire import Asked, build, failure
 
+READS_PER_WAKEUP = 4  # of up to 64 datagrams; a turn of the loop costs as much as five answers
 ANSWERS_PER_WAKEUP = 16  # some 0.5 ms, which is how long one who asks now waits for one who floods
 QUESTIONS_PER_SOURCE_MAX = 1024  # that wait: 30 ms of answering; it is its own time that it fills
 # Over TCP; by UDP the kernel bounds it (datapath/guardrules.py), and there one packet is one
@@ -45,7 +46,7 @@ _TURNS_MAX = 10_000
 _log = logging.getLogger("vxmesh.resolver.server")
 
 
-_KINDS = [kind.value for kind in Kind]
+_KINDS = [kind.value for kind in Kind]  # the first is table.POSITIVE
 
 
 class Server:
@@ -174,6 +175,9 @@ class Server:
             self._counters["errors"] += 1
             _log.exception("question", extra={"fields": {"labels": list(question.labels)}})
             return failure(asked, dns.rcode.SERVFAIL)
+        kept = self._forwarder.kept(asked)
+        if kept is not None:
+            return kept
         if not self._forwarder.admit(source):
             return failure(asked, dns.rcode.SERVFAIL)
         return asked
@@ -189,17 +193,22 @@ class Server:
         return wire if wire is not None else failure(asked, dns.rcode.SERVFAIL)
 
     def _drain(self, datagrams: Datagrams) -> None:
-        try:
-            count, others = datagrams.serve(self._table.by_source, self._counts)
-        except OSError as error:
-            _log.error("receive", extra={"fields": {"error": str(error)}})
-            return
-        self._counters["udp"] += count
-        for datagram in others:
-            if not self._waiting.put(datagram.source, (datagrams.sock, datagram)):
-                self._counters["flooded"] += 1
-        if self._turn is None and others:
-            self._serve()
+        for _ in range(READS_PER_WAKEUP):
+            try:
+                count, others = datagrams.serve(self._table.by_source, self._counts)
+            except OSError as error:
+                _log.error("receive", extra={"fields": {"error": str(error)}})
+                return
+            if not count:
+                return
+            self._counters["udp"] += count
+            for datagram in others:
+                if not self._waiting.put(datagram.source, (datagrams.sock, datagram)):
+                    self._counters["flooded"] += 1
+            if others:
+                if self._turn is None:
+                    self._serve()
+                return
 
     def _serve(self) -> None:
         """Answer some of those that wait; if more do, go on when the loop comes round."""

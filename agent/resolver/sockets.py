@@ -33,6 +33,7 @@ _PKTINFO6 = struct.Struct("=16si")  # destination, interface
 _RECEIVE_BYTES = 1 << 20  # some thousand questions may wait while a feed is taken in
 _SEND_BYTES = 128 << 10  # of a TCP connection: two of the largest answers, not megabytes
 _BACKLOG = 128
+_CHOICES = 10  # of a port by the kernel that is free for UDP and for TCP
 _LINK_LOCAL6 = b"\xfe\x80"
 
 Ancillary = list[tuple[int, int, bytes]]
@@ -100,6 +101,22 @@ def _open(listen: Listen, kind: socket.SocketKind, netns: str | None) -> socket.
     return sock
 
 
+def _open_pair(listen: Listen, netns: str | None) -> tuple[socket.socket, socket.socket]:
+    """UDP and TCP on one port."""
+    for last in (False,) * _CHOICES + (True,):
+        udp = _open(listen, socket.SOCK_DGRAM, netns)
+        try:
+            return udp, _open(
+                Listen(listen.address, udp.getsockname()[1]), socket.SOCK_STREAM, netns
+            )
+        except OSError as error:
+            udp.close()
+            # The kernel chose a port that another's TCP has: it is to choose again.
+            if listen.port or last or error.errno != errno.EADDRINUSE:
+                raise
+    raise AssertionError("unreachable")
+
+
 def open_sockets(
     listens: Sequence[Listen], netns: str | None, optional: bool = False
 ) -> tuple[list[socket.socket], list[socket.socket]]:
@@ -114,16 +131,13 @@ def open_sockets(
     try:
         for listen in listens:
             try:
-                udp.append(_open(listen, socket.SOCK_DGRAM, netns))
-                chosen = Listen(listen.address, udp[-1].getsockname()[1])
-                tcp.append(_open(chosen, socket.SOCK_STREAM, netns))
+                pair = _open_pair(listen, netns)
+                udp.append(pair[0])
+                tcp.append(pair[1])
             except OSError as error:
                 no_family = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
                 if not (optional and no_family and listen.family == socket.AF_INET6):
                     raise _failure(listen, netns, error) from error
-                for sock in udp[len(tcp) :]:
-                    sock.close()
-                del udp[len(tcp) :]
     except BaseException:
         for sock in (*udp, *tcp):
             sock.close()

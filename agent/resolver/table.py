@@ -13,40 +13,43 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from agent.core.names import View, subject_of
 from agent.core.question import Question, reverse_prefix
 
-ANSWERS_MAX = 1 << 17  # some 500 bytes each: 64 MiB. Then all are forgotten: a new one takes 20 µs
+ANSWERS_MAX = 1 << 17  # some 600 bytes each: 80 MiB. Then all are forgotten: a new one takes 20 µs
+POSITIVE = 0  # the kind of what is most asked for
+IOVEC = struct.Struct("@PN")  # struct iovec: address, bytes
 TURNS_MAX = 32  # records of an answer that is kept: each question has as many entries
 
 
 class Ready(NamedTuple):
-    """An answer without its id. `address` is where `body` lies, for iovec(3)."""
+    """An answer that is given in turns, or is no positive one."""
 
-    address: int
-    size: int
     kind: int  # an index of the caller's, to count by
-    body: bytes
-    turns: Iterator[tuple[int, int]] | None  # address and size of each turn, for ever
+    turns: Iterator[bytes]  # iovec of each turn, for ever
 
 
-Answers = dict[bytes, Ready]
+# By question: the iovec(3) of a positive answer of one record, as nearly all are, or the others.
+Answers = dict[bytes, bytes | Ready]
 
 
 class _Shared(NamedTuple):
-    """Of one view: what is ready, and what has not had all its turns yet."""
+    """Of one view: what is ready, the bytes that it points to, and what lacks turns yet."""
 
     ready: Answers
+    bodies: dict[bytes, bytes]
     growing: dict[bytes, list[bytes]]
 
 
-def _address(body: bytes) -> int:
-    found = ctypes.cast(ctypes.c_char_p(body), ctypes.c_void_p).value
-    assert found is not None
-    return found
+def _iovec(body: bytes, start: int, size: int) -> bytes:
+    """Part of `body`, which has to be kept as long as this is."""
+    address = ctypes.cast(ctypes.c_char_p(body), ctypes.c_void_p).value
+    assert address is not None
+    return IOVEC.pack(address + start, size)
 
 
 class Table:
@@ -85,7 +88,7 @@ class Table:
             self.clear()
         shared = self._views.get(view)
         if shared is None:
-            shared = self._views[view] = _Shared({}, {})
+            shared = self._views[view] = _Shared({}, {}, {})
         self.by_source[source] = shared.ready
         if key in shared.ready:
             return
@@ -93,25 +96,24 @@ class Table:
         growing = shared.growing.get(key)
         if growing is None:
             self._made_of.setdefault(_made_of(question), []).append((shared, key))
-        if turns == 1:
-            shared.ready[key] = Ready(_address(body), len(body), kind, body, None)
-            return
         if growing is None:
             growing = shared.growing[key] = []
         growing.append(body)
-        if len(growing) == turns:
-            whole = b"".join(growing)  # one object to keep, and each turn a part of it
-            start = _address(whole)
-            ends = list(itertools.accumulate(map(len, growing)))
-            parts = [(start + end - len(b), len(b)) for end, b in zip(ends, growing, strict=True)]
-            del shared.growing[key]
-            shared.ready[key] = Ready(start, len(whole), kind, whole, itertools.cycle(parts))
+        if len(growing) < turns:
+            return
+        del shared.growing[key]
+        shared.bodies[key] = whole = b"".join(growing)
+        ends = itertools.accumulate(map(len, growing))
+        parts = [_iovec(whole, end - len(b), len(b)) for end, b in zip(ends, growing, strict=True)]
+        usual = turns == 1 and kind == POSITIVE
+        shared.ready[key] = parts[0] if usual else Ready(kind, itertools.cycle(parts))
 
     def forget(self, stale: Iterable[str | bytes]) -> None:
         """Take out all that was made of these names and addresses."""
         for each in stale:
             for shared, key in self._made_of.pop(each, ()):
                 shared.ready.pop(key, None)
+                shared.bodies.pop(key, None)
                 shared.growing.pop(key, None)
 
     def forget_sources(self) -> None:

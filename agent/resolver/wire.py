@@ -165,6 +165,12 @@ def build(asked: Asked, answer: Answer) -> bytes:
     return _message(asked, flags, 0, kept, [], more)
 
 
+def opt_record(asked: Asked, rcode: int) -> bytes:
+    """The EDNS record of an answer with this code."""
+    edns_flags = DO if asked.do else 0  # RFC 3225, section 3
+    return _OPT_RECORD.pack(0, OPT, UDP_BYTES_MAX, rcode >> 4, 0, edns_flags, 0)
+
+
 def name_wire(name: str) -> bytes:
     """The wire form of a name without its final dot, of labels that are sound."""
     encoded = name.encode("latin-1").split(b".") if name else []
@@ -191,8 +197,7 @@ def _message(
 ) -> bytes:
     more = [*additional]
     if asked.edns:
-        edns_flags = DO if asked.do else 0  # RFC 3225, section 3
-        more.append(_OPT_RECORD.pack(0, OPT, UDP_BYTES_MAX, rcode >> 4, 0, edns_flags, 0))
+        more.append(opt_record(asked, rcode))
     flags |= QR | asked.flags & RD | RA | rcode & 0xF
     head = HEADER.pack(0, flags, 1, len(answers), len(authority), len(more))[2:]
     return b"".join((asked.wire[:2], head, asked.section, *answers, *authority, *more))
