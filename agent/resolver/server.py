@@ -116,15 +116,26 @@ class Server:
         if self._started:
             return
         self._started = True
+        await self._listen(self._datagrams, self._tcp)
+
+    async def _listen(self, udp: Sequence[Datagrams], tcp: Sequence[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
-        for datagrams in self._datagrams:
+        for datagrams in udp:
             loop.add_reader(datagrams.sock, self._drain, datagrams)
-        for sock in self._tcp:
+        for sock in tcp:
             self._servers.append(await asyncio.start_server(self._converse, sock=sock))
 
     def share(self) -> None:
         """From now on another resolver may listen where we do."""
         share((*self._udp, *self._tcp))
+
+    async def adopt(self, udp: Sequence[socket.socket], tcp: Sequence[socket.socket]) -> None:
+        """Answer on these as well."""
+        self._udp, self._tcp = (*self._udp, *udp), (*self._tcp, *tcp)
+        more = [Datagrams(sock) for sock in udp]
+        self._datagrams += more
+        if self._started:
+            await self._listen(more, tcp)
 
     async def close(self) -> None:
         """Stop at once; questions that wait for an upstream get no answer."""

@@ -70,7 +70,9 @@ def parse_listen(text: str) -> Listen:
     return Listen(address, number)
 
 
-def _open(listen: Listen, kind: socket.SocketKind, netns: str | None) -> socket.socket:
+def _open(
+    listen: Listen, kind: socket.SocketKind, netns: str | None, shared: bool
+) -> socket.socket:
     if netns is None:
         sock = socket.socket(listen.family, kind)
     else:
@@ -94,21 +96,23 @@ def _open(listen: Listen, kind: socket.SocketKind, netns: str | None) -> socket.
         sock.bind((listen.address, listen.port))
         if kind == socket.SOCK_STREAM:
             sock.listen(_BACKLOG)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+        if not shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _open_pair(listen: Listen, netns: str | None) -> tuple[socket.socket, socket.socket]:
+def _open_pair(
+    listen: Listen, netns: str | None, shared: bool
+) -> tuple[socket.socket, socket.socket]:
     """UDP and TCP on one port."""
     for last in (False,) * _CHOICES + (True,):
-        udp = _open(listen, socket.SOCK_DGRAM, netns)
+        udp = _open(listen, socket.SOCK_DGRAM, netns, shared)
         try:
-            return udp, _open(
-                Listen(listen.address, udp.getsockname()[1]), socket.SOCK_STREAM, netns
-            )
+            chosen = Listen(listen.address, udp.getsockname()[1])
+            return udp, _open(chosen, socket.SOCK_STREAM, netns, shared)
         except OSError as error:
             udp.close()
             # The kernel chose a port that another's TCP has: it is to choose again.
@@ -118,12 +122,13 @@ def _open_pair(listen: Listen, netns: str | None) -> tuple[socket.socket, socket
 
 
 def open_sockets(
-    listens: Sequence[Listen], netns: str | None, optional: bool = False
+    listens: Sequence[Listen], netns: str | None, optional: bool = False, shared: bool = False
 ) -> tuple[list[socket.socket], list[socket.socket]]:
     """UDP and TCP sockets on `listens`, in the namespace at the path `netns` (None: our own).
 
     With port 0 the kernel chooses the UDP port and TCP takes the same. With `optional`, what
-    the kernel has no address family for is left out, as long as one is there. Raises Conflict
+    the kernel has no address family for is left out, as long as one is there. With `shared`,
+    others of this user may listen there too, and the kernel deals out to all. Raises Conflict
     if a port is taken, Unavailable if it cannot be listened on.
     """
     udp: list[socket.socket] = []
@@ -131,7 +136,7 @@ def open_sockets(
     try:
         for listen in listens:
             try:
-                pair = _open_pair(listen, netns)
+                pair = _open_pair(listen, netns, shared)
                 udp.append(pair[0])
                 tcp.append(pair[1])
             except OSError as error:
