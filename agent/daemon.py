@@ -233,7 +233,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         drains = Drains(node)
         drains.start()
         stack.callback(drains.stop)
-        feed = ToResolver(node, run_dir, run_dir / NETNS)
+        feed = ToResolver(node, run_dir, run_dir / NETNS, settings.name_server_workers)
         await feed.start()
         stack.push_async_callback(feed.stop)
         await storing.durable()

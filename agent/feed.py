@@ -30,11 +30,11 @@ TTL = 5
 class ToResolver:
     """Feeds the name server, and asks it for the command line."""
 
-    def __init__(self, node: NodeState, run_dir: Path, netns: Path) -> None:
+    def __init__(self, node: NodeState, run_dir: Path, netns: Path, workers: int = 1) -> None:
         self.node = node
         self._fed: set[str] = set()  # network ids
         self._views: dict[bytes, tuple[str, ...]] = {}
-        self._client = ResolverClient(run_dir, str(netns), self._snapshot)
+        self._client = ResolverClient(run_dir, str(netns), self._snapshot, workers=workers)
 
     async def start(self) -> None:
         """Find the running name server or start one; Unavailable if there can be none."""

@@ -99,6 +99,15 @@ View = tuple[str, ...]
 _LOOPBACK = {A: bytes((127, 0, 0, 1)), AAAA: bytes(15) + b"\1"}
 
 
+class Stale(NamedTuple):
+    """Whose answers may have changed: `names` are single labels, of whichever network, and
+    addresses; `everything`, if a network did; `views`, if who asks is in other networks."""
+
+    everything: bool
+    views: bool
+    names: frozenset[str | bytes]
+
+
 class Names:
     """All names that this node's sandboxes may ask for, changed one by one.
 
@@ -113,20 +122,20 @@ class Names:
         self._subnets: dict[tuple[int, int], dict[int, list[str]]] = {}
         self._stale: set[str | bytes] | None = None
         self._all_stale = False
+        self._views_stale = False
 
     def watch(self) -> None:
         """From now on note what `take_stale` returns."""
-        self._stale, self._all_stale = set(), False
+        self._stale, self._all_stale, self._views_stale = set(), False, False
         for network in self._networks.values():
             network.stale = self._stale
 
-    def take_stale(self) -> set[str | bytes] | None:
-        """Whose answers may have changed since the last call: names (single labels, of whichever
-        network) and addresses. None: anybody's."""
-        found = None if self._stale is None or self._all_stale else self._stale.copy()
+    def take_stale(self) -> Stale:
+        """What may be answered otherwise than at the last call."""
+        found = Stale(self._all_stale, self._views_stale, frozenset(self._stale or ()))
         if self._stale is not None:
             self._stale.clear()
-        self._all_stale = False
+        self._all_stale = self._views_stale = False
         return found
 
     def put_network(
@@ -215,10 +224,12 @@ class Names:
     def put_view(self, address: bytes, networks: View) -> None:
         """Who asks from `address` (4 or 16 bytes) is in these networks; the first counts first."""
         self._views[address] = networks
+        self._views_stale = True
 
     def drop_view(self, address: bytes) -> None:
         """Nobody of ours has that address any more."""
         self._views.pop(address, None)
+        self._views_stale = True
 
     def view(self, address: bytes) -> View:
         """Network ids of who asks from `address`; empty for a stranger."""

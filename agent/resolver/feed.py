@@ -188,13 +188,13 @@ async def read_frame(reader: asyncio.StreamReader) -> bytes:
         raise EOFError("the far side closed the connection") from error
 
 
-def setup_of(listen: Sequence[str], netns: str | None) -> str:
-    """What both must agree on: the build, where to listen, and in which namespace.
+def setup_of(listen: Sequence[str], netns: str | None, workers: int = 1) -> str:
+    """What both must agree on: the build, where to listen, how many processes, the namespace.
 
     The namespace is named by its inode: at the same path another one may be by now.
     """
     stat = Path(netns or "/proc/self/ns/net").stat()
-    return f"{__version__} {','.join(listen)} {stat.st_dev}:{stat.st_ino}"
+    return f"{__version__} {','.join(listen)} {workers} {stat.st_dev}:{stat.st_ino}"
 
 
 def namespace_of(setup: str) -> str:

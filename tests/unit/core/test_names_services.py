@@ -136,16 +136,18 @@ def test_order_does_not_matter() -> None:
 def test_stale_is_what_changed_and_what_is_made_of_it(names: Names) -> None:
     names.watch()
     names.put(DEMO, "9" * 16, "new", ("also",), (parse_address("10.1.0.9"),))
-    assert names.take_stale() == {"new", "also", parse_address("10.1.0.9")}
+    assert names.take_stale().names == {"new", "also", parse_address("10.1.0.9")}
     names.put(DEMO, "9" * 16, "new", ("also",), (parse_address("10.1.0.9"),))
-    assert names.take_stale() == set()
+    assert names.take_stale() == (False, False, set())
     names.drop(DEMO, "1" * 16)
-    assert names.take_stale() == {"w1", "all", "web", parse_address("10.1.0.1")}
+    assert names.take_stale().names == {"w1", "all", "web", parse_address("10.1.0.1")}
     names.put_service(DEMO, "s2", "each", (), backends(2))
-    assert names.take_stale() == {"all", "each"}
+    assert names.take_stale().names == {"all", "each"}
     names.put_network(DEMO, "demo", ("10.1.0.0/24",))
-    assert names.take_stale() is None
-    assert names.take_stale() == set()
+    assert names.take_stale().everything
+    names.put_view(parse_address("10.1.0.1"), (DEMO,))
+    assert names.take_stale().views
+    assert names.take_stale() == (False, False, set())
 
 
 def test_explained(names: Names) -> None:
