@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.datapath import balancerules
-from agent.datapath.balancerules import BALANCE_TABLE, DOOR, Claims, Placed
+from agent.datapath.balancerules import BALANCE_TABLE, Claims, Placed
+from agent.datapath.nft import DOOR
 from agent.datapath.nftables import LIBRARY, Nftables
 from agent.drivers.balancing import Frontend, FrontendKey, assign, eligible
 from agent.model import parse_address
