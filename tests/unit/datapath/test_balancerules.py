@@ -141,12 +141,12 @@ async def test_a_port_that_two_addresses_share_gets_a_door_of_another_number(
 
     await balancer.load(by_id(at("a", "192.0.2.1"), at("b", "192.0.2.2")), NOBODY)
     assert balancer.published() == {
-        ("ports4_at", "192.0.2.1 . udp . 443"): "169.254.83.2 . 443",
-        ("ports4_at", "192.0.2.2 . udp . 443"): "169.254.83.2 . 65535",
+        ("doors4_at", "192.0.2.1 . udp . 443"): "169.254.83.2 . 443",
+        ("doors4_at", "192.0.2.2 . udp . 443"): "169.254.83.2 . 65535",
     }
     # What there is keeps its door, whoever comes and goes.
     outcome = await balancer.alter({at("a").id: None}, NOBODY)
-    assert balancer.published() == {("ports4_at", "192.0.2.2 . udp . 443"): "169.254.83.2 . 65535"}
+    assert balancer.published() == {("doors4_at", "192.0.2.2 . udp . 443"): "169.254.83.2 . 65535"}
     assert outcome.published
     assert outcome.opened == {Publication(4, parse_address("192.0.2.1"), "udp", 443)}
 
