@@ -8,6 +8,7 @@ What stands opposite: applier.py, which says when; balancerules.py, which has th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from agent.datapath.nft import DOOR
 from agent.datapath.nftables import LIBRARY, Nftables
 from agent.drivers.balancing import Frontend, FrontendKey, assign, eligible
 from agent.model import parse_address
+
+AT_ONCE = 50  # frontends that are worked out before others have a turn: some 5 ms
 
 
 class Publication(NamedTuple):
@@ -106,7 +109,9 @@ class Balancer:
         come: dict[str, dict[str, str]] = {}
         gone: dict[str, dict[str, str]] = {}
         touched: dict[str, dict[str, str | None]] = {}
-        for key, frontend in changes.items():
+        for number, (key, frontend) in enumerate(changes.items(), 1):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
             old = self._placed.pop(key, None)
             new = self._place(key, frontend, old) if frontend else None
             if new:

@@ -53,6 +53,7 @@ parameter-problem }} accept
 
 	chain mangle {{
 		type filter hook prerouting priority mangle; policy accept;
+		ct state established,related accept
 		ip daddr @vips4 jump stray
 		ip6 daddr @vips6 jump stray
 		iifname "{UPLINK}" ip daddr {DOOR[4]} jump stray
@@ -80,6 +81,7 @@ parameter-problem }} accept
 
 	chain forward {{
 		type filter hook forward priority filter - 1; policy accept;
+		ct status dnat accept
 		ip daddr @vips4 goto refuse
 		ip6 daddr @vips6 goto refuse
 	}}

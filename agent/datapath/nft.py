@@ -41,6 +41,7 @@ OWN_CHAINS = f"""\
 
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
+		ct state established ct status dnat accept
 		iifname "{UPLINK}" oifname @open accept
 		iifname "{UPLINK}" ct status dnat accept
 		iifname "{UPLINK}" oifname "{UPLINK}" accept

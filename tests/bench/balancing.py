@@ -1,9 +1,9 @@
 """`python -m tests.bench.balancing`: services beside HAProxy and beside the direct way.
 
 Two hosts on one wire and a client behind the first; the backends are nginx in two sandboxes on
-the second host. HAProxy, in TCP mode with two threads on the first host, leads to the same
-nginx in the second host itself, so it is spared the overlay. Without agents: what is measured is
-the kernel state. Needs root, haproxy, nginx and wrk.
+the second host. HAProxy, in TCP mode with two threads on the first host, leads to the same two,
+and once more to two in the second host itself, where it is spared the overlay. Without agents:
+what is measured is the kernel state. Needs root, haproxy, nginx and wrk.
 What stands opposite: agent/datapath/balancer.py; tests/netns/balancing_hosts.py.
 """
 
@@ -47,12 +47,12 @@ defaults
   timeout client 30s
   timeout server 30s
 frontend f
-  bind 10.98.0.1:8090
+  bind 10.98.0.1:{port}
   default_backend b
 backend b
   balance roundrobin
-  server one 10.99.0.2:8081
-  server two 10.99.0.2:8082
+  server one {one}
+  server two {two}
 """
 
 
@@ -80,6 +80,17 @@ def nginx(
     return started(folder, netns, name, "nginx", "-c", str(config))
 
 
+def haproxy(
+    folder: Path, netns: Path, port: int, one: str, two: str
+) -> contextlib.AbstractContextManager[None]:
+    """HAProxy in TCP mode, from `port` to two servers."""
+    name = f"haproxy-{port}"
+    config = folder / f"{name}.cfg"
+    config.write_text(HAPROXY.format(port=port, one=one, two=two))
+    command = ("haproxy", "-f", str(config), "-D", "-p", str(folder / f"{name}.pid"))
+    return started(folder, netns, name, *command)
+
+
 def requests(netns: Path, where: str, connection: str) -> float:
     """HTTP requests a second; AssertionError if one failed."""
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}"]
@@ -92,33 +103,38 @@ async def traffic(
     fabric: Fabric, folder: Path, rounds: int, say: Callable[[str], None]
 ) -> list[Line]:
     """Through a VIP beside the direct way, and through a published port beside HAProxy."""
-    near, one, two = await network(fabric, fabric.a, fabric.b, fabric.b)
-    backends = [backend(fabric.b, n, port=8081) for n in (3, 4)]
+    # Two clients: to a backend, connections by the VIP and past it would look the same, and what
+    # it remembers of one would be in the way of the other.
+    one, two = await network(fabric, fabric.b, fabric.b)
+    past, through = await network(fabric, fabric.a, fabric.a, first=4)
+    backends = [backend(fabric.b, n, port=8081) for n in (2, 3)]
     serve(fabric.hosts, frontend(*backends, published=((b"", 8080),)))
     await fabric.settle()
-    config = folder / "haproxy.cfg"
-    config.write_text(HAPROXY)
     lines = []
-    haproxy = ("haproxy", "-f", str(config), "-D", "-p", str(folder / "haproxy.pid"))
     with contextlib.ExitStack() as stack:
         stack.enter_context(nginx(folder, one.path, "one", 8081))
         stack.enter_context(nginx(folder, two.path, "two", 8081))
         stack.enter_context(nginx(folder, fabric.b.path, "three", 8081))
         stack.enter_context(nginx(folder, fabric.b.path, "four", 8082))
-        stack.enter_context(started(folder, fabric.a.path, "haproxy", *haproxy))
+        stack.enter_context(haproxy(folder, fabric.a.path, 8090, "10.7.0.2:8081", "10.7.0.3:8081"))
+        bare = ("10.99.0.2:8081", "10.99.0.2:8082")
+        stack.enter_context(haproxy(folder, fabric.a.path, 8091, *bare))
         for mode, header in MODES.items():
-            vip = Line(f"HTTP from a sandbox, VIP beside direct, {mode}", "/s", "direct")
+            vip = Line(f"HTTP from a sandbox through a VIP, {mode}", "/s", "direct")
             port = Line(f"HTTP from outside, published port, {mode}", "/s", "HAProxy")
-            lines += [vip, port]
+            spared = Line(f"the same, HAProxy without an overlay, {mode}", "/s", "HAProxy")
+            lines += [vip, port, spared]
             for number in range(rounds):
                 say(f"{mode}, round {number + 1} of {rounds}")
                 for samples, netns, where in (
-                    (vip.theirs, near.path, "10.7.0.3:8081"),
-                    (vip.ours, near.path, "10.7.0.100:80"),
+                    (vip.theirs, past.path, "10.7.0.2:8081"),
+                    (vip.ours, through.path, "10.7.0.100:80"),
                     (port.theirs, fabric.outsider, "10.98.0.1:8090"),
                     (port.ours, fabric.outsider, "10.98.0.1:8080"),
+                    (spared.theirs, fabric.outsider, "10.98.0.1:8091"),
                 ):
                     samples.append(await asyncio.to_thread(requests, netns, where, header))
+                spared.ours.append(port.ours[-1])
     return lines
 
 
@@ -177,9 +193,9 @@ async def bench(rounds: int) -> None:
             lines = await traffic(fabric, Path(folder), rounds, say)
             lines += await changes(fabric, rounds, say)
     targets = [
-        Target(line, 0.85 if line.anchor == "direct" else 1.2, True, True) for line in lines[:4]
+        Target(line, 0.85 if line.anchor == "direct" else 1.2, True, True) for line in lines[:6]
     ]
-    targets += [Target(lines[4], 0.5, False), Target(lines[5], 5, False)]
+    targets += [Target(lines[6], 0.5, False), Target(lines[7], 5, False)]
     print(render(lines, targets))
 
 
