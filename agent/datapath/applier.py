@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from agent.datapath import namespaces, nft, sandbox
+from agent.datapath import entrance, namespaces, nft, sandbox
 from agent.datapath.backlog import Backlog, Failures, Key
 from agent.datapath.balancer import Balancer, Publication
 from agent.datapath.balancerules import TRACKING
@@ -100,6 +100,12 @@ class Applier:
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
             sealed = Nftables(host_netns, table=nft.SEALED)
             self._sealed_table = stack.enter_context(contextlib.closing(sealed))
+            rp_filter = namespaces.get_sysctl(host_netns, "ipv4/conf/all/rp_filter")
+            names = entrance.TABLES if entrance.is_possible(rp_filter) else {}
+            self._entrances = {
+                version: stack.enter_context(contextlib.closing(Nftables(host_netns, table=name)))
+                for version, name in names.items()
+            }
             self._guard = stack.enter_context(contextlib.closing(Guard(self._netns)))
             self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
             self.refusals = Refusals(self._guard, self._host_table)
@@ -309,7 +315,11 @@ class Applier:
         if closed != self._closed:
             await self._guard.close_off(closed)
         doors = self.balancer.published()
-        await self._host_table.load(nft.host(bridges, self._desired.forwards(), closed, doors))
+        forwards = self._desired.forwards()
+        rules = nft.host(bridges, forwards, closed, doors, at_once=not self._entrances)
+        await self._host_table.load(rules)
+        for version, table in self._entrances.items():
+            await table.load(entrance.ruleset(version, doors))
         self._closed = closed
         opened, self._opened = self._opened, set()
         await self._connections.forget(opened)
@@ -427,7 +437,7 @@ class Applier:
     async def check_tables(self, told: bool) -> None:
         """Rules that somebody else changed; `told` as for Nftables.check."""
         ours = (self._sealed_table, self._own_table, self._guard.table, self._host_table)
-        for table in (*ours, self.balancer.table):
+        for table in (*ours, self.balancer.table, *self._entrances.values()):
             self.repairs.add("nft", not await table.check(told))
 
     async def check_routes(self) -> None:

@@ -8,16 +8,20 @@ What stands opposite: applier.py, which says when; balancerules.py, which has th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from agent.datapath import balancerules
-from agent.datapath.balancerules import BALANCE_TABLE, DOOR, Claims, Placed
+from agent.datapath.balancerules import BALANCE_TABLE, Claims, Placed
+from agent.datapath.nft import DOOR
 from agent.datapath.nftables import LIBRARY, Nftables
 from agent.drivers.balancing import Frontend, FrontendKey, assign, eligible
 from agent.model import parse_address
+
+AT_ONCE = 50  # frontends that are worked out before others have a turn: some 5 ms
 
 
 class Publication(NamedTuple):
@@ -100,11 +104,14 @@ class Balancer:
         before = self.networks
         changes = {**self._moved(local), **changes}
         self._local = local
-        self._allot(changes, outcome)
+        # Who got a door or lost one by that is to be placed anew, too.
+        changes = {**self._allot(changes, outcome), **changes}
         come: dict[str, dict[str, str]] = {}
         gone: dict[str, dict[str, str]] = {}
         touched: dict[str, dict[str, str | None]] = {}
-        for key, frontend in changes.items():
+        for number, (key, frontend) in enumerate(changes.items(), 1):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
             old = self._placed.pop(key, None)
             new = self._place(key, frontend, old) if frontend else None
             if new:
@@ -153,7 +160,9 @@ class Balancer:
             frozenset(b.key for b in frontend.backends if b.key in self._local),
         )
 
-    def _allot(self, changes: Mapping[FrontendKey, Frontend | None], outcome: Outcome) -> None:
+    def _allot(
+        self, changes: Mapping[FrontendKey, Frontend | None], outcome: Outcome
+    ) -> dict[FrontendKey, Frontend | None]:
         """Give each published port its door: that of the same number if it is free.
 
         Then a rule of the host's that names the port means what it says in its forward chains
@@ -164,7 +173,7 @@ class Balancer:
             (f.published if f else ()) == (before_of[key].published if key in before_of else ())
             for key, f in changes.items()
         ):
-            return
+            return {}
         wanted: dict[Publication, FrontendKey] = {}
         held = {key: placed.frontend for key, placed in self._placed.items()} | dict(changes)
         for key, frontend in sorted(held.items()):
@@ -186,6 +195,10 @@ class Balancer:
         outcome.opened = {
             p for p in before.keys() | self._doors.keys() if before.get(p) != self._doors.get(p)
         }
+        owners = [
+            doors[p][0] for p in outcome.opened for doors in (before, self._doors) if p in doors
+        ]
+        return {key: held.get(key) for key in owners}
 
     def _claim(
         self, owner: FrontendKey, claims: Claims, touched: dict[str, dict[str, str | None]]

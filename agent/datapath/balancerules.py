@@ -16,14 +16,11 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from agent.datapath.nft import UNTRACKED, UPLINK, Elements, Ruleset
+from agent.datapath.nft import DOOR, UNTRACKED, UPLINK, Elements, Ruleset
 from agent.drivers.balancing import SPREAD_SIZES, STICKY_SIZES, Frontend
 from agent.model import format_address
 
 BALANCE_TABLE = "inet vxmesh_balance"
-# Our ends of the uplink, to which the host leads published ports (see uplink.py).
-DOOR = {4: "169.254.83.2", 6: "fd76:786d:6573:6800::2"}
-
 # raw: errors about a balanced connection may come from any router on the way.
 # raw_output: that client and backend are on one link is no reason to have them talk directly; IPv4
 # is told so by a sysctl.
@@ -56,6 +53,7 @@ parameter-problem }} accept
 
 	chain mangle {{
 		type filter hook prerouting priority mangle; policy accept;
+		ct state established,related accept
 		ip daddr @vips4 jump stray
 		ip6 daddr @vips6 jump stray
 		iifname "{UPLINK}" ip daddr {DOOR[4]} jump stray
@@ -83,6 +81,7 @@ parameter-problem }} accept
 
 	chain forward {{
 		type filter hook forward priority filter - 1; policy accept;
+		ct status dnat accept
 		ip daddr @vips4 goto refuse
 		ip6 daddr @vips6 goto refuse
 	}}
@@ -204,7 +203,7 @@ def doors(published: Mapping[tuple[int, bytes, str, int], int]) -> dict[tuple[st
     """
     found = {}
     for (version, address, protocol, port), door in published.items():
-        name, key = f"ports{version}", f"{protocol} . {port}"
+        name, key = f"doors{version}", f"{protocol} . {port}"
         if address and not ipaddress.ip_address(address).is_unspecified:
             name, key = f"{name}_at", f"{format_address(address)} . {key}"
         found[name, key] = f"{DOOR[version]} . {door}"

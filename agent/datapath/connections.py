@@ -17,8 +17,8 @@ import structlog
 
 from agent.datapath import prods
 from agent.datapath.balancer import Publication, Way
-from agent.datapath.balancerules import DOOR
 from agent.datapath.conntrack import Conntrack, Entry, Tuple, with_table
+from agent.datapath.nft import DOOR
 from agent.model import parse_address
 
 log = structlog.get_logger()

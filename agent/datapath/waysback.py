@@ -7,6 +7,7 @@ What stands opposite: replies.py, which knows how.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
@@ -17,6 +18,9 @@ from agent.datapath.backlog import Key
 from agent.datapath.networks import Held
 from agent.drivers.base import Port
 from agent.errors import VxmeshError
+
+TOGETHER = 8  # sandboxes at once
+AUDITED = 10  # at one audit of a network: each takes some 5 ms
 
 Attempt = Callable[[Key, Coroutine[Any, Any, None]], Awaitable[None]]
 What = tuple[Port, int, tuple[str, ...]]  # the port, the index of our end, the gateways
@@ -43,21 +47,27 @@ class WaysBack:
             if endpoint in present:
                 with contextlib.suppress(VxmeshError, OSError):  # the sandbox is going
                     await self._clear(port)
-        for endpoint, (vni, what) in wanted.items():
-            if self._done.get(endpoint) != what:
-                await self._attempt(("replies", vni, endpoint), self._furnish(vni, endpoint, what))
+        missing = [(e, vni, what) for e, (vni, what) in wanted.items() if self._done.get(e) != what]
+        for start in range(0, len(missing), TOGETHER):
+            attempts = (
+                self._attempt(("replies", vni, endpoint), self._furnish(endpoint, what))
+                for endpoint, vni, what in missing[start : start + TOGETHER]
+            )
+            await asyncio.gather(*attempts)
 
     async def audit(self, vni: int) -> int:
-        """Put right those of a network; how many things were not right."""
+        """Look at the next few of a network and put them right; how many things were not."""
+        held = self._held.get(vni)
+        found = [e for e in self._done if held and e in held.ports]
         changes = 0
-        for endpoint, (port, _, gateways) in self._done.items():
-            held = self._held.get(vni)
-            if held and endpoint in held.ports:
-                with contextlib.suppress(VxmeshError, OSError):
-                    changes += await _furnish(port, gateways)
+        for endpoint in found[:AUDITED]:
+            what = self._done.pop(endpoint)
+            self._done[endpoint] = what  # to the end of the line
+            with contextlib.suppress(VxmeshError, OSError):
+                changes += await _furnish(what[0], what[2])
         return changes
 
-    async def _furnish(self, vni: int, endpoint: str, what: What) -> None:
+    async def _furnish(self, endpoint: str, what: What) -> None:
         port, _, gateways = what
         await _furnish(port, gateways)
         self._done[endpoint] = what

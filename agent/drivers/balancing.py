@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 # How many slots a service may have. Up to 16 any number, so that a few equal backends have one
 # slot each; the rules have one chain for each size.
 SPREAD_SIZES = (*range(1, 17), 64, 256, 1024, 4096)
-STICKY_SIZES = (256, 4096)
+STICKY_SIZES = (256, 1024, 4096)
 DEVIATION = 1 / 8  # by which a backend's share may be off what its weight says
 STICKY_SLOTS = 16  # a backend, at least: the choice by hash is uneven with fewer
 
@@ -152,18 +152,14 @@ def _by_quota(quotas: dict[str, int], before: Sequence[str]) -> tuple[str, ...]:
 
 
 @functools.lru_cache(4096)
-def _draws(key: str, size: int) -> tuple[float, ...]:
-    """A number in (0, 1) for each slot, by hash of the backend: as if drawn once for all."""
+def _scores(key: str, size: int) -> tuple[float, ...]:
+    """-ln of a number in (0, 1) for each slot, by hash of the backend: as if drawn once for all."""
     digest = hashlib.shake_128(key.encode()).digest(8 * size)
-    return tuple((n + 0.5) / 2**64 for n in struct.unpack(f">{size}Q", digest))
+    return tuple(-math.log((n + 0.5) / 2**64) for n in struct.unpack(f">{size}Q", digest))
 
 
 def _by_hash(weights: dict[str, int], size: int) -> tuple[str, ...]:
-    """Each slot to whose weight / -ln(draw) is greatest: shares are as the weights."""
-    rows = [
-        [-math.log(draw) / weight for draw in _draws(key, size)] for key, weight in weights.items()
-    ]
-    keys = list(weights)
-    return tuple(
-        keys[min(range(len(keys)), key=lambda i: (rows[i][slot], keys[i]))] for slot in range(size)
-    )
+    """Each slot to whose score / weight is least: shares are as the weights."""
+    keys = sorted(weights)
+    rows = [[score / weights[key] for score in _scores(key, size)] for key in keys]
+    return tuple(keys[column.index(min(column))] for column in zip(*rows, strict=True))

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from agent.datapath.conntrack import Conntrack, with_table
+from agent.datapath.conntrack import Conntrack, Entry, with_table
 from agent.drivers.balancing import Backend, Frontend
 from agent.model import parse_address
 from agent.syscalls import in_netns, socket_in
@@ -211,6 +211,13 @@ def forget_all(netns: Path) -> None:
         table.delete(list(table.find(socket.AF_INET)), socket.AF_INET)
 
     with_table(netns, work)
+
+
+def tracked(netns: Path) -> int:
+    """How many TCP and UDP connections a namespace tracks."""
+    found: list[Entry] = []
+    with_table(netns, lambda table: found.extend(table.find(socket.AF_INET)))
+    return len(found)
 
 
 def listening(path: Path, address: str, port: int) -> socket.socket:

@@ -20,9 +20,10 @@ from tests.netns.balancing_hosts import (
     network,
     refused,
     serve,
+    tracked,
     withdraw,
 )
-from tests.netns.datapath_hosts import Fabric, Sandbox, opened, run
+from tests.netns.datapath_hosts import Fabric, Sandbox, opened, restart, run
 
 OUTSIDER = "10.98.0.9"
 PUBLISHED = ((b"", 8000),)
@@ -172,8 +173,6 @@ async def test_a_draining_backend_keeps_its_connections_and_gets_no_new_one(fabr
 
 
 async def test_connections_go_on_when_the_agent_starts_again(fabric: Fabric) -> None:
-    from tests.netns.datapath_hosts import restart
-
     near, far = await network(fabric, fabric.a, fabric.b)
     serve(fabric.hosts, frontend(backend(fabric.b, 3), published=PUBLISHED))
     await fabric.settle()
@@ -448,3 +447,66 @@ async def test_the_way_back_goes_from_sandboxes_when_the_last_service_goes(fabri
     assert "vxmesh" not in far.run("nft", "list", "tables")
     assert "836" not in far.run("ip", "rule")
     assert await refused(near.path, "10.7.0.3", 8080)
+
+
+async def test_with_strict_reverse_path_filtering_published_ports_work_as_well(
+    fabric: Fabric,
+) -> None:
+    (box,) = await network(fabric, fabric.a)
+    run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", netns=fabric.a.path)
+    serve(fabric.hosts, frontend(backend(fabric.a, 2), published=PUBLISHED))
+    await restart(fabric.a)
+    async with Server(box.path, "box"):
+        assert await ask(fabric.outsider, "10.98.0.1", 8000) == ("box", OUTSIDER)
+        assert (await ask(fabric.a.path, "127.0.0.1", 8000))[0] == "box"
+
+
+async def test_only_what_is_balanced_is_tracked(fabric: Fabric) -> None:
+    near, far = await network(fabric, fabric.a, fabric.b)
+    serve(fabric.hosts, frontend(backend(fabric.b, 3)))
+    await fabric.settle()
+    async with Server(far.path, "far"):
+        await ask(near.path, "10.7.0.3", 8080)
+        assert near.ping("10.99.0.1") and near.ping("10.7.0.1")
+        assert tracked(fabric.a.own) == 0
+        await ask(near.path, "10.7.0.100", 80)
+        assert tracked(fabric.a.own) == 1
+
+
+async def test_a_new_sandbox_has_the_way_back_before_it_is_a_backend(fabric: Fabric) -> None:
+    await network(fabric, fabric.a)
+    serve(fabric.hosts, frontend(backend(fabric.a, 2)))
+    await fabric.settle()
+    box = Sandbox(fabric)
+    fabric.b.add_port(7, 9, box)
+    await fabric.b.reconciler.settle()
+    assert "vxmesh_replies" in box.run("nft", "list", "tables")
+
+
+async def test_all_that_is_ours_on_a_host_goes_when_it_is_removed(fabric: Fabric) -> None:
+    await network(fabric, fabric.a)
+    serve(fabric.hosts, frontend(backend(fabric.a, 2), published=PUBLISHED))
+    await fabric.settle()
+    assert "table ip vxmesh" in fabric.a.run("nft", "list", "tables")
+    await fabric.a.reconciler.remove_all()
+    assert "vxmesh" not in fabric.a.run("nft", "list", "tables")
+
+
+async def test_over_ipv6_a_gone_backends_connections_are_reset_too(fabric: Fabric) -> None:
+    near, far = await network(fabric, fabric.a, fabric.b)
+    over6 = replace(backend(fabric.b, 3), address=parse_address("fd00:7::3"))
+    serve(fabric.hosts, frontend(over6, vip="fd00:7::100", published=PUBLISHED))
+    await fabric.settle()
+    async with Server(far.path, "far", address="::"):
+        clients = [
+            await Client(near.path, version=6).connect("fd00:7::100", 80),
+            await Client(fabric.outsider, version=6).connect("fd98::1", 8000),
+        ]
+        for client in clients:
+            assert (await client.ask())[0] == "far"
+        serve(fabric.hosts, frontend(vip="fd00:7::100", published=PUBLISHED))
+        await fabric.settle()
+        for client in clients:
+            with pytest.raises(ConnectionResetError):
+                await client.wait()
+            client.close()
