@@ -215,6 +215,89 @@ class Client:
         request = pb.RemoveRequest(refs=refs, network=network, all=all, wait=_wait(wait))
         return list((await self._call(self._stub.RemoveEndpoint, request)).removed)
 
+    async def set_health(
+        self, ref: str, state: str, reason: str = "", network: str = "", wait: float = 0.0
+    ) -> types.Endpoint:
+        """Say how an endpoint of the agent's node is: healthy, unhealthy, or "" for no more."""
+        request = pb.SetEndpointHealthRequest(
+            ref=ref, network=network, state=state, reason=reason, wait=_wait(wait)
+        )
+        return cast(types.Endpoint, await self._call(self._stub.SetEndpointHealth, request))
+
+    async def create_service(
+        self,
+        name: str,
+        network: str,
+        settings: pb.ServiceSettings | None = None,
+        wait: float = 0.0,
+    ) -> types.Service:
+        """Make a service. What `settings` leave out has its default; `wait` is in seconds."""
+        request = pb.CreateServiceRequest(
+            name=name, network=network, settings=settings, wait=_wait(wait)
+        )
+        return cast(types.Service, await self._call(self._stub.CreateService, request))
+
+    async def services(self, network: str = "") -> list[types.Service]:
+        """Services, of one network or of all, by network and name."""
+        request = pb.ListServicesRequest(network=network)
+        return list((await self._call(self._stub.ListServices, request)).services)
+
+    async def service(self, ref: str, network: str = "") -> types.Service:
+        """A service by name, id or prefix, with its backends."""
+        request = pb.GetRequest(ref=ref, network=network)
+        return cast(types.Service, await self._call(self._stub.GetService, request))
+
+    async def update_service(
+        self,
+        ref: str,
+        settings: pb.ServiceSettings,
+        fields: Sequence[str],
+        network: str = "",
+        wait: float = 0.0,
+    ) -> types.Service:
+        """Change the `fields` (names of ServiceSettings') of a service to those of `settings`."""
+        request = pb.UpdateServiceRequest(
+            ref=ref, network=network, settings=settings, wait=_wait(wait)
+        )
+        request.mask.paths.extend(fields)
+        return cast(types.Service, await self._call(self._stub.UpdateService, request))
+
+    async def remove_services(
+        self, refs: Sequence[str], network: str = "", wait: float = 0.0
+    ) -> list[str]:
+        """Remove services; their ids."""
+        request = pb.RemoveRequest(refs=refs, network=network, wait=_wait(wait))
+        return list((await self._call(self._stub.RemoveServices, request)).removed)
+
+    async def add_backend(
+        self,
+        ref: str,
+        endpoint: str,
+        *,
+        weight: int | None = None,
+        network: str = "",
+        wait: float = 0.0,
+    ) -> types.Service:
+        """Make an endpoint a backend of a service, or change its weight, or end its draining."""
+        request = pb.BackendRequest(ref=ref, network=network, endpoint=endpoint, wait=_wait(wait))
+        if weight is not None:
+            request.weight = _unsigned("--weight", weight)
+        return cast(types.Service, await self._call(self._stub.AddBackend, request))
+
+    async def remove_backend(
+        self, ref: str, endpoint: str, *, network: str = "", wait: float = 0.0
+    ) -> types.Service:
+        """Take an endpoint that was named out of a service's backends."""
+        request = pb.BackendRequest(ref=ref, network=network, endpoint=endpoint, wait=_wait(wait))
+        return cast(types.Service, await self._call(self._stub.RemoveBackend, request))
+
+    async def drain_backend(
+        self, ref: str, endpoint: str, *, network: str = "", wait: float = 0.0
+    ) -> types.Service:
+        """Send no new connections to a backend; those that it has go on."""
+        request = pb.BackendRequest(ref=ref, network=network, endpoint=endpoint, wait=_wait(wait))
+        return cast(types.Service, await self._call(self._stub.DrainBackend, request))
+
     async def create_sandbox(
         self,
         pid: int,

@@ -85,6 +85,9 @@ class Settings:
     cert_life: str = field(
         default="90d", metadata={"help": "of certificates that this agent issues, as 90d, 12h"}
     )
+    name_server_workers: int = field(
+        default=1, metadata={"help": "processes of the name server, each with all names in memory"}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,12 @@ def _check(values: dict[str, Any]) -> None:
             "setting wireguard_port",
             f"is out of range: {values['wireguard_port']}",
             "Use 1 to 65534: the one after it is used too",
+        )
+    if not 1 <= values["name_server_workers"] <= 64:
+        raise Invalid(
+            "setting name_server_workers",
+            f"is out of range: {values['name_server_workers']}",
+            "Use 1 to 64: no more than there are processors",
         )
     if not 60 <= values["wireguard_rotate"] <= 365 * 86400:
         raise Invalid(

@@ -55,9 +55,11 @@ from agent.datapath.repairs import KINDS, Repair
 from agent.datapath.underlay import describe, forget_unresolved
 from agent.datapath.wireguard import check_supported
 from agent.departures import Departures
+from agent.drains import Drains
 from agent.encryption import Encryption, can_encrypt
 from agent.errors import Conflict, VxmeshError
 from agent.feed import ToResolver
+from agent.health import HealthChecker
 from agent.keys import WireguardKeys
 from agent.listeners import ToKernel, ToStore
 from agent.logs import configure
@@ -66,6 +68,7 @@ from agent.node import NodeState
 from agent.offences import Offences
 from agent.operations import Operations
 from agent.plan import Plan
+from agent.serviceops import ServiceOperations
 from agent.watcher import Watcher
 
 log = structlog.get_logger()
@@ -169,6 +172,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
         node.settle_conflicts(quietly=True)
+        node.settle_services(quietly=True)
         kernel = Reconciler(
             plan,
             run_dir,
@@ -223,7 +227,13 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.push_async_callback(kernel.stop)
         watcher.start()
         stack.callback(watcher.stop)
-        feed = ToResolver(node, run_dir, run_dir / NETNS)
+        checker = HealthChecker(node)
+        checker.start()
+        stack.push_async_callback(checker.stop)
+        drains = Drains(node)
+        drains.start()
+        stack.callback(drains.stop)
+        feed = ToResolver(node, run_dir, run_dir / NETNS, settings.name_server_workers)
         await feed.start()
         stack.push_async_callback(feed.stop)
         await storing.durable()
@@ -252,6 +262,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             peer_refused=lambda: refused,
             refused=lambda: {**dict.fromkeys(REASONS, 0), **kernel.refused},
             records_refused=lambda: node.refused,
+            health_checks=lambda: checker.count,
         )
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())
@@ -279,6 +290,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             encryption,
         )
         control.users = Users(identity, node)
+        control.service_operations = ServiceOperations(node, peers, peers, operations.done)
         await _serve(control, settings, node, identity.keyring, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)

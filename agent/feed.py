@@ -11,14 +11,17 @@ from pathlib import Path
 import dns.rdatatype
 
 from agent.core.members import Member
-from agent.core.names import Answer, Kind, Names
+from agent.core.names import Answer, Kind, Names, Srv, subject_of
+from agent.core.nametables import ServiceBackend, ServicePort
 from agent.core.question import parse_question, reverse_prefix
+from agent.core.services import taking
 from agent.errors import Invalid
 from agent.model import Network, format_address, holds
 from agent.node import NodeState
 from agent.resolver.client import ResolverClient
-from agent.resolver.feed import Batch, State, View
+from agent.resolver.feed import Batch, ServiceRow, State, View
 from agent.rpc import control_pb2 as pb
+from agent.servicemodel import Service
 from agent.views import Change
 
 TTL = 5
@@ -27,11 +30,11 @@ TTL = 5
 class ToResolver:
     """Feeds the name server, and asks it for the command line."""
 
-    def __init__(self, node: NodeState, run_dir: Path, netns: Path) -> None:
+    def __init__(self, node: NodeState, run_dir: Path, netns: Path, workers: int = 1) -> None:
         self.node = node
         self._fed: set[str] = set()  # network ids
         self._views: dict[bytes, tuple[str, ...]] = {}
-        self._client = ResolverClient(run_dir, str(netns), self._snapshot)
+        self._client = ResolverClient(run_dir, str(netns), self._snapshot, workers=workers)
 
     async def start(self) -> None:
         """Find the running name server or start one; Unavailable if there can be none."""
@@ -83,6 +86,20 @@ class ToResolver:
             [self._shown(id) for id in self._fed],
             [m.endpoint for id in self._fed for m in self._living(id)],
             [View(address, seen) for address, seen in self._views.items()],
+            [self._row(s) for id in self._fed for s in self.node.services.of(id)],
+        )
+
+    def _row(self, service: Service) -> ServiceRow:
+        """What is answered about a service at this moment."""
+        rows = taking(service, self.node.backends_of(service, self.node.clock()))
+        ports = dict.fromkeys((p.protocol, p.port, p.target) for p in service.ports)
+        return ServiceRow(
+            service.network,
+            service.id,
+            service.name,
+            service.vips,
+            tuple(ServiceBackend(row.endpoint.id, row.weight) for row in rows),
+            tuple(ServicePort(*port) for port in ports),
         )
 
     def _living(self, network: str) -> list[Member]:
@@ -105,11 +122,24 @@ class ToResolver:
                 batch.put(new.endpoint)
             elif old or new:
                 batch.drop(network, (old or new).endpoint.id)  # type: ignore[union-attr]
+        for id in change.led:
+            self._lead(id, change.services.get(id), batch, before)
         for id, status in change.statuses.items():
             if (status is not None and status.withdrawn) != (id in self.node.withdrawn):
                 self._flip(id, batch, before)
         if len(batch):
             self._client.send(batch)
+
+    def _lead(self, id: str, was: Service | None, batch: Batch, before: set[str]) -> None:
+        """A service may lead elsewhere, or nowhere any more."""
+        service = self.node.services.get(id)
+        found = service or was
+        if found is None or found.network not in self._fed or found.network not in before:
+            return
+        if service:
+            batch.put_service(self._row(service))
+        else:
+            batch.drop_service(found.network, id)
 
     def _flip(self, node: str, batch: Batch, before: set[str]) -> None:
         """A node was withdrawn, or is there again: so are its names."""
@@ -132,6 +162,8 @@ class ToResolver:
             if id not in self._fed:
                 for member in self._living(id):
                     batch.put(member.endpoint)
+                for service in self.node.services.of(id):
+                    batch.put_service(self._row(service))
         for address in self._views.keys() - views.keys():
             batch.drop_view(address)
         for address, seen in views.items():
@@ -167,7 +199,7 @@ class ToResolver:
         try:
             number = int(dns.rdatatype.from_text(type))
         except Exception:
-            raise Invalid(f"type {type[:20]!r}", "is unknown", "Use A, AAAA or PTR") from None
+            raise Invalid(f"type {type[:20]!r}", "is unknown", "Use A, AAAA, PTR or SRV") from None
         question = parse_question(name, number)
         names = Names()
         prefix = reverse_prefix(question.labels)
@@ -175,17 +207,32 @@ class ToResolver:
         for id in networks:
             network = self._shown(id)
             names.put_network(id, network.name, network.subnets, network.internal)
+            label = question.labels[subject_of(question.labels)] if question.labels else ""
+            meant = self.node.services.named(id, label)
+            if address and not meant:
+                meant = self.node.services.with_address(id, address)
+            backends: set[str] = set()
+            if meant:
+                row = self._row(meant)
+                names.put_service(id, row.id, row.name, row.vips, row.backends, row.ports)
+                backends = {backend.endpoint for backend in row.backends}
             members = self.node.members.get(id)
             for member in self._living(id) if members else ():
                 held = member.endpoint
-                label = question.labels[0] if question.labels else ""
-                if label == held.name or label in held.aliases or address in held.addresses:
+                is_meant = label == held.name or label in held.aliases or held.id in backends
+                if is_meant or address in held.addresses:
                     names.put(id, held.id, held.name, held.aliases, held.addresses)
         view = tuple(networks)
         answer: Answer = names.answer(question, view)
         lines = tuple(
-            f"{dns.rdatatype.to_text(dns.rdatatype.RdataType(r.type))} "
-            f"{format_address(r.data) if isinstance(r.data, bytes) else r.data}"
+            f"{dns.rdatatype.to_text(dns.rdatatype.RdataType(r.type))} {_text(r.data)}"
             for r in (answer.records if answer.kind is Kind.ANSWER else ())
         )
         return answer.kind.name.lower(), lines, tuple(names.explain(question, view))
+
+
+def _text(data: bytes | str | Srv) -> str:
+    """A record's data, for people."""
+    if isinstance(data, Srv):
+        return f"{data.priority} {data.weight} {data.port} {data.target}"
+    return format_address(data) if isinstance(data, bytes) else data

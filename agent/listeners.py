@@ -14,6 +14,7 @@ from typing import Protocol
 
 import structlog
 
+from agent.drivers.balancing import FrontendKey
 from agent.node import NodeState
 from agent.plan import Plan
 from agent.store import WITHDRAWN, Batch, PeerBatch
@@ -228,6 +229,8 @@ class Touch(Protocol):
 
     def touch_wireguard(self) -> None: ...
 
+    def touch_services(self, keys: Iterable[FrontendKey]) -> None: ...
+
 
 class ToKernel:
     """What changed, as what to look at again in the kernel."""
@@ -248,6 +251,8 @@ class ToKernel:
             self._kernel.touch_bridge(vni)
         for vni, macs in touched.macs.items():
             self._kernel.touch_rows(vni, macs, touched.addresses[vni])
+        if touched.services:
+            self._kernel.touch_services(touched.services)
         if touched.forwards:
             self._kernel.touch_forwards()
         # A network that was made and removed again before we heard of it changes nothing here,

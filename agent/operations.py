@@ -147,10 +147,12 @@ class Operations:
         return ids
 
     async def prune_networks(self, wait: float = 0.0) -> list[str]:
-        """Remove the networks that have no endpoint on any node."""
-        members = self.node.members
+        """Remove the networks that have no endpoint on any node, and no service."""
+        members, services = self.node.members, self.node.services
         unused = [
-            n.id for n in self.node.catalogue.all() if n.id not in members or not members[n.id].all
+            n.id
+            for n in self.node.catalogue.all()
+            if (n.id not in members or not members[n.id].all) and not services.of(n.id)
         ]
         return await self.remove_networks(unused, wait)
 
@@ -279,6 +281,7 @@ class Operations:
             publishes=tuple(publishes),
             log=log,
         )
+        self.node.check_publishes(sandbox.publishes)
         self.ports.hold(sandbox.id, sandbox.publishes)
         try:
             self.node.put_sandbox(sandbox)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 from agent.core.members import Members
 from agent.drivers import overlay, wireguard
+from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Rows, WireguardDevice
+from agent.drivers.frontends import frontends
 from agent.model import Network, format_address, holds, parse_address
 from agent.node import NodeState
 from agent.views import Change
@@ -28,6 +30,7 @@ class Touched:
     forwards: bool = False
     everything: bool = False
     wireguard: bool = False
+    services: set[FrontendKey] = field(default_factory=set)
 
 
 class Plan:
@@ -44,11 +47,17 @@ class Plan:
         self._inner: dict[str, bytes] = {}  # node -> address inside WireGuard to send to
         self._partners: set[str] | None = None  # nodes in the encrypted networks that are here
         self._devices: tuple[WireguardDevice, ...] = ()
+        self._frontends: dict[FrontendKey, Frontend] = {}
+        self._vips: dict[int, set[bytes]] = {}  # VNI -> those of its frontends
+        self._keys: dict[str, set[FrontendKey]] = {}  # service -> those of its frontends
+        self._present: set[str] = set()  # the networks that are on this host
         self._described: dict[str, tuple[str, int]] = {}
         self._closed = Closed()
         self._apart = node.gives_way()
         self.nodes_changed()
         self._touch_wireguard(Change(nodes=set(node.nodes)), Touched())
+        networks = {network.id: None for network in node.catalogue.all()}
+        self._touch_services(Change(networks=dict(networks)), Touched())
 
     def nodes_changed(self) -> bool:
         """Take in the nodes; True if what rows, bridges or rules rest on changed."""
@@ -114,7 +123,56 @@ class Plan:
                 if held:
                     touched.bridges.add(held.vni)
         self._look_who_gives_way(touched)
+        self._touch_services(change, touched)
         return touched
+
+    def _touch_services(self, change: Change, touched: Touched) -> None:
+        """The frontends of services that lead elsewhere, or whose network is on this host now."""
+        node, led = self.node, set(change.led)
+        looked_at = {c.network for c in change.endpoints for m in c[1:] if m and m.node == node.me}
+        looked_at.update(change.networks)
+        for id in change.led:
+            service = node.services.get(id) or change.services.get(id)
+            if service:
+                looked_at.add(service.network)
+        for id in looked_at:
+            is_here = node.is_present(id)
+            if is_here == (id in self._present) and id not in change.networks:
+                continue
+            (self._present.add if is_here else self._present.discard)(id)
+            led.update(service.id for service in node.services.of(id))
+            network = node.catalogue.get(id)
+            if network:
+                touched.bridges.add(network.vni)
+        if change.nodes:  # an address at which a port is published may be another one's
+            led.update(
+                service.id
+                for service in node.services.all()
+                if any(port.published_at for port in service.ports)
+            )
+        changes: dict[FrontendKey, Frontend | None] = {}
+        for id in led:
+            found = {frontend.id: frontend for frontend in self._make_frontends(id)}
+            for key in self._keys.get(id, set()) - found.keys():
+                changes[key] = None
+            for key, frontend in found.items():
+                if self._frontends.get(key) != frontend:
+                    changes[key] = frontend
+            if found:
+                self._keys[id] = set(found)
+            else:
+                self._keys.pop(id, None)
+        if changes:
+            self.set_frontends(changes)
+            touched.services.update(changes)
+
+    def _make_frontends(self, id: str) -> list[Frontend]:
+        service = self.node.services.get(id)
+        network = self.node.catalogue.get(service.network) if service else None
+        if not service or not network or network.id not in self._present:
+            return []
+        rows = self.node.backends_of(service, self.node.clock())
+        return frontends(service, network, rows, self.node.nodes.values(), self.node.me)
 
     def _touch_statuses(self, change: Change, touched: Touched) -> None:
         """The rows of nodes that were withdrawn, or are there again."""
@@ -127,6 +185,10 @@ class Plan:
             self._reach()
         for id in flipped:
             self._touch_rows_of(id, touched)
+            for network in self.node.local_networks() if self._vips else ():
+                if network.vni in self._vips:
+                    mac = overlay.router_mac(network.id, id)
+                    touched.macs.setdefault(network.vni, []).append(mac)
 
     def _touch_wireguard(self, change: Change, touched: Touched) -> None:
         """Keys of others that changed, and whom there is something encrypted to talk about with."""
@@ -148,11 +210,15 @@ class Plan:
 
     def _find_partners(self) -> set[str] | None:
         """The nodes that have endpoints in the encrypted networks here; None: no such network."""
-        here = [n for n in self.node.local_networks() if n.encrypted]
+        here = [n for n in self.node.present_networks() if n.encrypted]
         if not here:
             return None
-        counts = [self.node.members[n.id].count for n in here]
+        counts = [self._members(n).count for n in here]
         found = {id for count in counts for id, endpoints in count.items() if endpoints}
+        for network in here:
+            for service in self.node.services.of(network.id):
+                if service.published:
+                    found.update(service.publish_on or self.node.nodes)
         return found - self.node.withdrawn
 
     def _find_devices(self) -> tuple[WireguardDevice, ...]:
@@ -183,8 +249,9 @@ class Plan:
     # -- DesiredState --
 
     def bridges(self) -> Mapping[int, Bridge]:
-        """All bridges that should exist: of the overlay networks with an endpoint here."""
-        return {n.vni: self._bridge(n) for n in self.node.local_networks()}
+        """All bridges that should exist: of the overlay networks with an endpoint here, and those
+        with a service that is published here."""
+        return {n.vni: self._bridge(n) for n in self.node.present_networks()}
 
     def bridge(self, vni: int) -> Bridge | None:
         """The bridge of a VNI, if it should exist."""
@@ -196,18 +263,37 @@ class Plan:
         network = self._network(vni)
         if network is None:
             return Rows([(mac, None) for mac in macs], [(a, None) for a in addresses])
-        found = overlay.rows(self.node.members[network.id], self._way(network), macs, addresses)
+        found = overlay.rows(self._members(network), self._way(network), macs, addresses)
         gateways = _gateways(network)
-        return Rows(found.fdb, [(a, None if a in gateways else m) for a, m in found.neighbours])
+        routers, vips = self._balanced(network)
+        return Rows(
+            [(mac, vtep or routers.get(mac)) for mac, vtep in found.fdb],
+            [(a, None if a in gateways else m or vips.get(a)) for a, m in found.neighbours],
+        )
 
     def all_rows(self, vni: int) -> Rows:
         """Every desired row of a network."""
         network = self._network(vni)
         if network is None:
             return Rows([], [])
-        found = overlay.all_rows(self.node.members[network.id], self._way(network))
+        found = overlay.all_rows(self._members(network), self._way(network))
         gateways = _gateways(network)
-        return Rows(found.fdb, [row for row in found.neighbours if row[0] not in gateways])
+        routers, vips = self._balanced(network)
+        neighbours = {**vips, **dict(found.neighbours)}
+        return Rows(
+            [*found.fdb, *routers.items()],
+            [row for row in neighbours.items() if row[0] not in gateways],
+        )
+
+    def _balanced(self, network: Network) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+        """Rows of a network's services: where the routers of the other hosts are, from which
+        balanced packets come; and the VIPs, for which our own router answers."""
+        vips = self._vips.get(network.vni)
+        if vips is None:
+            return {}, {}
+        mac = overlay.router_mac(network.id, self.node.me)
+        routers = overlay.routers(network.id, self._way(network))
+        return routers, dict.fromkeys(vips, mac)
 
     def _way(self, network: Network) -> dict[str, bytes]:
         """Where the rows of a network lead, by node: never outside WireGuard if it is encrypted."""
@@ -253,19 +339,48 @@ class Plan:
         """The ports of all known agents."""
         return self._closed
 
+    def frontends(self) -> Mapping[FrontendKey, Frontend]:
+        """The services that this host balances."""
+        return self._frontends
+
+    def frontend(self, key: FrontendKey) -> Frontend | None:
+        """One of them."""
+        return self._frontends.get(key)
+
+    def set_frontends(self, changes: Mapping[FrontendKey, Frontend | None]) -> None:
+        """Take in frontends that came, changed or (None) went."""
+        moved = False
+        for key, frontend in changes.items():
+            old = self._frontends.pop(key, None)
+            moved |= (old and (old.vni, old.address)) != (
+                frontend and (frontend.vni, frontend.address)
+            )
+            if frontend:
+                self._frontends[key] = frontend
+        if not moved:
+            return
+        self._vips = {}
+        for one in self._frontends.values():
+            vips = self._vips.setdefault(one.vni, set())
+            if one.address:
+                vips.add(one.address)
+
     def mark(self) -> object:
         """Origin -> version taken in so far; NodeState.kernel_has takes it back."""
         return self.node.versions()
 
+    def _members(self, network: Network) -> Members:
+        return self.node.members.get(network.id) or Members(self.node.me)
+
     def _network(self, vni: int) -> Network | None:
-        for network in self.node.local_networks():
+        for network in self.node.present_networks():
             if network.vni == vni:
                 return network
         return None
 
     def _bridge(self, network: Network) -> Bridge:
         node = self.node
-        local = node.members[network.id].local
+        local = self._members(network).local
         # By the sandboxes: announced endpoints can be many, and have no port.
         ids = (id for sandbox in node.sandboxes.values() for id in sandbox.endpoints)
         return overlay.bridge(

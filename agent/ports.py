@@ -6,8 +6,10 @@ reach them. What stands opposite: datapath/nft.py makes the rules.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -15,6 +17,44 @@ from agent.errors import Conflict
 from agent.model import Publish
 
 log = structlog.get_logger()
+
+
+class Taken(NamedTuple):
+    """A port of this host that cannot be published now."""
+
+    publish: Publish
+    why: str  # for people
+    is_foreign: bool = False  # the address is not this host's
+
+
+def find_taken(publishes: Sequence[Publish]) -> list[Taken]:
+    """Which of these ports something on this host holds. Nothing stays bound."""
+    found = []
+    for publish in publishes:
+        for family in _families(publish):
+            with socket.socket(family, _kind(publish)) as probe:
+                try:
+                    if family == socket.AF_INET6:
+                        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    probe.bind((publish.host_address, publish.host_port))
+                except OSError as error:
+                    if error.errno == errno.EAFNOSUPPORT:
+                        continue
+                    is_foreign = error.errno == errno.EADDRNOTAVAIL
+                    why = "not its address" if is_foreign else (error.strerror or str(error))
+                    found.append(Taken(publish, why[:1].lower() + why[1:], is_foreign))
+                    break
+    return found
+
+
+def _families(publish: Publish) -> list[socket.AddressFamily]:
+    if publish.host_address:
+        return [socket.AF_INET6 if ":" in publish.host_address else socket.AF_INET]
+    return [socket.AF_INET, *([socket.AF_INET6] if socket.has_ipv6 else [])]
+
+
+def _kind(publish: Publish) -> socket.SocketKind:
+    return socket.SOCK_DGRAM if publish.protocol == "udp" else socket.SOCK_STREAM
 
 
 class PortHolder:
@@ -44,8 +84,7 @@ class PortHolder:
 
 def _bind(publish: Publish) -> socket.socket:
     family = socket.AF_INET6 if ":" in publish.host_address else socket.AF_INET
-    kind = socket.SOCK_DGRAM if publish.protocol == "udp" else socket.SOCK_STREAM
-    sock = socket.socket(family, kind | socket.SOCK_CLOEXEC)
+    sock = socket.socket(family, _kind(publish) | socket.SOCK_CLOEXEC)
     try:
         sock.bind((publish.host_address, publish.host_port))
     except OSError as error:

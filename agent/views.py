@@ -19,6 +19,9 @@ from agent.core.catalogue import NETWORKS_MAX, Catalogue, give_way, is_closed_as
 from agent.core.members import Member, Members
 from agent.core.replica import Change as Update
 from agent.core.replica import Record
+from agent.core.servicebounds import check_health, check_service
+from agent.core.servicecatalogue import SERVICES_MAX, ServiceCatalogue
+from agent.core.services import Row, Selection, rows
 from agent.errors import Invalid, NotFound, VxmeshError
 from agent.model import (
     Claims,
@@ -34,10 +37,12 @@ from agent.model import (
     check_sound,
     shorten,
 )
+from agent.servicemodel import Health, Service
 
 NODE, NETWORK, ENDPOINT, CLAIMS = "n/", "w/", "e/", "r/"
 REMOVAL = "x/"
 TRUST, TOKEN = "a/", "t/"  # followed by model.ONLY
+SERVICE, HEALTH = "s/", "h/"  # followed by the ids of a service and of an endpoint
 
 _endpoint = msgspec.msgpack.Decoder(Endpoint)
 _network = msgspec.msgpack.Decoder(Network)
@@ -51,6 +56,8 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     REMOVAL: msgspec.msgpack.Decoder(Removal),
     TRUST: msgspec.msgpack.Decoder(Trust),
     TOKEN: msgspec.msgpack.Decoder(TokenState),
+    SERVICE: msgspec.msgpack.Decoder(Service),
+    HEALTH: msgspec.msgpack.Decoder(Health),
 }
 T = TypeVar("T")
 # Removals that are heeded; they are kept for good. A cluster that had so many nodes lost would
@@ -95,6 +102,10 @@ class Change:
     notices: list[Notice] = field(default_factory=list)
     rewritten: bool = False  # our own records got new versions: store all of them
     trust: bool = False  # somebody states anew whom to trust, or which join token holds
+    services: dict[str, Service | None] = field(default_factory=dict)  # id -> as it was before
+    health: set[str] = field(default_factory=set)  # endpoints of which something else is said
+    # Services (ids) that may lead elsewhere now: they, a backend, its health or node changed.
+    led: set[str] = field(default_factory=set)
 
 
 class Views:
@@ -120,6 +131,11 @@ class Views:
         # Network -> removed node -> its record of it, which was the newest here: it counts until
         # the heir's copy has come.
         self._orphans: dict[str, dict[str, Network]] = {}
+        self._service_orphans: dict[str, dict[str, Service]] = {}  # the same of services
+        self.services = ServiceCatalogue()
+        self.selection = Selection()
+        self._ingress: dict[str, set[str]] = {}  # network -> its services published on this node
+        self._health: dict[tuple[str, str], Health] = {}  # endpoint, origin -> what that one says
         self._claims: dict[str, dict[str, Claims]] = {}  # network -> origin -> claims
         self._network_of: dict[str, str] = {}  # endpoint id -> network id
 
@@ -163,6 +179,27 @@ class Views:
                 return sandbox
         return _by_prefix("sandbox", ref, self.sandboxes)
 
+    def find_service(self, ref: str, network: str = "") -> Service:
+        """A service by name, id or prefix, in one network or any; NotFound or Invalid."""
+        only = self.find_network(network).id if network else ""
+        every = [s for s in self.services.all() if not only or s.network == only]
+        found = [s for s in every if s.name == ref.lower()]
+        if len(found) > 1:
+            where = ", ".join(sorted(f"{self.catalogue.name(s.network)} ({s.id})" for s in found))
+            raise Invalid(f"service {ref}", f"is in several: {where}", "Give --network or the id")
+        return found[0] if found else _by_prefix("service", ref, {s.id: s for s in every})
+
+    def health_of(self, member: Member) -> Health | None:
+        """How an endpoint is, as its own node says; None if it has said nothing."""
+        return self._health.get((member.endpoint.id, member.node))
+
+    def backends_of(self, service: Service, now: float) -> list[Row]:
+        """The backends of a service as they are at `now`, seconds since the epoch."""
+        members = self.members.get(service.network)
+        ids = self.selection.endpoints_of(service.id) if members else ()
+        held = [m for m in (members.all.get(id) for id in ids) if m] if members else []
+        return rows(service, held, self.health_of, self.withdrawn, now)
+
     def network_of(self, endpoint: str) -> str:
         """The id of the network that an endpoint is in; empty if there is no such endpoint."""
         return self._network_of.get(endpoint, "")
@@ -196,22 +233,34 @@ class Views:
             n for n in self.catalogue.all() if n.id in self.members and self.members[n.id].local
         ]
 
+    def is_present(self, id: str) -> bool:
+        """Whether a network is on this node: by an endpoint, or by a service published here."""
+        members = self.members.get(id)
+        is_here = bool(members and members.local) or id in self._ingress
+        return is_here and self.catalogue.get(id) is not None
+
+    def present_networks(self) -> list[Network]:
+        """The networks that are on this node."""
+        return [n for n in self.catalogue.all() if self.is_present(n.id)]
+
     def gives_way(self) -> dict[str, frozenset[str]]:
         """Network id -> those of its subnets that have no gateway and no way out on this node,
         because an older network that is here as well has these addresses."""
         if not self.catalogue.overlapping():
             return {}
-        return give_way(n for n in self.local_networks() if self.catalogue.overlap(n.id))
+        return give_way(n for n in self.present_networks() if self.catalogue.overlap(n.id))
 
     # -- how records become views --
 
     def apply(self, updates: list[Update], change: Change) -> set[str]:
         """Take changed records; the networks whose ownership of addresses may have moved."""
         self.catalogue.hold()
+        self.services.hold()
         try:
             touched = self._apply(updates, change)
         finally:
             self._note_networks(self.catalogue.release(), change)
+            self._note_services(self.services.release(), change)
         return touched | set(change.networks)
 
     def _apply(self, updates: list[Update], change: Change) -> set[str]:
@@ -229,7 +278,13 @@ class Views:
                         self._check_endpoint(origin, found)
                 else:
                     found = _decoders[kind].decode(value) if value and kind in _decoders else None
-                    if found is not None:
+                    if isinstance(found, Service):
+                        check_service(found, key[2:])
+                        if origin != self.me:
+                            self._check_room(origin, found)
+                    elif isinstance(found, Health):
+                        check_health(found, key[2:])
+                    elif found is not None:
                         check_sound(found, key[2:])
                         if origin != self.me:
                             bounds.check_bounds(found)
@@ -249,6 +304,13 @@ class Views:
                 else:
                     self._drop_network(origin, key[2:], change)
                     touched.add(key[2:])
+            elif kind == SERVICE:
+                if isinstance(found, Service):
+                    self._take_service(origin, found, change)
+                else:
+                    self._drop_service(origin, key[2:], change)
+            elif kind == HEALTH:
+                self._take_health(origin, key[2:], found, change)
             elif kind == CLAIMS:
                 self._take_claims(origin, key[2:], found if isinstance(found, Claims) else None)
                 touched.add(key[2:])
@@ -287,6 +349,9 @@ class Views:
             if not self.catalogue.has_room(origin, value):
                 raise Invalid("network", f"is one too many of {origin}: {NETWORKS_MAX} are let be")
             self.catalogue.check_overlaps(value)
+        elif isinstance(value, Service):
+            if not self.services.has_room(origin, value):
+                raise Invalid("service", f"is one too many of {origin}: {SERVICES_MAX} are let be")
         elif isinstance(value, Removal):
             kept = len(self.removals) + len(self._unheeded)
             # Whoever is here can be removed, however many others were who never were.
@@ -334,6 +399,70 @@ class Views:
                 for member in self._members(id).all.values():
                     for address in member.endpoint.addresses:
                         addresses.space.take(address)
+                for service in self.services.of(id):
+                    for address in service.vips:
+                        addresses.space.take(address)
+
+    # -- services --
+
+    def _take_service(self, origin: str, service: Service, change: Change) -> None:
+        id = service.id
+        self._note_services(self.services.put(origin, service), change)
+        orphans = self._service_orphans.get(id, {})
+        for lost, last in list(orphans.items()):
+            if service.deleted or (not last.deleted and service.stamp >= last.stamp):
+                self._note_services(self.services.drop(lost, id), change)
+                del orphans[lost]
+
+    def _drop_service(self, origin: str, id: str, change: Change) -> None:
+        self._note_services(self.services.drop(origin, id), change)
+        if origin not in self.removals:
+            for lost in self._service_orphans.pop(id, {}):
+                self._note_services(self.services.drop(lost, id), change)
+
+    def _note_services(self, before: dict[str, Service | None], change: Change) -> None:
+        for id, old in before.items():
+            change.services.setdefault(id, old)
+            new = self.services.get(id)
+            for service, is_new in ((old, False), (new, True)):
+                addresses = self.addresses.get(service.network) if service else None
+                for vip in service.vips if service and addresses else ():
+                    assert addresses is not None
+                    (addresses.space.take if is_new else addresses.space.release)(vip)
+
+    def _take_health(
+        self, origin: str, endpoint: str, health: Health | None, change: Change
+    ) -> None:
+        if health is None:
+            self._health.pop((endpoint, origin), None)
+        else:
+            self._health[endpoint, origin] = health
+        change.health.add(endpoint)
+
+    def _note_ingress(self, id: str, old: Service | None, new: Service | None) -> None:
+        if old and id in (published := self._ingress.get(old.network, set())):
+            published.remove(id)
+            if not published:
+                del self._ingress[old.network]
+        if new and new.published and (not new.publish_on or self.me in new.publish_on):
+            self._ingress.setdefault(new.network, set()).add(id)
+
+    def _select(self, change: Change) -> None:
+        """Find out which services may lead elsewhere by a change. Once, at its end: an endpoint
+        and the service that chooses it may be a part of it both."""
+        change.led |= self.selection.moved(change.endpoints)
+        for id in change.services:
+            service = self.services.get(id)
+            if service:
+                self.selection.put(service, self.members.get(service.network))
+            else:
+                self.selection.drop(id)
+            self._note_ingress(id, change.services[id], service)
+            change.led.add(id)
+        for endpoint in change.health:
+            change.led |= self.selection.services_of(endpoint)
+        for id in change.networks:
+            change.led.update(service.id for service in self.services.of(id))
 
     def _take_claims(self, origin: str, network: str, claims: Claims | None) -> None:
         addresses = self.addresses.get(network)

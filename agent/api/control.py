@@ -5,7 +5,7 @@ What stands opposite: client.py and, through it, the command line.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 import grpc.aio
@@ -13,6 +13,8 @@ import grpc.aio
 from agent.api import convert
 from agent.api.errors import reports, reports_stream
 from agent.api.metrics import Metrics
+from agent.api.requests import refs_of, wait_of
+from agent.api.services import ServiceControl
 from agent.api.watch import Watchers
 from agent.core.members import Member
 from agent.core.names import resolv_conf
@@ -28,10 +30,8 @@ from agent.rpc import control_pb2_grpc as pb_grpc
 from agent.rpc import types_pb2 as types
 
 PAGE = 1000  # endpoints a message of ListEndpoints
-WAIT_MAX = 3600.0  # s
 # bytes; some 2,000,000 lines, of all uploads together: held in memory until the last has come
 ANNOUNCE_MAX = 256 << 20
-REFS_MAX = 10_000  # objects that one request names; a prefix of an id is looked for among all
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -63,7 +63,7 @@ class Administration(Protocol):
         """Who the cluster is and whom it trusts."""
 
 
-class Control(pb_grpc.ControlServicer):
+class Control(ServiceControl, pb_grpc.ControlServicer):
     """The servicer."""
 
     def __init__(
@@ -108,12 +108,12 @@ class Control(pb_grpc.ControlServicer):
 
     @reports
     async def RemoveNode(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
-        ids = await self.departures.remove_nodes(_refs(request.refs), _wait(request))
+        ids = await self.departures.remove_nodes(refs_of(request.refs), wait_of(request))
         return pb.RemoveReply(removed=ids)
 
     @reports
     async def LeaveNode(self, request: pb.LeaveNodeRequest, context: Context) -> pb.LeaveNodeReply:
-        done = await self.departures.leave(request.force, _wait(request))
+        done = await self.departures.leave(request.force, wait_of(request))
         return pb.LeaveNodeReply(handovers=[convert.handover(self.node, h) for h in done])
 
     @reports
@@ -141,7 +141,7 @@ class Control(pb_grpc.ControlServicer):
             options=dict(request.options),
             labels=dict(request.labels),
         )
-        network = await self.operations.create_network(spec, _wait(request))
+        network = await self.operations.create_network(spec, wait_of(request))
         return convert.network(self.node, network)
 
     @reports
@@ -157,14 +157,14 @@ class Control(pb_grpc.ControlServicer):
 
     @reports
     async def RemoveNetwork(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
-        ids = await self.operations.remove_networks(_refs(request.refs), _wait(request))
+        ids = await self.operations.remove_networks(refs_of(request.refs), wait_of(request))
         return pb.RemoveReply(removed=ids)
 
     @reports
     async def PruneNetworks(
         self, request: pb.PruneNetworksRequest, context: Context
     ) -> pb.RemoveReply:
-        return pb.RemoveReply(removed=await self.operations.prune_networks(_wait(request)))
+        return pb.RemoveReply(removed=await self.operations.prune_networks(wait_of(request)))
 
     # -- endpoints --
 
@@ -184,7 +184,7 @@ class Control(pb_grpc.ControlServicer):
             if not request.netns:
                 raise Invalid("--ifname", "has no namespace to be in", "Give --netns as well")
         endpoint = await self.operations.create_endpoint(
-            request.network, spec, request.netns, request.ifname, _wait(request)
+            request.network, spec, request.netns, request.ifname, wait_of(request)
         )
         return convert.endpoint(self.node, Member(endpoint, self.node.me))
 
@@ -211,7 +211,7 @@ class Control(pb_grpc.ControlServicer):
                 raise Invalid("Announce", "has no header", "Send the header first")
             lines = b"".join(parts).split(b"\n")
             parts.clear()
-            count = await self.operations.announce(header.network, lines, _wait(header))
+            count = await self.operations.announce(header.network, lines, wait_of(header))
             return pb.AnnounceReply(announced=count)
         finally:
             self._uploading -= size
@@ -248,7 +248,7 @@ class Control(pb_grpc.ControlServicer):
     @reports
     async def RemoveEndpoint(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
         ids = await self.operations.remove_endpoints(
-            _refs(request.refs), request.network, _wait(request), request.all
+            refs_of(request.refs), request.network, wait_of(request), request.all
         )
         return pb.RemoveReply(removed=ids)
 
@@ -270,12 +270,12 @@ class Control(pb_grpc.ControlServicer):
         ]
         sandbox = await self.operations.create_sandbox(
             request.name,
-            _refs(request.networks),
+            refs_of(request.networks),
             request.pid,
             spec=spec,
             publishes=publishes,
             log=request.log,
-            wait=_wait(request),
+            wait=wait_of(request),
         )
         return self._sandbox(sandbox)
 
@@ -292,7 +292,7 @@ class Control(pb_grpc.ControlServicer):
 
     @reports
     async def RemoveSandbox(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
-        ids = await self.operations.remove_sandboxes(_refs(request.refs), _wait(request))
+        ids = await self.operations.remove_sandboxes(refs_of(request.refs), wait_of(request))
         return pb.RemoveReply(removed=ids)
 
     def _sandbox(self, sandbox: Sandbox) -> types.Sandbox:
@@ -346,20 +346,6 @@ class Control(pb_grpc.ControlServicer):
     @reports
     async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.Cluster:
         return self.administration.cluster()
-
-
-def _wait(request: Any) -> float:
-    seconds = request.wait.seconds if request.HasField("wait") else 0.0
-    if not 0 <= seconds <= WAIT_MAX:
-        raise Invalid(f"--wait={seconds:g}", "is out of range", f"Use 0 to {WAIT_MAX:g} seconds")
-    return float(seconds)
-
-
-def _refs(refs: Sequence[str]) -> list[str]:
-    """What a request names, each once; Invalid if that is too much for one."""
-    if len(refs) > REFS_MAX:
-        raise Invalid("the request", f"names {len(refs)} objects", f"Name {REFS_MAX} at a time")
-    return list(dict.fromkeys(refs))
 
 
 def _check_upload(size: int, all: int) -> None:

@@ -11,6 +11,7 @@ from cryptography import x509
 
 from agent.core.bounds import clip_time
 from agent.core.members import Member
+from agent.core.services import Row, taking
 from agent.departures import Handover
 from agent.drivers import overlay
 from agent.drivers.wireguard import key_address
@@ -19,6 +20,7 @@ from agent.model import Network, Node, Publish, Sandbox, format_address, format_
 from agent.node import NodeState, expelled_error
 from agent.rpc import control_pb2 as control
 from agent.rpc import types_pb2 as pb
+from agent.servicemodel import UNKNOWN, Service
 from agent.views import Status
 
 _MOST = (1 << 64) - 1  # an IPv6 subnet can have more addresses than a field holds
@@ -150,6 +152,7 @@ def endpoint(state: NodeState, value: Member) -> pb.Endpoint:
         condition = "unreachable"  # with its node: its rows and names are taken back
     else:
         condition = "up" if held.sandbox else "announced"
+    health = state.health_of(value)
     return pb.Endpoint(
         id=held.id,
         name=held.name,
@@ -161,8 +164,78 @@ def endpoint(state: NodeState, value: Member) -> pb.Endpoint:
         mac=format_mac(held.mac),
         addresses=[format_address(a) for a in held.addresses],
         labels=held.labels,
-        health="unknown",
+        health=health.state if health else UNKNOWN,
         state=condition,
+        health_reason=health.reason if health else "",
+        health_since=time_text(health.since) if health else "",
+    )
+
+
+def service(state: NodeState, value: Service) -> pb.Service:
+    """A service, with its backends as they are now."""
+    found = state.backends_of(value, state.clock())
+    takes = {row.endpoint.id for row in taking(value, found)}
+    conflicts = state.services.conflicts_of(value.id)
+    return pb.Service(
+        id=value.id,
+        name=value.name,
+        network=state.catalogue.name(value.network),
+        network_id=value.network,
+        vips=map(format_address, value.vips),
+        mode=value.mode,
+        ports=[
+            pb.ServicePort(
+                port=port.port,
+                target=port.target,
+                protocol=port.protocol,
+                published=port.published,
+                published_at=port.published_at,
+            )
+            for port in value.ports
+        ],
+        selector=value.selector,
+        affinity="client" if value.affinity else "none",
+        affinity_timeout=value.affinity,
+        health=pb.HealthCheck(
+            kind=value.health.kind,
+            path=value.health.path,
+            port=value.health.port,
+            interval=value.health.interval,
+            timeout=value.health.timeout,
+            rise=value.health.rise,
+            fall=value.health.fall,
+        ),
+        publish_on=sorted(map(state.node_name, value.publish_on)),
+        prefer_local=value.prefer_local,
+        all_unhealthy=value.all_unhealthy,
+        drain_timeout=value.drain_timeout,
+        labels=value.labels,
+        backends=[
+            _backend(state, row, row.endpoint.id in takes)
+            for row in sorted(found, key=lambda row: (row.endpoint.name, row.endpoint.id))
+        ],
+        created=time_text(value.created),
+        creator=state.node_name(value.creator),
+        state="up" if takes else "down" if found else "empty",
+        conflict="; ".join(map(state.describe_service_conflict, conflicts)),
+    )
+
+
+def _backend(state: NodeState, row: Row, takes: bool) -> pb.Backend:
+    addresses = [format_address(address) for address in row.endpoint.addresses]
+    condition = "unreachable" if row.is_gone else "draining" if row.draining else "active"
+    return pb.Backend(
+        endpoint=row.endpoint.name,
+        endpoint_id=row.endpoint.id,
+        node=state.node_name(row.node),
+        address=addresses[0] if addresses else "",
+        addresses=addresses,
+        weight=row.weight,
+        health=row.health,
+        state=condition,
+        takes=takes,
+        reason=row.why,
+        since=time_text(row.since) if row.draining else "",
     )
 
 

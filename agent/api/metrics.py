@@ -23,8 +23,10 @@ from prometheus_client.registry import Collector
 
 from agent import __version__
 from agent.api.refusals import REASONS
+from agent.core.services import taking
 from agent.errors import VxmeshError
 from agent.node import NodeState
+from agent.servicemodel import HEALTHY, UNHEALTHY, UNKNOWN
 from agent.views import Change
 
 RESOLVER_WITHIN = 1.0  # s; a name server that does not answer by then is down, as far as we say
@@ -55,6 +57,10 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_resolver_answers_total": (("result",), "What was to be done with them."),
     "vxmesh_resolver_forwarded_total": (("transport",), "Questions sent to an upstream."),
     "vxmesh_resolver_failures_total": (("reason",), "Questions that got no proper answer."),
+    "vxmesh_services": (("state",), "Services of the cluster: up, down, empty."),
+    "vxmesh_service_backends": (("health",), "Backends of all services by health."),
+    "vxmesh_health_checks": ((), "Health checks that this node makes."),
+    "vxmesh_health_changes_total": (("state",), "Endpoints of this node that came to a state."),
     "vxmesh_control_refused_total": (("reason",), "Attempts to use the agent that were refused."),
     "vxmesh_records_refused_total": (("reason",), "Deltas that a peer could not prove."),
 }
@@ -105,6 +111,7 @@ class Sources:
     repair_kinds: Iterable[str] = field(default_factory=tuple)
     peer_refused: Callable[[], Mapping[str, int]] = dict  # reason -> how many
     refused: Callable[[], Mapping[str, int]] = dict  # frames by reason
+    health_checks: Callable[[], int] = lambda: 0
     records_refused: Callable[[], Mapping[str, int]] = dict  # by reason
 
 
@@ -118,6 +125,8 @@ class Metrics:
         }
         for kind in sources.repair_kinds:
             self.count("vxmesh_drift_repaired_total", 0, kind=kind)
+        for state in (HEALTHY, UNHEALTHY, UNKNOWN):
+            self.count("vxmesh_health_changes_total", 0, state=state)
         for reason in REASONS:
             self.count("vxmesh_control_refused_total", 0, reason=reason)
         self._lags = [0.0, 0.0]  # of the window before and of this one, seconds
@@ -187,6 +196,7 @@ class Metrics:
             "vxmesh_replica_records": replica.count(),
             "vxmesh_peer_streams": self.sources.peer_streams(),
             "vxmesh_loop_lag_seconds": max(self._lags),
+            "vxmesh_health_checks": self.sources.health_checks(),
         }
         values: Values = {name: {(): value} for name, value in one.items()}
         values["vxmesh_build_info"] = {(__version__, platform.python_version()): 1}
@@ -195,6 +205,15 @@ class Metrics:
             (node.catalogue.name(n.id),): len(members[n.id].all) if n.id in members else 0
             for n in networks
         }
+        services = Counter({(state,): 0 for state in ("up", "down", "empty")})
+        backends = Counter({(state,): 0 for state in (HEALTHY, UNHEALTHY, UNKNOWN)})
+        for service in node.services.all():
+            rows = node.backends_of(service, node.clock())
+            state = "up" if taking(service, rows) else "down" if rows else "empty"
+            services[(state,)] += 1
+            backends.update((row.health,) for row in rows)
+        values["vxmesh_services"] = {key: float(count) for key, count in services.items()}
+        values["vxmesh_service_backends"] = {key: float(n) for key, n in backends.items()}
         values.update({name: dict(held) for name, held in self._counters.items()})
         values["vxmesh_peer_refused_total"] = {
             (reason,): float(count) for reason, count in self.sources.peer_refused().items()

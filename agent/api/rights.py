@@ -47,6 +47,13 @@ CHANGES = frozenset(
         "GetJoinToken",  # who has it can bring a node in
         "RotateAuthority",
         "IssueUser",
+        "CreateService",
+        "UpdateService",
+        "RemoveServices",
+        "AddBackend",
+        "RemoveBackend",
+        "DrainBackend",
+        "SetEndpointHealth",
     )
 )
 READS = frozenset(
@@ -65,6 +72,8 @@ READS = frozenset(
         "Watch",
         "GetMetrics",
         "GetCluster",
+        "ListServices",
+        "GetService",
     )
 )
 # Services that only tell of themselves, whole.
@@ -252,6 +261,6 @@ async def _logged(
 
 def _object(request: Any) -> str:
     """What a request is about, as far as it says: names as they were given."""
-    parts = [getattr(request, "network", ""), getattr(request, "name", "")]
+    parts = [getattr(request, key, "") for key in ("network", "name", "ref", "endpoint")]
     parts += getattr(request, "refs", ())
     return " ".join(str(part) for part in parts if part)[:OBJECT_MAX]

@@ -126,6 +126,8 @@ class Watchers:
 
         for each in list(node.nodes.values()):
             yield event(node=convert.node(node, self.health, each))
+        for service in list(node.services.all()):
+            yield event(service=convert.service(node, service))
         for network in list(node.catalogue.all()):
             yield event(network=convert.network(node, network))
             members = node.members.get(network.id)
@@ -149,6 +151,17 @@ class Watchers:
             if shown:
                 action = "remove" if not new else "update" if old else "create"
                 yield pb.Event(action=action, network=convert.network(node, shown))
+        for id, was in change.services.items():
+            service = node.services.get(id) or was
+            if service:
+                action = "remove" if not node.services.get(id) else "update" if was else "create"
+                yield pb.Event(action=action, service=convert.service(node, service))
+        anyway = {c.new.endpoint.id for c in change.endpoints if c.new} if change.health else ()
+        for endpoint in sorted(change.health.difference(anyway)):
+            members = node.members.get(node.network_of(endpoint))
+            if members and endpoint in members.all:
+                member = members.all[endpoint]
+                yield pb.Event(action="update", endpoint=convert.endpoint(node, member))
         for notice in change.notices:
             told = pb.Notice(kind=notice.kind, message=notice.message, fields=notice.fields)
             yield pb.Event(action="notice", notice=told)

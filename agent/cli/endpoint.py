@@ -1,4 +1,4 @@
-"""vxmesh endpoint create | announce | ls | inspect | rm."""
+"""vxmesh endpoint create | announce | ls | inspect | health | rm."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ COLUMNS = [
     ("NODE", "node"),
     ("MAC", "mac"),
     ("ADDRESSES", lambda e: ", ".join(e["addresses"])),
+    ("HEALTH", "health"),
     ("STATE", "state"),
     ("ID", "id"),
 ]
@@ -130,6 +131,26 @@ def ls(network: str, node: str, host: str, output: str) -> None:
 def inspect(ref: str, network: str, host: str, output: str) -> None:
     """Show one endpoint."""
     emit_object(to_dict(call(host, lambda client: client.endpoint(ref, network))), output)
+
+
+@endpoint.command()
+@click.argument("ref", metavar="EP")
+@click.argument("state", type=click.Choice(("healthy", "unhealthy", "none")))
+@click.option("--reason", default="", help="why it is unhealthy, for people")
+@click.option("--network", default="", metavar="NET")
+@wait_option
+@host_option
+@output_option
+def health(
+    ref: str, state: str, reason: str, network: str, wait: float, host: str, output: str
+) -> None:
+    """Say how an endpoint of this node is, as who runs its workload knows.
+
+    With none, what was said before holds no more.
+    """
+    told = "" if state == "none" else state
+    found = call(host, lambda client: client.set_health(ref, told, reason, network, wait))
+    emit_done("", to_dict(found), output)
 
 
 @endpoint.command()

@@ -24,7 +24,7 @@ WIDTHS = (24, 18, 20)  # of TIME, KIND and OBJECT
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+\Z")
 # Which of a notice's fields says what it is about, the most telling first.
-_ABOUT = ("endpoint", "network", "networks", "node")
+_ABOUT = ("endpoint", "service", "network", "networks", "node")
 
 
 @click.command()
@@ -100,6 +100,12 @@ def describe(event: pb.Event) -> tuple[str, str, str]:
         endpoint = event.endpoint
         text = f"{', '.join(endpoint.addresses)} on {endpoint.node}"
         return kind, f"{endpoint.network}/{endpoint.name}", text
+    if what == "service":
+        service = event.service
+        text = ", ".join(service.vips) or service.mode
+        ready = sum(backend.takes for backend in service.backends)
+        text += f", {ready} of {len(service.backends)} backends take connections"
+        return kind, f"{service.network}/{service.name}", text
     notice = event.notice
     about = next((notice.fields[key] for key in _ABOUT if notice.fields.get(key)), "-")
     return notice.kind, about, notice.message

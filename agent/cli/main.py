@@ -27,6 +27,7 @@ NOUNS: dict[str, tuple[str, str]] = {
     "node": ("agent.cli.node:node", "Hosts that run an agent."),
     "network": ("agent.cli.network:network", "Isolated networks."),
     "endpoint": ("agent.cli.endpoint:endpoint", "Interfaces of workloads in networks."),
+    "service": ("agent.cli.service:service", "Names with an address, ports and backends."),
     "sandbox": ("agent.cli.sandbox:sandbox", "Network stacks of workloads on this node."),
     "run": ("agent.cli.run:run", "Run a command in a sandbox of its own."),
     "exec": ("agent.cli.run:exec_", "Run a command in a sandbox that exists."),

@@ -30,6 +30,7 @@ from agent.cluster.consent import Consent
 from agent.cluster.dialer import OPTIONS, Denied, Dialer, target_of
 from agent.cluster.link import SILENCE, Impostor, Link, Write
 from agent.cluster.outside import Handlers
+from agent.cluster.ports import PortCheck
 from agent.cluster.reach import Reach
 from agent.cluster.recheck import Recheck
 from agent.cluster.refusals import Reason, Refusals
@@ -40,8 +41,9 @@ from agent.core.replica import Delta
 from agent.core.session import Hello, Message
 from agent.core.topology import EVERYBODY, Topology
 from agent.errors import Unavailable
-from agent.model import Network, Node
+from agent.model import Network, Node, Publish
 from agent.node import NodeState
+from agent.ports import Taken
 from agent.rpc import peer_pb2 as pb
 from agent.views import Change
 
@@ -105,7 +107,9 @@ class Peers:
         self._stopped = False
         self.dialer = Dialer(node, keyring)
         self.refusals = Refusals(node)
-        self.consent = Consent(node, durable, self.dialer, Claims(node, self.refusals))
+        claims = Claims(node, self.refusals)
+        self.consent = Consent(node, durable, self.dialer, claims)
+        self.ports = PortCheck(node, self.dialer, claims)
         node.is_linked = self._is_linked
         self.server = PeerServer(
             node,
@@ -115,7 +119,7 @@ class Peers:
             self.refusals,
             run_dir,
             enrol,
-            self.consent.handlers(),
+            {**self.consent.handlers(), **self.ports.handlers()},
         )
         self._recheck = Recheck(node, self.dialer, self.links.values)
         self._progress = asyncio.Event()
@@ -314,6 +318,14 @@ class Peers:
     def missing(self) -> int:
         """Versions that the peers had when their streams opened and that are not here yet."""
         return max((link.session.missing for link in self.links.values()), default=0)
+
+    def live_nodes(self) -> list[str]:
+        """The other nodes (ids) that count as members."""
+        return [id for id in self._members() if id in self.node.nodes]
+
+    async def check_ports(self, node: str, ports: Sequence[Publish]) -> list[Taken]:
+        """Which of these ports cannot be published there; VxmeshError if it does not answer."""
+        return await self.ports.ask(node, ports)
 
     def _members(self) -> list[str]:
         """The other nodes that count as members."""

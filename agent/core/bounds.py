@@ -65,11 +65,11 @@ def check_bounds(value: msgspec.Struct) -> None:
     elif isinstance(value, Claims):
         if len(value.segments) > SEGMENTS_MAX:
             raise Invalid("record", f"has {len(value.segments)} segments")
-        _check_ids(value.network, *{segment.owner for segment in value.segments})
+        check_ids(value.network, *{segment.owner for segment in value.segments})
     elif isinstance(value, Removal):
-        _check_ids(value.node, value.by)
-        _check_texts(value.name, value.by_name)
-        _check_times(value.when)
+        check_ids(value.node, value.by)
+        check_texts(value.name, value.by_name)
+        check_times(value.when)
 
 
 def check_endpoint(value: Endpoint) -> None:
@@ -82,20 +82,20 @@ def check_endpoint(value: Endpoint) -> None:
     if value.mac[0] & 1 or value.mac == _NO_MAC:
         # A row for "all zeros" would take what has no row, one for a group what is for all.
         raise Invalid("record", f"has the MAC {value.mac.hex(':')}, which is no station's")
-    _check_name(value.name)
+    check_name(value.name)
     for alias in value.aliases:
-        _check_name(alias)
+        check_name(alias)
     if value.labels:
         parse_labels(value.labels)
     if value.sandbox:
-        _check_ids(value.sandbox)
+        check_ids(value.sandbox)
 
 
 def _check_network(value: Network) -> None:
-    _check_ids(value.id, value.creator)
-    _check_name(value.name)
-    _check_texts(value.driver, value.ip_range)
-    _check_times(value.created)
+    check_ids(value.id, value.creator)
+    check_name(value.name)
+    check_texts(value.driver, value.ip_range)
+    check_times(value.created)
     if len(value.subnets) > SUBNETS_MAX or max(len(value.options), len(value.labels)) > LABELS_MAX:
         raise Invalid("record", f"has {len(value.subnets)} subnets, or too many labels")
     for subnet, gateway in zip(value.subnets, value.gateways, strict=True):
@@ -107,15 +107,15 @@ def _check_network(value: Network) -> None:
     if len(value.lost) > LOSSES_MAX or any(loss.what not in LOSABLE for loss in value.lost):
         raise Invalid("record", "has lost what cannot be lost")
     for loss in value.lost:
-        _check_ids(loss.winner)
-        _check_texts(loss.value)
+        check_ids(loss.winner)
+        check_texts(loss.value)
 
 
 def _check_node(value: Node) -> None:
-    _check_ids(value.id)
-    _check_name(value.name)
-    _check_texts(value.version)
-    _check_times(value.since)
+    check_ids(value.id)
+    check_name(value.name)
+    check_texts(value.version)
+    check_times(value.since)
     if len(value.routes) > ROUTES_MAX:
         raise Invalid("record", f"has {len(value.routes)} routes")
     if value.data_port == NAMES_PORT:
@@ -127,24 +127,28 @@ def _check_node(value: Node) -> None:
         raise Invalid("record", f"has the incarnation {value.incarnation}")
 
 
-def _check_ids(*ids: str) -> None:
+def check_ids(*ids: str) -> None:
+    """Invalid if one of them is no id."""
     for id in ids:
         if not _ID.match(id):
             raise Invalid("record", f"has the id {shorten(id)}")
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Invalid if it is no DNS label in lower case."""
     if parse_name(name, "record's") != name:
         raise Invalid("record", f"has the name {shorten(name)}, which is not in lower case")
 
 
-def _check_texts(*texts: str) -> None:
+def check_texts(*texts: str) -> None:
+    """Invalid if one of them is not fit to be shown."""
     for text in texts:
         if len(text) > TEXT_MAX or not text.isprintable():
             raise Invalid("record", f"has the text {shorten(text)}")
 
 
-def _check_times(*times: float) -> None:
+def check_times(*times: float) -> None:
+    """Invalid if one of them (seconds since the epoch) has no date."""
     for seconds in times:
         if not math.isfinite(seconds) or not 0 <= seconds <= TIME_MAX:
             raise Invalid("record", f"has the time {seconds}")

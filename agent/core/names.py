@@ -1,38 +1,54 @@
 """Names of endpoints by network, and the answer to a question by who asks.
 
 A sandbox asks, and its address says which networks it is in: its view. It sees the names of
-those networks only: NAME, NAME.NET and NAME.NET.vxmesh.internal, aliases as well as names, and
-the way back from an address. What is ours is answered with authority, the answer "no such
-name" included, and never leaves: everything under vxmesh.internal, under the name of a network
-of the view, single labels, and addresses within our subnets. All else is for the host's
-resolvers, if a network of the view leads out at all.
+those networks only: NAME, NAME.NET and NAME.NET.vxmesh.internal, of endpoints, their aliases and
+services, and the way back from an address. A service's name leads to its VIPs, or to its backends
+if it has none; tasks.NAME always to the backends; SRV of _PORT._tcp.NAME to either, with the port.
+What is ours is answered with authority, the answer "no such name" included, and never leaves:
+everything under vxmesh.internal, under the name of a network of the view, single labels, and
+addresses within our subnets. All else is for the host's resolvers, if a network of the view leads
+out at all.
 
 The price: in the sandboxes of a network called `dev`, names under the public top-level domain
 `dev` cannot be resolved.
 
-Sources: RFC 1034 and 1035, 2308 (negative answers), 6761 (localhost), 8020 (a name that is
-denied has nothing below it, so what lies between exists), 8482 (ANY).
-What stands opposite: agent/resolver, which puts this on the wire.
+Sources: RFC 1034 and 1035, 2308 (negative answers), 2782 (SRV), 6761 (localhost), 8020 (a name
+that is denied has nothing below it, so what lies between exists), 8482 (ANY).
+What stands opposite: nametables.py holds a network's names; agent/resolver puts this on the wire.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from agent.core.question import AAAA, ANY, PTR, SOA, A, Question, ReversePrefix, reverse_prefix
+from agent.core.nametables import (
+    NetworkNames,
+    ServiceBackend,
+    ServiceEntry,
+    ServicePort,
+)
+from agent.core.question import (
+    AAAA,
+    ANY,
+    PTR,
+    SOA,
+    SRV,
+    A,
+    Question,
+    ReversePrefix,
+    reverse_prefix,
+)
 from agent.model import format_address
 
 ZONE = "vxmesh.internal"
 TTL = 5  # seconds, of every record of ours and of "no such name"
 
+TASKS = "tasks"  # tasks.NAME: the backends of a service
+
 _ZONE_LABELS = ("vxmesh", "internal")
-# Endpoints of one name that an answer is made of: some 12 ms of work over TCP; over UDP some 70 fit
-# in any case. Without it each question for a name that thousands share would hold up all others.
-HOLDERS_MAX = 256
 _SEARCH_BYTES_MAX = 240  # musl skips a line of resolv.conf of 256 bytes or more
 _SEARCH_DOMAINS_MAX = 6  # glibc before 2.26 takes no more
 _NAMESERVERS_MAX = 3  # glibc and musl take no more
@@ -48,6 +64,15 @@ class Kind(Enum):
     REFUSED = "refused"  # not ours, and the asker has no way out
 
 
+class Srv(NamedTuple):
+    """What an SRV record says (RFC 2782); the target is without its final dot."""
+
+    priority: int
+    weight: int
+    port: int
+    target: str
+
+
 class Record(NamedTuple):
     """One record of the name that was asked; its TTL is `TTL`.
 
@@ -56,7 +81,7 @@ class Record(NamedTuple):
     """
 
     type: int
-    data: bytes | str
+    data: bytes | str | Srv
 
 
 class Answer(NamedTuple):
@@ -67,62 +92,20 @@ class Answer(NamedTuple):
     records: tuple[Record, ...] = ()
     zone: str = ""
     network: str = ""  # id of the network that has the name
+    additional: tuple[tuple[str, Record], ...] = ()  # addresses of SRV's targets
 
 
 View = tuple[str, ...]
-_Entry = tuple[str, tuple[str, ...], tuple[bytes, ...]]  # name, aliases, addresses
 _LOOPBACK = {A: bytes((127, 0, 0, 1)), AAAA: bytes(15) + b"\1"}
 
 
-class _Network:
-    __slots__ = ("addresses", "endpoints", "internal", "name", "names", "subnets")
+class Stale(NamedTuple):
+    """Whose answers may have changed: `names` are single labels, of whichever network, and
+    addresses; `everything`, if a network did; `views`, if who asks is in other networks."""
 
-    def __init__(self) -> None:
-        self.name = ""
-        self.internal = False
-        self.subnets: list[tuple[int, int, int]] = []  # version, prefix length, base
-        self.endpoints: dict[str, _Entry] = {}
-        # Nearly every name is one endpoint's: a list for each would cost 100 bytes a name.
-        self.names: dict[str, str | list[str]] = {}  # sorted, where they are several
-        self.addresses: dict[bytes, str] = {}
-
-    def holders(self, name: str, turn: int = 0) -> list[str]:
-        """Endpoint ids that bear the name, in an order that is the same on every node. Of very
-        many some, others at each `turn`."""
-        held = self.names.get(name)
-        if held is None:
-            return []
-        if isinstance(held, str):
-            return [held]
-        if len(held) <= HOLDERS_MAX:
-            return held
-        first = turn * HOLDERS_MAX % len(held)
-        found = held[first : first + HOLDERS_MAX]
-        return found + held[: HOLDERS_MAX - len(found)]
-
-    def take(self, name: str, id: str) -> None:
-        held = self.names.setdefault(name, id)
-        if isinstance(held, str):
-            if held != id:
-                self.names[name] = sorted((held, id))
-        elif (place := bisect_left(held, id)) == len(held) or held[place] != id:
-            held.insert(place, id)
-
-    def forget(self, id: str, entry: _Entry) -> None:
-        name, aliases, addresses = entry
-        for each in (name, *aliases):
-            held = self.names.get(each)
-            if held == id:
-                del self.names[each]
-            elif isinstance(held, list):
-                place = bisect_left(held, id)
-                if place < len(held) and held[place] == id:
-                    del held[place]
-                if len(held) == 1:
-                    self.names[each] = held[0]
-        for address in addresses:
-            if self.addresses.get(address) == id:
-                del self.addresses[address]
+    everything: bool
+    views: bool
+    names: frozenset[str | bytes]
 
 
 class Names:
@@ -133,16 +116,34 @@ class Names:
     """
 
     def __init__(self) -> None:
-        self._networks: dict[str, _Network] = {}
+        self._networks: dict[str, NetworkNames] = {}
         self._views: dict[bytes, View] = {}
         # version, prefix length -> base -> ids: of networks that share a subnet there are several
         self._subnets: dict[tuple[int, int], dict[int, list[str]]] = {}
+        self._stale: set[str | bytes] | None = None
+        self._all_stale = False
+        self._views_stale = False
+
+    def watch(self) -> None:
+        """From now on note what `take_stale` returns."""
+        self._stale, self._all_stale, self._views_stale = set(), False, False
+        for network in self._networks.values():
+            network.stale = self._stale
+
+    def take_stale(self) -> Stale:
+        """What may be answered otherwise than at the last call."""
+        found = Stale(self._all_stale, self._views_stale, frozenset(self._stale or ()))
+        if self._stale is not None:
+            self._stale.clear()
+        self._all_stale = self._views_stale = False
+        return found
 
     def put_network(
         self, id: str, name: str, subnets: Iterable[str] = (), internal: bool = False
     ) -> None:
         """A network or what changed of it. `subnets` in CIDR; `internal`: no way out of it."""
-        network = self._networks.setdefault(id, _Network())
+        network = self._network(id)
+        self._all_stale = True
         self._forget_subnets(id, network)
         network.name = name.lower()
         network.internal = internal
@@ -157,6 +158,7 @@ class Names:
         """The network is gone, and every name in it. Nothing happens if there is none."""
         network = self._networks.pop(id, None)
         if network is not None:
+            self._all_stale = True
             self._forget_subnets(id, network)
 
     def put(
@@ -171,51 +173,74 @@ class Names:
 
         Of two endpoints with one address the later put is the one that the address leads to.
         """
+        lowered = tuple([alias.lower() for alias in aliases]) if aliases else ()
         network = self._networks.get(network_id)
         if network is None:
-            network = self._networks[network_id] = _Network()
-        lowered = tuple([alias.lower() for alias in aliases]) if aliases else ()
-        entry = (name.lower(), lowered, addresses)
-        old = network.endpoints.get(endpoint_id)
-        if old is not None:
-            if old == entry:
-                return
-            network.forget(endpoint_id, old)
-        network.endpoints[endpoint_id] = entry
-        network.take(entry[0], endpoint_id)
-        for alias in lowered:
-            network.take(alias, endpoint_id)
-        for address in addresses:
-            network.addresses[address] = endpoint_id
+            network = self._network(network_id)
+        network.put(endpoint_id, (name.lower(), lowered, addresses))
 
     def drop(self, network_id: str, endpoint_id: str) -> None:
         """The endpoint is gone. Nothing happens if there is none."""
         network = self._networks.get(network_id)
+        if network is not None:
+            network.drop(endpoint_id)
+            self._prune(network_id, network)
+
+    def put_service(
+        self,
+        network_id: str,
+        service_id: str,
+        name: str,
+        vips: Sequence[bytes] = (),
+        backends: Sequence[ServiceBackend] = (),
+        ports: Sequence[ServicePort] = (),
+    ) -> None:
+        """A service or what changed of it; replaces all that was known of it.
+
+        `vips` (4 or 16 bytes each) is empty for one whose name leads to its backends (dnsrr).
+        `backends` are those that answers are to name: healthy, not draining. Its name hides
+        endpoints of the same name in its network.
+        """
+        entry = ServiceEntry(name.lower(), tuple(vips), tuple(backends), tuple(ports))
+        self._network(network_id).put_service(service_id, entry)
+
+    def drop_service(self, network_id: str, service_id: str) -> None:
+        """The service is gone. Nothing happens if there is none."""
+        network = self._networks.get(network_id)
+        if network is not None:
+            network.drop_service(service_id)
+            self._prune(network_id, network)
+
+    def _network(self, id: str) -> NetworkNames:
+        network = self._networks.get(id)
         if network is None:
-            return
-        entry = network.endpoints.pop(endpoint_id, None)
-        if entry is not None:
-            network.forget(endpoint_id, entry)
-        if not network.endpoints and not network.name:
-            del self._networks[network_id]
+            network = self._networks[id] = NetworkNames(self._stale)
+        return network
+
+    def _prune(self, id: str, network: NetworkNames) -> None:
+        if not network:
+            del self._networks[id]
 
     def put_view(self, address: bytes, networks: View) -> None:
         """Who asks from `address` (4 or 16 bytes) is in these networks; the first counts first."""
         self._views[address] = networks
+        self._views_stale = True
 
     def drop_view(self, address: bytes) -> None:
         """Nobody of ours has that address any more."""
         self._views.pop(address, None)
+        self._views_stale = True
 
     def view(self, address: bytes) -> View:
         """Network ids of who asks from `address`; empty for a stranger."""
         return self._views.get(address, ())
 
     def counts(self) -> dict[str, int]:
-        """How many networks, endpoints and views are known."""
+        """How many networks, endpoints, services and views are known."""
         return {
             "networks": len(self._networks),
             "endpoints": sum(len(n.endpoints) for n in self._networks.values()),
+            "services": sum(len(n.services) for n in self._networks.values()),
             "views": len(self._views),
         }
 
@@ -240,10 +265,30 @@ class Names:
         for id in view:
             network = self._networks.get(id)
             if network is not None and network.name == last:
-                if len(labels) > 2:
-                    return Answer(Kind.NXDOMAIN, _TOO_DEEP, zone=last, network=id)
-                return self._in_network(id, labels[0], question.type, last, turn)
-        return self._outside(view)
+                found = self._in_network(id, labels[:-1], question.type, last, turn)
+                if len(labels) > 2 or found.kind is not Kind.NXDOMAIN:
+                    return found
+                # "tasks" is no name there, but this network's name may be a service's as well.
+                return self._of_service(question, view, turn) or found
+        return self._of_service(question, view, turn) or self._outside(view)
+
+    def _of_service(self, question: Question, view: View, turn: int) -> Answer | None:
+        """tasks.NAME and _PORT._tcp.NAME without a network's name; None if it is not that."""
+        labels = question.labels
+        subject = subject_of(labels)
+        if subject == 0 or subject != len(labels) - 1:
+            return None
+        name = labels[-1]
+        for id in view:
+            network = self._networks.get(id)
+            if network is not None and name in network.named:
+                return self._in_network(id, labels, question.type, name, turn)
+        for id in view:
+            network = self._networks.get(id)
+            if network is not None and (name in network.names or name in network.departed):
+                return Answer(Kind.NXDOMAIN, _NO_SUCH_SERVICE, zone=name, network=id)
+        # No top-level domain has SRV records, while there are public names such as tasks.org.
+        return Answer(Kind.NXDOMAIN, _SINGLE) if labels[0] != TASKS else None
 
     def explain(self, question: Question, view: View) -> list[str]:
         """Why `question` gets the answer that it gets, a sentence a line, for an operator.
@@ -258,16 +303,13 @@ class Names:
         lines.append(answer.why)
         network = self._networks.get(answer.network)
         if answer.kind is Kind.ANSWER and network is not None:
-            for id in self._meant(network, question):
-                name, aliases, addresses = network.endpoints[id]
-                also = f" (also {', '.join(aliases)})" if aliases else ""
-                has = ", ".join(format_address(address) for address in addresses)
-                lines.append(f"endpoint {id} in {self._title(answer.network)}: {name}{also}, {has}")
+            lines.extend(self._meant(network, self._title(answer.network), question))
         if answer.kind is not Kind.ANSWER and question.labels:
+            name = question.labels[subject_of(question.labels)]
             lines.extend(
-                f"{self._title(id)} has the name {question.labels[0]}, but the asker is not in it"
+                f"{self._title(id)} has the name {name}, but the asker is not in it"
                 for id, other in self._networks.items()
-                if id not in view and question.labels[0] in other.names
+                if id not in view and name in other
             )
         return lines
 
@@ -282,9 +324,7 @@ class Names:
             if network is not None and network.name == above[-1]:
                 if len(above) == 1:
                     return Answer(Kind.NODATA, _NETWORK, zone=ZONE, network=id)
-                if len(above) > 2:
-                    return Answer(Kind.NXDOMAIN, _TOO_DEEP, zone=ZONE, network=id)
-                return self._in_network(id, above[0], question.type, ZONE, turn)
+                return self._in_network(id, above[:-1], question.type, ZONE, turn)
         return Answer(Kind.NXDOMAIN, _NO_SUCH_NETWORK, zone=ZONE)
 
     def _single(self, question: Question, view: View, turn: int) -> Answer:
@@ -294,30 +334,78 @@ class Names:
             network = self._networks.get(id)
             if network is None:
                 continue
-            if label in network.names:
-                return self._in_network(id, label, question.type, label, turn)
+            if label in network:
+                return self._in_network(id, (label,), question.type, label, turn)
             between = between or network.name == label
         if between:
             return Answer(Kind.NODATA, _NETWORK, zone=label)
         return Answer(Kind.NXDOMAIN, _SINGLE)
 
-    def _in_network(self, id: str, name: str, type: int, zone: str, turn: int) -> Answer:
+    def _in_network(
+        self, id: str, labels: tuple[str, ...], type: int, zone: str, turn: int
+    ) -> Answer:
+        """What the network says of what was asked in front of its name."""
         network = self._networks[id]
-        holders = network.holders(name, turn)
-        if not holders:
-            return Answer(Kind.NXDOMAIN, _NO_SUCH_NAME, zone=zone, network=id)
-        found = [
-            Record(A if len(address) == 4 else AAAA, address)
-            for address in dict.fromkeys(
-                address for holder in holders for address in network.endpoints[holder][2]
-            )
-        ]
-        if type != ANY:
-            found = [record for record in found if record.type == type]
-        if not found:
+        name = labels[-1]
+        service = network.service(name)
+        if len(labels) == 1:
+            if service is not None:
+                if not service.vips:
+                    return self._backends(id, service, type, zone, turn)
+                return _addresses(service.vips, type, zone, turn, id, _VIP)
+            held = [network.endpoints[holder] for holder in network.holders(name, turn)]
+            if not held:
+                return Answer(Kind.NXDOMAIN, _NO_SUCH_NAME, zone=zone, network=id)
+            found = [address for entry in held for address in entry[2]]
+            return _addresses(found, type, zone, turn, id, _NAME)
+        if service is None:
+            why = _NO_SUCH_SERVICE if subject_of(labels) else _TOO_DEEP
+            return Answer(Kind.NXDOMAIN, why, zone=zone, network=id)
+        if labels[:-1] == (TASKS,):
+            return self._backends(id, service, type, zone, turn)
+        protocol = labels[-2].removeprefix("_")
+        if len(labels) == 2 and any(f"_{port.protocol}" == labels[-2] for port in service.ports):
+            return Answer(Kind.NODATA, _NETWORK, zone=zone, network=id)
+        ports = []
+        if len(labels) == 3 and labels[-2][0] == "_" == labels[0][0]:
+            ports = service.find_ports(protocol, labels[0][1:])
+        if not ports:
+            why = _NO_SUCH_PORT if len(labels) == 3 else _TOO_DEEP
+            return Answer(Kind.NXDOMAIN, why, zone=zone, network=id)
+        if type not in (SRV, ANY):
             return Answer(Kind.NODATA, _NO_SUCH_TYPE, zone=zone, network=id)
-        first = turn % len(found)
-        return Answer(Kind.ANSWER, _NAME, tuple(found[first:] + found[:first]), zone, id)
+        return self._targets(id, service, ports, zone, turn)
+
+    def _backends(self, id: str, service: ServiceEntry, type: int, zone: str, turn: int) -> Answer:
+        held = self._networks[id].backends(service, turn)
+        if not held:
+            return Answer(Kind.NODATA, _NO_BACKEND, zone=zone, network=id)
+        found = [address for _, entry in held for address in entry[2]]
+        return _addresses(found, type, zone, turn, id, _BACKENDS)
+
+    def _targets(
+        self, id: str, service: ServiceEntry, ports: list[ServicePort], zone: str, turn: int
+    ) -> Answer:
+        """SRV: the service itself if it has a VIP, else each backend."""
+        network = self._networks[id]
+        if service.vips:
+            named = [(1, service.name, service.vips, True)]
+        else:
+            held = network.backends(service, turn)
+            named = [(b.weight, entry[0], entry[2], False) for b, entry in held]
+        records: dict[Record, None] = {}
+        additional: dict[tuple[str, Record], None] = {}
+        for weight, name, addresses, itself in named:
+            target = ".".join(part for part in (name, network.name, ZONE) if part)
+            for port in ports:
+                number = port.port if itself else port.target
+                records[Record(SRV, Srv(0, weight, number, target))] = None
+            for address in addresses:
+                additional[target, _record(address)] = None
+        if not records:
+            return Answer(Kind.NODATA, _NO_BACKEND, zone=zone, network=id)
+        found = _turned(list(records), turn)
+        return Answer(Kind.ANSWER, _SRV, found, zone, id, tuple(additional))
 
     def _reverse(self, question: Question, prefix: ReversePrefix, view: View) -> Answer:
         length = self._covered(prefix.version, prefix.value, prefix.bits)
@@ -331,13 +419,12 @@ class Names:
             return Answer(Kind.NODATA, _NETWORK, zone=zone)
         for id in view:
             network = self._networks.get(id)
-            holder = network.addresses.get(address) if network is not None else None
-            if network is None or holder is None:
+            name = network.bearer(address) if network is not None else ""
+            if network is None or not name:
                 continue
             if question.type not in (PTR, ANY):
                 return Answer(Kind.NODATA, _NO_SUCH_TYPE, zone=zone, network=id)
-            parts = (network.endpoints[holder][0], network.name, ZONE)
-            record = Record(PTR, ".".join(part for part in parts if part))
+            record = Record(PTR, ".".join(part for part in (name, network.name, ZONE) if part))
             return Answer(Kind.ANSWER, _ADDRESS, (record,), zone, id)
         return Answer(Kind.NXDOMAIN, _NO_SUCH_ADDRESS, zone=zone)
 
@@ -354,7 +441,7 @@ class Names:
             return Answer(Kind.FORWARD, _OUTSIDE)
         return Answer(Kind.REFUSED, _INTERNAL if networks else _STRANGER)
 
-    def _forget_subnets(self, id: str, network: _Network) -> None:
+    def _forget_subnets(self, id: str, network: NetworkNames) -> None:
         for version, prefix, base in network.subnets:
             bases = self._subnets[version, prefix]
             bases[base].remove(id)
@@ -364,11 +451,29 @@ class Names:
                 del self._subnets[version, prefix]
         network.subnets = []
 
-    def _meant(self, network: _Network, question: Question) -> list[str]:
+    def _meant(self, network: NetworkNames, title: str, question: Question) -> list[str]:
+        """Of what the answer is made, a line each."""
         prefix = reverse_prefix(question.labels)
+        subject = question.labels[subject_of(question.labels)]
         if prefix is None or prefix.address is None:
-            return network.holders(question.labels[0])
-        return [network.addresses[prefix.address]]
+            service = network.service(subject)
+            ids = network.holders(subject)
+        else:
+            of = network.vips.get(prefix.address)
+            service = network.services[of] if of else None
+            ids = [] if service else [network.addresses[prefix.address]]
+        lines = []
+        if service is not None:
+            ids = [backend.endpoint for backend, _ in network.backends(service)]
+            vips = ", ".join(map(format_address, service.vips)) or "no VIP"
+            ready = f"{len(ids)} of its backends take connections"
+            lines.append(f"service {service.name} in {title}: {vips}, {ready}")
+        for id in ids:
+            name, aliases, addresses = network.endpoints[id]
+            also = f" (also {', '.join(aliases)})" if aliases else ""
+            has = ", ".join(format_address(address) for address in addresses)
+            lines.append(f"endpoint {id} in {title}: {name}{also}, {has}")
+        return lines
 
     def _title(self, id: str) -> str:
         network = self._networks.get(id)
@@ -379,6 +484,12 @@ class Names:
 
 _NAME = "the network has this name"
 _ADDRESS = "an endpoint of a network of the asker has this address"
+_VIP = "a service of the network has this name; it is reached by its virtual address"
+_BACKENDS = "a service of the network has this name; these backends take connections"
+_SRV = "a service of the network has this port"
+_NO_SUCH_PORT = "the service has no such port"
+_NO_SUCH_SERVICE = "the network has no service of this name"
+_NO_BACKEND = "the service has no backend that takes connections"
 _APEX = f"{ZONE} is our own zone"
 _NETWORK = "there are names below this one, but no record of it"
 _NO_SUCH_NAME = "the network has no endpoint or alias of this name"
@@ -391,6 +502,35 @@ _LOCALHOST = "localhost is always the asker itself (RFC 6761)"
 _OUTSIDE = "the name is not ours, so the host's resolvers are asked"
 _INTERNAL = "the name is not ours, and the asker is in internal networks only: no way out"
 _STRANGER = "the name is not ours, and only sandboxes of this node may ask for such names"
+
+
+def subject_of(labels: Sequence[str]) -> int:
+    """Where in a name the endpoint's or service's own one is: behind tasks and _PORT._tcp."""
+    if len(labels) > 1 and labels[0] == TASKS:
+        return 1
+    if len(labels) > 2 and labels[0].startswith("_") and labels[1] in ("_tcp", "_udp"):
+        return 2
+    return 0
+
+
+def _record(address: bytes) -> Record:
+    return Record(A if len(address) == 4 else AAAA, address)
+
+
+def _turned(found: list[Record], turn: int) -> tuple[Record, ...]:
+    first = turn % len(found)
+    return tuple(found[first:] + found[:first])
+
+
+def _addresses(
+    addresses: Iterable[bytes], type: int, zone: str, turn: int, network: str, why: str
+) -> Answer:
+    found = [_record(address) for address in dict.fromkeys(addresses)]
+    if type != ANY:
+        found = [record for record in found if record.type == type]
+    if not found:
+        return Answer(Kind.NODATA, _NO_SUCH_TYPE, zone=zone, network=network)
+    return Answer(Kind.ANSWER, why, _turned(found, turn), zone, network)
 
 
 def _localhost(question: Question) -> Answer:

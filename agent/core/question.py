@@ -12,7 +12,7 @@ from typing import NamedTuple
 from agent.errors import Invalid
 from agent.model import parse_address, shorten
 
-A, SOA, PTR, AAAA, ANY = 1, 6, 12, 28, 255  # record types, RFC 1035 and 3596
+A, SOA, PTR, AAAA, SRV, ANY = 1, 6, 12, 28, 33, 255  # record types, RFC 1035, 3596 and 2782
 
 _NAME_BYTES_MAX = 253  # RFC 1035, section 2.3.4, as text
 # How many labels an address has, how many bits a label, in which base it is written.

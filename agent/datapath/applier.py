@@ -19,9 +19,12 @@ from typing import Any
 
 import structlog
 
-from agent.datapath import namespaces, nft, sandbox
+from agent.datapath import entrance, namespaces, nft, sandbox
 from agent.datapath.backlog import Backlog, Failures, Key
+from agent.datapath.balancer import Balancer, Publication
+from agent.datapath.balancerules import TRACKING
 from agent.datapath.bulk import Bulk
+from agent.datapath.connections import Connections
 from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
 from agent.datapath.monitor import Monitor
@@ -32,8 +35,10 @@ from agent.datapath.nftables import Nftables
 from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.uplink import Uplink
+from agent.datapath.waysback import WaysBack
 from agent.datapath.wireguard import Wireguard
 from agent.drivers import wireguard
+from agent.drivers.balancing import FrontendKey
 from agent.drivers.base import Bridge, Closed, DesiredState, Rows
 from agent.errors import VxmeshError
 
@@ -78,6 +83,7 @@ class Applier:
         self._path = netns
         self.repairs = Repairs()
         self.stale_tables = True  # since the rules were loaded, a network came, changed or went
+        self._opened: set[Publication] = set()  # published ports, since the rules were loaded
         self._forwards = False  # our rules are there, so that we may forward
         self._closed = Closed()  # as it was loaded last
         self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
@@ -94,11 +100,20 @@ class Applier:
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
             sealed = Nftables(host_netns, table=nft.SEALED)
             self._sealed_table = stack.enter_context(contextlib.closing(sealed))
+            rp_filter = namespaces.get_sysctl(host_netns, "ipv4/conf/all/rp_filter")
+            names = entrance.TABLES if entrance.is_possible(rp_filter) else {}
+            self._entrances = {
+                version: stack.enter_context(contextlib.closing(Nftables(host_netns, table=name)))
+                for version, name in names.items()
+            }
             self._guard = stack.enter_context(contextlib.closing(Guard(self._netns)))
+            self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
             self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
+            self._connections = Connections(self._netns, host_netns)
+            self._ways_back = WaysBack(self.networks.held, self.attempt)
             self.wireguard = Wireguard(self._host, host_netns, netns.parent, wireguard_of)
             self._stack = stack.pop_all()
 
@@ -299,8 +314,42 @@ class Applier:
         closed = self._desired.closed()
         if closed != self._closed:
             await self._guard.close_off(closed)
-        await self._host_table.load(nft.host(bridges, self._desired.forwards(), closed))
+        doors = self.balancer.published()
+        forwards = self._desired.forwards()
+        rules = nft.host(bridges, forwards, closed, doors, at_once=not self._entrances)
+        await self._host_table.load(rules)
+        for version, table in self._entrances.items():
+            await table.load(entrance.ruleset(version, doors))
         self._closed = closed
+        opened, self._opened = self._opened, set()
+        await self._connections.forget(opened)
+
+    async def services(self, keys: Collection[FrontendKey] | None = None) -> None:
+        """Services as the frontends of these keys say, or as all there are; and the ways back.
+
+        To be called also when ports came or went.
+        """
+        local = frozenset(e for held in self.networks.held.values() for e in held.ports)
+        if keys is None:
+            outcome = await self.balancer.load(self._desired.frontends(), local)
+            with contextlib.suppress(FileNotFoundError):  # a kernel without connection tracking
+                await self._set_sysctls(TRACKING)
+        else:
+            changes = {key: self._desired.frontend(key) for key in keys}
+            outcome = await self.balancer.alter(changes, local)
+        self.stale_tables |= outcome.published
+        for vni in outcome.networks & self.networks.held.keys():
+            rows = self._all_rows(self.networks.held[vni].vxlan, vni, False, False)
+            await self.attempt(("rows", vni, ""), rows)
+        for vni in outcome.vips.keys() - outcome.networks:
+            rows = self.rows(vni, [], outcome.vips[vni])
+            await self.attempt(("rows", vni, ""), rows, whole=False)
+        await self._ways_back.furnish(self.balancer.networks)
+        if outcome.gone:
+            await self._connections.end(outcome.gone)
+        if keys is None and self._desired.complete():
+            await self._connections.end_others(self.balancer.ways())
+        self._opened |= outcome.opened
 
     async def routes(self) -> None:
         """The host's routes to the networks that may be reached from it."""
@@ -333,6 +382,7 @@ class Applier:
             device = self._set_sysctls(namespaces.of_device(held.bridge.device))
             self.repairs.add("sysctl", await device, held.bridge.network)
         await self._all_rows(held.vxlan, vni, False, True)
+        self.repairs.add("port", await self._ways_back.audit(vni), held.bridge.network)
 
     async def restore(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
         """Put rows back that were deleted and are still wanted."""
@@ -386,7 +436,8 @@ class Applier:
 
     async def check_tables(self, told: bool) -> None:
         """Rules that somebody else changed; `told` as for Nftables.check."""
-        for table in (self._sealed_table, self._own_table, self._guard.table, self._host_table):
+        ours = (self._sealed_table, self._own_table, self._guard.table, self._host_table)
+        for table in (*ours, self.balancer.table, *self._entrances.values()):
             self.repairs.add("nft", not await table.check(told))
 
     async def check_routes(self) -> None:

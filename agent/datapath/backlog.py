@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 
 import structlog
 
+from agent.drivers.balancing import FrontendKey
 from agent.errors import VxmeshError
 
 log = structlog.get_logger()
@@ -31,6 +32,8 @@ class Backlog:
     rows: Rows = field(default_factory=dict)
     forwards: bool = False
     everything: bool = False
+    services: set[FrontendKey] = field(default_factory=set)
+    balancing: bool = False  # all services, and the ways back in sandboxes
     again: set[int] = field(default_factory=set)  # bridges of which something failed
     wireguard: bool = False
     # Of what follows nobody asked for a change: what is found wrong there is drift.

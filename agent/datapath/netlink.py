@@ -21,7 +21,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -33,6 +33,7 @@ PROTOCOL = 120  # of every route that is ours: RTPROT_*, 0-255, not in /etc/ipro
 TABLE_MAIN = 254
 IFA_F_NODAD = 0x02
 NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20  # linux/neighbour.h
+RTNH_F_ONLINK = 4
 IFA_F_NOPREFIXROUTE = 0x200
 RTN_UNICAST, RTN_UNREACHABLE = 1, 7
 METRIC_LAST = 0xFF000000  # of a route that any other one to the same prefix is preferred to
@@ -447,6 +448,57 @@ class Netlink:
             await _call(self._route.route("del", scope=RT_SCOPE_NOWHERE, **request))
         except OSError as error:
             if error.errno not in (errno.ESRCH, errno.ENODEV):
+                raise
+
+    # -- routing by mark --
+
+    @in_thread
+    async def set_table_default(self, table: int, gateway: str, device: int) -> None:
+        """Have `table` lead everything of the gateway's family there, and nowhere else."""
+        await _call(
+            self._route.route(
+                "replace",
+                dst="::/0" if ":" in gateway else "0.0.0.0/0",
+                gateway=gateway,
+                oif=device,
+                table=table,
+                proto=PROTOCOL,
+                flags=RTNH_F_ONLINK,
+            )
+        )
+
+    @in_thread
+    async def lookups(self, table: int) -> dict[tuple[str, int], int]:
+        """The rules that lead to `table`: (source address, mark) -> priority."""
+        found = {}
+        for family in (socket.AF_INET, socket.AF_INET6):
+            answer = await _call(self._route.rule("dump", family=family))
+            async for m in _all(answer):
+                if m.get_attr("FRA_TABLE") == table:
+                    key = (m.get_attr("FRA_SRC") or "", m.get_attr("FRA_FWMARK") or 0)
+                    found[key] = m.get_attr("FRA_PRIORITY") or 0
+        return found
+
+    @in_thread
+    async def set_lookup(
+        self, verb: Literal["add", "del"], table: int, source: str, mark: int, priority: int
+    ) -> None:
+        """A rule: what `source` sends with the bits of `mark` looks in `table`; fine if so."""
+        try:
+            await _call(
+                self._route.rule(
+                    verb,
+                    family=socket.AF_INET6 if ":" in source else socket.AF_INET,
+                    table=table,
+                    src=source,
+                    fwmark=mark,
+                    fwmask=mark,
+                    priority=priority,
+                    protocol=PROTOCOL,
+                )
+            )
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOENT):
                 raise
 
 

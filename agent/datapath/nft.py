@@ -20,10 +20,16 @@ from agent.model import IPNetwork, format_address
 
 TABLE, SEALED = "inet vxmesh", "inet vxmesh_sealed"
 UPLINK, HOST_UPLINK = "uplink", "vxmesh0"
+UNTRACKED = 0x76786D75  # mark of packets of our own that are part of no connection (prods.py)
 NOTHING_CLOSED = Closed()
+# Our ends of the uplink (uplink.py), to which the host leads the published ports of services.
+DOOR = {4: "169.254.83.2", 6: "fd76:786d:6573:6800::2"}
+NO_DOORS: Mapping[tuple[str, str], str] = {}
 
-# No connection tracking in here: it would cost every packet and decide nothing. What comes
-# over the uplink has passed the host's table, and a sandbox is known by its bridge.
+# No connection tracking in here, but for what is balanced (balancerules.py): it would cost every
+# packet and decide nothing. What comes over the uplink has passed the host's table, and a sandbox
+# is known by its bridge. What was balanced from there may go into internal networks too, and what
+# the host sends round to have it come in again goes straight back (entrance.py).
 OWN_CHAINS = f"""\
 	chain input {{
 		type filter hook input priority filter; policy drop;
@@ -35,7 +41,11 @@ OWN_CHAINS = f"""\
 
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
+		ct state established ct status dnat accept
 		iifname "{UPLINK}" oifname @open accept
+		iifname "{UPLINK}" ct status dnat accept
+		iifname "{UPLINK}" oifname "{UPLINK}" accept
+		oifname "{UPLINK}" ct direction reply ct status dnat accept
 		oifname "{UPLINK}" iifname . ip saddr @egress4 accept
 		oifname "{UPLINK}" iifname . ip6 saddr @egress6 accept
 		iifname . oifname @hairpin accept
@@ -60,6 +70,11 @@ counter name "guard_agent" drop
 		iifname "{HOST_UPLINK}" ip6 daddr . tcp dport @agents6 counter name "guard_agent" drop
 	}}
 
+	chain raw_output {{
+		type filter hook output priority raw; policy accept;
+		meta mark {hex(UNTRACKED)} notrack
+	}}
+
 	chain published {{
 		dnat ip to ip daddr . meta l4proto . th dport map @ports4_at
 		fib daddr type local dnat ip to meta l4proto . th dport map @ports4
@@ -67,14 +82,23 @@ counter name "guard_agent" drop
 		ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @ports6
 	}}
 
+	chain doors {{
+		dnat ip to ip daddr . meta l4proto . th dport map @doors4_at
+		fib daddr type local dnat ip to meta l4proto . th dport map @doors4
+		dnat ip6 to ip6 daddr . meta l4proto . th dport map @doors6_at
+		ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @doors6
+	}}
+
 	chain prerouting {{
 		type nat hook prerouting priority dstnat; policy accept;
 		jump published
+		iifname "{HOST_UPLINK}" jump doors
 	}}
 
 	chain output {{
 		type nat hook output priority -100; policy accept;
 		jump published
+		jump doors
 	}}
 
 	chain postrouting {{
@@ -134,6 +158,8 @@ SEALED_CHAINS = """\
 	}}
 """
 
+FROM_UPLINK, AT_ONCE = f'iifname "{HOST_UPLINK}" jump doors', "jump doors"
+
 
 @dataclass(frozen=True, slots=True)
 class Elements:
@@ -187,12 +213,18 @@ def own(bridges: Iterable[Bridge]) -> Ruleset:
 
 
 def host(
-    bridges: Iterable[Bridge], forwards: Iterable[Forward], closed: Closed = NOTHING_CLOSED
+    bridges: Iterable[Bridge],
+    forwards: Iterable[Forward],
+    closed: Closed = NOTHING_CLOSED,
+    doors: Mapping[tuple[str, str], str] = NO_DOORS,
+    at_once: bool = False,
 ) -> Ruleset:
     """The table of the host: masquerade, published ports, and who may not come in.
 
     A forward to an address in no network that is open to the host is left out: its packets
-    would follow the host's default route. Of two for one port the first holds.
+    would follow the host's default route. Of two for one port the first holds. `doors` are the
+    published ports of services: (map, key) -> value; with `at_once` whoever comes is led there
+    before the host's input chains are asked (entrance.py).
     """
     subnets = list(_collapse(s for b in bridges for s in b.open_subnets))
     maps: dict[str, dict[str, str]] = {"ports4": {}, "ports6": {}, "ports4_at": {}, "ports6_at": {}}
@@ -205,20 +237,24 @@ def host(
         if publish.host_address and not ipaddress.ip_address(publish.host_address).is_unspecified:
             name, key = f"{name}_at", f"{publish.host_address} . {key}"
         maps[name].setdefault(key, f"{address} . {publish.target_port}")
+    maps |= {f"doors{end}": {} for end in ("4", "6", "4_at", "6_at")}
+    for (name, key), value in doors.items():
+        maps[name][key] = value
     by_version = {v: {str(s) for s in subnets if s.version == v} for v in (4, 6)}
     sets = {
         "subnets4": _set("subnets4", "ipv4_addr; flags interval", by_version[4]),
         "subnets6": _set("subnets6", "ipv6_addr; flags interval", by_version[6]),
     }
     for name, elements in maps.items():
-        kind = f"ipv{name[5]}_addr"
+        kind = f"ipv{name.removesuffix('_at')[-1]}_addr"
         at = f"{kind} . " if name.endswith("_at") else ""
         types = f"{at}inet_proto . inet_service : {kind} . inet_service"
         sets[name] = Elements(f"map {name} {{ type {types}; }}", elements)
     sets["agent_ports"] = _set("agent_ports", "inet_service", {str(port) for port in closed.own})
     for name, keys in closed_elements(closed).items():
         sets[name] = Elements(f"set {name} {{ {CLOSED_SETS[name]} }}", dict.fromkeys(keys, ""))
-    return Ruleset(sets, HOST_CHAINS, counters=("guard_agent", "guard_vxlan"))
+    chains = HOST_CHAINS.replace(FROM_UPLINK, AT_ONCE) if at_once else HOST_CHAINS
+    return Ruleset(sets, chains, counters=("guard_agent", "guard_vxlan"))
 
 
 CLOSED_SETS = {

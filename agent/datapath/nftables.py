@@ -35,7 +35,9 @@ THREAD = f"vxmnft-{secrets.token_hex(4)}"  # 15 bytes, TASK_COMM_LEN without its
 _library_lock = threading.Lock()
 
 T = TypeVar("T")
-Keys = Mapping[str, frozenset[str]]  # set -> elements of it
+# Set -> elements of it; map -> key -> value.
+Keys = Mapping[str, frozenset[str]]
+Pairs = Mapping[str, Mapping[str, str]]
 
 # In a listing: a set's elements, and what one has beside its key when the set says so.
 _ELEMENTS = re.compile(r"\b(?:set|map) (\S+) \{[^{}]*?(elements = \{([^{}]*)\})")
@@ -71,8 +73,8 @@ class Nftables:
         """
         await self._in_thread(lambda: self._load(ruleset))
 
-    async def alter(self, come: Keys, gone: Keys) -> None:
-        """Add and delete elements of the sets that were loaded; costs what the change is.
+    async def alter(self, come: Keys | Pairs, gone: Keys | Pairs) -> None:
+        """Add and delete elements of sets and maps that were loaded; costs what the change is.
 
         The elements are to be written as nft(8) lists them. VxmeshError if nftables refuses;
         then `load` is to be called again.
@@ -122,7 +124,7 @@ class Nftables:
             self._listing = self._list()
         self._loaded = ruleset
 
-    def _alter(self, come: Keys, gone: Keys) -> None:
+    def _alter(self, come: Keys | Pairs, gone: Keys | Pairs) -> None:
         ruleset = self._loaded
         if ruleset is None:
             raise VxmeshError("firewall rules", "could not be loaded before")
@@ -130,14 +132,15 @@ class Nftables:
         for name in come.keys() | gone.keys():
             elements = sets[name].elements
             assert isinstance(elements, dict)
-            out = dict.fromkeys(gone.get(name, ()), "")
-            new = dict.fromkeys(come.get(name, ()), "")
+            out, new = _pairs(gone.get(name)), _pairs(come.get(name))
             lines += change("delete", self._table, name, out)
             lines += change("add", self._table, name, new)
             for key in out:
                 elements.pop(key, None)
             elements.update(new)
-            listed = self._listing.elements.pop(name, set()).difference(out) | new.keys()
+            listed = self._listing.elements.pop(name, set())
+            listed.difference_update(map(_listed, out.items()))
+            listed.update(map(_listed, new.items()))
             if listed:
                 self._listing.elements[name] = listed
         if not lines:
@@ -200,6 +203,37 @@ class Nftables:
                 log.info("nft.binary", why=str(error))
                 self._run = _run_binary
         return self._run(text, flags)
+
+
+def _pairs(elements: frozenset[str] | Mapping[str, str] | None) -> dict[str, str]:
+    return dict(elements) if isinstance(elements, Mapping) else dict.fromkeys(elements or (), "")
+
+
+def _listed(element: tuple[str, str]) -> str:
+    """An element as nft lists it."""
+    key, value = element
+    return f"{key} : {value}" if value else key
+
+
+def run_here(text: str, quiet: bool = False) -> str:
+    """Run commands once in the calling thread's namespace, and what they print.
+
+    VxmeshError if nftables refuses; with `quiet`, nothing is then printed. The thread gets a
+    name that tells the kernel's listeners that it is ours.
+    """
+    set_thread_name(THREAD)
+    try:
+        run, close = _open_library(LIBRARY)
+    except OSError:
+        run, close = _run_binary, lambda: None
+    try:
+        return run(text, STATELESS)
+    except VxmeshError:
+        if not quiet:
+            raise
+        return ""
+    finally:
+        close()
 
 
 def _open_library(name: str) -> tuple[Callable[[str, int], str], Callable[[], None]]:

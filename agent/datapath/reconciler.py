@@ -25,6 +25,7 @@ from agent.datapath.mountwatch import MountWatch
 from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import Repair
 from agent.datapath.tablemonitor import TableMonitor
+from agent.drivers.balancing import FrontendKey
 from agent.drivers.base import DesiredState
 from agent.errors import Unavailable, VxmeshError
 
@@ -105,6 +106,11 @@ class Reconciler:
     def touch_forwards(self) -> None:
         """The published ports."""
         self._backlog.forwards = True
+        self._wake.set()
+
+    def touch_services(self, keys: Iterable[FrontendKey]) -> None:
+        """These frontends."""
+        self._backlog.services.update(keys)
         self._wake.set()
 
     def touch_wireguard(self) -> None:
@@ -248,6 +254,7 @@ class Reconciler:
             mark = self._desired.mark()
             await applier.attempt(("wireguard", 0, ""), applier.extend_wireguard())
             await applier.compare(interior=True, gone=lambda e: self.on_port_gone(e))
+            await applier.attempt(("services", 0, ""), applier.services())
             await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
             await self._rules(applier)
             self._note_applied(mark)
@@ -337,6 +344,11 @@ class Reconciler:
             for vni in applier.in_turn(backlog.again):
                 look = Look(interior=True, rows=True, drift=False)
                 await applier.attempt(("bridge", vni, ""), applier.bridge(vni, look))
+        if backlog.everything or backlog.balancing:
+            await applier.attempt(("services", 0, ""), applier.services())
+        elif backlog.services or backlog.bridges or backlog.again:
+            services = applier.services(backlog.services)
+            await applier.attempt(("services", 0, ""), services, whole=False)
         if backlog.forwards or applier.stale_tables:
             await self._rules(applier)
         for vni, (macs, addresses) in backlog.rows.items():
@@ -392,6 +404,9 @@ class Reconciler:
             self._backlog.again.add(vni)
         elif kind in ("tables", "routes"):
             self._backlog.forwards = True
+        elif kind in ("services", "replies"):
+            self._failures.succeeded(key)
+            self._backlog.balancing = True
         elif kind in ("wireguard", "wireguard-rest"):
             self._backlog.wireguard = True
         elif kind == "audit":

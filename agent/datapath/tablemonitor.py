@@ -18,7 +18,7 @@ from agent.datapath.packing import ATTRIBUTE, HEADER, messages
 NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
 NEWGEN = 0x0A0F  # NFNL_SUBSYS_NFTABLES and NFT_MSG_NEWGEN: a transaction is done
 NFTA_GEN_PROC_NAME = 3
-_OURS = (b"vxmesh\0", b"vxmesh_sealed\0")
+_OURS = (b"vxmesh\0", b"vxmesh_sealed\0", b"vxmesh_balance\0")
 
 
 class TableMonitor(Listener):

@@ -43,6 +43,8 @@ INDEX = 836_001
 _HOST_END = {
     # 127.0.0.1:PORT of the host leads into a sandbox when that port is published.
     f"ipv4/conf/{HOST_UPLINK}/route_localnet": "1",
+    # What a client sent comes in by it a second time (entrance.py).
+    f"ipv4/conf/{HOST_UPLINK}/rp_filter": "0",
     f"ipv6/conf/{HOST_UPLINK}/disable_ipv6": "0",
     f"ipv6/conf/{HOST_UPLINK}/accept_ra": "0",
     f"ipv6/conf/{HOST_UPLINK}/accept_dad": "0",

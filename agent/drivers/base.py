@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from agent.drivers.balancing import Frontend, FrontendKey
 from agent.model import Publish
 
 
@@ -143,6 +144,12 @@ class DesiredState(Protocol):
 
     def closed(self) -> Closed:
         """What is the agents' alone."""
+
+    def frontends(self) -> Mapping[FrontendKey, Frontend]:
+        """The services that this host balances."""
+
+    def frontend(self, key: FrontendKey) -> Frontend | None:
+        """One of them; None if there should be none."""
 
     def mark(self) -> object:
         """An opaque token of what has been taken in so far; given back when it is applied."""

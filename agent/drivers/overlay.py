@@ -29,6 +29,7 @@ from agent.model import (
 )
 
 UNDERLAY_MTU = 1500  # of a node that has not said
+ROUTER_PREFIX = b"\x0a\x76"  # locally administered; no endpoint's MAC begins so
 
 
 def mtu(network: Network, nodes: Iterable[Node]) -> int:
@@ -49,8 +50,24 @@ def largest_mtu(encrypted: bool, nodes: Iterable[Node]) -> int:
 
 
 def router_mac(network: str, node: str) -> bytes:
-    """The MAC of a node's bridge in a network: its own, and the same after every restart."""
-    return b"\x0a" + hashlib.blake2s(f"{network}/{node}".encode(), digest_size=5).digest()
+    """The MAC of a node's bridge in a network: its own, and the same after every restart.
+
+    ROUTER_PREFIX, then four bytes that are the mark of a connection which came by this router
+    (datapath/replies.py). In a mark the highest bit says whose it is; which byte has it depends
+    on the machine, so here the first and the last have it.
+    """
+    digest = bytearray(hashlib.blake2s(f"{network}/{node}".encode(), digest_size=4).digest())
+    digest[0] |= 0x80
+    digest[3] |= 0x80
+    return ROUTER_PREFIX + digest
+
+
+def routers(network: str, vteps: Mapping[str, bytes]) -> dict[bytes, bytes]:
+    """The MAC of each other node's bridge in a network, and the VTEP it is behind.
+
+    Only where there are services is anything sent to them (datapath/replies.py).
+    """
+    return {router_mac(network, node): vtep for node, vtep in vteps.items()}
 
 
 def bridge(

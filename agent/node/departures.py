@@ -8,23 +8,24 @@ procedures from beginning to end; core/removal.py, who may inherit.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 
 import msgspec
 
 from agent.core.catalogue import is_closed_as
+from agent.core.judging import Named
 from agent.core.removal import Removals
 from agent.core.replica import Change as Update
 from agent.errors import VxmeshError
-from agent.model import Node, Notice, Removal
-from agent.node.endpoints import Endpoints
+from agent.model import Network, Node, Notice, Removal
 from agent.node.records import Recording, expelled_error, log
-from agent.views import NETWORK, REMOVAL, Change
+from agent.node.services import Services
+from agent.views import NETWORK, REMOVAL, SERVICE, Change
 
 LEFT = "left"  # the state of a node that said goodbye
 
 
-class Departures(Endpoints):
+class Departures(Services):
     """The methods of a node that are about nodes that go; core/removal.py's Sight."""
 
     def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
@@ -92,6 +93,7 @@ class Departures(Endpoints):
             for id, counts in gained.items():
                 self._note_reclaimed(id, counts, change)
             self.settle_conflicts()  # of networks that the lost ones made
+            self.settle_services()
 
     def _copy(self, lost: str, all_lost: set[str], change: Change) -> None:
         for key, _, _ in self.replica.items(lost):
@@ -99,37 +101,24 @@ class Departures(Endpoints):
             if key.startswith(REMOVAL) and about in self.removals:
                 self._put(key, self.removals[about])
                 self.inherited.add(about)
-            elif key.startswith(NETWORK) and self._rests_on(lost, about, all_lost):
-                records = self.catalogue.records(about)
-                network, own = records[lost], records.get(self.me)
-                if own and not network.deleted:
-                    newer = max(network, own, key=lambda record: record.stamp)
-                    network = msgspec.structs.replace(
-                        newer,
-                        encrypted=network.encrypted or own.encrypted,
-                        internal=network.internal or own.internal,
-                    )
-                self._put(key, network)
-                self._take_network(self.me, network, change)
-
-    def _rests_on(self, origin: str, network: str, lost: Set[str] = frozenset()) -> bool:
-        """Whether what `origin` wrote of a network counts, and nobody else's record that stays
-        (those of `lost` do not) says the same. As core/judging.py: a deletion is final; and as
-        core/catalogue.py: what was made closed stays so, whoever wrote later."""
-        others = self.catalogue.records(network)
-        own = others.pop(origin, None)
-        if own is None:
-            return False
-        if own.deleted:
-            return not any(other.deleted for id, other in others.items() if id not in lost)
-        if any(other.deleted for other in others.values()):
-            return False
-        if not is_closed_as(own, (other for id, other in others.items() if id not in lost)):
-            return True
-        return all(
-            other.stamp <= own.stamp if id in lost else other.stamp < own.stamp
-            for id, other in others.items()
-        )
+            elif key.startswith(NETWORK):
+                networks = self.catalogue.records(about)
+                if _rests_on(lost, networks, all_lost):
+                    network, own = networks[lost], networks.get(self.me)
+                    if own and not network.deleted:
+                        newer = max(network, own, key=lambda record: record.stamp)
+                        network = msgspec.structs.replace(
+                            newer,
+                            encrypted=network.encrypted or own.encrypted,
+                            internal=network.internal or own.internal,
+                        )
+                    self._put(key, network)
+                    self._take_network(self.me, network, change)
+            elif key.startswith(SERVICE):
+                services = self.services.records(about)
+                if _rests_on(lost, services, all_lost):
+                    self._put(key, services[lost])
+                    self._take_service(self.me, services[lost], change)
 
     def _reclaim(self, lost: str) -> dict[str, int]:
         gained = {}
@@ -165,10 +154,12 @@ class Departures(Endpoints):
         gone: list[Update] = []
         for update in self.replica.forget(lost):
             about = update.key[2:]
-            if update.key.startswith(NETWORK) and self._rests_on(lost, about):
-                # Its heir's copy is on its way: the network must not go in the meantime.
-                last = self.catalogue.records(about)[lost]
-                self._orphans.setdefault(about, {})[lost] = last
+            networks, services = self.catalogue.records(about), self.services.records(about)
+            # Where its heir's copy is on its way the network or service must not go meanwhile.
+            if update.key.startswith(NETWORK) and _rests_on(lost, networks):
+                self._orphans.setdefault(about, {})[lost] = networks[lost]
+            elif update.key.startswith(SERVICE) and _rests_on(lost, services):
+                self._service_orphans.setdefault(about, {})[lost] = services[lost]
             else:
                 gone.append(update)
         self.nodes.pop(lost, None)
@@ -211,3 +202,27 @@ class Departures(Endpoints):
             count = addresses.hand_over(to)
             self._state_claims(network)
         return count
+
+
+def _rests_on(origin: str, records: Mapping[str, Named], lost: Set[str] = frozenset()) -> bool:
+    """Whether what `origin` wrote of an object counts, of all `records` of it by origin, and
+    nobody else's that stays (those of `lost` do not) says the same. As core/judging.py: a
+    deletion is final; and as core/catalogue.py: what was made closed stays so, whoever wrote
+    later."""
+    others = dict(records)
+    own = others.pop(origin, None)
+    if own is None:
+        return False
+    if own.deleted:
+        return not any(other.deleted for id, other in others.items() if id not in lost)
+    if any(other.deleted for other in others.values()):
+        return False
+    staying = [other for id, other in others.items() if id not in lost]
+    if isinstance(own, Network) and not is_closed_as(
+        own, (other for other in staying if isinstance(other, Network))
+    ):
+        return True
+    return all(
+        other.stamp <= own.stamp if id in lost else other.stamp < own.stamp
+        for id, other in others.items()
+    )

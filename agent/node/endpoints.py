@@ -65,6 +65,9 @@ class Endpoints(Networks):
             self._check_owned(network, _addresses(specs))
         put, take, networks, me = members.put, space.take, self._network_of, self.me
         ids = self.rng.randbytes(8 * len(specs)).hex()
+        services = self.services.of(network.id)
+        taken = {service.name for service in services}
+        virtual = {vip for service in services for vip in service.vips}
         done: list[Endpoint] = []
         try:
             for number, spec in enumerate(specs):
@@ -72,6 +75,8 @@ class Endpoints(Networks):
                 # What is free and whole needs no more than this; the rest is looked at closely.
                 plain = mac and given and None not in owners  # all of them in a subnet
                 plain = plain and name not in members.by_name and mac not in members.by_mac
+                if services and plain:
+                    plain = taken.isdisjoint((name, *spec.aliases)) and virtual.isdisjoint(given)
                 for address in given:
                     plain = (
                         plain and address not in members.by_address and not space.reserved(address)
@@ -144,6 +149,14 @@ class Endpoints(Networks):
                 f"{self.node_name(other.node)}",
                 "Choose another name, or use an alias, which may be shared",
             )
+        for wanted in (spec.name, *spec.aliases):
+            if self.services.named(network.id, wanted):
+                raise Conflict(
+                    f"endpoint {spec.name}",
+                    f"would have the name of service {wanted} in network "
+                    f"{self.catalogue.name(network.id)}",
+                    "Choose another name",
+                )
         if spec.mac:
             holder = members.with_mac(spec.mac)
             if holder:
@@ -189,6 +202,11 @@ class Endpoints(Networks):
                 f"address {text}",
                 f"is taken by {holder.endpoint.name} on {self.node_name(holder.node)}",
                 "Choose another, or leave it out",
+            )
+        service = self.services.with_address(network.id, address)
+        if service:
+            raise Conflict(
+                f"address {text}", f"is that of service {service.name}", "Choose another"
             )
         if space.reserved(address):
             raise Conflict(

@@ -104,6 +104,14 @@ class Networks(Records):
                 f"has endpoints: {names}",
                 "Remove them first with 'vxmesh endpoint rm' on their node",
             )
+        services = sorted(service.name for service in self.services.of(network.id))
+        if services:
+            raise InUse(
+                f"network {self.catalogue.name(network.id)}",
+                f"has services: {', '.join(services[:3])}"
+                + (f" and {len(services) - 3} more" if len(services) > 3 else ""),
+                "Remove them first with 'vxmesh service rm'",
+            )
         with Recording(self) as change:
             # Who lost something to it must not fall back to that now; its creator may be away.
             for loser in list(self.catalogue.unsettled()):
@@ -270,6 +278,7 @@ class Networks(Records):
 
     def _close(self, change: Change) -> None:
         """Tell when a network is nearly full; see core/fill.py."""
+        super()._close(change)
         moved: dict[str, int] = {}
         for network, old, new in change.endpoints:
             for member in (old, new):

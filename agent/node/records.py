@@ -89,6 +89,11 @@ class Records(Views):
 
     def _close(self, change: Change) -> None:
         """Add what follows from a change as a whole, before it is told."""
+        self._select(change)
+        for id, before in change.statuses.items():
+            if (before is not None and before.withdrawn) != (id in self.withdrawn):
+                for _, member in self.endpoints_of(id):
+                    change.led |= self.selection.services_of(member.endpoint.id)
 
     def _put(self, key: str, value: msgspec.Struct) -> None:
         assert self._change is not None

@@ -180,8 +180,10 @@ class NodeState(Departures):
         records = list(records)
         self.replica.restore(records, version, floor)
         self.sandboxes = {s.id: s for s in sandboxes}
-        self.apply([Update(self.me, r.key, r.value) for r in records if r.value], Change())
-        self._forget_removed(Change())
+        change = Change()
+        self.apply([Update(self.me, r.key, r.value) for r in records if r.value], change)
+        self._forget_removed(change)
+        self._select(change)
 
     def restore_peer(
         self,
@@ -194,8 +196,10 @@ class NodeState(Departures):
         """Take back what was known of another origin. After `restore`, before anything else."""
         if origin in self.removals:
             return
-        self.apply(self.replica.restore_peer(origin, records, version, floor, seals), Change())
-        self._forget_removed(Change())
+        change = Change()
+        self.apply(self.replica.restore_peer(origin, records, version, floor, seals), change)
+        self._forget_removed(change)
+        self._select(change)
 
     def describe(self, node: Node) -> None:
         """State what this node is (at start, and when its routes or MTU change)."""
@@ -270,5 +274,8 @@ class NodeState(Departures):
                 for id in list(members.local) if members else ():
                     self._delete(ENDPOINT + id)
                     self._drop_endpoint(id, change)
+                self.leave_network(network)
         if change.networks:
             self.settle_conflicts()
+        if change.services:
+            self.settle_services()

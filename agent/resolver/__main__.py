@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,15 @@ from agent.resolver import feed
 from agent.resolver.forward import Forwarder
 from agent.resolver.intake import Intake
 from agent.resolver.server import Server
-from agent.resolver.sockets import DEFAULT_LISTEN, is_ours, open_sockets, parse_listen
+from agent.resolver.sockets import (
+    DEFAULT_LISTEN,
+    Listen,
+    is_ours,
+    open_sockets,
+    parse_listen,
+    share,
+)
+from agent.resolver.workers import Sockets, Workers
 
 LOCK_SECONDS = 3.0  # the one before may be about to end
 # Answers from what was known are better than none, for as long as a start and a first feed take.
@@ -82,41 +91,103 @@ def _lock(run_dir: Path) -> int:
     return fd
 
 
-async def _serve(args: argparse.Namespace, lock: int) -> None:
-    given: tuple[str, ...] = tuple(args.listen or ())
-    listens = [parse_listen(text) for text in given or DEFAULT_LISTEN]
-    udp, tcp = open_sockets(listens, args.netns, optional=not given)
+def _forwarder(args: argparse.Namespace, listens: list[Listen]) -> Forwarder:
     netns: str | None = args.netns
-    forwarder = Forwarder(
+    return Forwarder(
         Path(args.resolv_conf), lambda address, port: is_ours(address, port, listens, netns)
     )
+
+
+def _setup(args: argparse.Namespace) -> str:
+    return feed.setup_of(tuple(args.listen or ()), args.netns, args.workers)
+
+
+def _run(args: argparse.Namespace, lock: int) -> None:
+    """Open the sockets, make the other processes, and serve."""
+    listens = [parse_listen(text) for text in args.listen or DEFAULT_LISTEN]
+    several = args.workers > 1
+    first = open_sockets(listens, args.netns, optional=not args.listen, shared=several)
+    chosen = [Listen(*sock.getsockname()[:2]) for sock in first[0]]
+    others = [open_sockets(chosen, args.netns, shared=True) for _ in range(args.workers - 1)]
+    workers = Workers()
+
+    def work(sock: socket.socket, sockets: Sockets) -> None:
+        os.close(lock)  # it is the first process's alone
+        for each in (first, *others):
+            if each is not sockets:
+                for other in (*each[0], *each[1]):
+                    other.close()
+        asyncio.run(_work(args, listens, sock, sockets))
+
+    workers.fork(others, work)
+    asyncio.run(_serve(args, lock, listens, first, workers))
+
+
+async def _work(
+    args: argparse.Namespace, listens: list[Listen], sock: socket.socket, sockets: Sockets
+) -> None:
+    """One of the other processes: until the first ends or says so."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, lambda: None)
+    forwarder = _forwarder(args, listens)
+    server = Server(*sockets, forwarder)
+    intake = Intake(Path(args.run_dir), _setup(args), server, forwarder, lambda: None)
+    await intake.serve(sock)
+    await server.close()
+
+
+async def _serve(
+    args: argparse.Namespace,
+    lock: int,
+    listens: list[Listen],
+    sockets: Sockets,
+    workers: Workers,
+) -> None:
+    udp, tcp = sockets
+    forwarder = _forwarder(args, listens)
     server = Server(udp, tcp, forwarder)
+    adopting: set[asyncio.Task[None]] = set()
+
+    def adopt(left: Sockets) -> None:
+        task = asyncio.get_running_loop().create_task(server.adopt(*left))
+        adopting.add(task)
+        task.add_done_callback(adopting.discard)
+
+    workers.adopt = adopt
     stop = asyncio.Event()
-    setup = feed.setup_of(given, netns)
+    setup = _setup(args)
+    await workers.start(setup)
     loop = asyncio.get_running_loop()
     replaced = asyncio.Event()
     path = Path(args.run_dir) / feed.SOCKET
-    intake = Intake(path, setup, server, forwarder, stop.set, replaced.set)
+    intake = Intake(path, setup, server, forwarder, stop.set, replaced.set, workers)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await intake.start()
     addresses = [str(sock.getsockname()[:2]) for sock in udp]
     _log.info("listening", extra={"fields": {"pid": os.getpid(), "addresses": addresses}})
-    giving_way = asyncio.create_task(_give_way(replaced, intake, server, lock, stop))
+    giving_way = asyncio.create_task(_give_way(replaced, intake, server, lock, stop, workers))
     await stop.wait()
     giving_way.cancel()
     await intake.close()
+    await workers.close()
     await server.close()
     _log.info("ended", extra={"fields": dict(server.counters)})
 
 
 async def _give_way(
-    replaced: asyncio.Event, intake: Intake, server: Server, lock: int, stop: asyncio.Event
+    replaced: asyncio.Event,
+    intake: Intake,
+    server: Server,
+    lock: int,
+    stop: asyncio.Event,
+    workers: Workers,
 ) -> None:
     """Once an agent of another build has come: go on answering while it starts its own."""
     await replaced.wait()
     await intake.close()
     server.share()
+    share(workers.sockets())
     fcntl.flock(lock, fcntl.LOCK_UN)
     await asyncio.sleep(HANDOVER_SECONDS)
     stop.set()
@@ -130,6 +201,7 @@ def main() -> int:
     parser.add_argument(
         "--listen", action="append", help="ADDRESS:PORT, again and again; port 53 of all addresses"
     )
+    parser.add_argument("--workers", type=int, default=1, help="how many processes answer")
     parser.add_argument("--resolv-conf", default="/etc/resolv.conf", help="whom to forward to")
     args = parser.parse_args()
     handler = logging.StreamHandler()
@@ -138,7 +210,7 @@ def main() -> int:
     try:
         lock = _lock(Path(args.run_dir))
         try:
-            asyncio.run(_serve(args, lock))
+            _run(args, lock)
         finally:
             os.close(lock)
     except VxmeshError as error:

@@ -60,8 +60,9 @@ class ResolverClient:
     """Keeps the name server of this host fed.
 
     `run_dir` holds its socket, lock and log; `netns` is the path of the namespace where it
-    listens (None: our own), on `listen` (none: port 53 of all addresses). `snapshot` returns
-    the whole state at that moment, in sequences that do not change afterwards.
+    listens (None: our own), on `listen` (none: port 53 of all addresses), and `workers` how many
+    processes it has. `snapshot` returns the whole state at that moment, in sequences that do not
+    change afterwards.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class ResolverClient:
         snapshot: Callable[[], feed.State],
         listen: Sequence[str] = (),
         resolv_conf: str = "/etc/resolv.conf",
+        workers: int = 1,
     ) -> None:
         self._run_dir = run_dir
         self._netns = netns
         self._snapshot = snapshot
         self._listen = tuple(listen)
         self._resolv_conf = resolv_conf
+        self._workers = workers
         self._pending = feed.Batch()
         self._replacement: feed.State | None = None
         self._whole = True  # the next thing to write is a full state
@@ -343,12 +346,12 @@ class ResolverClient:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         try:
-            return spawn(self._run_dir, self._netns, self._listen, self._resolv_conf)
+            return spawn(self._run_dir, self._netns, self._listen, self._resolv_conf, self._workers)
         except OSError as error:
             raise Unavailable("name server", f"it cannot be started: {error}") from error
 
     def _setup(self) -> str:
-        return feed.setup_of(self._listen, self._netns)
+        return feed.setup_of(self._listen, self._netns, self._workers)
 
     async def _connect(self, setup: str) -> _Connection | None:
         """A greeted connection to the resolver that runs; None if it does not fit and ended."""

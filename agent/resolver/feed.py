@@ -21,13 +21,15 @@ from typing import NamedTuple
 import msgspec
 
 from agent import __version__
+from agent.core.nametables import ServiceBackend, ServicePort
 from agent.model import Endpoint, Network
 
-PROTOCOL = 1
+PROTOCOL = 2  # 2: services
 SOCKET = "resolver.sock"
 LOCK = "resolver.lock"
 EXIT_LOCKED = 75  # another resolver has this run-dir: EX_TEMPFAIL of sysexits.h
 
+SERVICES_PER_FRAME = 50  # of ten backends each
 ROWS_PER_FRAME = 500  # some 0.2 ms to encode and 1 ms to take in: nobody's loop waits longer
 FRAME_BYTES_MAX = 64 << 20  # five hundred endpoints at their largest, and more
 
@@ -37,6 +39,25 @@ class View(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     address: bytes  # 4 or 16
     networks: tuple[str, ...]
+
+
+class ServiceRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is answered about a service; as in core.names.Names.put_service.
+
+    `vips` (4 or 16 bytes each) are what NAME leads to; empty (dnsrr): NAME leads to the backends.
+    `backends` are those that answers name, now: healthy and not draining (or all, if the service
+    says so when none is healthy), by endpoint id and SRV weight (0 to 65535); their addresses
+    and names are the endpoints' own, which are fed anyway. One that is not fed, or whose node is
+    withdrawn, is in no answer. `ports`: protocol "tcp" or "udp", port, target, and a name for
+    _NAME._tcp or "". With no backends at all the answer is NODATA, not NXDOMAIN.
+    """
+
+    network: str
+    id: str
+    name: str
+    vips: tuple[bytes, ...] = ()
+    backends: tuple[ServiceBackend, ...] = ()
+    ports: tuple[ServicePort, ...] = ()
 
 
 class State(NamedTuple):
@@ -49,6 +70,7 @@ class State(NamedTuple):
     networks: Sequence[Network]
     endpoints: Sequence[Endpoint]
     views: Sequence[View]
+    services: Sequence[ServiceRow] = ()
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
@@ -84,6 +106,8 @@ class Changes(msgspec.Struct, frozen=True, array_like=True, tag="changes"):
     endpoints: Sequence[Endpoint] = ()
     dropped_views: Sequence[bytes] = ()
     views: Sequence[View] = ()
+    dropped_services: Sequence[tuple[str, str]] = ()  # network id, service id
+    services: Sequence[ServiceRow] = ()
 
 
 class Commit(msgspec.Struct, frozen=True, array_like=True, tag="commit"):
@@ -164,13 +188,13 @@ async def read_frame(reader: asyncio.StreamReader) -> bytes:
         raise EOFError("the far side closed the connection") from error
 
 
-def setup_of(listen: Sequence[str], netns: str | None) -> str:
-    """What both must agree on: the build, where to listen, and in which namespace.
+def setup_of(listen: Sequence[str], netns: str | None, workers: int = 1) -> str:
+    """What both must agree on: the build, where to listen, how many processes, the namespace.
 
     The namespace is named by its inode: at the same path another one may be by now.
     """
     stat = Path(netns or "/proc/self/ns/net").stat()
-    return f"{__version__} {','.join(listen)} {stat.st_dev}:{stat.st_ino}"
+    return f"{__version__} {','.join(listen)} {workers} {stat.st_dev}:{stat.st_ino}"
 
 
 def namespace_of(setup: str) -> str:
@@ -184,13 +208,14 @@ class Batch:
     The methods are those of core.names.Names. A batch may be used again after it was sent.
     """
 
-    __slots__ = ("dropped_networks", "endpoints", "networks", "views")
+    __slots__ = ("dropped_networks", "endpoints", "networks", "services", "views")
 
     def __init__(self) -> None:
         self.dropped_networks: dict[str, None] = {}
         self.networks: dict[str, Network] = {}
         # By network, so that a network that goes takes the rows before it along. None: dropped.
         self.endpoints: dict[str, dict[str, Endpoint | None]] = {}
+        self.services: dict[str, dict[str, ServiceRow | None]] = {}  # as endpoints
         self.views: dict[bytes, View | None] = {}
 
     def put_network(self, network: Network) -> None:
@@ -202,6 +227,7 @@ class Batch:
         self.dropped_networks[id] = None
         self.networks.pop(id, None)
         self.endpoints.pop(id, None)
+        self.services.pop(id, None)
 
     def put(self, endpoint: Endpoint) -> None:
         """An endpoint or what changed of it."""
@@ -210,6 +236,20 @@ class Batch:
     def drop(self, network_id: str, endpoint_id: str) -> None:
         """The endpoint is gone."""
         self.endpoints.setdefault(network_id, {})[endpoint_id] = None
+
+    def put_service(self, service: ServiceRow) -> None:
+        """A service or what changed of it: the whole row, in place of what was known of it.
+
+        Call it when its VIPs, ports or name change, and whenever a backend becomes healthy or
+        unhealthy, drains, comes or goes. In which order rows of endpoints, of the network and of
+        the service come does not matter; a row for a network that is not fed costs memory and
+        answers nobody. drop_network takes its services along.
+        """
+        self.services.setdefault(service.network, {})[service.id] = service
+
+    def drop_service(self, network_id: str, service_id: str) -> None:
+        """The service is gone. Nothing happens if there is none."""
+        self.services.setdefault(network_id, {})[service_id] = None
 
     def put_view(self, address: bytes, networks: tuple[str, ...]) -> None:
         """Who asks from `address` is in `networks`."""
@@ -226,11 +266,13 @@ class Batch:
         self.networks.update(later.networks)
         for id, rows in later.endpoints.items():
             self.endpoints.setdefault(id, {}).update(rows)
+        for id, services in later.services.items():
+            self.services.setdefault(id, {}).update(services)
         self.views.update(later.views)
 
     def __len__(self) -> int:
         """How many rows it has."""
-        rows = sum(map(len, self.endpoints.values()))
+        rows = sum(map(len, self.endpoints.values())) + sum(map(len, self.services.values()))
         return len(self.dropped_networks) + len(self.networks) + rows + len(self.views)
 
     def changes(self) -> Iterator[Changes]:
@@ -243,6 +285,12 @@ class Batch:
             yield Changes(
                 dropped=[(id, endpoint) for id, endpoint, row in chunk if row is None],
                 endpoints=[row for _, _, row in chunk if row is not None],
+            )
+        services = ((id, s, row) for id, each in self.services.items() for s, row in each.items())
+        while listed := list(islice(services, SERVICES_PER_FRAME)):
+            yield Changes(
+                dropped_services=[(id, service) for id, service, row in listed if row is None],
+                services=[row for _, _, row in listed if row is not None],
             )
         views = iter(self.views.items())
         while some := list(islice(views, ROWS_PER_FRAME)):
@@ -260,3 +308,5 @@ def state_changes(state: State) -> Iterator[Changes]:
         yield Changes(endpoints=state.endpoints[start : start + ROWS_PER_FRAME])
     for start in range(0, len(state.views), ROWS_PER_FRAME):
         yield Changes(views=state.views[start : start + ROWS_PER_FRAME])
+    for start in range(0, len(state.services), SERVICES_PER_FRAME):
+        yield Changes(services=state.services[start : start + SERVICES_PER_FRAME])

@@ -3,6 +3,8 @@
 The sockets are the host's: this process runs in the host's namespace, only its listening
 sockets do not. Each question has a socket of its own, connected, so that the kernel chooses a
 random source port and drops what comes from elsewhere, and a random id (RFC 5452).
+Answers are kept as long as they may be (cache.py). Who asks what is being asked for already waits
+for the same answer: so a loop that leads back to us by way of a sandbox asks once, and ends.
 What stands opposite: server.py asks; messages.py checks that an answer is one.
 """
 
@@ -20,7 +22,9 @@ from typing import NamedTuple
 import dns.message
 import dns.rcode
 
-from agent.resolver.messages import Asked, read_upstream, relay, upstream_query
+from agent.resolver.cache import Cache, Key, key_of
+from agent.resolver.messages import read_upstream, relay, upstream_query
+from agent.resolver.wire import Asked
 
 ATTEMPT_SECONDS = 1.2  # one upstream's time: a good one takes 0.1
 TOTAL_SECONDS = 4.5  # C libraries wait 5, and an answer that comes later helps nobody
@@ -89,6 +93,8 @@ class Forwarder:
         self._checked = float("-inf")
         self._avoid: dict[Upstream, float] = {}  # until when, on the loop's clock
         self._in_flight: Counter[bytes] = Counter()
+        self._cache = Cache()
+        self._asking: dict[Key, asyncio.Task[dns.message.Message | None]] = {}
 
     def upstreams(self) -> list[Upstream]:
         """Whom to ask now, in order: without ourselves, the silent ones last."""
@@ -102,6 +108,7 @@ class Forwarder:
                 self._stamp = stamp
                 self._checked = float("-inf")
                 self._avoid = {}
+                self._cache.clear()
         except OSError as error:
             if self._stamp is not None or self._checked < 0:
                 _log.warning("resolv.conf", extra={"fields": {"error": str(error)}})
@@ -131,10 +138,31 @@ class Forwarder:
         if not self._in_flight[source]:
             del self._in_flight[source]
 
+    def kept(self, asked: Asked) -> bytes | None:
+        """The wire form of an answer that need not be asked for; None if there is none."""
+        wire = self._cache.get(asked, asyncio.get_running_loop().time())
+        if wire is not None:
+            self.counters["forward_kept"] += 1
+        return wire
+
     async def answer(self, asked: Asked) -> bytes | None:
         """The wire form of the answer; None if no upstream gave one in time."""
-        message, _ = await self.resolve(asked)
+        key = key_of(asked)
+        asking = self._asking.get(key)
+        if asking is None:
+            asking = asyncio.get_running_loop().create_task(self._fetch(asked))
+            self._asking[key] = asking
+            asking.add_done_callback(lambda _: self._asking.pop(key))
+        else:
+            self.counters["forward_joined"] += 1
+        message = await asyncio.shield(asking)  # who asked first may go away before the others
         return relay(asked, message) if message is not None else None
+
+    async def _fetch(self, asked: Asked) -> dns.message.Message | None:
+        message, _ = await self.resolve(asked)
+        if message is not None:
+            self._cache.put(asked, message, asyncio.get_running_loop().time())
+        return message
 
     async def resolve(self, asked: Asked) -> tuple[dns.message.Message | None, str]:
         """The first answer from an upstream, and which; NXDOMAIN is one, SERVFAIL is none.

@@ -12,6 +12,7 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -26,8 +27,10 @@ from agent.errors import Invalid, VxmeshError
 from agent.model import shorten
 from agent.resolver import feed
 from agent.resolver.forward import Forwarder
-from agent.resolver.messages import Asked, describe, read
+from agent.resolver.messages import describe, read
 from agent.resolver.server import Server
+from agent.resolver.wire import Asked
+from agent.resolver.workers import Workers
 
 _STREAM_BYTES = 1 << 20
 
@@ -45,8 +48,13 @@ class Intake:
         forwarder: Forwarder,
         on_stop: Callable[[], None],
         on_replaced: Callable[[], None] | None = None,
+        workers: Workers | None = None,
     ) -> None:
-        """`on_replaced` is called once when an agent of another build or setup has come."""
+        """`on_replaced` is called once when an agent of another build or setup has come.
+
+        What is fed goes on to `workers`, and is in force when it is so there too.
+        """
+        self._workers = workers or Workers()
         self._path = path
         self._setup = setup
         self._server = server
@@ -78,6 +86,11 @@ class Intake:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def serve(self, sock: socket.socket) -> None:
+        """Take what the first process hands on, until it ends; that of a worker."""
+        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_STREAM_BYTES)
+        await self._converse(reader, writer)
+
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -99,7 +112,8 @@ class Intake:
         aside: Names | None = None
         greeted = False
         while True:
-            message = feed.to_resolver_decoder.decode(await feed.read_frame(reader))
+            payload = await feed.read_frame(reader)
+            message = feed.to_resolver_decoder.decode(payload)
             if isinstance(message, feed.Hello):
                 greeted = message.protocol == feed.PROTOCOL and message.setup == self._setup
                 welcome = feed.Welcome(feed.PROTOCOL, greeted, os.getpid(), self._setup)
@@ -118,10 +132,11 @@ class Intake:
             elif isinstance(message, feed.Reset):
                 aside = Names()
                 self._feeder = writer
+                await self._workers.forward(payload, confirmed=False)
             elif isinstance(message, feed.Query):
                 self._spawn(self._query(message), writer)
             elif isinstance(message, feed.StatsQuery):
-                writer.write(feed.frame(self._stats(message)))
+                self._spawn(self._stats(message), writer)
             elif isinstance(message, feed.Stop):
                 _log.info("told to stop", extra={"fields": {}})
                 self._on_stop()
@@ -130,6 +145,9 @@ class Intake:
                 raise ValueError("another agent feeds this resolver now")
             elif isinstance(message, feed.Changes):
                 _apply(message, self._server.names if aside is None else aside)
+                if aside is None:
+                    self._server.changed()
+                await self._workers.forward(payload, confirmed=bool(message.seq))
                 if message.seq:
                     writer.write(feed.frame(feed.Done(message.seq)))
                 # Reading what is already here does not wait: give the askers their turn.
@@ -138,6 +156,7 @@ class Intake:
                 if aside is None:
                     raise ValueError("a commit without a reset")
                 self._server.names, aside = aside, None
+                await self._workers.forward(payload, confirmed=True)
                 await self._server.start()
                 writer.write(feed.frame(feed.Done(message.seq)))
                 _log.info("state taken", extra={"fields": self._server.names.counts()})
@@ -180,11 +199,14 @@ class Intake:
                 )
         return feed.Verdict(query.id, answer.kind.value, records, tuple(why))
 
-    def _stats(self, query: feed.StatsQuery) -> feed.Stats:
+    async def _stats(self, query: feed.StatsQuery) -> feed.Stats:
+        total = await self._workers.counters()
+        for more in (self._server.counters, self._forwarder.counters):
+            total.update(more)
         counters = {
+            **total,
             **self._server.names.counts(),
-            **self._server.counters,
-            **self._forwarder.counters,
+            "workers": 1 + len(self._workers),
         }
         upstreams = tuple(upstream.text for upstream in self._forwarder.upstreams())
         return feed.Stats(query.id, os.getpid(), counters, upstreams)
@@ -220,6 +242,17 @@ def _apply(changes: feed.Changes, names: Names) -> None:
         names.drop(network_id, endpoint_id)
     for row in changes.endpoints:
         names.put(row.network, row.id, row.name, row.aliases, row.addresses)
+    for network_id, service_id in changes.dropped_services:
+        names.drop_service(network_id, service_id)
+    for service in changes.services:
+        names.put_service(
+            service.network,
+            service.id,
+            service.name,
+            service.vips,
+            service.backends,
+            service.ports,
+        )
     for address in changes.dropped_views:
         names.drop_view(address)
     for view in changes.views:

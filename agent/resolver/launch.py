@@ -18,14 +18,18 @@ LOG = "resolver.log"
 
 
 def spawn(
-    run_dir: Path, netns: str | None, listen: Sequence[str], resolv_conf: str
+    run_dir: Path,
+    netns: str | None,
+    listen: Sequence[str],
+    resolv_conf: str,
+    workers: int = 1,
 ) -> subprocess.Popen[bytes]:
     """Start it in a session of its own, with its log in `run_dir`; that of the last is kept.
 
     The log is a file, as a pipe would end with the agent. Raises OSError.
     """
     command = [sys.executable, "-m", "agent.resolver", "--run-dir", str(run_dir)]
-    command += ["--resolv-conf", resolv_conf]
+    command += ["--resolv-conf", resolv_conf, "--workers", str(workers)]
     if netns is not None:
         command += ["--netns", netns]
     for each in listen:

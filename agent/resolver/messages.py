@@ -1,55 +1,47 @@
-"""DNS messages: from the bytes of a question to the bytes of its answer, with dnspython.
+"""DNS messages: what may come by the wire, and what goes to and comes from upstreams.
 
 Nothing here waits or keeps state. Whatever the bytes are, `read` returns: a question, the
-refusal to send, or nothing. Sources: RFC 1035, 2181 (truncation), 2308 (negative answers),
-3225 and 6891 (EDNS), 8482 (ANY), 9619 (one question a message).
-What stands opposite: core/names.py decides what to say; server.py moves the bytes.
+refusal to send, or nothing. dnspython reads what is unusual. Sources: RFC 1035, 5452 (answers that
+are none), 6891 (EDNS), 8482 (ANY), 9619 (one question a message).
+What stands opposite: wire.py reads the usual and writes answers of ours; server.py moves the bytes.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import dns.exception
 import dns.flags
 import dns.message
-import dns.name
 import dns.opcode
 import dns.rcode
 import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
-import dns.rrset
 
-from agent.core.names import TTL, ZONE, Answer, Kind, Record
-from agent.core.question import SOA, Question
-
-QUESTION_BYTES_MAX = 4096  # a question has some 100; more is not worth the time to parse it
-UDP_BYTES = 512  # RFC 1035, section 2.3.4: what any asker takes
-UDP_BYTES_MAX = 1232  # passes every path of 1280 bytes unfragmented (DNS flag day 2020)
-TCP_BYTES_MAX = 65535
-
-_HEADER = struct.Struct("!HHHHHH")
-_HEADER_BYTES = 12
-_QR, _OPCODE, _RD, _RA = 0x8000, 0x7800, 0x0100, 0x0080
-_META_TYPES = range(128, 255)  # TKEY, TSIG, IXFR, AXFR …; 255 is ANY (RFC 6895, section 3.1)
-_OPT = 41
-_ADDITIONAL_MAX = 2  # OPT and a signature; reading hundreds of records would take milliseconds
-# Server, mailbox, serial, refresh, retry, expire: for those that copy a zone, which nobody does
-# here. The last field is how long "no such name" may be remembered (RFC 2308, section 5).
-_SOA = dns.rdata.from_text(
-    dns.rdataclass.IN, dns.rdatatype.SOA, f"ns.{ZONE}. hostmaster.{ZONE}. 1 3600 600 86400 {TTL}"
+from agent.core.names import Record
+from agent.core.question import Question
+from agent.resolver import wire as plain
+from agent.resolver.wire import (
+    DO,
+    HEADER,
+    HEADER_BYTES,
+    META_TYPES,
+    OPCODE,
+    OPT,
+    QR,
+    TCP_BYTES_MAX,
+    UDP_BYTES,
+    UDP_BYTES_MAX,
+    Asked,
+    bare,
+    failure,
+    read_plain,
+    udp_limit,
 )
 
-
-class Asked(NamedTuple):
-    """A sound question: what was asked and what came with it."""
-
-    question: Question
-    message: dns.message.Message
-    limit: int  # bytes that an answer may have
+QUESTION_BYTES_MAX = 4096  # a question has some 100; more is not worth the time to parse it
+_ADDITIONAL_MAX = 2  # OPT and a signature; reading hundreds of records would take milliseconds
 
 
 def read(wire: bytes, udp: bool) -> Asked | bytes | None:
@@ -58,106 +50,47 @@ def read(wire: bytes, udp: bool) -> Asked | bytes | None:
     Silent to what is shorter than a header and to what is itself an answer: to answer those
     could make two servers talk for ever.
     """
-    if len(wire) < _HEADER_BYTES:
+    found = read_plain(wire, udp)
+    if found is not None:
+        return found
+    if len(wire) < HEADER_BYTES:
         return None
-    id, flags, questions, answers, authorities, additional = _HEADER.unpack_from(wire)
-    if flags & _QR:
+    _, flags, questions, answers, authorities, additional = HEADER.unpack_from(wire)
+    if flags & QR:
         return None
-    if (flags & _OPCODE) >> 11 != dns.opcode.QUERY:
-        return _bare(id, flags, dns.rcode.NOTIMP)
+    if (flags & OPCODE) >> 11 != dns.opcode.QUERY:
+        return bare(wire, dns.rcode.NOTIMP)
     records = answers or authorities or additional > _ADDITIONAL_MAX
     if questions != 1 or records or len(wire) > QUESTION_BYTES_MAX:
-        return _bare(id, flags, dns.rcode.FORMERR)
+        return bare(wire, dns.rcode.FORMERR)
     try:
         message = dns.message.from_wire(wire)
+        rrset = message.question[0]
+        section = rrset.name.to_wire()
     except Exception:
         # Strangers write these bytes, and dnspython has many ways to say that they are wrong.
-        return _bare(id, flags, dns.rcode.FORMERR)
+        return bare(wire, dns.rcode.FORMERR)
+    assert section is not None
     limit = TCP_BYTES_MAX
     if udp:
-        limit = UDP_BYTES
-        if message.edns >= 0:
-            limit = min(max(message.payload, UDP_BYTES), UDP_BYTES_MAX)
-    rrset = message.question[0]
+        limit = udp_limit(message.payload) if message.edns >= 0 else UDP_BYTES
     labels = tuple(label.lower().decode("latin-1") for label in rrset.name.labels[:-1])
-    asked = Asked(Question(labels, int(rrset.rdtype)), message, limit)
+    type = int(rrset.rdtype)
+    asked = Asked(
+        Question(labels, type),
+        wire,
+        section + type.to_bytes(2, "big") + int(rrset.rdclass).to_bytes(2, "big"),
+        limit,
+        flags,
+        edns=message.edns >= 0,
+        do=bool(message.edns >= 0 and message.ednsflags & DO),
+        _message=message,
+    )
     if message.edns > 0:
         return failure(asked, dns.rcode.BADVERS)
-    meta = rrset.rdtype in _META_TYPES or rrset.rdtype == _OPT
-    if rrset.rdclass != dns.rdataclass.IN or meta:
+    if rrset.rdclass != dns.rdataclass.IN or type in META_TYPES or type == OPT:
         return failure(asked, dns.rcode.REFUSED)
     return asked
-
-
-def _bare(id: int, flags: int, rcode: int) -> bytes:
-    """An answer that is a header only, to something that could not be read."""
-    return _HEADER.pack(id, _QR | flags & (_OPCODE | _RD) | _RA | rcode, 0, 0, 0, 0)
-
-
-def _response(asked: Asked) -> dns.message.Message:
-    query = asked.message
-    response = dns.message.make_response(
-        query, recursion_available=True, our_payload=UDP_BYTES_MAX, pad=0
-    )
-    if query.edns >= 0:
-        response.ednsflags |= query.ednsflags & dns.flags.DO  # RFC 3225, section 3
-    return response
-
-
-def failure(asked: Asked, rcode: int) -> bytes:
-    """An answer that says only why there is none."""
-    response = _response(asked)
-    response.set_rcode(dns.rcode.Rcode(rcode))
-    return response.to_wire(max_size=asked.limit)
-
-
-def build(asked: Asked, answer: Answer) -> bytes:
-    """The wire form of an answer of ours, of any kind but FORWARD.
-
-    Addresses that have no room are left out: over UDP with TC set, so that the asker comes
-    again by TCP, and those that do not are still served with some.
-    """
-    if answer.kind is Kind.REFUSED:
-        return failure(asked, dns.rcode.REFUSED)
-    response = _response(asked)
-    response.flags |= dns.flags.AA
-    name = asked.message.question[0].name  # as it was written: askers compare (0x20)
-    if answer.kind is Kind.ANSWER:
-        kept = _fitting(answer.records, name, asked)
-        if len(kept) < len(answer.records) and asked.limit < TCP_BYTES_MAX:
-            response.flags |= dns.flags.TC
-        for type in dict.fromkeys(record.type for record in kept):
-            rdatas = [_rdata(record) for record in kept if record.type == type]
-            response.answer.append(dns.rrset.from_rdata_list(name, TTL, rdatas))
-    else:
-        if answer.kind is Kind.NXDOMAIN:
-            response.set_rcode(dns.rcode.NXDOMAIN)
-        zone = dns.name.from_text(answer.zone)
-        response.authority.append(dns.rrset.from_rdata(zone, TTL, _SOA))
-    return response.to_wire(max_size=asked.limit, want_shuffle=False)
-
-
-def _fitting(records: tuple[Record, ...], name: dns.name.Name, asked: Asked) -> tuple[Record, ...]:
-    """As many of `records`, from the first, as there is room for.
-
-    A record is a pointer to the name (2 bytes), type, class, TTL and length (10), and the data;
-    names and SOA are few and reckoned at their longest.
-    """
-    room = asked.limit - _HEADER_BYTES - sum(len(label) + 1 for label in name.labels) - 4
-    room -= 11 if asked.message.edns >= 0 else 0
-    for count, record in enumerate(records):
-        room -= 12 + (len(record.data) if isinstance(record.data, bytes) else 255)
-        if room < 0:
-            return records[: max(count, 1)]
-    return records
-
-
-def _rdata(record: Record) -> dns.rdata.Rdata:
-    data = record.data
-    type = dns.rdatatype.RdataType(record.type)
-    if isinstance(data, bytes):
-        return dns.rdata.from_wire(dns.rdataclass.IN, type, data, 0, len(data))
-    return _SOA if type == SOA else dns.rdata.from_text(dns.rdataclass.IN, type, data + ".")
 
 
 def upstream_query(asked: Asked, id: int) -> dns.message.Message:
@@ -195,7 +128,11 @@ def read_upstream(wire: bytes, query: dns.message.Message) -> dns.message.Messag
 
 def relay(asked: Asked, answer: dns.message.Message) -> bytes:
     """The wire form of an upstream's answer as this asker can take it."""
-    response = _response(asked)
+    response = dns.message.make_response(
+        asked.message, recursion_available=True, our_payload=UDP_BYTES_MAX, pad=0
+    )
+    if asked.do:
+        response.ednsflags |= dns.flags.DO  # RFC 3225, section 3
     response.flags |= answer.flags & (dns.flags.AD | dns.flags.CD)
     response.set_rcode(answer.rcode())
     response.answer = answer.answer
@@ -210,6 +147,12 @@ def relay(asked: Asked, answer: dns.message.Message) -> bytes:
 def describe(records: Iterable[Record]) -> list[str]:
     """Records as text for people: `A 10.1.0.2`."""
     return [
-        f"{dns.rdatatype.to_text(dns.rdatatype.RdataType(record.type))} {_rdata(record)}"
+        f"{dns.rdatatype.to_text(dns.rdatatype.RdataType(record.type))} {_text(record)}"
         for record in records
     ]
+
+
+def _text(record: Record) -> str:
+    type = dns.rdatatype.RdataType(record.type)
+    data = plain.record_data(record)
+    return dns.rdata.from_wire(dns.rdataclass.IN, type, data, 0, len(data)).to_text()

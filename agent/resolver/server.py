@@ -1,6 +1,7 @@
 """Listens to the sandboxes, UDP and TCP, and answers each by who it is.
 
-Answers of ours are made in the call that read the question; only what is forwarded waits.
+Answers of ours are made in the call that read the question; only what is forwarded waits. Over
+UDP most are ready (table.py), and go out as the questions come in (datagrams.py).
 Nobody is answered before the first full state has come (`start`): what is asked meanwhile lies
 in the kernel's queue, so that a name server that has just started denies no name.
 Who asks much does not make the others wait: questions are read as they come and answered in
@@ -17,21 +18,22 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from typing import NamedTuple
 
 import dns.rcode
 
 from agent.core.names import Kind, Names
 from agent.core.question import Question
 from agent.resolver import messages
+from agent.resolver.datagrams import Datagram, Datagrams
 from agent.resolver.fairness import FairQueue, Pace
 from agent.resolver.forward import Forwarder
-from agent.resolver.messages import QUESTION_BYTES_MAX, Asked
-from agent.resolver.sockets import Ancillary, receive, share, source_address
+from agent.resolver.sockets import share, source_address
+from agent.resolver.table import TURNS_MAX, Table
+from agent.resolver.wire import Asked, build, failure
 
-DATAGRAMS_PER_WAKEUP = 64  # to read one takes 4 µs; then others of the loop have their turn
-ANSWERS_PER_WAKEUP = 4  # some 0.6 ms, which is how long one who asks now waits for one who floods
-QUESTIONS_PER_SOURCE_MAX = 1024  # that wait: 150 ms of answering; it is its own time that it fills
+READS_PER_WAKEUP = 4  # of up to 64 datagrams; a turn of the loop costs as much as five answers
+ANSWERS_PER_WAKEUP = 16  # some 0.5 ms, which is how long one who asks now waits for one who floods
+QUESTIONS_PER_SOURCE_MAX = 1024  # that wait: 30 ms of answering; it is its own time that it fills
 # Over TCP; by UDP the kernel bounds it (datapath/guardrules.py), and there one packet is one
 # question.
 PACE, PACE_BURST = 1000.0, 1000.0  # questions a second of one asker, and at once after silence
@@ -44,14 +46,7 @@ _TURNS_MAX = 10_000
 _log = logging.getLogger("vxmesh.resolver.server")
 
 
-class _Datagram(NamedTuple):
-    """A question that waits for its turn."""
-
-    sock: socket.socket
-    wire: bytes
-    ancillary: Ancillary
-    peer: tuple[str, int]
-    source: bytes
+_KINDS = [kind.value for kind in Kind]  # the first is table.POSITIVE
 
 
 class Server:
@@ -64,8 +59,11 @@ class Server:
         forwarder: Forwarder,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
-        self.names = Names()
-        self.counters: Counter[str] = Counter()
+        self._names = Names()
+        self._counters: Counter[str] = Counter()
+        self._counts = [0] * len(_KINDS)  # answers that were ready, by kind
+        self._table = Table()
+        self._datagrams = [Datagrams(sock) for sock in udp]
         self._udp = udp
         self._tcp = tcp
         self._forwarder = forwarder
@@ -75,24 +73,69 @@ class Server:
         self._connections: Counter[bytes] = Counter()
         self._servers: list[asyncio.Server] = []
         self._started = False
-        self._waiting: FairQueue[_Datagram] = FairQueue(QUESTIONS_PER_SOURCE_MAX)
+        self._waiting: FairQueue[tuple[socket.socket, Datagram]] = FairQueue(
+            QUESTIONS_PER_SOURCE_MAX
+        )
         self._turn: asyncio.Handle | None = None  # when those that wait go on being answered
         self._pace = Pace(PACE, PACE_BURST)
+
+    @property
+    def names(self) -> Names:
+        """What is answered from. Whoever changes it calls `changed`."""
+        return self._names
+
+    @names.setter
+    def names(self, names: Names) -> None:
+        names.watch()
+        self._names = names
+        self._table.clear()
+
+    def changed(self) -> None:
+        """Answers of what has changed in `names` are to be made anew."""
+        stale = self._names.take_stale()
+        if stale.everything:
+            self._table.clear()
+            return
+        if stale.views:
+            self._table.forget_sources()
+        self._table.forget(stale.names)
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What was asked and answered so far."""
+        found = Counter(self._counters)
+        for kind, count in zip(_KINDS, self._counts, strict=True):
+            found[kind] += count
+        found["ready"] = sum(self._counts)
+        found["unsent"] += sum(datagrams.unsent for datagrams in self._datagrams)
+        found["kept"] = len(self._table)
+        return found
 
     async def start(self) -> None:
         """Begin to read questions. A second call does nothing."""
         if self._started:
             return
         self._started = True
+        await self._listen(self._datagrams, self._tcp)
+
+    async def _listen(self, udp: Sequence[Datagrams], tcp: Sequence[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
-        for sock in self._udp:
-            loop.add_reader(sock, self._drain, sock)
-        for sock in self._tcp:
+        for datagrams in udp:
+            loop.add_reader(datagrams.sock, self._drain, datagrams)
+        for sock in tcp:
             self._servers.append(await asyncio.start_server(self._converse, sock=sock))
 
     def share(self) -> None:
         """From now on another resolver may listen where we do."""
         share((*self._udp, *self._tcp))
+
+    async def adopt(self, udp: Sequence[socket.socket], tcp: Sequence[socket.socket]) -> None:
+        """Answer on these as well."""
+        self._udp, self._tcp = (*self._udp, *udp), (*self._tcp, *tcp)
+        more = [Datagrams(sock) for sock in udp]
+        self._datagrams += more
+        if self._started:
+            await self._listen(more, tcp)
 
     async def close(self) -> None:
         """Stop at once; questions that wait for an upstream get no answer."""
@@ -114,26 +157,40 @@ class Server:
         """The answer; or the question, if upstreams are to be asked; or None for silence."""
         asked = messages.read(wire, udp)
         if not isinstance(asked, Asked):
-            self.counters["malformed"] += 1
+            self._counters["malformed"] += 1
             return asked
         question = asked.question
         try:
-            turn = self._turns.get(question, 0)
-            answer = self.names.answer(question, self.names.view(source), turn)
-            self.counters[answer.kind.value] += 1
-            if len(answer.records) > 1:
+            view = self._names.view(source)
+            key = wire[2:]
+            turn = self._table.turn(view, key)
+            if turn is None:
+                turn = self._turns.get(question, 0)
+            answer = self._names.answer(question, view, turn)
+            self._counters[answer.kind.value] += 1
+            several = len(answer.records)
+            if several > 1:
                 if len(self._turns) >= _TURNS_MAX:
                     self._turns.clear()
                 self._turns[question] = turn + 1
+            if answer.kind is Kind.REFUSED:
+                return failure(asked, dns.rcode.REFUSED)
             if answer.kind is not Kind.FORWARD:
-                return messages.build(asked, answer)
+                made = build(asked, answer)
+                if asked.plain and udp and view and several <= TURNS_MAX:
+                    kind = _KINDS.index(answer.kind.value)
+                    self._table.put(source, view, question, key, made[2:], kind, max(several, 1))
+                return made
         except Exception:
             # One question must not end the process that all sandboxes of the host ask.
-            self.counters["errors"] += 1
+            self._counters["errors"] += 1
             _log.exception("question", extra={"fields": {"labels": list(question.labels)}})
-            return messages.failure(asked, dns.rcode.SERVFAIL)
+            return failure(asked, dns.rcode.SERVFAIL)
+        kept = self._forwarder.kept(asked)
+        if kept is not None:
+            return kept
         if not self._forwarder.admit(source):
-            return messages.failure(asked, dns.rcode.SERVFAIL)
+            return failure(asked, dns.rcode.SERVFAIL)
         return asked
 
     async def _forward(self, asked: Asked) -> bytes:
@@ -141,26 +198,28 @@ class Server:
         try:
             wire = await self._forwarder.answer(asked)
         except Exception:
-            self.counters["errors"] += 1
+            self._counters["errors"] += 1
             _log.exception("forward", extra={"fields": {"labels": list(asked.question.labels)}})
             wire = None
-        return wire if wire is not None else messages.failure(asked, dns.rcode.SERVFAIL)
+        return wire if wire is not None else failure(asked, dns.rcode.SERVFAIL)
 
-    def _drain(self, sock: socket.socket) -> None:
-        for _ in range(DATAGRAMS_PER_WAKEUP):
+    def _drain(self, datagrams: Datagrams) -> None:
+        for _ in range(READS_PER_WAKEUP):
             try:
-                wire, ancillary, peer = receive(sock, QUESTION_BYTES_MAX + 1)
-            except BlockingIOError:
-                break
+                count, others = datagrams.serve(self._table.by_source, self._counts)
             except OSError as error:
                 _log.error("receive", extra={"fields": {"error": str(error)}})
-                break
-            self.counters["udp"] += 1
-            source = source_address(peer)
-            if not self._waiting.put(source, _Datagram(sock, wire, ancillary, peer, source)):
-                self.counters["flooded"] += 1
-        if self._turn is None:
-            self._serve()
+                return
+            if not count:
+                return
+            self._counters["udp"] += count
+            for datagram in others:
+                if not self._waiting.put(datagram.source, (datagrams.sock, datagram)):
+                    self._counters["flooded"] += 1
+            if others:
+                if self._turn is None:
+                    self._serve()
+                return
 
     def _serve(self) -> None:
         """Answer some of those that wait; if more do, go on when the loop comes round."""
@@ -168,32 +227,24 @@ class Server:
         for _ in range(ANSWERS_PER_WAKEUP):
             if not self._waiting:
                 return
-            sock, wire, ancillary, peer, source = self._waiting.take()
-            reply = self._reply(wire, source, udp=True)
+            sock, datagram = self._waiting.take()
+            reply = self._reply(datagram.wire, datagram.source, udp=True)
             if isinstance(reply, Asked):
-                self._spawn(self._forward_udp(sock, reply, ancillary, peer), source)
+                self._spawn(self._forward_udp(sock, reply, datagram), datagram.source)
             elif reply is not None:
-                self._send(sock, reply, ancillary, peer)
+                self._send(sock, reply, datagram)
         if self._waiting:
             self._turn = asyncio.get_running_loop().call_soon(self._serve)
 
-    async def _forward_udp(
-        self,
-        sock: socket.socket,
-        asked: Asked,
-        ancillary: Ancillary,
-        peer: tuple[str, int],
-    ) -> None:
-        self._send(sock, await self._forward(asked), ancillary, peer)
+    async def _forward_udp(self, sock: socket.socket, asked: Asked, datagram: Datagram) -> None:
+        self._send(sock, await self._forward(asked), datagram)
 
-    def _send(
-        self, sock: socket.socket, wire: bytes, ancillary: Ancillary, peer: tuple[str, int]
-    ) -> None:
+    def _send(self, sock: socket.socket, wire: bytes, datagram: Datagram) -> None:
         try:
-            sock.sendmsg([wire], ancillary, 0, peer)
+            sock.sendmsg([wire], datagram.ancillary, 0, datagram.peer)
         except OSError:
             # A full queue, a gateway that is gone, port 0: a datagram may be lost at any time.
-            self.counters["unsent"] += 1
+            self._counters["unsent"] += 1
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One TCP connection, until the asker ends it, stays idle or misbehaves."""
@@ -204,7 +255,7 @@ class Server:
             source = source_address(writer.get_extra_info("peername"))
             full = self._connections.total() >= CONNECTIONS_MAX
             if full or self._connections[source] >= CONNECTIONS_PER_SOURCE_MAX:
-                self.counters["connections_refused"] += 1
+                self._counters["connections_refused"] += 1
                 return
             self._connections[source] += 1
             try:
@@ -240,7 +291,7 @@ class Server:
                     except asyncio.IncompleteReadError:
                         break
                     wire = await reader.readexactly(size)
-                self.counters["tcp"] += 1
+                self._counters["tcp"] += 1
                 # What it sends meanwhile stays in the kernel, which then takes no more of it.
                 await asyncio.sleep(self._pace.delay(source, loop.time()))
                 reply = self._reply(wire, source, udp=False)

@@ -30,13 +30,14 @@ _IP_PKTINFO = 8  # linux/in.h; the socket module lacks it
 _SOL_UDP, _UDP_GRO = 17, 104
 _PKTINFO4 = struct.Struct("=i4s4s")  # interface, local address, destination in the header
 _PKTINFO6 = struct.Struct("=16si")  # destination, interface
-_ANCILLARY_BYTES = 128
 _RECEIVE_BYTES = 1 << 20  # some thousand questions may wait while a feed is taken in
 _SEND_BYTES = 128 << 10  # of a TCP connection: two of the largest answers, not megabytes
 _BACKLOG = 128
+_CHOICES = 10  # of a port by the kernel that is free for UDP and for TCP
 _LINK_LOCAL6 = b"\xfe\x80"
 
 Ancillary = list[tuple[int, int, bytes]]
+Peer = tuple[str, int] | tuple[str, int, int, int]  # host, port; IPv6: flow and scope too
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,9 @@ def parse_listen(text: str) -> Listen:
     return Listen(address, number)
 
 
-def _open(listen: Listen, kind: socket.SocketKind, netns: str | None) -> socket.socket:
+def _open(
+    listen: Listen, kind: socket.SocketKind, netns: str | None, shared: bool
+) -> socket.socket:
     if netns is None:
         sock = socket.socket(listen.family, kind)
     else:
@@ -93,20 +96,39 @@ def _open(listen: Listen, kind: socket.SocketKind, netns: str | None) -> socket.
         sock.bind((listen.address, listen.port))
         if kind == socket.SOCK_STREAM:
             sock.listen(_BACKLOG)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+        if not shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
+def _open_pair(
+    listen: Listen, netns: str | None, shared: bool
+) -> tuple[socket.socket, socket.socket]:
+    """UDP and TCP on one port."""
+    for last in (False,) * _CHOICES + (True,):
+        udp = _open(listen, socket.SOCK_DGRAM, netns, shared)
+        try:
+            chosen = Listen(listen.address, udp.getsockname()[1])
+            return udp, _open(chosen, socket.SOCK_STREAM, netns, shared)
+        except OSError as error:
+            udp.close()
+            # The kernel chose a port that another's TCP has: it is to choose again.
+            if listen.port or last or error.errno != errno.EADDRINUSE:
+                raise
+    raise AssertionError("unreachable")
+
+
 def open_sockets(
-    listens: Sequence[Listen], netns: str | None, optional: bool = False
+    listens: Sequence[Listen], netns: str | None, optional: bool = False, shared: bool = False
 ) -> tuple[list[socket.socket], list[socket.socket]]:
     """UDP and TCP sockets on `listens`, in the namespace at the path `netns` (None: our own).
 
     With port 0 the kernel chooses the UDP port and TCP takes the same. With `optional`, what
-    the kernel has no address family for is left out, as long as one is there. Raises Conflict
+    the kernel has no address family for is left out, as long as one is there. With `shared`,
+    others of this user may listen there too, and the kernel deals out to all. Raises Conflict
     if a port is taken, Unavailable if it cannot be listened on.
     """
     udp: list[socket.socket] = []
@@ -114,16 +136,13 @@ def open_sockets(
     try:
         for listen in listens:
             try:
-                udp.append(_open(listen, socket.SOCK_DGRAM, netns))
-                chosen = Listen(listen.address, udp[-1].getsockname()[1])
-                tcp.append(_open(chosen, socket.SOCK_STREAM, netns))
+                pair = _open_pair(listen, netns, shared)
+                udp.append(pair[0])
+                tcp.append(pair[1])
             except OSError as error:
                 no_family = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
                 if not (optional and no_family and listen.family == socket.AF_INET6):
                     raise _failure(listen, netns, error) from error
-                for sock in udp[len(tcp) :]:
-                    sock.close()
-                del udp[len(tcp) :]
     except BaseException:
         for sock in (*udp, *tcp):
             sock.close()
@@ -179,13 +198,13 @@ def is_ours(address: str, port: int, listens: Sequence[Listen], netns: str | Non
     return wildcard and (bindable() if netns is None else in_netns(netns, bindable))
 
 
-def receive(sock: socket.socket, size: int) -> tuple[bytes, Ancillary, tuple[str, int]]:
-    """One datagram: its bytes, what `send` needs to answer it, and who sent it.
+def answer_from(ancillary: Ancillary) -> tuple[int, Ancillary]:
+    """What came beside a datagram: the bytes of the first question in it, 0 if it is the only
+    one, and what an answer needs to leave from the address that was asked.
 
-    Of several that came in one packet it is the first; the others are lost. Raises
-    BlockingIOError if none is there.
+    Of several that came in one packet the others are lost.
     """
-    wire, ancillary, _, peer = sock.recvmsg(size, _ANCILLARY_BYTES)
+    first = 0
     back: Ancillary = []
     for level, type, data in ancillary:
         if level == socket.IPPROTO_IP and type == _IP_PKTINFO:
@@ -198,11 +217,11 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, Ancillary, tuple[str
                 interface = 0
             back = [(level, type, _PKTINFO6.pack(destination, interface))]
         elif level == _SOL_UDP and type == _UDP_GRO:
-            wire = wire[: int.from_bytes(data[:4], sys.byteorder)]
-    return wire, back, peer
+            first = int.from_bytes(data[:4], sys.byteorder)
+    return first, back
 
 
-def source_address(peer: tuple[str, int]) -> bytes:
+def source_address(peer: Peer) -> bytes:
     """The address of a peer name as 4 or 16 bytes, without its scope."""
     host = peer[0].partition("%")[0]
     return socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)

@@ -1,4 +1,5 @@
 from agent.rpc import types_pb2 as _types_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -274,7 +275,7 @@ class WatchRequest(_message.Message):
     def __init__(self, since: _Optional[int] = ..., history: _Optional[bool] = ..., not_before: _Optional[float] = ..., end: _Optional[bool] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("revision", "time", "action", "node", "network", "endpoint", "notice")
+    __slots__ = ("revision", "time", "action", "node", "network", "endpoint", "notice", "service")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
@@ -282,6 +283,7 @@ class Event(_message.Message):
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
     revision: int
     time: str
     action: str
@@ -289,7 +291,8 @@ class Event(_message.Message):
     network: _types_pb2.Network
     endpoint: _types_pb2.Endpoint
     notice: Notice
-    def __init__(self, revision: _Optional[int] = ..., time: _Optional[str] = ..., action: _Optional[str] = ..., node: _Optional[_Union[_types_pb2.Node, _Mapping]] = ..., network: _Optional[_Union[_types_pb2.Network, _Mapping]] = ..., endpoint: _Optional[_Union[_types_pb2.Endpoint, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ...) -> None: ...
+    service: _types_pb2.Service
+    def __init__(self, revision: _Optional[int] = ..., time: _Optional[str] = ..., action: _Optional[str] = ..., node: _Optional[_Union[_types_pb2.Node, _Mapping]] = ..., network: _Optional[_Union[_types_pb2.Network, _Mapping]] = ..., endpoint: _Optional[_Union[_types_pb2.Endpoint, _Mapping]] = ..., notice: _Optional[_Union[Notice, _Mapping]] = ..., service: _Optional[_Union[_types_pb2.Service, _Mapping]] = ...) -> None: ...
 
 class Notice(_message.Message):
     __slots__ = ("kind", "message", "fields")
@@ -449,3 +452,111 @@ class UserCertificate(_message.Message):
 class RotateKeysRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ServiceSettings(_message.Message):
+    __slots__ = ("mode", "vips", "ports", "selector", "affinity", "affinity_timeout", "health", "publish_on", "prefer_local", "all_unhealthy", "drain_timeout", "labels")
+    class SelectorEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    VIPS_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    AFFINITY_FIELD_NUMBER: _ClassVar[int]
+    AFFINITY_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_ON_FIELD_NUMBER: _ClassVar[int]
+    PREFER_LOCAL_FIELD_NUMBER: _ClassVar[int]
+    ALL_UNHEALTHY_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    mode: str
+    vips: _containers.RepeatedScalarFieldContainer[str]
+    ports: _containers.RepeatedCompositeFieldContainer[_types_pb2.ServicePort]
+    selector: _containers.ScalarMap[str, str]
+    affinity: str
+    affinity_timeout: float
+    health: _types_pb2.HealthCheck
+    publish_on: _containers.RepeatedScalarFieldContainer[str]
+    prefer_local: bool
+    all_unhealthy: str
+    drain_timeout: float
+    labels: _containers.ScalarMap[str, str]
+    def __init__(self, mode: _Optional[str] = ..., vips: _Optional[_Iterable[str]] = ..., ports: _Optional[_Iterable[_Union[_types_pb2.ServicePort, _Mapping]]] = ..., selector: _Optional[_Mapping[str, str]] = ..., affinity: _Optional[str] = ..., affinity_timeout: _Optional[float] = ..., health: _Optional[_Union[_types_pb2.HealthCheck, _Mapping]] = ..., publish_on: _Optional[_Iterable[str]] = ..., prefer_local: _Optional[bool] = ..., all_unhealthy: _Optional[str] = ..., drain_timeout: _Optional[float] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class CreateServiceRequest(_message.Message):
+    __slots__ = ("name", "network", "settings", "wait")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    network: str
+    settings: ServiceSettings
+    wait: Wait
+    def __init__(self, name: _Optional[str] = ..., network: _Optional[str] = ..., settings: _Optional[_Union[ServiceSettings, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...
+
+class ListServicesRequest(_message.Message):
+    __slots__ = ("network",)
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    network: str
+    def __init__(self, network: _Optional[str] = ...) -> None: ...
+
+class ListServicesReply(_message.Message):
+    __slots__ = ("services",)
+    SERVICES_FIELD_NUMBER: _ClassVar[int]
+    services: _containers.RepeatedCompositeFieldContainer[_types_pb2.Service]
+    def __init__(self, services: _Optional[_Iterable[_Union[_types_pb2.Service, _Mapping]]] = ...) -> None: ...
+
+class UpdateServiceRequest(_message.Message):
+    __slots__ = ("ref", "network", "settings", "mask", "wait")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    network: str
+    settings: ServiceSettings
+    mask: _field_mask_pb2.FieldMask
+    wait: Wait
+    def __init__(self, ref: _Optional[str] = ..., network: _Optional[str] = ..., settings: _Optional[_Union[ServiceSettings, _Mapping]] = ..., mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...
+
+class BackendRequest(_message.Message):
+    __slots__ = ("ref", "network", "endpoint", "weight", "wait")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    network: str
+    endpoint: str
+    weight: int
+    wait: Wait
+    def __init__(self, ref: _Optional[str] = ..., network: _Optional[str] = ..., endpoint: _Optional[str] = ..., weight: _Optional[int] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...
+
+class SetEndpointHealthRequest(_message.Message):
+    __slots__ = ("ref", "network", "state", "reason", "wait")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    ref: str
+    network: str
+    state: str
+    reason: str
+    wait: Wait
+    def __init__(self, ref: _Optional[str] = ..., network: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...

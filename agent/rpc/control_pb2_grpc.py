@@ -170,6 +170,51 @@ class ControlStub:
                 request_serializer=agent_dot_rpc_dot_control__pb2.RotateKeysRequest.SerializeToString,
                 response_deserializer=agent_dot_rpc_dot_types__pb2.Node.FromString,
                 _registered_method=True)
+        self.CreateService = channel.unary_unary(
+                '/vxmesh.v1.Control/CreateService',
+                request_serializer=agent_dot_rpc_dot_control__pb2.CreateServiceRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_types__pb2.Service.FromString,
+                _registered_method=True)
+        self.ListServices = channel.unary_unary(
+                '/vxmesh.v1.Control/ListServices',
+                request_serializer=agent_dot_rpc_dot_control__pb2.ListServicesRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_control__pb2.ListServicesReply.FromString,
+                _registered_method=True)
+        self.GetService = channel.unary_unary(
+                '/vxmesh.v1.Control/GetService',
+                request_serializer=agent_dot_rpc_dot_control__pb2.GetRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_types__pb2.Service.FromString,
+                _registered_method=True)
+        self.UpdateService = channel.unary_unary(
+                '/vxmesh.v1.Control/UpdateService',
+                request_serializer=agent_dot_rpc_dot_control__pb2.UpdateServiceRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_types__pb2.Service.FromString,
+                _registered_method=True)
+        self.RemoveServices = channel.unary_unary(
+                '/vxmesh.v1.Control/RemoveServices',
+                request_serializer=agent_dot_rpc_dot_control__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_control__pb2.RemoveReply.FromString,
+                _registered_method=True)
+        self.AddBackend = channel.unary_unary(
+                '/vxmesh.v1.Control/AddBackend',
+                request_serializer=agent_dot_rpc_dot_control__pb2.BackendRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_types__pb2.Service.FromString,
+                _registered_method=True)
+        self.RemoveBackend = channel.unary_unary(
+                '/vxmesh.v1.Control/RemoveBackend',
+                request_serializer=agent_dot_rpc_dot_control__pb2.BackendRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_types__pb2.Service.FromString,
+                _registered_method=True)
+        self.DrainBackend = channel.unary_unary(
+                '/vxmesh.v1.Control/DrainBackend',
+                request_serializer=agent_dot_rpc_dot_control__pb2.BackendRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_types__pb2.Service.FromString,
+                _registered_method=True)
+        self.SetEndpointHealth = channel.unary_unary(
+                '/vxmesh.v1.Control/SetEndpointHealth',
+                request_serializer=agent_dot_rpc_dot_control__pb2.SetEndpointHealthRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_types__pb2.Endpoint.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -349,6 +394,63 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateService(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListServices(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetService(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateService(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveServices(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddBackend(self, request, context):
+        """Makes an endpoint a backend, changes its weight, or ends its draining.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveBackend(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainBackend(self, request, context):
+        """No new connections to it; those that it has go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetEndpointHealth(self, request, context):
+        """What the runtime knows of an endpoint of the node that answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -486,6 +588,51 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.RotateKeys,
                     request_deserializer=agent_dot_rpc_dot_control__pb2.RotateKeysRequest.FromString,
                     response_serializer=agent_dot_rpc_dot_types__pb2.Node.SerializeToString,
+            ),
+            'CreateService': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateService,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.CreateServiceRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_types__pb2.Service.SerializeToString,
+            ),
+            'ListServices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListServices,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.ListServicesRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_control__pb2.ListServicesReply.SerializeToString,
+            ),
+            'GetService': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetService,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.GetRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_types__pb2.Service.SerializeToString,
+            ),
+            'UpdateService': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateService,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.UpdateServiceRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_types__pb2.Service.SerializeToString,
+            ),
+            'RemoveServices': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveServices,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.RemoveRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_control__pb2.RemoveReply.SerializeToString,
+            ),
+            'AddBackend': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddBackend,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.BackendRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_types__pb2.Service.SerializeToString,
+            ),
+            'RemoveBackend': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveBackend,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.BackendRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_types__pb2.Service.SerializeToString,
+            ),
+            'DrainBackend': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainBackend,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.BackendRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_types__pb2.Service.SerializeToString,
+            ),
+            'SetEndpointHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetEndpointHealth,
+                    request_deserializer=agent_dot_rpc_dot_control__pb2.SetEndpointHealthRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_types__pb2.Endpoint.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1217,6 +1364,249 @@ class Control:
             '/vxmesh.v1.Control/RotateKeys',
             agent_dot_rpc_dot_control__pb2.RotateKeysRequest.SerializeToString,
             agent_dot_rpc_dot_types__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateService(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/CreateService',
+            agent_dot_rpc_dot_control__pb2.CreateServiceRequest.SerializeToString,
+            agent_dot_rpc_dot_types__pb2.Service.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListServices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/ListServices',
+            agent_dot_rpc_dot_control__pb2.ListServicesRequest.SerializeToString,
+            agent_dot_rpc_dot_control__pb2.ListServicesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetService(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/GetService',
+            agent_dot_rpc_dot_control__pb2.GetRequest.SerializeToString,
+            agent_dot_rpc_dot_types__pb2.Service.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateService(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/UpdateService',
+            agent_dot_rpc_dot_control__pb2.UpdateServiceRequest.SerializeToString,
+            agent_dot_rpc_dot_types__pb2.Service.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveServices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/RemoveServices',
+            agent_dot_rpc_dot_control__pb2.RemoveRequest.SerializeToString,
+            agent_dot_rpc_dot_control__pb2.RemoveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddBackend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/AddBackend',
+            agent_dot_rpc_dot_control__pb2.BackendRequest.SerializeToString,
+            agent_dot_rpc_dot_types__pb2.Service.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveBackend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/RemoveBackend',
+            agent_dot_rpc_dot_control__pb2.BackendRequest.SerializeToString,
+            agent_dot_rpc_dot_types__pb2.Service.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainBackend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/DrainBackend',
+            agent_dot_rpc_dot_control__pb2.BackendRequest.SerializeToString,
+            agent_dot_rpc_dot_types__pb2.Service.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetEndpointHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Control/SetEndpointHealth',
+            agent_dot_rpc_dot_control__pb2.SetEndpointHealthRequest.SerializeToString,
+            agent_dot_rpc_dot_types__pb2.Endpoint.FromString,
             options,
             channel_credentials,
             insecure,

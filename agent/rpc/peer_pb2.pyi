@@ -407,3 +407,37 @@ class WhoIsReply(_message.Message):
     NODE_FIELD_NUMBER: _ClassVar[int]
     node: str
     def __init__(self, node: _Optional[str] = ...) -> None: ...
+
+class PortsRequest(_message.Message):
+    __slots__ = ("node", "ports")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    ports: _containers.RepeatedCompositeFieldContainer[HostPort]
+    def __init__(self, node: _Optional[str] = ..., ports: _Optional[_Iterable[_Union[HostPort, _Mapping]]] = ...) -> None: ...
+
+class HostPort(_message.Message):
+    __slots__ = ("protocol", "port", "address")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    protocol: str
+    port: int
+    address: str
+    def __init__(self, protocol: _Optional[str] = ..., port: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
+
+class PortsReply(_message.Message):
+    __slots__ = ("taken",)
+    TAKEN_FIELD_NUMBER: _ClassVar[int]
+    taken: _containers.RepeatedCompositeFieldContainer[PortTaken]
+    def __init__(self, taken: _Optional[_Iterable[_Union[PortTaken, _Mapping]]] = ...) -> None: ...
+
+class PortTaken(_message.Message):
+    __slots__ = ("port", "why", "foreign")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_FIELD_NUMBER: _ClassVar[int]
+    port: HostPort
+    why: str
+    foreign: bool
+    def __init__(self, port: _Optional[_Union[HostPort, _Mapping]] = ..., why: _Optional[str] = ..., foreign: _Optional[bool] = ...) -> None: ...

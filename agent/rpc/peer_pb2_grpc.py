@@ -74,6 +74,11 @@ class PeerStub:
                 request_serializer=agent_dot_rpc_dot_peer__pb2.AppliedRequest.SerializeToString,
                 response_deserializer=agent_dot_rpc_dot_peer__pb2.Applied.FromString,
                 _registered_method=True)
+        self.CheckPorts = channel.unary_unary(
+                '/vxmesh.v1.Peer/CheckPorts',
+                request_serializer=agent_dot_rpc_dot_peer__pb2.PortsRequest.SerializeToString,
+                response_deserializer=agent_dot_rpc_dot_peer__pb2.PortsReply.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -136,6 +141,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckPorts(self, request, context):
+        """Which of these ports could not be published on this host now, and why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -178,6 +190,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.AwaitApplied,
                     request_deserializer=agent_dot_rpc_dot_peer__pb2.AppliedRequest.FromString,
                     response_serializer=agent_dot_rpc_dot_peer__pb2.Applied.SerializeToString,
+            ),
+            'CheckPorts': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckPorts,
+                    request_deserializer=agent_dot_rpc_dot_peer__pb2.PortsRequest.FromString,
+                    response_serializer=agent_dot_rpc_dot_peer__pb2.PortsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -396,6 +413,33 @@ class Peer:
             '/vxmesh.v1.Peer/AwaitApplied',
             agent_dot_rpc_dot_peer__pb2.AppliedRequest.SerializeToString,
             agent_dot_rpc_dot_peer__pb2.Applied.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckPorts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vxmesh.v1.Peer/CheckPorts',
+            agent_dot_rpc_dot_peer__pb2.PortsRequest.SerializeToString,
+            agent_dot_rpc_dot_peer__pb2.PortsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -141,7 +141,7 @@ class Ownership(_message.Message):
     def __init__(self, first: _Optional[str] = ..., last: _Optional[str] = ..., node: _Optional[str] = ...) -> None: ...
 
 class Endpoint(_message.Message):
-    __slots__ = ("id", "name", "aliases", "network", "network_id", "node", "sandbox", "mac", "addresses", "labels", "health", "state")
+    __slots__ = ("id", "name", "aliases", "network", "network_id", "node", "sandbox", "mac", "addresses", "labels", "health", "state", "health_reason", "health_since")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +161,8 @@ class Endpoint(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     HEALTH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_REASON_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_SINCE_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     aliases: _containers.RepeatedScalarFieldContainer[str]
@@ -173,7 +175,9 @@ class Endpoint(_message.Message):
     labels: _containers.ScalarMap[str, str]
     health: str
     state: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., network: _Optional[str] = ..., network_id: _Optional[str] = ..., node: _Optional[str] = ..., sandbox: _Optional[str] = ..., mac: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., health: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
+    health_reason: str
+    health_since: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., network: _Optional[str] = ..., network_id: _Optional[str] = ..., node: _Optional[str] = ..., sandbox: _Optional[str] = ..., mac: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., health: _Optional[str] = ..., state: _Optional[str] = ..., health_reason: _Optional[str] = ..., health_since: _Optional[str] = ...) -> None: ...
 
 class Publish(_message.Message):
     __slots__ = ("host_address", "host_port", "target_port", "protocol")
@@ -212,3 +216,121 @@ class Sandbox(_message.Message):
     resolv_conf: str
     log: str
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., node: _Optional[str] = ..., netns: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., created: _Optional[str] = ..., endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., publishes: _Optional[_Iterable[_Union[Publish, _Mapping]]] = ..., resolv_conf: _Optional[str] = ..., log: _Optional[str] = ...) -> None: ...
+
+class Service(_message.Message):
+    __slots__ = ("id", "name", "network", "network_id", "vips", "mode", "ports", "selector", "affinity", "affinity_timeout", "health", "publish_on", "prefer_local", "all_unhealthy", "drain_timeout", "labels", "backends", "created", "creator", "state", "conflict")
+    class SelectorEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_ID_FIELD_NUMBER: _ClassVar[int]
+    VIPS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    AFFINITY_FIELD_NUMBER: _ClassVar[int]
+    AFFINITY_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_ON_FIELD_NUMBER: _ClassVar[int]
+    PREFER_LOCAL_FIELD_NUMBER: _ClassVar[int]
+    ALL_UNHEALTHY_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    BACKENDS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    CREATOR_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CONFLICT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    network: str
+    network_id: str
+    vips: _containers.RepeatedScalarFieldContainer[str]
+    mode: str
+    ports: _containers.RepeatedCompositeFieldContainer[ServicePort]
+    selector: _containers.ScalarMap[str, str]
+    affinity: str
+    affinity_timeout: float
+    health: HealthCheck
+    publish_on: _containers.RepeatedScalarFieldContainer[str]
+    prefer_local: bool
+    all_unhealthy: str
+    drain_timeout: float
+    labels: _containers.ScalarMap[str, str]
+    backends: _containers.RepeatedCompositeFieldContainer[Backend]
+    created: str
+    creator: str
+    state: str
+    conflict: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., network: _Optional[str] = ..., network_id: _Optional[str] = ..., vips: _Optional[_Iterable[str]] = ..., mode: _Optional[str] = ..., ports: _Optional[_Iterable[_Union[ServicePort, _Mapping]]] = ..., selector: _Optional[_Mapping[str, str]] = ..., affinity: _Optional[str] = ..., affinity_timeout: _Optional[float] = ..., health: _Optional[_Union[HealthCheck, _Mapping]] = ..., publish_on: _Optional[_Iterable[str]] = ..., prefer_local: _Optional[bool] = ..., all_unhealthy: _Optional[str] = ..., drain_timeout: _Optional[float] = ..., labels: _Optional[_Mapping[str, str]] = ..., backends: _Optional[_Iterable[_Union[Backend, _Mapping]]] = ..., created: _Optional[str] = ..., creator: _Optional[str] = ..., state: _Optional[str] = ..., conflict: _Optional[str] = ...) -> None: ...
+
+class ServicePort(_message.Message):
+    __slots__ = ("port", "target", "protocol", "published", "published_at")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_AT_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    target: int
+    protocol: str
+    published: int
+    published_at: str
+    def __init__(self, port: _Optional[int] = ..., target: _Optional[int] = ..., protocol: _Optional[str] = ..., published: _Optional[int] = ..., published_at: _Optional[str] = ...) -> None: ...
+
+class HealthCheck(_message.Message):
+    __slots__ = ("kind", "path", "port", "interval", "timeout", "rise", "fall")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    RISE_FIELD_NUMBER: _ClassVar[int]
+    FALL_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    path: str
+    port: int
+    interval: float
+    timeout: float
+    rise: int
+    fall: int
+    def __init__(self, kind: _Optional[str] = ..., path: _Optional[str] = ..., port: _Optional[int] = ..., interval: _Optional[float] = ..., timeout: _Optional[float] = ..., rise: _Optional[int] = ..., fall: _Optional[int] = ...) -> None: ...
+
+class Backend(_message.Message):
+    __slots__ = ("endpoint", "endpoint_id", "node", "address", "addresses", "weight", "health", "state", "takes", "reason", "since")
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TAKES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    endpoint: str
+    endpoint_id: str
+    node: str
+    address: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    weight: int
+    health: str
+    state: str
+    takes: bool
+    reason: str
+    since: str
+    def __init__(self, endpoint: _Optional[str] = ..., endpoint_id: _Optional[str] = ..., node: _Optional[str] = ..., address: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., weight: _Optional[int] = ..., health: _Optional[str] = ..., state: _Optional[str] = ..., takes: _Optional[bool] = ..., reason: _Optional[str] = ..., since: _Optional[str] = ...) -> None: ...

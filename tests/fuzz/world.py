@@ -22,7 +22,8 @@ from agent.node import NodeState
 from agent.plan import Plan
 from agent.requests import parse_endpoint, parse_network
 from agent.resolver import feed
-from agent.views import CLAIMS, ENDPOINT, NETWORK, NODE, REMOVAL
+from agent.servicemodel import Health, Service
+from agent.views import CLAIMS, ENDPOINT, HEALTH, NETWORK, NODE, REMOVAL, SERVICE
 from tests.fuzz.shapes import Known, struct
 
 ME, PEER, THIRD, STRANGER = "aa00000000000001", "bb00000000000002", "cc00000000000003", "dd" * 8
@@ -32,25 +33,35 @@ NOW = 1_700_000_000.0
 TEXTS_AS_NODES = ("", "x", "y" * 300, "\x1b[2J", "aa")
 KINDS: dict[str, type[msgspec.Struct]] = {
     NODE: Node, NETWORK: Network, ENDPOINT: Endpoint, CLAIMS: Claims, REMOVAL: Removal,
+    SERVICE: Service, HEALTH: Health,
 }  # fmt: skip
 NODES = (ME, PEER, PEER, THIRD, STRANGER)
 IDS = {
     NODE: NODES, NETWORK: (NET, OTHER, "33" * 8), ENDPOINT: (LOCAL, REMOTE, "e3" * 8),
     CLAIMS: (NET, OTHER, "33" * 8), REMOVAL: NODES,
+    SERVICE: ("51" * 8, "52" * 8), HEALTH: (LOCAL, REMOTE, "e3" * 8),
 }  # fmt: skip
 KNOWN = Known({
-    "origin": NODES, "node": NODES, "requester": NODES, "remover": NODES, "target": NODES,
+    "origin": NODES, "node": NODES, "requester": NODES, "remover": NODES,
+    "target": (*NODES, 80, 8000),
     "by": NODES, "lost": NODES, "owner": NODES, "creator": NODES, "origins": NODES,
     "winner": (NET, OTHER), "network": (NET, OTHER), "networks": (NET, OTHER, "web"),
     "version": (0, 1, 2, 3, 5, 8, 13), "base": (0, 0, 0, 1, 2, 3), "upto": (1, 2, 3, 8, 100),
-    "floor": (0, 0, 0, 1, 2), "family": (4, 4, 6), "state": (0, 1, 2, 3, 4),
+    "floor": (0, 0, 0, 1, 2), "family": (4, 4, 6), "state": (0, 1, 2, 3, 4, "healthy", "unhealthy"),
     "incarnation": (0, 1, 2, 1 << 20, (1 << 20) + 1, 3 << 20), "known": (0, 1, 2),
     "subnets": (("10.1.0.0/24",), ("10.1.0.0/16", "fd00:1::/64"), ()), "mtu": (0, 1450, 1500),
     "gateways": (("10.1.0.1",), ("10.1.0.1", "fd00:1::1"), ()), "ip_range": ("", "10.1.0.64/26"),
     "vni": (4096, 4097, 5000), "address": ("10.99.0.2", "fd99::2"), "vtep": ("10.99.0.2",),
     "port": (7946,), "data_port": (4789,), "since": (NOW,), "created": (NOW,), "when": (NOW,),
     "stamp": (0, int(NOW * 1000) << 16, (int(NOW * 1000) << 16) + 5), "sandbox": ("", "5b" * 8),
-    "born": (0, int(NOW * 1000) << 16), "what": ("name", "vni"), "routes": ((), ("10.99.0.0/24",)),
+    "mode": ("vip", "dnsrr"), "vips": ((b"\x0a\1\0\5",), (b"\x0a\1\0\1",), ()),
+    "kind": ("tcp", "http", "runtime", "none"), "interval": (0.1, 2.0), "timeout": (1.0,),
+    "rise": (1, 3), "fall": (1, 2), "protocol": ("tcp", "udp"), "all_unhealthy": ("refuse", "all"),
+    "published": (0, 8080, 8081), "published_at": ("", "10.99.0.1"), "affinity": (0.0, 60.0),
+    "told": ("", "healthy", "unhealthy"), "service": ("51" * 8, "52" * 8), "path": ("", "/x"),
+    "drain_timeout": (0.0, 5.0), "endpoint": (LOCAL, REMOTE), "weight": (1,),
+    "born": (0, int(NOW * 1000) << 16), "what": ("name", "vni", "port"),
+    "routes": ((), ("10.99.0.0/24",)),
 })  # fmt: skip
 
 
@@ -107,6 +118,9 @@ def look(state: NodeState, plan: Plan) -> None:
         convert.node(state, health, node)
     for network in list(state.catalogue.all()):
         convert.network(state, network, ranges=True)
+    for service in list(state.services.all()):
+        convert.service(state, service)
+    plan.frontends()
     for members in list(state.members.values()):
         for member in list(members.all.values()):
             convert.endpoint(state, Member(member.endpoint, member.node))

@@ -25,7 +25,9 @@ from typing import Any
 
 from agent.datapath import namespaces
 from agent.datapath.reconciler import Reconciler
+from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Port, Rows, WireguardDevice
+from agent.drivers.overlay import ROUTER_PREFIX
 from agent.model import parse_address
 from agent.syscalls import in_netns
 
@@ -77,6 +79,7 @@ class Desired:
         self.neighbours: dict[int, dict[bytes, bytes]] = {}
         self.published: tuple[Forward, ...] = ()
         self.closes = Closed()
+        self.services: dict[FrontendKey, Frontend] = {}
         self.version = 0
         self.all_known = True
         self.devices: tuple[WireguardDevice, ...] = ()
@@ -102,6 +105,12 @@ class Desired:
 
     def closed(self) -> Closed:
         return self.closes
+
+    def frontends(self) -> dict[FrontendKey, Frontend]:
+        return dict(self.services)
+
+    def frontend(self, key: FrontendKey) -> Frontend | None:
+        return self.services.get(key)
 
     def mark(self) -> object:
         return self.version
@@ -164,7 +173,7 @@ class Host:
             device=f"vxb{vni}",
             vxlan=f"vxl{vni}",
             mtu=1430,
-            router_mac=bytes([10, 0, 0, 0, self.number, vni % 256]),
+            router_mac=ROUTER_PREFIX + bytes([0x80, vni % 256, self.number, 0x80 | self.number]),
             gateways=(f"10.{vni}.0.1/24", f"fd00:{vni}::1/64"),
             subnets=(f"10.{vni}.0.0/24", f"fd00:{vni}::/64"),
             internal=False,

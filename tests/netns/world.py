@@ -57,6 +57,8 @@ class World:
                             os.kill(sandbox.pid, signal.SIGKILL)
                     with contextlib.suppress(NotFound):
                         await client.remove_sandboxes([sandbox.id])
+                with contextlib.suppress(NotFound):
+                    await client.remove_services([s.id for s in await client.services()])
                 for network in await client.networks():
                     await client.remove_endpoints(network=network.id, all=True)
             async with asyncio.timeout(10):

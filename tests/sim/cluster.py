@@ -219,6 +219,8 @@ class Cluster:
     def check_always(self) -> None:
         """At every step: no address twice, every ring whole, nobody owns what another does."""
         held = Counter((e.network, a) for _, e in self.living() for a in e.addresses)
+        known = {s.id: s for node in self.nodes.values() for s in node.state.services.all()}
+        held.update((s.network, vip) for s in known.values() for vip in s.vips)
         twice = [f"{format_address(a)} in {n}" for (n, a), count in held.items() if count > 1]
         assert not twice, f"seed {self.seed}: addresses handed out twice: {twice}"
         owned: dict[tuple[str, int], list[tuple[int, int, str]]] = {}
@@ -249,6 +251,7 @@ class Cluster:
                 {n.id: state.catalogue.name(n.id) for n in state.catalogue.all()},
                 {(id, m.node) for net in state.members for id, m in state.members[net].all.items()},
                 {n: a.ring.segments() for n, a in state.addresses.items()},
+                {s.id: (s, state.backends_of(s, 0.0)) for s in state.services.all()},
             )
         first = next(iter(seen.values()))
         for id, view in seen.items():

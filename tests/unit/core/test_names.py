@@ -258,7 +258,7 @@ def test_the_holder_of_an_endpoint_without_network_goes_with_it() -> None:
     names.put(DEMO, "1" * 16, "one", (), addresses("10.1.0.2"))
     names.drop(DEMO, "1" * 16)
     names.drop(DEMO, "1" * 16)
-    assert names.counts() == {"networks": 0, "endpoints": 0, "views": 0}
+    assert names.counts() == {"networks": 0, "endpoints": 0, "services": 0, "views": 0}
 
 
 def test_views(names: Names) -> None:

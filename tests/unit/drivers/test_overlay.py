@@ -11,8 +11,9 @@ from agent.core.bounds import check_bounds
 from agent.core.members import Members
 from agent.core.replica import Delta, Record
 from agent.drivers import overlay
+from agent.drivers.balancing import Frontend
 from agent.errors import Invalid
-from agent.model import Endpoint, Node, Publish, Sandbox, encode
+from agent.model import Endpoint, Node, Publish, Sandbox, encode, parse_address
 from agent.node import NodeState
 from agent.plan import Plan, Touched
 from agent.requests import parse_endpoint, parse_network
@@ -209,3 +210,38 @@ def test_a_network_may_let_its_sandboxes_spoof(options: dict[str, str], spoof: b
     state = NodeState(me, lambda: 1000.0, random.Random(1))
     network = state.create_network(parse_network("lab", options=options))
     assert overlay.bridge(network, me, [me], [], {}).spoof is spoof
+
+
+def test_a_router_mac_says_whose_it_is_and_has_a_mark_in_it_on_every_machine() -> None:
+    for number in range(50):
+        mac = overlay.router_mac("a", str(number))
+        assert mac.startswith(overlay.ROUTER_PREFIX)
+        for order in ("big", "little"):
+            assert int.from_bytes(mac[2:], order) & 0x80000000
+
+
+def test_a_networks_services_bring_rows_for_vips_and_for_the_other_routers(world: World) -> None:
+    world.workload("w")
+    vni, vip = world.web.vni, bytes([10, 1, 0, 100])
+    mine, theirs = (overlay.router_mac(world.web.id, id) for id in (ME, OTHER))
+    assert world.plan.rows(vni, [theirs], [vip]).fdb == [(theirs, None)]
+    one = Frontend("s" * 16, world.web.id, vni, "tcp", vip, 80, ())
+    world.plan.set_frontends({one.id: one})
+    assert world.plan.frontends() == {one.id: one}
+    rows = world.plan.rows(vni, [theirs, mine], [vip])
+    assert rows.fdb == [(theirs, bytes([10, 99, 0, 2])), (mine, None)]
+    assert rows.neighbours == [(vip, mine)]
+    everything = world.plan.all_rows(vni)
+    assert everything.fdb == [(theirs, bytes([10, 99, 0, 2]))]
+    assert everything.neighbours == [(vip, mine)]
+    world.plan.set_frontends({one.id: None})
+    assert world.plan.all_rows(vni).neighbours == world.plan.all_rows(vni).fdb == []
+
+
+def test_a_vip_at_the_gateways_address_gets_no_row(world: World) -> None:
+    world.workload("w")
+    gateway = parse_address(world.web.gateways[0])
+    one = Frontend("s" * 16, world.web.id, world.web.vni, "tcp", gateway, 80, ())
+    world.plan.set_frontends({one.id: one})
+    assert world.plan.all_rows(world.web.vni).neighbours == []
+    assert world.plan.rows(world.web.vni, [], [gateway]).neighbours == [(gateway, None)]

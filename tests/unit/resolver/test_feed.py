@@ -144,7 +144,7 @@ async def make_client(tmp_path: Path, no_spawn: None) -> AsyncIterator[Make]:
 async def test_the_first_state_then_changes(resolver: Resolver, make_client: Make) -> None:
     client = await make_client(lambda: state(3))
     assert client.pid == os.getpid()
-    assert resolver.names.counts() == {"networks": 1, "endpoints": 3, "views": 1}
+    assert resolver.names.counts() == {"networks": 1, "endpoints": 3, "services": 0, "views": 1}
     assert resolver.names.view(parse_address("127.0.0.2")) == (NET,)
     batch = Batch()
     batch.put(endpoint(7, "seven"))
@@ -367,7 +367,9 @@ async def test_garbage_on_the_feed_changes_nothing(
     assert not resolver.stopped.is_set()
 
 
-@pytest.mark.parametrize("hello", [feed.Hello(feed.PROTOCOL + 1, ""), feed.Hello(1, "other setup")])
+@pytest.mark.parametrize(
+    "hello", [feed.Hello(feed.PROTOCOL + 1, ""), feed.Hello(feed.PROTOCOL, "other setup")]
+)
 async def test_another_protocol_or_setup_ends_it_after_telling(
     resolver: Resolver, hello: feed.Hello
 ) -> None:
@@ -376,7 +378,7 @@ async def test_another_protocol_or_setup_ends_it_after_telling(
     received = await _exchange(resolver, bytes(feed.frame(hello)))
     welcome = feed.to_agent_decoder.decode(received[4:])
     assert isinstance(welcome, feed.Welcome)
-    assert (welcome.accepted, welcome.protocol, welcome.pid) == (False, 1, os.getpid())
+    assert (welcome.accepted, welcome.protocol, welcome.pid) == (False, feed.PROTOCOL, os.getpid())
     assert resolver.stopped.is_set()
 
 

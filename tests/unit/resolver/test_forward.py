@@ -23,7 +23,8 @@ from agent.resolver.forward import (
     Forwarder,
     parse_resolv_conf,
 )
-from agent.resolver.messages import Asked, read
+from agent.resolver.messages import read
+from agent.resolver.wire import Asked
 
 Behaviour = Callable[[dns.message.Message], list[bytes]]
 
@@ -279,3 +280,53 @@ def test_resolv_conf_of_the_host() -> None:
     assert found[0].address == ("127.0.0.53", 53)
     assert found[2].address[3:] == (socket.if_nametoindex("lo"),)
     assert len(parse_resolv_conf("\n".join(f"nameserver 10.0.0.{n}" for n in range(99)), 53)) == 8
+
+
+async def test_who_asks_the_same_meanwhile_waits_for_the_same_answer(tmp_path: Path) -> None:
+    asked_once = asyncio.Event()
+
+    def late(query: dns.message.Message) -> list[bytes]:
+        asked_once.set()
+        return []
+
+    async with upstream(late, "127.0.0.1") as fake:
+        asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=0.3, total_seconds=0.6)
+        first_one = asyncio.create_task(asking.answer(ask()))
+        await asked_once.wait()
+        others = [asyncio.create_task(asking.answer(ask())) for _ in range(20)]
+        await asyncio.sleep(0)
+        first_one.cancel()  # the others do not depend on who asked first
+        fake.behaviour = lambda query: [good(query).to_wire()]
+        answers = await asyncio.gather(*others)
+        assert all(answers) and len(fake.udp) == 2
+        assert asking.counters["forward_joined"] == 20
+
+
+async def test_a_loop_by_way_of_a_sandbox_ends(tmp_path: Path) -> None:
+    """The upstream is a sandbox's resolver whose own upstream is us: it asks us what we ask it."""
+    loops: list[asyncio.Task[bytes | None]] = []
+
+    def back_to_us(query: dns.message.Message) -> list[bytes]:
+        again = read(query.to_wire(), udp=True)
+        assert isinstance(again, Asked)
+        loops.append(asyncio.create_task(asking.answer(again)))
+        return []
+
+    async with upstream(back_to_us, "127.0.0.1") as fake:
+        asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=0.1, total_seconds=0.5)
+        assert await asking.answer(ask()) is None
+        assert await asyncio.gather(*loops) == [None, None]
+        assert len(fake.udp) == 2  # the two tries of the first question, and none of the others
+
+
+async def test_answers_are_kept_until_other_upstreams_are_asked(tmp_path: Path) -> None:
+    async with upstream(lambda query: [good(query).to_wire()], "127.0.0.1") as fake:
+        asking = forwarder(tmp_path, fake.port, "127.0.0.1")
+        assert asking.kept(ask()) is None
+        answer = await asking.answer(ask())
+        assert answer is not None
+        kept = asking.kept(ask())
+        assert kept is not None and kept[2:] == answer[2:]
+        (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n# another\n")
+        asking.upstreams()
+        assert asking.kept(ask()) is None

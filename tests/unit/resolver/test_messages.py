@@ -15,20 +15,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent.core.names import HOLDERS_MAX, Kind, Names
+from agent.core.names import Kind, Names
+from agent.core.nametables import HOLDERS_MAX
 from agent.model import parse_address
 from agent.resolver.messages import (
     QUESTION_BYTES_MAX,
-    UDP_BYTES_MAX,
-    Asked,
-    build,
     describe,
-    failure,
     read,
     read_upstream,
     relay,
     upstream_query,
 )
+from agent.resolver.wire import UDP_BYTES_MAX, Asked, build, failure
 
 NET = "d" * 16
 MANY = 5000

@@ -20,9 +20,9 @@ from agent.core.names import Names
 from agent.errors import Conflict, Invalid, Unavailable
 from agent.model import parse_address
 from agent.resolver.forward import Forwarder
-from agent.resolver.messages import Asked, failure
 from agent.resolver.server import CONNECTIONS_PER_SOURCE_MAX, Server
 from agent.resolver.sockets import Listen, is_ours, open_sockets, parse_listen
+from agent.resolver.wire import Asked, failure
 
 NET = "d" * 16
 SANDBOX = "127.0.0.2"  # an address with a view; 127.0.0.1 has none
@@ -146,7 +146,7 @@ async def test_a_fault_of_ours_is_servfail_and_not_the_end(
         raise RuntimeError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr("agent.resolver.messages.build", broken)
+        patch.setattr("agent.resolver.server.build", broken)
         assert (await running.udp("one")).rcode() == dns.rcode.SERVFAIL
     assert (await running.udp("one")).answer
     assert running.server.counters["errors"] == 1

@@ -1,0 +1,255 @@
+"""The balancing of services on one host: its table in the kernel, kept as frontends say.
+
+What each frontend has in the sets and maps is known here, so a change is the difference of
+what it had and has. Where two claim one key (a backend of two services; by mistake, one
+published port) it stays until both are gone, and the frontend with the lower key holds it.
+What stands opposite: applier.py, which says when; balancerules.py, which has the rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from agent.datapath import balancerules
+from agent.datapath.balancerules import BALANCE_TABLE, Claims, Placed
+from agent.datapath.nft import DOOR
+from agent.datapath.nftables import LIBRARY, Nftables
+from agent.drivers.balancing import Frontend, FrontendKey, assign, eligible
+from agent.model import parse_address
+
+AT_ONCE = 50  # frontends that are worked out before others have a turn: some 5 ms
+
+
+class Publication(NamedTuple):
+    """A published port of this host: what the host's own table leads to a door of ours."""
+
+    version: int
+    address: bytes  # of the host; b"": any
+    protocol: str
+    port: int
+
+
+class Way(NamedTuple):
+    """What tells connections through a frontend to one backend in the tracking table."""
+
+    protocol: str
+    entry: bytes  # the VIP, or our end of the uplink
+    entry_port: int
+    backend: bytes
+    backend_port: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a change of frontends asks for besides the table."""
+
+    published: bool = False  # the host's maps of published ports are others
+    networks: set[int] = field(default_factory=set)  # VNIs that have a service now, or no longer
+    vips: dict[int, list[bytes]] = field(default_factory=dict)  # by VNI, that came or went
+    gone: set[Way] = field(default_factory=set)  # whose connections are to end
+    opened: set[Publication] = field(default_factory=set)  # and published ports that came or went
+
+
+class Balancer:
+    """The table `inet vxmesh_balance` of our namespace."""
+
+    def __init__(self, netns: str | Path, library: str = LIBRARY) -> None:
+        """For the namespace at path `netns`."""
+        self.table = Nftables(netns, library, BALANCE_TABLE)
+        self._placed: dict[FrontendKey, Placed] = {}
+        self._claims: dict[FrontendKey, Claims] = {}
+        # Set or map -> key -> who claims it -> value.
+        self._claimed: dict[str, dict[str, dict[FrontendKey, str]]] = {}
+        self._doors: dict[Publication, tuple[FrontendKey, int]] = {}
+        self._local: frozenset[str] = frozenset()
+        self._loaded = False
+
+    def close(self) -> None:
+        """End the thread. The table stays."""
+        self.table.close()
+
+    @property
+    def networks(self) -> frozenset[int]:
+        """The VNIs in which there is a service."""
+        return frozenset(placed.frontend.vni for placed in self._placed.values())
+
+    def published(self) -> dict[tuple[str, str], str]:
+        """Elements of the host's maps of published ports: (map, key) -> value."""
+        return balancerules.doors({p: door for p, (_, door) in self._doors.items()})
+
+    def ways(self) -> set[Way]:
+        """All that connections may go by."""
+        return {way for placed in self._placed.values() for way in _ways(placed)}
+
+    async def load(
+        self, frontends: Mapping[FrontendKey, Frontend], local: frozenset[str]
+    ) -> Outcome:
+        """Make the table that of these frontends and of no other. VxmeshError.
+
+        `local` are the ids of the endpoints on this host.
+        """
+        self._loaded = False
+        changes: dict[FrontendKey, Frontend | None] = dict.fromkeys(self._placed)
+        return await self.alter({**changes, **frontends}, local)
+
+    async def alter(
+        self, changes: Mapping[FrontendKey, Frontend | None], local: frozenset[str]
+    ) -> Outcome:
+        """Take in frontends that came, changed or (None) went. VxmeshError."""
+        outcome = Outcome()
+        before = self.networks
+        changes = {**self._moved(local), **changes}
+        self._local = local
+        # Who got a door or lost one by that is to be placed anew, too.
+        changes = {**self._allot(changes, outcome), **changes}
+        come: dict[str, dict[str, str]] = {}
+        gone: dict[str, dict[str, str]] = {}
+        touched: dict[str, dict[str, str | None]] = {}
+        for number, (key, frontend) in enumerate(changes.items(), 1):
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
+            old = self._placed.pop(key, None)
+            new = self._place(key, frontend, old) if frontend else None
+            if new:
+                self._placed[key] = new
+            if old != new:
+                self._claim(key, balancerules.claims(new) if new else {}, touched)
+                _note(old, new, outcome)
+        for name, keys in touched.items():
+            for text, value in keys.items():
+                now = self._value(name, text)
+                if value == now:
+                    continue
+                if value is not None:
+                    gone.setdefault(name, {})[text] = value
+                if now is not None:
+                    come.setdefault(name, {})[text] = now
+        if not self._loaded:
+            await self.table.load(balancerules.ruleset([self._all()]))
+        elif come or gone:
+            self._loaded = False  # whatever becomes of it
+            await self.table.alter(come, gone)
+        self._loaded = True
+        outcome.networks = set(self.networks ^ before)
+        return outcome
+
+    def _moved(self, local: frozenset[str]) -> dict[FrontendKey, Frontend | None]:
+        """The frontends that have a backend which came to this host or left it."""
+        moved = local ^ self._local
+        if not moved:
+            return {}
+        return {
+            key: placed.frontend
+            for key, placed in self._placed.items()
+            if any(backend.key in moved for backend in placed.frontend.backends)
+        }
+
+    def _place(self, key: FrontendKey, frontend: Frontend, old: Placed | None) -> Placed:
+        able = eligible(frontend, self._local)
+        sticky = frontend.affinity > 0
+        before = old.slots if old and not old.frontend.affinity else ()
+        doors = [door for owner, door in self._doors.values() if owner == key]
+        return Placed(
+            frontend,
+            assign(able, sticky, before),
+            tuple(sorted(doors)),
+            frozenset(b.key for b in frontend.backends if b.key in self._local),
+        )
+
+    def _allot(
+        self, changes: Mapping[FrontendKey, Frontend | None], outcome: Outcome
+    ) -> dict[FrontendKey, Frontend | None]:
+        """Give each published port its door: that of the same number if it is free.
+
+        Then a rule of the host's that names the port means what it says in its forward chains
+        too. Only one port at two addresses of a host, for two services, needs another number.
+        """
+        before_of = {key: self._placed[key].frontend for key in changes if key in self._placed}
+        if all(
+            (f.published if f else ()) == (before_of[key].published if key in before_of else ())
+            for key, f in changes.items()
+        ):
+            return {}
+        wanted: dict[Publication, FrontendKey] = {}
+        held = {key: placed.frontend for key, placed in self._placed.items()} | dict(changes)
+        for key, frontend in sorted(held.items()):
+            for address, port in frontend.published if frontend else ():
+                any_address = b"" if not any(address) else address
+                publication = Publication(key.version, any_address, key.protocol, port)
+                wanted.setdefault(publication, key)
+        before = self._doors
+        self._doors = {p: before[p] for p, key in wanted.items() if before.get(p, ("",))[0] == key}
+        used = {(p.version, p.protocol, door) for p, (_, door) in self._doors.items()}
+        for publication in sorted(wanted.keys() - self._doors.keys()):
+            version, _, protocol, port = publication
+            door = port
+            while (version, protocol, door) in used:
+                door = door - 1 if door != port else 65535
+            used.add((version, protocol, door))
+            self._doors[publication] = (wanted[publication], door)
+        outcome.published = before != self._doors
+        outcome.opened = {
+            p for p in before.keys() | self._doors.keys() if before.get(p) != self._doors.get(p)
+        }
+        owners = [
+            doors[p][0] for p in outcome.opened for doors in (before, self._doors) if p in doors
+        ]
+        return {key: held.get(key) for key in owners}
+
+    def _claim(
+        self, owner: FrontendKey, claims: Claims, touched: dict[str, dict[str, str | None]]
+    ) -> None:
+        """Replace what `owner` claims; `touched` takes in the values before of what may differ."""
+        old = self._claims.pop(owner, {})
+        for name, elements in old.items():
+            keep = claims.get(name, {})
+            held = self._claimed[name]
+            for text, value in elements.items():
+                if keep.get(text) != value:
+                    touched.setdefault(name, {}).setdefault(text, self._value(name, text))
+                    owners = held[text]
+                    del owners[owner]
+                    if not owners:
+                        del held[text]
+        for name, elements in claims.items():
+            known = old.get(name, {})
+            held = self._claimed.setdefault(name, {})
+            for text, value in elements.items():
+                if known.get(text) != value:
+                    touched.setdefault(name, {}).setdefault(text, self._value(name, text))
+                    held.setdefault(text, {})[owner] = value
+        if claims:
+            self._claims[owner] = claims
+
+    def _value(self, name: str, text: str) -> str | None:
+        owners = self._claimed.get(name, {}).get(text)
+        return owners[min(owners)] if owners else None
+
+    def _all(self) -> Claims:
+        return {
+            name: {text: owners[min(owners)] for text, owners in keys.items()}
+            for name, keys in self._claimed.items()
+        }
+
+
+def _ways(placed: Placed) -> Iterable[Way]:
+    frontend = placed.frontend
+    entries = [(parse_address(DOOR[frontend.version]), door) for door in placed.doors]
+    if frontend.address:
+        entries.append((frontend.address, frontend.port))
+    for address, port in entries:
+        for backend in frontend.backends:
+            yield Way(frontend.protocol, address, port, backend.address, backend.port)
+
+
+def _note(old: Placed | None, new: Placed | None, outcome: Outcome) -> None:
+    """What the change of one frontend asks for."""
+    outcome.gone |= set(_ways(old) if old else ()) - set(_ways(new) if new else ())
+    vips = {(p.frontend.vni, p.frontend.address) for p in (old, new) if p and p.frontend.address}
+    if not (old and new and len(vips) == 1):
+        for vni, vip in vips:
+            outcome.vips.setdefault(vni, []).append(vip)

@@ -1,0 +1,189 @@
+"""The rules that balance: whole in golden/, and what a change of one frontend costs.
+
+tests/netns/test_balancing.py has the same in the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from agent.datapath import balancerules, nft, replies
+from agent.datapath.balancer import Balancer, Publication, Way
+from agent.datapath.balancerules import Placed
+from agent.datapath.nft import Ruleset
+from agent.drivers.balancing import Backend, Frontend, FrontendKey, assign
+from agent.model import parse_address
+from tests.unit.datapath.test_nft import FORWARDS, WEB, golden
+
+ONE = Backend(parse_address("10.1.0.2"), 8080, 1, "1" * 16)
+TWO = Backend(parse_address("10.1.0.3"), 8080, 1, "2" * 16)
+SIX = Backend(parse_address("fd00:1::2"), 8080, 1, "1" * 16)
+HTTP = Frontend("a", "n", 4097, "tcp", parse_address("10.1.0.100"), 80, (ONE, TWO))
+HTTP6 = replace(
+    HTTP, address=parse_address("fd00:1::100"), backends=(SIX,), version=6, affinity=60.0
+)
+DNS = Frontend("b", "n", 4097, "udp", b"", 53, (ONE,), published=((b"", 53),), prefer_local=True)
+EMPTY = Frontend("c", "n", 4097, "tcp", parse_address("10.1.0.101"), 80, (), refuse=False)
+
+
+class Table:
+    """Nftables that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.loads: list[Ruleset] = []
+        self.changes: list[tuple[Any, Any]] = []
+
+    async def load(self, ruleset: Ruleset) -> None:
+        self.loads.append(ruleset)
+
+    async def alter(self, come: object, gone: object) -> None:
+        self.changes.append((come, gone))
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture
+def balancer(tmp_path: Path, table: Table) -> Balancer:
+    balancer = Balancer(tmp_path)
+    balancer.table = cast("Any", table)
+    return balancer
+
+
+def by_id(*frontends: Frontend) -> dict[FrontendKey, Frontend]:
+    return {one.id: one for one in frontends}
+
+
+NOBODY: frozenset[str] = frozenset()
+
+
+def test_the_table_without_services() -> None:
+    golden("balance-empty.nft", nft.render(balancerules.ruleset([])))
+
+
+def test_the_table_with_services() -> None:
+    placed = [
+        Placed(one, assign(one.backends, one.affinity > 0)[:4], doors, frozenset({"1" * 16}))
+        for one, doors in ((HTTP, ()), (HTTP6, ()), (DNS, (53,)), (EMPTY, ()))
+    ]
+    golden("balance.nft", nft.render(balancerules.ruleset(map(balancerules.claims, placed))))
+
+
+def test_the_hosts_table_with_a_door() -> None:
+    doors = balancerules.doors({Publication(4, b"", "udp", 53): 53})
+    golden("host-doors.nft", nft.render(nft.host([WEB], FORWARDS, doors=doors)))
+
+
+def test_the_table_of_a_sandbox() -> None:
+    golden("replies.nft", replies.render("eth0", "vxmesh_replies_2"))
+
+
+async def test_one_backend_that_changes_costs_its_own_elements(
+    balancer: Balancer, table: Table
+) -> None:
+    await balancer.load(by_id(HTTP, HTTP6, DNS, EMPTY), NOBODY)
+    moved = replace(TWO, port=8081)
+    await balancer.alter(by_id(replace(HTTP, backends=(ONE, moved))), NOBODY)
+    come, gone = table.changes.pop()
+    assert gone == {
+        "slots4": {"10.1.0.100 . tcp . 80 . 1": "10.1.0.3 . 8080"},
+        "backends4": {"10.1.0.3 . tcp . 8080": ""},
+    }
+    assert come == {
+        "slots4": {"10.1.0.100 . tcp . 80 . 1": "10.1.0.3 . 8081"},
+        "backends4": {"10.1.0.3 . tcp . 8081": ""},
+    }
+    await balancer.alter(by_id(replace(HTTP, backends=(ONE, moved))), NOBODY)
+    assert not table.changes and len(table.loads) == 1
+
+
+async def test_a_backend_of_two_services_stays_until_both_are_gone(
+    balancer: Balancer, table: Table
+) -> None:
+    other = replace(HTTP, service="z", address=parse_address("10.1.0.102"))
+    await balancer.load(by_id(HTTP, other), NOBODY)
+    outcome = await balancer.alter({HTTP.id: None}, NOBODY)
+    assert "backends4" not in table.changes.pop()[1]
+    entry = HTTP.address
+    assert outcome.gone == {
+        Way("tcp", entry, 80, ONE.address, 8080),
+        Way("tcp", entry, 80, TWO.address, 8080),
+    }
+    assert outcome.vips == {4097: [HTTP.address]} and not outcome.networks
+    outcome = await balancer.alter({other.id: None}, NOBODY)
+    assert len(table.changes.pop()[1]["backends4"]) == 2
+    assert outcome.networks == {4097}
+
+
+async def test_who_drains_keeps_its_connections_and_who_is_left_out_does_not(
+    balancer: Balancer,
+) -> None:
+    await balancer.load(by_id(HTTP), NOBODY)
+    drains = replace(HTTP, backends=(ONE, replace(TWO, draining=True)))
+    assert not (await balancer.alter(by_id(drains), NOBODY)).gone
+    outcome = await balancer.alter(by_id(replace(HTTP, backends=(ONE,))), NOBODY)
+    assert outcome.gone == {Way("tcp", HTTP.address, 80, TWO.address, 8080)}
+
+
+async def test_a_port_that_two_addresses_share_gets_a_door_of_another_number(
+    balancer: Balancer,
+) -> None:
+    def at(service: str, *addresses: str) -> Frontend:
+        published = tuple((parse_address(a), 443) for a in addresses)
+        return replace(DNS, service=service, published=published)
+
+    await balancer.load(by_id(at("a", "192.0.2.1"), at("b", "192.0.2.2")), NOBODY)
+    assert balancer.published() == {
+        ("doors4_at", "192.0.2.1 . udp . 443"): "169.254.83.2 . 443",
+        ("doors4_at", "192.0.2.2 . udp . 443"): "169.254.83.2 . 65535",
+    }
+    # What there is keeps its door, whoever comes and goes.
+    outcome = await balancer.alter({at("a").id: None}, NOBODY)
+    assert balancer.published() == {("doors4_at", "192.0.2.2 . udp . 443"): "169.254.83.2 . 65535"}
+    assert outcome.published
+    assert outcome.opened == {Publication(4, parse_address("192.0.2.1"), "udp", 443)}
+
+
+async def test_of_two_services_at_one_published_port_the_first_holds_it(
+    balancer: Balancer, table: Table
+) -> None:
+    rival = replace(DNS, service="z", backends=(TWO,))
+    await balancer.load(by_id(DNS, rival), NOBODY)
+    slots = table.loads[-1].sets["slots4"].elements
+    assert slots == {"169.254.83.2 . udp . 53 . 0": "10.1.0.2 . 8080"}
+    await balancer.alter({DNS.id: None}, NOBODY)
+    come, _ = table.changes.pop()
+    assert come["slots4"] == {"169.254.83.2 . udp . 53 . 0": "10.1.0.3 . 8080"}
+
+
+async def test_a_backend_that_comes_to_this_host_is_preferred_there_from_then_on(
+    balancer: Balancer, table: Table
+) -> None:
+    preferring = replace(HTTP, prefer_local=True)
+    await balancer.load(by_id(preferring), NOBODY)
+    await balancer.alter({}, frozenset({TWO.key}))
+    come, gone = table.changes.pop()
+    assert come["slots4"] == {"10.1.0.100 . tcp . 80 . 0": "10.1.0.3 . 8080"}
+    assert come["selves4"] == {"10.1.0.3 . 10.1.0.3": ""}
+    assert set(gone["slots4"]) == {"10.1.0.100 . tcp . 80 . 0", "10.1.0.100 . tcp . 80 . 1"}
+
+
+async def test_after_a_failure_the_whole_table_is_loaded(balancer: Balancer, table: Table) -> None:
+    await balancer.load(by_id(HTTP), NOBODY)
+
+    async def fails(come: Mapping[str, object], gone: Mapping[str, object]) -> None:
+        raise OSError("refused")
+
+    alter, table.alter = table.alter, fails  # type: ignore[method-assign,assignment]
+    with pytest.raises(OSError, match="refused"):
+        await balancer.alter({HTTP.id: None}, NOBODY)
+    table.alter = alter  # type: ignore[method-assign]
+    await balancer.alter({}, NOBODY)
+    assert len(table.loads) == 2 and not table.loads[-1].sets["vips4"].elements
