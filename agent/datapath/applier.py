@@ -463,8 +463,12 @@ class Applier:
 
     async def mend_uplink(self) -> None:
         """The way out: its devices, addresses and routes."""
+        index = self.uplink.host_index
         for kind, count in (await self.uplink.ensure()).items():
             self.repairs.add(kind, count)
+        if self.uplink.host_index != index:
+            for table in self._entrances.values():
+                await table.check(told=True)  # `dup` leads to a device by its index
 
     async def _set_sysctls(self, values: Mapping[str, str]) -> int:
         return await asyncio.to_thread(namespaces.set_sysctls, self._netns, values)
