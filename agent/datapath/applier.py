@@ -44,6 +44,7 @@ from agent.errors import VxmeshError
 
 log = structlog.get_logger()
 
+CHECKS = 3  # of all tables in a row, while one was wrong: somebody may go on for ever
 CHUNK = 1000  # MACs and addresses pulled at once: 2 to 4 ms of the loop
 
 
@@ -435,10 +436,20 @@ class Applier:
             await self._sweep()
 
     async def check_tables(self, told: bool) -> None:
-        """Rules that somebody else changed; `told` as for Nftables.check."""
-        ours = (self._sealed_table, self._own_table, self._guard.table, self._host_table)
-        for table in (*ours, self.balancer.table, *self._entrances.values()):
-            self.repairs.add("nft", not await table.check(told))
+        """Rules that somebody else changed; `told` as for Nftables.check.
+
+        Who changes several of our tables may have come to one just after it was looked at: when
+        one was wrong, all are looked at again before anything is called repaired.
+        """
+        ours = (self._sealed_table, self._guard.table, self._own_table, self._host_table)
+        tables = (*ours, self.balancer.table, *self._entrances.values())
+        total = 0
+        for _ in range(CHECKS):
+            wrong = [table for table in tables if not await table.check(told)]
+            total, told = total + len(wrong), False
+            if not wrong:
+                break
+        self.repairs.add("nft", total)
 
     async def check_routes(self) -> None:
         """The host's routes to our networks, against what it really has."""
@@ -463,8 +474,12 @@ class Applier:
 
     async def mend_uplink(self) -> None:
         """The way out: its devices, addresses and routes."""
+        index = self.uplink.host_index
         for kind, count in (await self.uplink.ensure()).items():
             self.repairs.add(kind, count)
+        if self.uplink.host_index != index:
+            for table in self._entrances.values():
+                await table.check(told=True)  # `dup` leads to a device by its index
 
     async def _set_sysctls(self, values: Mapping[str, str]) -> int:
         return await asyncio.to_thread(namespaces.set_sysctls, self._netns, values)

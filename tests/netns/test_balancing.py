@@ -23,7 +23,7 @@ from tests.netns.balancing_hosts import (
     tracked,
     withdraw,
 )
-from tests.netns.datapath_hosts import Fabric, Sandbox, opened, restart, run
+from tests.netns.datapath_hosts import Fabric, Sandbox, opened, restart, run, until
 
 OUTSIDER = "10.98.0.9"
 PUBLISHED = ((b"", 8000),)
@@ -510,3 +510,15 @@ async def test_over_ipv6_a_gone_backends_connections_are_reset_too(fabric: Fabri
             with pytest.raises(ConnectionResetError):
                 await client.wait()
             client.close()
+
+
+async def test_published_ports_work_again_when_the_uplink_was_deleted(fabric: Fabric) -> None:
+    (box,) = await network(fabric, fabric.a)
+    serve(fabric.hosts, frontend(backend(fabric.a, 2), published=PUBLISHED))
+    await fabric.settle()
+    before = fabric.a.reconciler.repairs["link"]
+    fabric.a.run("ip", "link", "delete", "vxmesh0")
+    await until(lambda: fabric.a.reconciler.repairs["link"] > before, "the uplink is put back")
+    await fabric.settle()
+    async with Server(box.path, "box"):
+        assert await ask(fabric.outsider, "10.98.0.1", 8000) == ("box", OUTSIDER)
