@@ -32,6 +32,7 @@ _CMSGHDR = struct.Struct("@Nii")
 _PAYLOAD = socket.CMSG_LEN(0)
 _FLAGS_BAD = socket.MSG_TRUNC | socket.MSG_CTRUNC
 _NO_INTERFACE = bytes(4)
+_ZEROS = bytes(SLOTS)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _recvmmsg = _libc.recvmmsg
@@ -135,6 +136,10 @@ class Datagrams:
         names = bytes(self._views[1][: count * _NAME])
         heads = bytes(self._views[2][: count * _HEAD])
         controls, writing, control, six = self._controls, self._writing, self._control, self._six
+        if not six:
+            # The routes decide, as the sandbox may ask by another interface: of all slots at once.
+            for at in range(self._at_interface, self._at_interface + len(_NO_INTERFACE)):
+                controls[at::_CONTROL] = _ZEROS
         start = positive = 0
         others: list[Datagram] = []
         for (held, flags, size), (slot, source, head, vector, interface) in zip(
@@ -152,8 +157,7 @@ class Datagrams:
                             kind, turns = entry
                             writing[vector] = next(turns)
                             counts[kind] += 1
-                        # The routes decide, as the sandbox may ask by another interface.
-                        if not six or names[source][:2] != b"\xfe\x80":
+                        if six and names[source][:2] != b"\xfe\x80":
                             controls[interface] = _NO_INTERFACE
                         continue
             if start < slot:

@@ -159,9 +159,12 @@ class Forwarder:
         return relay(asked, message) if message is not None else None
 
     async def _fetch(self, asked: Asked) -> dns.message.Message | None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         message, _ = await self.resolve(asked)
+        self.counters["forward_us"] += int((loop.time() - started) * 1e6)
         if message is not None:
-            self._cache.put(asked, message, asyncio.get_running_loop().time())
+            self._cache.put(asked, message, loop.time())
         return message
 
     async def resolve(self, asked: Asked) -> tuple[dns.message.Message | None, str]:
