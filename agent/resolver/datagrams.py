@@ -136,7 +136,9 @@ class Datagrams:
         names = bytes(self._views[1][: count * _NAME])
         heads = bytes(self._views[2][: count * _HEAD])
         controls, writing, control, six = self._controls, self._writing, self._control, self._six
+        told = b""
         if not six:
+            told = bytes(controls)
             # The routes decide, as the sandbox may ask by another interface: of all slots at once.
             for at in range(self._at_interface, self._at_interface + len(_NO_INTERFACE)):
                 controls[at::_CONTROL] = _ZEROS
@@ -163,7 +165,7 @@ class Datagrams:
             if start < slot:
                 self._send(fd, start, slot)
             start = slot + 1
-            others.append(self._other(slot, held, size, names))
+            others.append(self._other(slot, held, size, names, told or controls))
         if start < count:
             self._send(fd, start, count)
         counts[POSITIVE] += positive
@@ -180,7 +182,9 @@ class Datagrams:
                 self.unsent += 1
                 start += 1
 
-    def _other(self, slot: int, held: int, size: int, names: bytes) -> Datagram:
+    def _other(
+        self, slot: int, held: int, size: int, names: bytes, told: bytes | bytearray
+    ) -> Datagram:
         head = max(0, min(size - 2, _HEAD))
         tail = max(0, min(size - 2 - _HEAD, _TAIL))
         wire = (
@@ -195,7 +199,7 @@ class Datagrams:
         if self._six:
             scope = int.from_bytes(name[24:28], "little" if _LITTLE else "big")
             peer = (host, port, int.from_bytes(name[4:8], "big"), scope)
-        raw, at = self._controls[slot * _CONTROL : slot * _CONTROL + held], 0
+        raw, at = told[slot * _CONTROL : slot * _CONTROL + held], 0
         messages = []
         while at + _PAYLOAD <= len(raw):
             length, level, type = _CMSGHDR.unpack_from(raw, at)

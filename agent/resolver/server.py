@@ -48,6 +48,7 @@ _log = logging.getLogger("vxmesh.resolver.server")
 
 
 _KINDS = [kind.value for kind in Kind]  # the first is table.POSITIVE
+_NUMBERS = {kind: number for number, kind in enumerate(Kind)}
 
 
 class Server:
@@ -181,7 +182,7 @@ class Server:
             if answer.kind is not Kind.FORWARD:
                 made = build(asked, answer)
                 if asked.plain and udp and view and several <= TURNS_MAX:
-                    kind = _KINDS.index(answer.kind.value)
+                    kind = _NUMBERS[answer.kind]
                     self._table.put(source, view, question, key, made[2:], kind, max(several, 1))
                 return made
         except Exception:
