@@ -45,8 +45,8 @@ class _Shared(NamedTuple):
     growing: dict[bytes, list[bytes]]
 
 
-# Where the bytes of a bytes object begin: CPython's PyBytesObject, bytesobject.h. To ask ctypes each
-# time would take a tenth of making the answer.
+# Where the bytes of a bytes object begin: PyBytesObject in CPython's bytesobject.h. To ask ctypes
+# each time would take a tenth of making the answer.
 _BODY = bytes.__basicsize__ - 1
 _SAMPLE = b"sample"
 if ctypes.cast(ctypes.c_char_p(_SAMPLE), ctypes.c_void_p).value != id(_SAMPLE) + _BODY:
