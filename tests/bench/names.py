@@ -79,6 +79,13 @@ def load(port: int, questions: Path, seconds: float = SECONDS) -> Load:
     return read_load(done.stdout)
 
 
+def measured(pid: int, port: int, questions: Path) -> tuple[float, float]:
+    """Answers a second under load, and microseconds of a processor that each cost the process."""
+    before = processor_seconds(pid)
+    found = load(port, questions)
+    return found.rate, (processor_seconds(pid) - before) / (found.rate * SECONDS) * 1e6
+
+
 def warm(port: int, questions: Path) -> None:
     """Ask all of them once."""
     command = ["dnsperf", "-s", HERE, "-p", str(port), "-d", str(questions), "-n", "1"]
@@ -100,9 +107,15 @@ def client(port: int) -> socket.socket:
     return sock
 
 
+def processor_seconds(pid: int) -> float:
+    """What a process has taken so far, user and system; proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.contextmanager
-def dnsmasq(directory: Path, count: int, port: int) -> Iterator[None]:
-    """dnsmasq with so many names; Missing if it is not installed."""
+def dnsmasq(directory: Path, count: int, port: int) -> Iterator[int]:
+    """dnsmasq with so many names: its pid; Missing if it is not installed."""
     path = shutil.which("dnsmasq", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if path is None:
         raise Missing("dnsmasq is not installed. Install it with apt install dnsmasq-base")
@@ -124,7 +137,7 @@ def dnsmasq(directory: Path, count: int, port: int) -> Iterator[None]:
                     raise Missing(f"dnsmasq ended with status {process.returncode}")
             else:
                 raise TimeoutError("dnsmasq does not answer")
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait()
@@ -184,10 +197,13 @@ class NamesPart:
         self.few = Line(f"name server, {FEW:,} names", "/s", "dnsmasq")
         self.spread = Line(f"name server of {several} processes, {FEW:,} names", "/s", "dnsmasq")
         self.many = Line(f"name server, {MANY:,} names", "/s", "dnsmasq")
+        self.few_work = Line(f"… processor time an answer, {FEW:,} names", "µs", "dnsmasq")
+        self.many_work = Line(f"… processor time an answer, {MANY:,} names", "µs", "dnsmasq")
         self.growth = Line(f"name server, {MANY:,} names against {FEW:,}", "/s", "of 1,000")
         self.changed = Line(f"a changed name of {MANY:,} answered anew", "ms")
         self.memory = Line(f"name server's memory after {minutes * 60:.0f} s", "MiB", "before")
-        self.lines = [self.few, self.spread, self.many, self.growth, self.changed, self.memory]
+        self.lines = [self.few, self.few_work, self.spread, self.many, self.many_work]
+        self.lines += [self.growth, self.changed, self.memory]
         self.targets = [
             Target(self.few, 1.0, of_ratio=True, at_least=True),
             Target(self.growth, 1.0, of_ratio=True, at_least=True),
@@ -207,10 +223,11 @@ class NamesPart:
             files[count] = directory / f"questions-{count}"
             files[count].write_text("".join(f"n{n}.demo A\n" for n in range(count)))
         anchors = {FEW: PORT, MANY: PORT + 1} if with_anchor else {}
+        pids = {}
         async with contextlib.AsyncExitStack() as stack:
             try:
                 for count, port in anchors.items():
-                    stack.enter_context(dnsmasq(directory, count, port))
+                    pids[count] = stack.enter_context(dnsmasq(directory, count, port))
                     await asyncio.to_thread(warm, port, files[count])
             except Missing as error:
                 anchors = {}
@@ -226,11 +243,22 @@ class NamesPart:
             for number in range(1, self._rounds + 1):
                 for line, count, side in sides:
                     self._say(f"{line.what}, round {number} of {self._rounds}")
+                    work = None
+                    if line is not self.spread:
+                        work = self.few_work if count == FEW else self.many_work
                     if port := anchors.get(count, 0):
-                        found = await asyncio.to_thread(load, port, files[count])
-                        line.theirs.append(found.rate)
-                    found = await asyncio.to_thread(load, side.port, files[count])
-                    line.ours.append(found.rate)
+                        rate, spent = await asyncio.to_thread(
+                            measured, pids[count], port, files[count]
+                        )
+                        line.theirs.append(rate)
+                        if work:
+                            work.theirs.append(spent)
+                    rate, spent = await asyncio.to_thread(
+                        measured, side.client.pid, side.port, files[count]
+                    )
+                    line.ours.append(rate)
+                    if work:
+                        work.ours.append(spent)
             self.growth.ours, self.growth.theirs = self.many.ours, self.few.ours
             for turn in range(CHANGES):
                 self._say(f"a changed name, round {turn + 1} of {CHANGES}")

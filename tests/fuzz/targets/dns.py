@@ -117,6 +117,8 @@ def converse(data: bytes) -> None:
             await server._questions(reader, cast(Any, writer), ASKER)
         except (OSError, asyncio.IncompleteReadError):
             pass
+        if server._tasks:  # what was cancelled with the connection
+            await asyncio.wait(server._tasks)
         await asyncio.sleep(0)
         assert server.counters["errors"] == 0
         assert not server._forwarder._in_flight
