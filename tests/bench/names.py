@@ -15,6 +15,7 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,7 @@ def dnsmasq(directory: Path, count: int, port: int) -> Iterator[int]:
                 with contextlib.suppress(OSError):
                     if ask(sock, f"n{count - 1}.demo"):
                         break
+                time.sleep(0.05)  # a refusal comes at once
                 process.poll()
                 if process.returncode is not None:
                     raise Missing(f"dnsmasq ended with status {process.returncode}")
