@@ -43,6 +43,7 @@ if [ "$what" = bench ]; then
   # What cannot be had is said by the benchmark itself, which then runs without it.
   (need bgpd frr) || true
   (need iperf3 iperf3) || true
+  (without_services need dnsmasq dnsmasq-base dnsperf dnsperf) || true
   (without_services need dockerd docker.io busybox busybox-static) || true
   exit 0
 fi

@@ -52,10 +52,15 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_join_refused_total": (("reason",), "Requests for a certificate that were refused."),
     "vxmesh_loop_lag_seconds": ((), "The event loop's largest lag in the last 15 to 30 s."),
     "vxmesh_resolver_up": ((), "1 if the name server answers its agent."),
-    "vxmesh_resolver_rows": (("of",), "Networks, endpoints and views the name server knows."),
+    "vxmesh_resolver_rows": (
+        ("of",),
+        "What the name server knows, by kind.",
+    ),
     "vxmesh_resolver_questions_total": (("transport",), "Questions received."),
     "vxmesh_resolver_answers_total": (("result",), "What was to be done with them."),
     "vxmesh_resolver_forwarded_total": (("transport",), "Questions sent to an upstream."),
+    "vxmesh_resolver_kept_total": (("kind",), "Questions whose answer was there already."),
+    "vxmesh_resolver_microseconds_total": (("of",), "Time spent on answers."),
     "vxmesh_resolver_failures_total": (("reason",), "Questions that got no proper answer."),
     "vxmesh_services": (("state",), "Services of the cluster: up, down, empty."),
     "vxmesh_service_backends": (("health",), "Backends of all services by health."),
@@ -75,12 +80,19 @@ COUNTED: dict[str, tuple[str, tuple[str, ...], str]] = {
 
 # The name server's own counters (resolver/server.py, forward.py): metric and label.
 RESOLVER: dict[str, tuple[str, str]] = {
-    **{n: ("vxmesh_resolver_rows", n) for n in ("networks", "endpoints", "views")},
+    **{n: ("vxmesh_resolver_rows", n) for n in ("networks", "endpoints", "services", "views")},
     **{n: ("vxmesh_resolver_questions_total", n) for n in ("udp", "tcp")},
     **{
         n: ("vxmesh_resolver_answers_total", n)
         for n in ("answer", "nodata", "nxdomain", "forward", "refused")
     },
+    "ready": ("vxmesh_resolver_kept_total", "ready"),
+    "forward_kept": ("vxmesh_resolver_kept_total", "upstream"),
+    "forward_joined": ("vxmesh_resolver_kept_total", "joined"),
+    "busy_us": ("vxmesh_resolver_microseconds_total", "answering"),
+    "forward_us": ("vxmesh_resolver_microseconds_total", "upstream"),
+    "kept": ("vxmesh_resolver_rows", "ready"),
+    "workers": ("vxmesh_resolver_rows", "processes"),
     "forwarded": ("vxmesh_resolver_forwarded_total", "udp"),
     "forwarded_tcp": ("vxmesh_resolver_forwarded_total", "tcp"),
     **{

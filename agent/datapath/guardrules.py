@@ -38,8 +38,8 @@ REASONS = {
     "vxlan": "VXLAN packets of its own",
 }
 
-# A question costs the name server some 150 µs, one that is forwarded several times that: one
-# sandbox can take a sixth of a processor by names of ours, and not all of it by foreign ones. Two
+# A question costs the name server 6 to 30 µs, one that is forwarded 500 and more: one sandbox can
+# take a thirtieth of a processor by names of ours, and not all of it by foreign ones. Two
 # questions a name still make 500 connections a second by one who remembers no answer.
 GATEWAY_RATE = 1000  # packets a second from one port to the gateway's addresses
 GATEWAY_BURST = 1000  # packets at once after silence

@@ -32,6 +32,7 @@ _CMSGHDR = struct.Struct("@Nii")
 _PAYLOAD = socket.CMSG_LEN(0)
 _FLAGS_BAD = socket.MSG_TRUNC | socket.MSG_CTRUNC
 _NO_INTERFACE = bytes(4)
+_ZEROS = bytes(SLOTS)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _recvmmsg = _libc.recvmmsg
@@ -135,6 +136,12 @@ class Datagrams:
         names = bytes(self._views[1][: count * _NAME])
         heads = bytes(self._views[2][: count * _HEAD])
         controls, writing, control, six = self._controls, self._writing, self._control, self._six
+        told = b""
+        if not six:
+            told = bytes(controls)
+            # The routes decide, as the sandbox may ask by another interface: of all slots at once.
+            for at in range(self._at_interface, self._at_interface + len(_NO_INTERFACE)):
+                controls[at::_CONTROL] = _ZEROS
         start = positive = 0
         others: list[Datagram] = []
         for (held, flags, size), (slot, source, head, vector, interface) in zip(
@@ -152,14 +159,13 @@ class Datagrams:
                             kind, turns = entry
                             writing[vector] = next(turns)
                             counts[kind] += 1
-                        # The routes decide, as the sandbox may ask by another interface.
-                        if not six or names[source][:2] != b"\xfe\x80":
+                        if six and names[source][:2] != b"\xfe\x80":
                             controls[interface] = _NO_INTERFACE
                         continue
             if start < slot:
                 self._send(fd, start, slot)
             start = slot + 1
-            others.append(self._other(slot, held, size, names))
+            others.append(self._other(slot, held, size, names, told or controls))
         if start < count:
             self._send(fd, start, count)
         counts[POSITIVE] += positive
@@ -176,7 +182,9 @@ class Datagrams:
                 self.unsent += 1
                 start += 1
 
-    def _other(self, slot: int, held: int, size: int, names: bytes) -> Datagram:
+    def _other(
+        self, slot: int, held: int, size: int, names: bytes, told: bytes | bytearray
+    ) -> Datagram:
         head = max(0, min(size - 2, _HEAD))
         tail = max(0, min(size - 2 - _HEAD, _TAIL))
         wire = (
@@ -191,7 +199,7 @@ class Datagrams:
         if self._six:
             scope = int.from_bytes(name[24:28], "little" if _LITTLE else "big")
             peer = (host, port, int.from_bytes(name[4:8], "big"), scope)
-        raw, at = self._controls[slot * _CONTROL : slot * _CONTROL + held], 0
+        raw, at = told[slot * _CONTROL : slot * _CONTROL + held], 0
         messages = []
         while at + _PAYLOAD <= len(raw):
             length, level, type = _CMSGHDR.unpack_from(raw, at)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 
@@ -47,6 +48,7 @@ _log = logging.getLogger("vxmesh.resolver.server")
 
 
 _KINDS = [kind.value for kind in Kind]  # the first is table.POSITIVE
+_NUMBERS = {kind: number for number, kind in enumerate(Kind)}
 
 
 class Server:
@@ -62,6 +64,7 @@ class Server:
         self._names = Names()
         self._counters: Counter[str] = Counter()
         self._counts = [0] * len(_KINDS)  # answers that were ready, by kind
+        self._busy_ns = 0  # answering by UDP
         self._table = Table()
         self._datagrams = [Datagrams(sock) for sock in udp]
         self._udp = udp
@@ -109,6 +112,7 @@ class Server:
         found["ready"] = sum(self._counts)
         found["unsent"] += sum(datagrams.unsent for datagrams in self._datagrams)
         found["kept"] = len(self._table)
+        found["busy_us"] = self._busy_ns // 1000
         return found
 
     async def start(self) -> None:
@@ -178,7 +182,7 @@ class Server:
             if answer.kind is not Kind.FORWARD:
                 made = build(asked, answer)
                 if asked.plain and udp and view and several <= TURNS_MAX:
-                    kind = _KINDS.index(answer.kind.value)
+                    kind = _NUMBERS[answer.kind]
                     self._table.put(source, view, question, key, made[2:], kind, max(several, 1))
                 return made
         except Exception:
@@ -204,6 +208,16 @@ class Server:
         return wire if wire is not None else failure(asked, dns.rcode.SERVFAIL)
 
     def _drain(self, datagrams: Datagrams) -> None:
+        started = time.perf_counter_ns()
+        self._read(datagrams)
+        self._busy_ns += time.perf_counter_ns() - started
+
+    def _go_on(self) -> None:
+        started = time.perf_counter_ns()
+        self._serve()
+        self._busy_ns += time.perf_counter_ns() - started
+
+    def _read(self, datagrams: Datagrams) -> None:
         for _ in range(READS_PER_WAKEUP):
             try:
                 count, others = datagrams.serve(self._table.by_source, self._counts)
@@ -234,7 +248,7 @@ class Server:
             elif reply is not None:
                 self._send(sock, reply, datagram)
         if self._waiting:
-            self._turn = asyncio.get_running_loop().call_soon(self._serve)
+            self._turn = asyncio.get_running_loop().call_soon(self._go_on)
 
     async def _forward_udp(self, sock: socket.socket, asked: Asked, datagram: Datagram) -> None:
         self._send(sock, await self._forward(asked), datagram)

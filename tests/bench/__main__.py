@@ -2,9 +2,9 @@
 
 Prints a table, and below it what the figures are held against. Needs root. Exit status 0 unless
 something broke: a missed target is a figure, no failure; what is not installed is said.
-Two parts, of which each can be run alone: `speed` is below, with frr.py and handmade.py (anchors),
+Parts, of which each can be run alone: `speed` is below, with frr.py and handmade.py (anchors),
 ours.py, observe.py (when rows are in the kernel); `failures` is in failures.py, with swarm.py (the
-anchor) and mesh.py. What each line means: docs/benchmarks.md.
+anchor) and mesh.py; `names` is in names.py, with dnsmasq. What each line means: docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.bench import failures, frr, handmade, mesh, ours, report, swarm, world
+from tests.bench import failures, frr, handmade, mesh, names, ours, report, swarm, world
 from tests.bench.failures import Failures
 from tests.bench.report import Line, Progress, Target
 from tests.bench.throughput import Lane
 from tests.bench.world import Missing
 
-SIDES = ("frr", "handmade", "ours", "swarm")
-PARTS = ("speed", "failures")
+SIDES = ("frr", "handmade", "ours", "swarm", "dnsmasq")
+PARTS = ("speed", "failures", "names")
 ROUNDS, FAILURE_ROUNDS = 5, 10  # of each part, if not said otherwise
 MANY, MOST = 10_000, 100_000
 SINGLES, SINGLES_BY_COMMAND = 25, 5
@@ -156,10 +156,10 @@ class Bench:
 def main() -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Benchmarks.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{' or '.join(PARTS)} [both]")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{' or '.join(PARTS)} [all]")
     parser.add_argument("--only", action="append", choices=SIDES, help="just that side; repeats")
     parser.add_argument(
-        "--rounds", type=int, help=f"[{ROUNDS} of speed, {FAILURE_ROUNDS} of failures]"
+        "--rounds", type=int, help=f"[{ROUNDS} of speed and names, {FAILURE_ROUNDS} of failures]"
     )
     parser.add_argument(
         "--quick", action="store_true", help=f"one round, without {MOST:,} and long cuts"
@@ -173,7 +173,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _terminated)
     say = Progress()
     sides = options.only or SIDES
-    bench, broken = _make(options.quick, options.rounds, say)
+    bench, broken, named = _make(options.quick, options.rounds, say)
     status = 0
     print(_machine(), flush=True)
     before = world.processor_time()
@@ -187,6 +187,10 @@ def main() -> int:
                     if part == "speed":
                         _start(bench, sides, directory, things, say)
                         bench.run()
+                    elif part == "names":
+                        if "ours" in sides:
+                            with _said(say):
+                                named.run(directory, "dnsmasq" in sides)
                     else:
                         _start_failures(broken, sides, directory, things, say)
                         broken.run()
@@ -200,18 +204,25 @@ def main() -> int:
                     print(f"bench: {part}: {type(error).__name__}: {text}", file=sys.stderr)
     say.clear()
     print(_load(before))
-    print(report.render([*bench.lines, *broken.lines], [*bench.targets, *broken.targets]))
+    every: list[Bench | Failures | names.NamesPart] = [bench, broken]
+    if "names" in (options.parts or PARTS):
+        every.append(named)
+    lines = [line for part in every for line in part.lines]
+    print(report.render(lines, [target for part in every for target in part.targets]))
     return status
 
 
-def _make(quick: bool, rounds: int | None, say: Progress) -> tuple[Bench, Failures]:
+def _make(
+    quick: bool, rounds: int | None, say: Progress
+) -> tuple[Bench, Failures, names.NamesPart]:
     """The parts, with as many rounds as asked for."""
     if quick:
-        return Bench(1, 0, say), Failures(failures.QUICK, say)
+        return Bench(1, 0, say), Failures(failures.QUICK, say), names.NamesPart(1, 1 / 6, say)
     count = FAILURE_ROUNDS if rounds is None else max(1, rounds)
     return (
         Bench(ROUNDS if rounds is None else max(1, rounds), 2, say),
         Failures(failures.rounds(count), say),
+        names.NamesPart(ROUNDS if rounds is None else max(1, rounds), 1.0, say),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any, cast
@@ -19,8 +20,8 @@ from agent.core.names import Names
 from agent.resolver import feed, messages
 from agent.resolver.forward import Forwarder
 from agent.resolver.intake import Intake
-from agent.resolver.messages import Asked
 from agent.resolver.server import Server
+from agent.resolver.wire import TCP_BYTES_MAX, UDP_BYTES_MAX, Asked, failure
 from tests.fuzz import world
 from tests.fuzz.engine import Target
 from tests.fuzz.inputs import number
@@ -83,9 +84,9 @@ def ask(data: bytes) -> None:
             if isinstance(reply, Asked):
                 SERVER._forwarder.release(source)
                 messages.upstream_query(reply, 7).to_wire()
-                reply = messages.failure(reply, 2)
+                reply = failure(reply, 2)
             if reply is not None:
-                assert len(reply) <= (messages.UDP_BYTES_MAX if udp else messages.TCP_BYTES_MAX)
+                assert len(reply) <= (UDP_BYTES_MAX if udp else TCP_BYTES_MAX)
                 assert reply[:2] == data[:2] and reply[2] & 0x80
                 if len(reply) > 12:
                     dns.message.from_wire(reply)
@@ -117,6 +118,8 @@ def converse(data: bytes) -> None:
             await server._questions(reader, cast(Any, writer), ASKER)
         except (OSError, asyncio.IncompleteReadError):
             pass
+        if server._tasks:  # what was cancelled with the connection
+            await asyncio.wait(server._tasks)
         await asyncio.sleep(0)
         assert server.counters["errors"] == 0
         assert not server._forwarder._in_flight
@@ -176,7 +179,7 @@ def hear_upstream(data: bytes) -> None:
     if found is None:
         return
     for limit in (512, 1232, 65535):
-        wire = messages.relay(ASKED._replace(limit=limit), found)
+        wire = messages.relay(dataclasses.replace(ASKED, limit=limit), found)
         assert len(wire) <= limit
         dns.message.from_wire(wire)
     # As intake._query shows it to people.
