@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.names import HOLDERS_MAX, TTL, ZONE, Kind, Names, Record, resolv_conf
+from agent.core.names import TTL, ZONE, Kind, Names, Record, resolv_conf
+from agent.core.nametables import HOLDERS_MAX
 from agent.core.question import (
     AAAA,
     ANY,
@@ -373,7 +374,7 @@ def test_of_a_name_that_thousands_share_some_are_told_and_all_of_them_in_turn() 
         names.put(
             "w", f"{number:04}", f"m{number}", ("all",), (b"\n\1" + number.to_bytes(2, "big"),)
         )
-    told: set[bytes | str] = set()
+    told: set[object] = set()
     for turn in range(4):
         answer = names.answer(Question(("all",), 1), ("w",), turn)
         assert len(answer.records) == HOLDERS_MAX
