@@ -66,11 +66,14 @@ class Namespaces:
         return syscalls.in_thread(work)
 
 
-def mount_points(pid: str = "thread-self") -> list[str]:
-    """Where something is mounted, in the order of mounting; proc(5) on mountinfo."""
+def mount_points(pid: str = "thread-self", kind: str = "") -> list[str]:
+    """Where something is mounted, in the order of mounting; with `kind`, of that file system;
+    proc(5) on mountinfo."""
     lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
     return [
-        re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split(" ")[4]) for line in lines
+        re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split(" ")[4])
+        for line in lines
+        if not kind or line.partition(" - ")[2].split(" ")[0] == kind
     ]
 
 
@@ -90,12 +93,15 @@ def make_mounts(run: Path, resolv_conf: Path) -> int:
         below_run = resolver.startswith(f"{RUN}/")
         if not below_run and Path(resolver).exists():
             syscalls.mount(str(resolv_conf), resolver, flags=syscalls.MS_BIND)
-        # The copies of the machine's mounts below /run must go, not only be covered: each holds
-        # a network namespace of `ip netns` that would outlive its removal.
+        # The copies of the machine's mounts below /run must go, not only be covered, and those of
+        # namespaces elsewhere: each holds one that would outlive its removal.
         syscalls.mount(str(run), STATE_DIR, flags=syscalls.MS_BIND)
+        held = set(mount_points(kind="nsfs"))
         for point in reversed(mount_points()):
-            if point == RUN or point.startswith(f"{RUN}/"):
-                syscalls.umount(point, syscalls.MNT_DETACH)
+            if point == RUN or point.startswith(f"{RUN}/") or point in held:
+                # Whoever deletes the file below a mount takes it away in all mount namespaces.
+                with contextlib.suppress(FileNotFoundError):
+                    syscalls.umount(point, syscalls.MNT_DETACH)
         syscalls.mount(STATE_DIR, RUN, flags=syscalls.MS_BIND)
         syscalls.umount(STATE_DIR, syscalls.MNT_DETACH)
         safe = syscalls.MS_NOSUID | syscalls.MS_NODEV
