@@ -26,6 +26,9 @@ LABEL_BYTES_MAX = 255  # one label, key or value; a thing to select by, not a pl
 LABELS_MAX = 64
 ALIASES_MAX = 32
 NAMES_PORT = 53  # of name servers (RFC 1035, section 4.2)
+# Where no node takes VXLAN: who asks name servers would be cut off from them, on whichever host.
+# With 52 it is inside WireGuard that 53 is the port (drivers/wireguard.py: data_port).
+BARRED_DATA_PORTS = frozenset((NAMES_PORT, NAMES_PORT ^ 1))
 VXLAN_OVERHEAD_V4 = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
 VXLAN_OVERHEAD_V6 = 70
 CERTIFICATE_MAX = 4096  # bytes of DER; ours have some 700

@@ -9,7 +9,7 @@ import pytest
 from agent.core.replica import Delta, Record
 from agent.drivers import overlay, wireguard
 from agent.errors import Invalid
-from agent.model import Endpoint, Node, Sandbox, WireguardKey, encode
+from agent.model import BARRED_DATA_PORTS, NAMES_PORT, Endpoint, Node, Sandbox, WireguardKey, encode
 from agent.node import NodeState
 from agent.plan import Plan, Touched
 from agent.requests import parse_endpoint, parse_network
@@ -118,6 +118,12 @@ def test_the_bridge_of_an_encrypted_network_is_ipv6_at_a_port_of_its_own(world: 
 @pytest.mark.parametrize("outer", [1, 2, 4789, 65534, 65535])
 def test_the_inner_port_is_a_port_and_another_one(outer: int) -> None:
     assert 1 <= wireguard.data_port(outer) <= 65535 and wireguard.data_port(outer) != outer
+
+
+def test_no_port_that_a_node_can_have_makes_the_inner_one_that_of_name_servers() -> None:
+    """The host's own table drops what is for the inner port: its DNS would be gone with it."""
+    allowed = set(range(1, 65536)) - BARRED_DATA_PORTS
+    assert NAMES_PORT not in allowed | {wireguard.data_port(outer) for outer in allowed}
 
 
 def test_there_is_a_device_while_something_encrypted_is_here(world: World) -> None:
