@@ -47,6 +47,7 @@ class Plan:
         self._described: dict[str, tuple[str, int]] = {}
         self._closed = Closed()
         self._apart = node.gives_way()
+        self._subnets = self._find_subnets()
         self.nodes_changed()
         self._touch_wireguard(Change(nodes=set(node.nodes)), Touched())
 
@@ -54,13 +55,24 @@ class Plan:
         """Take in the nodes; True if what rows, bridges or rules rest on changed."""
         nodes = self.node.nodes
         described = {n.id: (n.vtep, n.mtu) for n in nodes.values()}
-        closed = overlay.closed(nodes[self.node.me], nodes.values())
+        closed = overlay.closed(nodes[self.node.me], nodes.values(), self._subnets)
         if (described, closed) == (self._described, self._closed):
             return False
         self._closed = closed
         self._described = described
         self._reach()
         return True
+
+    def _find_subnets(self) -> tuple[str, ...]:
+        """The subnets that lead to networks here. Not all that are known: by one that has the
+        underlay's addresses in it a member could open every agent to the sandboxes of others."""
+        apart = self.node.gives_way()
+        return tuple(
+            subnet
+            for network in self.node.local_networks()
+            for subnet in network.subnets
+            if subnet not in apart.get(network.id, ())
+        )
 
     def _reach(self) -> None:
         """Where rows may lead: to every other node that does not count as gone."""
@@ -73,7 +85,8 @@ class Plan:
     def touched(self, change: Change) -> Touched:
         """What a change of the node may have changed in the kernel."""
         touched = Touched()
-        if change.nodes and self.nodes_changed():
+        subnets, self._subnets = self._subnets, self._find_subnets()
+        if (change.nodes or subnets != self._subnets) and self.nodes_changed():
             touched.everything = True
         for id, old in change.networks.items():
             for changed in (old, self.node.catalogue.get(id)):
