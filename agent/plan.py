@@ -43,6 +43,7 @@ class Plan:
         self._vteps: dict[str, bytes] = {}
         self._inner: dict[str, bytes] = {}  # node -> address inside WireGuard to send to
         self._partners: set[str] | None = None  # nodes in the encrypted networks that are here
+        self._owners: dict[bytes, str] = {}  # public key -> node whose it is
         self._devices: tuple[WireguardDevice, ...] = ()
         self._described: dict[str, tuple[str, int]] = {}
         self._closed = Closed()
@@ -152,6 +153,9 @@ class Plan:
                 self._inner.pop(id, None)
                 if found:
                     self._inner[id] = found
+        if change.nodes:
+            nodes = self.node.nodes
+            self._owners = wireguard.find_owners(nodes[self.node.me], nodes.values(), self._owners)
         partners = self._find_partners()
         if partners != self._partners or (change.nodes and partners is not None):
             self._partners = partners
@@ -172,7 +176,7 @@ class Plan:
         if self._partners is None:
             return ()
         me, nodes = self.node.nodes[self.node.me], self.node.nodes.values()
-        return wireguard.devices(me, self._private_keys(), nodes, self._partners)
+        return wireguard.devices(me, self._private_keys(), nodes, self._partners, self._owners)
 
     def _touch_rows_of(self, id: str, touched: Touched, encrypted: bool = False) -> None:
         """The rows of a node's endpoints, or of those in encrypted networks only."""
@@ -234,6 +238,15 @@ class Plan:
         """Our public keys and the WireGuard devices they are on."""
         public = {private: public for public, private in self._private_keys().items()}
         return {public[d.private_key]: d.device for d in self._devices if d.private_key in public}
+
+    def disputed_keys(self) -> set[tuple[str, str]]:
+        """Nodes that state a WireGuard key of another one as their own, and that one (ids)."""
+        return {
+            (node.id, owner)
+            for node in self.node.nodes.values()
+            for key in node.wireguard
+            if (owner := self._owners.get(key.public, node.id)) != node.id
+        }
 
     def partners(self) -> set[str]:
         """The nodes that share an encrypted network with this one."""

@@ -210,3 +210,35 @@ def test_an_mtu_that_does_not_fit_is_refused_where_it_would_lose_packets(world: 
     world.told(OTHER, (f"n/{OTHER}", encode(host(OTHER, key(2), mtu=1400))))
     with pytest.raises(Invalid, match="IPv6 needs 1280"):
         make(parse_network("six", ipv6=True, encrypted=True))
+
+
+@pytest.mark.parametrize("thief", ["0" * 16, THIRD])
+def test_nobody_takes_a_peer_from_its_node_by_stating_its_key(world: World, thief: str) -> None:
+    world.workload()
+    (before,) = world.plan.wireguard()
+    world.told(thief, (f"n/{thief}", encode(host(thief, key(2), key(3)))))
+    (device,) = world.plan.wireguard()
+    assert device.peers[key(2).public] == before.peers[key(2).public], "as it was"
+    assert device.peers[key(3).public].address == inner(thief, key(3)), "its own is its own"
+    assert world.plan.disputed_keys() == {(thief, OTHER)}
+    world.told(OTHER, (f"n/{OTHER}", encode(host(OTHER, key(4)))))
+    (device,) = world.plan.wireguard()
+    assert device.peers[key(2).public].address == inner(thief, key(2)), "nobody else has it now"
+    assert not world.plan.disputed_keys()
+
+
+def test_it_is_so_of_keys_that_were_known_before_anything_was_encrypted_here(world: World) -> None:
+    thief = "0" * 16
+    world.told(thief, (f"n/{thief}", encode(host(thief, key(2)))))
+    world.workload()
+    (device,) = world.plan.wireguard()
+    assert device.peers[key(2).public].address == inner(OTHER, key(2))
+
+
+def test_no_node_is_a_peer_by_a_key_of_this_node(world: World) -> None:
+    """Whether it is told to others already, or is to be the next one."""
+    world.workload()
+    world.told(THIRD, (f"n/{THIRD}", encode(host(THIRD, key(1), key(11, 2)))))
+    (device,) = world.plan.wireguard()
+    assert list(device.peers) == [key(2).public]
+    assert world.plan.disputed_keys() == {(THIRD, ME)}
