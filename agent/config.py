@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import Invalid
-from agent.model import NAMES_PORT, parse_address, parse_name
+from agent.model import BARRED_DATA_PORTS, NAMES_PORT, parse_address, parse_name
 
 DEFAULT_FILE = Path("/etc/vxmesh/agent.toml")
 # s; a node renews at two thirds, which must leave it time for more than one try. The CA's own
@@ -168,8 +168,9 @@ def _check(values: dict[str, Any]) -> None:
     for port in ("port", "data_port"):
         if not 1 <= values[port] <= 65535:
             raise Invalid(f"setting {port}", f"is out of range: {values[port]}", "Use 1 to 65535")
-    if values["data_port"] == NAMES_PORT:
-        why = f"is {NAMES_PORT}: sandboxes ask name servers there, and must not reach VXLAN"
+    if values["data_port"] in BARRED_DATA_PORTS:
+        why = f"is {values['data_port']}: VXLAN, open or sealed, would be at {NAMES_PORT}, where "
+        why += "name servers are asked"
         raise Invalid("setting data_port", why, "Use 4789, or any other port")
     if not 1 <= values["wireguard_port"] < 65535:
         raise Invalid(

@@ -52,6 +52,9 @@ class Plan(Protocol):
     def partners(self) -> set[str]:
         """The nodes that share an encrypted network with this one."""
 
+    def disputed_keys(self) -> set[tuple[str, str]]:
+        """Nodes that state a key of another one as their own, and that one (ids)."""
+
 
 class Encryption:
     """This node's part in encrypted networks."""
@@ -74,12 +77,14 @@ class Encryption:
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._told: set[tuple[str, str]] = set()  # network and node, of which was told
+        self._disputed: set[tuple[str, str]] = set()  # nodes of which was told, and whose key
         self._jitter = 1 + SPREAD * (node.rng.random() - 0.5)
 
     def start(self) -> None:
         """Change the key when its time has come, and tell of who cannot take part."""
         self._node.listeners.append(self._changed)
         self._look()
+        self._look_for_thieves()
         self._task = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
@@ -181,6 +186,8 @@ class Encryption:
     def _changed(self, change: Change) -> None:
         if change.nodes or change.networks or change.endpoints:
             self._look()
+        if change.nodes:
+            self._look_for_thieves()
 
     def _look(self) -> None:
         """Tell of each node that is cut off from an encrypted network here, once."""
@@ -199,6 +206,19 @@ class Encryption:
                 f"encrypted network {name}, nor taken from them",
                 network=name,
                 node=where,
+            )
+
+    def _look_for_thieves(self) -> None:
+        """Tell of each node that states another one's key as its own, once of each two."""
+        for id, owner in sorted(self._plan.disputed_keys() - self._disputed):
+            self._disputed.add((id, owner))
+            where, whose = self._node.node_name(id), self._node.node_name(owner)
+            self._node.tell(
+                "encryption.key_disputed",
+                f"{where} states a WireGuard key of {whose} as its own; {whose} was known with it "
+                "first and keeps it, and by that key nothing is sent to the other",
+                node=where,
+                owner=whose,
             )
 
 

@@ -26,10 +26,14 @@ LABEL_BYTES_MAX = 255  # one label, key or value; a thing to select by, not a pl
 LABELS_MAX = 64
 ALIASES_MAX = 32
 NAMES_PORT = 53  # of name servers (RFC 1035, section 4.2)
+# Where no node takes VXLAN: who asks name servers would be cut off from them, on whichever host.
+# With 52 it is inside WireGuard that 53 is the port (drivers/wireguard.py: data_port).
+BARRED_DATA_PORTS = frozenset((NAMES_PORT, NAMES_PORT ^ 1))
 VXLAN_OVERHEAD_V4 = 50  # outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14
 VXLAN_OVERHEAD_V6 = 70
 CERTIFICATE_MAX = 4096  # bytes of DER; ours have some 700
 AUTHORITIES_MAX = 16  # CAs that a cluster remembers, the present ones among them
+KEEPER_PROOF_MAX = 80  # bytes; ECDSA of P-256 in DER has at most 72
 VOID_MAX = 32  # join tokens that are told from wrong ones
 ONLY = "it"  # the id in the key of a record of which each node has one at most
 # Of WireGuard: outer IPv4 20 or IPv6 40, UDP 8, message header 16, authentication tag 16.
@@ -65,10 +69,11 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     routes: tuple[str, ...] = ()  # what the host itself can route to, CIDR; not the default
     incarnation: int = 0  # at its start; higher than anything said of its earlier lives
     certificate: bytes = b""  # its present one, DER; cluster/trust.py says what is in it
-    keeper: bool = False  # it holds the key of the CA
+    keeper: bool = False  # it says that it holds the key of the CA; NodeState.is_keeper judges
     trust: int = 0  # the epoch of the Trust that it follows
     wireguard: tuple[WireguardKey, ...] = ()  # the one to use first; none: no encrypted networks
     closed: tuple[int, ...] = ()  # its other TCP ports that no sandbox may reach: metrics …
+    keeper_proof: bytes = b""  # that `keeper` is true (cluster/identity/proof.py)
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -374,6 +379,7 @@ def check_sound(
             sound = sound and len(held.public) == WIREGUARD_KEY and 0 < held.port < 65536
             sound = sound and 0 <= held.generation <= STAMP_MAX
         sound = sound and len(value.closed) <= CLOSED_MAX
+        sound = sound and len(value.keeper_proof) <= KEEPER_PROOF_MAX
         sound = sound and all(0 < port < 65536 for port in value.closed)
     elif isinstance(value, Removal):
         sound = value.node == id and bool(value.by)

@@ -46,6 +46,7 @@ class Plan:
         self._vteps: dict[str, bytes] = {}
         self._inner: dict[str, bytes] = {}  # node -> address inside WireGuard to send to
         self._partners: set[str] | None = None  # nodes in the encrypted networks that are here
+        self._owners: dict[bytes, str] = {}  # public key -> node whose it is
         self._devices: tuple[WireguardDevice, ...] = ()
         self._frontends: dict[FrontendKey, Frontend] = {}
         self._vips: dict[int, set[bytes]] = {}  # VNI -> those of its frontends
@@ -54,6 +55,7 @@ class Plan:
         self._described: dict[str, tuple[str, int]] = {}
         self._closed = Closed()
         self._apart = node.gives_way()
+        self._subnets = self._find_subnets()
         self.nodes_changed()
         self._touch_wireguard(Change(nodes=set(node.nodes)), Touched())
         networks = {network.id: None for network in node.catalogue.all()}
@@ -63,13 +65,24 @@ class Plan:
         """Take in the nodes; True if what rows, bridges or rules rest on changed."""
         nodes = self.node.nodes
         described = {n.id: (n.vtep, n.mtu) for n in nodes.values()}
-        closed = overlay.closed(nodes[self.node.me], nodes.values())
+        closed = overlay.closed(nodes[self.node.me], nodes.values(), self._subnets)
         if (described, closed) == (self._described, self._closed):
             return False
         self._closed = closed
         self._described = described
         self._reach()
         return True
+
+    def _find_subnets(self) -> tuple[str, ...]:
+        """The subnets that lead to networks here. Not all that are known: by one that has the
+        underlay's addresses in it a member could open every agent to the sandboxes of others."""
+        apart = self.node.gives_way()
+        return tuple(
+            subnet
+            for network in self.node.local_networks()
+            for subnet in network.subnets
+            if subnet not in apart.get(network.id, ())
+        )
 
     def _reach(self) -> None:
         """Where rows may lead: to every other node that does not count as gone."""
@@ -82,7 +95,8 @@ class Plan:
     def touched(self, change: Change) -> Touched:
         """What a change of the node may have changed in the kernel."""
         touched = Touched()
-        if change.nodes and self.nodes_changed():
+        subnets, self._subnets = self._subnets, self._find_subnets()
+        if (change.nodes or subnets != self._subnets) and self.nodes_changed():
             touched.everything = True
         for id, old in change.networks.items():
             for changed in (old, self.node.catalogue.get(id)):
@@ -201,6 +215,9 @@ class Plan:
                 self._inner.pop(id, None)
                 if found:
                     self._inner[id] = found
+        if change.nodes:
+            nodes = self.node.nodes
+            self._owners = wireguard.find_owners(nodes[self.node.me], nodes.values(), self._owners)
         partners = self._find_partners()
         if partners != self._partners or (change.nodes and partners is not None):
             self._partners = partners
@@ -225,7 +242,7 @@ class Plan:
         if self._partners is None:
             return ()
         me, nodes = self.node.nodes[self.node.me], self.node.nodes.values()
-        return wireguard.devices(me, self._private_keys(), nodes, self._partners)
+        return wireguard.devices(me, self._private_keys(), nodes, self._partners, self._owners)
 
     def _touch_rows_of(self, id: str, touched: Touched, encrypted: bool = False) -> None:
         """The rows of a node's endpoints, or of those in encrypted networks only."""
@@ -307,6 +324,15 @@ class Plan:
         """Our public keys and the WireGuard devices they are on."""
         public = {private: public for public, private in self._private_keys().items()}
         return {public[d.private_key]: d.device for d in self._devices if d.private_key in public}
+
+    def disputed_keys(self) -> set[tuple[str, str]]:
+        """Nodes that state a WireGuard key of another one as their own, and that one (ids)."""
+        return {
+            (node.id, owner)
+            for node in self.node.nodes.values()
+            for key in node.wireguard
+            if (owner := self._owners.get(key.public, node.id)) != node.id
+        }
 
     def partners(self) -> set[str]:
         """The nodes that share an encrypted network with this one."""

@@ -59,7 +59,7 @@ class Administration(Protocol):
     async def rotate_authority(self, force: bool) -> pb.Cluster:
         """Begin to change the CA, or go on with it; `force`: leave nodes behind."""
 
-    def cluster(self) -> pb.Cluster:
+    async def cluster(self) -> pb.Cluster:
         """Who the cluster is and whom it trusts."""
 
 
@@ -345,7 +345,7 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
 
     @reports
     async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> pb.Cluster:
-        return self.administration.cluster()
+        return await self.administration.cluster()
 
 
 def _check_upload(size: int, all: int) -> None:

@@ -58,7 +58,7 @@ def node(state: NodeState, health: Health, value: Node) -> pb.Node:
         since=time_text(value.since),
         mtu=value.mtu,
         routes=value.routes,
-        keeper=value.keeper,
+        keeper=state.is_keeper(value),
         certificate_ends=_certificate_ends(value.certificate),
         trust=value.trust,
         wireguard=[

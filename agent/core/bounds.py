@@ -18,8 +18,8 @@ import msgspec
 from agent.errors import Invalid
 from agent.model import (
     ALIASES_MAX,
+    BARRED_DATA_PORTS,
     LABELS_MAX,
-    NAMES_PORT,
     Claims,
     Endpoint,
     Network,
@@ -118,9 +118,10 @@ def _check_node(value: Node) -> None:
     check_times(value.since)
     if len(value.routes) > ROUTES_MAX:
         raise Invalid("record", f"has {len(value.routes)} routes")
-    if value.data_port == NAMES_PORT:
-        # No sandbox of any host may send to where a node takes VXLAN (datapath/guardrules.py).
-        raise Invalid("record", f"takes VXLAN at port {NAMES_PORT}, which is that of name servers")
+    if value.data_port in BARRED_DATA_PORTS:
+        raise Invalid(
+            "record", f"takes VXLAN at port {value.data_port}, so name servers are cut off"
+        )
     if value.mtu and not UNDERLAY_MTU_MIN <= value.mtu <= UNDERLAY_MTU_MAX:
         raise Invalid("record", f"has an MTU of {value.mtu}")
     if not 0 <= value.incarnation <= INCARNATION_MAX:

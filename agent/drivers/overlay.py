@@ -10,6 +10,7 @@ What stands opposite: datapath/reconciler.py makes it so.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,8 @@ from agent.model import (
     Node,
     Sandbox,
     format_address,
+    holds,
+    parse_address,
 )
 
 UNDERLAY_MTU = 1500  # of a node that has not said
@@ -160,16 +163,27 @@ def all_rows(members: Members, vteps: Mapping[str, bytes]) -> Rows:
     return Rows([r for r in found.fdb if r[1]], [r for r in found.neighbours if r[1]])
 
 
-def closed(me: Node, nodes: Iterable[Node]) -> Closed:
-    """The ports of all agents, and where VXLAN is received."""
-    nodes = list(nodes)
+def closed(me: Node, nodes: Iterable[Node], subnets: tuple[str, ...] = ()) -> Closed:
+    """The ports of all agents, and where VXLAN is received.
+
+    What a node states closes nothing that is not its own to close: of VXLAN's ports this node's
+    counts alone (rows have no port, so what listens at another one has nothing to do with us),
+    and of agents none whose address is in `subnets` (CIDR), those that lead to networks on this
+    host and never out: a gateway there is where name servers are asked.
+    """
     return Closed(
-        carriers=frozenset(node.data_port for node in nodes),
+        carriers=frozenset((me.data_port,)),
         agents=frozenset(
             (address, port)
             for node in nodes
             for address in (node.address, node.vtep)
+            if not _is_within(address, subnets)
             for port in (node.port, *node.closed)
         ),
         own=frozenset((me.port, *me.closed)),
     )
+
+
+@functools.lru_cache(maxsize=8192)  # all nodes are looked at anew with each that comes
+def _is_within(address: str, subnets: tuple[str, ...]) -> bool:
+    return holds(subnets, parse_address(address))

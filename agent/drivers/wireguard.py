@@ -58,17 +58,38 @@ def overhead(vteps: Iterable[str]) -> int:
     )
 
 
+def find_owners(me: Node, nodes: Iterable[Node], before: Mapping[bytes, str]) -> dict[bytes, str]:
+    """Whose each public key is (id), where `before` says whose they were when this was last asked.
+
+    A public key is no secret, so anybody can state another's. This node's own are its own; any
+    other is whose it was, for as long as that one's record states it, or else of the first of
+    `nodes` that does.
+    """
+    nodes = list(nodes)
+    stated = {(key.public, node.id) for node in nodes for key in node.wireguard}
+    owners = {key.public: me.id for key in me.wireguard}
+    for public, owner in before.items():
+        if (public, owner) in stated:
+            owners.setdefault(public, owner)
+    for node in nodes:
+        for key in node.wireguard:
+            owners.setdefault(key.public, node.id)
+    return owners
+
+
 def devices(
     me: Node,
     private_keys: Mapping[bytes, bytes],
     nodes: Iterable[Node],
     partners: Collection[str],
+    owners: Mapping[bytes, str],
 ) -> tuple[WireguardDevice, ...]:
     """The devices that this node should have: one for each of its keys.
 
     `private_keys` are by public key. Every key of every other node is a peer of each device, so
     that who begins is known already; a session is held with `partners` (ids), the nodes with
-    which there is something to talk about.
+    which there is something to talk about. `owners` is whose each public key is (id): who else
+    states it gets nothing by that, and it is no peer of its own owner.
     """
     others = [node for node in nodes if node.id != me.id]
     peers = {
@@ -80,6 +101,7 @@ def devices(
         )
         for node in sorted(others, key=lambda node: node.id)
         for key in node.wireguard
+        if owners.get(key.public) == node.id and key.public not in private_keys
     }
     mtu = (me.mtu or UNDERLAY_MTU) - overhead(node.vtep for node in (me, *others))
     return tuple(

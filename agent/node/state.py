@@ -32,6 +32,9 @@ class NodeState(Departures):
         self._kernel: dict[str, int] = {}  # origin -> version that our kernel has
         self._floors: deque[tuple[float, int]] = deque()  # when all had our records up to where
         self.collect_after = COLLECT_AFTER
+        # Whether a node keeps the CA's key, which a record only claims: the node's identity judges
+        # it, and without one nobody does.
+        self.is_keeper: Callable[[Node], bool] = lambda node: False
         self.overfull: set[str] = set()  # origins that wrote more than anybody may
         self._surpassed = float("-inf")  # when, on the clock
         self._unbelievable: set[str] = set()  # peers that told of what we cannot have written

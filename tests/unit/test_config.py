@@ -26,6 +26,7 @@ def test_a_flag_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
     [
         ({"port": 0}, {}, "setting port: is out of range"),
         ({"data_port": 53}, {}, "setting data_port: is 53"),
+        ({"data_port": 52}, {}, "setting data_port: is 52"),
         ({}, {"VXMESH_PORT": "seven"}, "from VXMESH_PORT"),
         ({}, {"VXMESH_MDNS": "perhaps"}, "setting mdns: is malformed"),
         ({"advertise": "nowhere"}, {}, "address 'nowhere'"),

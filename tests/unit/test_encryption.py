@@ -42,6 +42,7 @@ class World:
         self.lacking = False
         self.held: dict[bytes, float] = {PEER.public: 1.0}
         self.asked = 0
+        self.disputed: set[tuple[str, str]] = set()
         self.encryption = Encryption(
             self.node, self.keys, self, self, self.check, self.spread, 3600.0
         )
@@ -75,6 +76,9 @@ class World:
 
     def devices_by_key(self) -> dict[bytes, str]:
         return {k.public: f"vxw{k.generation % 2}" for k in self.keys.records()}
+
+    def disputed_keys(self) -> set[tuple[str, str]]:
+        return self.disputed
 
     def partners(self) -> set[str]:
         return {ME, OTHER}
@@ -193,3 +197,16 @@ async def test_who_has_no_key_is_told_once_and_shown(world: World) -> None:
     world.told(f"n/{OTHER}", host(OTHER))
     assert world.notices.count("encryption.no_key") == 2
     await world.encryption.stop()
+
+
+async def test_who_states_anothers_key_is_named_once(world: World) -> None:
+    world.encryption.start()
+    try:
+        world.told(f"n/{OTHER}", host(OTHER, PEER))
+        assert "encryption.key_disputed" not in world.notices
+        for disputed in ({(OTHER, ME)}, set(), {(OTHER, ME)}):  # on and off
+            world.disputed = disputed
+            world.told(f"n/{OTHER}", host(OTHER, PEER))
+        assert world.notices.count("encryption.key_disputed") == 1
+    finally:
+        await world.encryption.stop()

@@ -102,7 +102,7 @@ class Administration:
                     f"is being changed already, by {self.node.node_name(trust.by)}",
                     "See 'vxmesh cluster status'",
                 )
-        return self.cluster()
+        return await self.cluster()
 
     def _is_abandoned(self) -> bool:
         """Whether a change was begun by a node that is away, and no other has the new key."""
@@ -123,22 +123,24 @@ class Administration:
 
     def _check_keeper(self, what: str, why: str) -> None:
         if self.identity.held.issuing is None:
-            names = ", ".join(sorted(n.name for n in self.node.nodes.values() if n.keeper))
+            names = ", ".join(
+                sorted(n.name for n in self.node.nodes.values() if self.node.is_keeper(n))
+            )
             raise Unavailable(
                 what, f"{why}, and this one does not", f"Run it on one of {names or 'those'}"
             )
 
     # -- how it stands --
 
-    def cluster(self) -> pb.Cluster:
+    async def cluster(self) -> pb.Cluster:
         """Whom the cluster trusts, who keeps the key, whose certificates end when."""
+        members = await self.identity.members()
         held, node = self.identity.held, self.node
         trust = held.trust
-        members = self.identity.members()
         shown = pb.Cluster(
             id=held.cluster,
             node=node.node_name(node.me),
-            keepers=sorted(n.name for n in node.nodes.values() if n.keeper),
+            keepers=sorted(n.name for n in node.nodes.values() if node.is_keeper(n)),
             trust=trust.epoch,
             rotation=pb.Rotation(
                 phase=rotation.PHASES[trust.phase] if trust.epoch else "",
@@ -159,7 +161,7 @@ class Administration:
                 ends=_text(known.certificate),
                 fingerprint=ca.fingerprint(issuer) if issuer else "",
                 trust=known.trust,
-                keeper=known.keeper,
+                keeper=node.is_keeper(known),
             )
         return shown
 

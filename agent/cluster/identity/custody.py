@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.cluster.dialer import OPTIONS, target_of
-from agent.cluster.identity import keepers
+from agent.cluster.identity import keepers, proof
 from agent.cluster.identity.enrol import call_enrol
 from agent.cluster.identity.files import Held
 from agent.cluster.identity.rotation import STEADY
@@ -32,6 +32,7 @@ log = structlog.get_logger()
 
 HAND_WITHIN = 3.0  # s
 HAND_AGAIN = 5.0  # s; after a node did not take the key
+SLICE = 8  # certificates that are checked in one go, at some 0.4 ms each
 SURPLUS_FOR = 300.0  # s; a node that is back for a moment must not cost another one its key
 KEY_MAX = 1024  # bytes of DER; ours have 138
 
@@ -58,6 +59,7 @@ class Custody:
         self.given: set[str] = set()
         self._after: dict[str, float] = {}  # node that was handed the key -> not again before
         self._surplus_since: float | None = None
+        self._since: dict[str, float] = {}  # by node: when the first certificate seen here begins
         self._keepers: set[str] = set()  # as they were when this was looked at last
 
     async def look(self) -> bool:
@@ -68,16 +70,17 @@ class Custody:
         held, me = owner.held, self._node.me
         if held.issuing is None:
             return False
-        others = [
-            n.id
+        await self._note_members()
+        others = {
+            n.id: self._since[n.id]
             for n in self._node.nodes.values()
             if n.id != me
-            and n.certificate
-            and not n.keeper
+            and n.id in self._since
+            and not self._node.is_keeper(n)
             and n.trust == held.trust.epoch
             and self._after.get(n.id, 0.0) <= now
             and self._node.condition(n.id).state == "alive"
-        ]
+        }
         heir = keepers.choose_heir(me, owner.live_keepers(), others)
         if heir is None:
             return any(after > now for after in self._after.values())
@@ -94,7 +97,7 @@ class Custody:
         ready = [
             n.id
             for n in self._node.nodes.values()
-            if n.keeper
+            if self._node.is_keeper(n)
             and n.trust == held.trust.epoch
             and n.id not in self.given | {self._node.me}
             and not self._owner.is_away(n.id)
@@ -143,7 +146,21 @@ class Custody:
                 "run 'vxmesh cluster rotate-ca'",
                 name=name,
             )
-        self._keepers = {n.id for n in self._node.nodes.values() if n.keeper}
+        self._keepers = {n.id for n in self._node.nodes.values() if self._node.is_keeper(n)}
+
+    async def _note_members(self) -> None:
+        """Since when each node is a member, as its first certificate tells that this agent saw:
+        one is renewed, and only the CA can say when it begins."""
+        nodes, authorities = self._node.nodes, self._owner.held.trust.authorities
+        for id in self._since.keys() - nodes.keys():
+            del self._since[id]
+        fresh = [n for n in nodes.values() if n.certificate and n.id not in self._since]
+        for count, n in enumerate(fresh, 1):
+            since = proof.member_since(n.id, n.certificate, authorities)
+            if since is not None:
+                self._since[n.id] = since
+            if count % SLICE == 0:
+                await asyncio.sleep(0)
 
 
 def read_key(key: bytes) -> ec.EllipticCurvePrivateKey:

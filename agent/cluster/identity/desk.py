@@ -250,8 +250,11 @@ class Desk:
 
 
 async def ask_keepers(node: NodeState, keyring: Keyring, method: str, request: Any) -> pb.Issued:
-    """The answer of a keeper that lives; Unavailable if none answers."""
-    keepers = [n for n in node.nodes.values() if n.keeper and n.id != node.me]
+    """The answer of a keeper that lives; Unavailable if none answers.
+
+    Only who has shown that it keeps the key is asked: a token's secret is in what joiners send.
+    """
+    keepers = [n for n in node.nodes.values() if node.is_keeper(n) and n.id != node.me]
     random.shuffle(keepers)
     keepers.sort(key=lambda n: not node.is_alive(n.id))
     for keeper in keepers:

@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from agent.cluster.identity import authority as ca
-from agent.cluster.identity import renewal, requests, rotation, statements
+from agent.cluster.identity import proof, renewal, requests, rotation, statements
 from agent.cluster.identity.custody import Custody, read_key
 from agent.cluster.identity.desk import Desk, ask_keepers
 from agent.cluster.identity.enrol import read_issued
@@ -41,6 +41,7 @@ LOOK_EVERY = 30.0  # s; clocks are set, and a node can be gone without a record 
 BUSY_EVERY = 1.0  # s; while something is under way
 SPREAD = 0.01  # s a node; over which all ask for another certificate when the CA has changed
 SPREAD_MOST = 10.0  # s
+SLICE = 8  # signatures of certificates that are checked in one go, at some 0.4 ms each
 
 
 class Identity:
@@ -63,6 +64,7 @@ class Identity:
         self._task: asyncio.Task[None] | None = None
         self._retry_at = 0.0
         self._ended = ""  # the certificate whose end was told
+        self._proof = b"", b""  # the CA whose key is proven to be here, and the proof
 
     def describe(self, node: Node) -> Node:
         """A node's record with what others are to know of its identity."""
@@ -70,12 +72,28 @@ class Identity:
             node,
             certificate=self.held.certificate,
             keeper=self.held.issuing is not None,
+            keeper_proof=self._prove(),
             trust=self.held.trust.epoch,
         )
+
+    def _prove(self) -> bytes:
+        """The proof that this node keeps the key, the same until the CA is another one."""
+        issuing = self.held.issuing
+        if issuing is None:
+            return b""
+        if self._proof[0] != issuing.certificate:
+            made = proof.make(issuing, self.held.cluster, self.held.node)
+            self._proof = issuing.certificate, made
+        return self._proof[1]
+
+    def is_keeper(self, node: Node) -> bool:
+        """Whether a node says that it keeps the CA's key, and can."""
+        return proof.is_keeper(node, self.held.cluster, self.held.trust.authorities)
 
     def attach(self, node: NodeState) -> None:
         """The node whose identity this is; before anything else is called."""
         self.node = node
+        node.is_keeper = self.is_keeper
         self.desk = Desk(self, node)
         self.custody = Custody(self)
         self._plight = Plight(self)
@@ -274,7 +292,8 @@ class Identity:
 
     def live_keepers(self) -> list[str]:
         """Those that keep the key and are there, or may be back in a moment."""
-        return [n.id for n in self.node.nodes.values() if n.keeper and not self.is_away(n.id)]
+        nodes = self.node.nodes.values()
+        return [n.id for n in nodes if self.is_keeper(n) and not self.is_away(n.id)]
 
     def is_away(self, id: str) -> bool:
         """Whether another node has left or counts as gone."""
@@ -284,16 +303,23 @@ class Identity:
 
     # -- a change of the CA --
 
-    def members(self) -> list[Member]:
-        """All nodes, as rotation.py wants to see them."""
+    async def members(self) -> list[Member]:
+        """All nodes, as rotation.py wants to see them: those that there are when it returns."""
         authorities = self.held.trust.authorities
+        issuers: dict[bytes, bytes | None] = {}
+        for count, n in enumerate(list(self.node.nodes.values()), 1):
+            issuers[n.certificate] = ca.issuer_of(n.certificate, authorities)
+            if count % SLICE == 0:
+                await asyncio.sleep(0)
         return [
             Member(
                 n.id,
                 self.is_away(n.id),
                 n.trust,
-                ca.issuer_of(n.certificate, authorities) if n.certificate else None,
-                n.keeper,
+                issuers[n.certificate]
+                if n.certificate in issuers
+                else ca.issuer_of(n.certificate, authorities),
+                self.is_keeper(n),
                 n.id in self.custody.given or n.id == self.node.me,
             )
             for n in self.node.nodes.values()
@@ -314,7 +340,7 @@ class Identity:
         trust = self.held.trust
         if trust.phase == INTRODUCING:
             await self.custody.spread(trust.authorities[1])
-        following = rotation.advance(trust, self.members(), self._stamp())
+        following = rotation.advance(trust, await self.members(), self._stamp())
         if following:
             await self._state(following)
         return self.held.trust.phase != STEADY

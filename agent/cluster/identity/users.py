@@ -79,7 +79,7 @@ class Users:
         """
         held = self._holder.held
         if held.issuing is None:
-            keepers = sorted(n.name for n in self._node.nodes.values() if n.keeper)
+            keepers = sorted(n.name for n in self._node.nodes.values() if self._node.is_keeper(n))
             raise Unavailable(
                 f"certificate for user {name[:40]}",
                 "can only be issued by a node that keeps the CA's key, and this one does not",

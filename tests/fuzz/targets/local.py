@@ -94,7 +94,7 @@ class Offices:
         """Nothing is done."""
         return pb.Cluster()
 
-    def cluster(self) -> pb.Cluster:
+    async def cluster(self) -> pb.Cluster:
         """Nothing is known."""
         return pb.Cluster()
 

@@ -185,7 +185,7 @@ def test_what_is_closed_to_sandboxes_is_every_agents() -> None:
     one = Node("1" * 16, "n1", "10.99.0.1", 7946, "10.98.0.1", 4789, "0", 0.0, 1500, closed=(9100,))
     two = Node("2" * 16, "n2", "fd99::2", 7947, "fd99::2", 4790, "0", 0.0, 1500)
     closed = overlay.closed(one, [one, two])
-    assert closed.carriers == {4789, 4790}
+    assert closed.carriers == {4789}
     assert closed.own == {7946, 9100}
     assert closed.agents == {
         ("10.99.0.1", 7946),
@@ -196,12 +196,41 @@ def test_what_is_closed_to_sandboxes_is_every_agents() -> None:
     }
 
 
+def test_no_node_closes_a_port_of_all_by_saying_that_it_takes_vxlan_there(world: World) -> None:
+    there = msgspec.structs.replace(host(OTHER, "10.99.0.2"), data_port=443)
+    world.told((f"n/{OTHER}", encode(there)))
+    assert world.plan.closed().carriers == {4789}
+
+
+def test_no_node_closes_what_is_at_the_address_of_a_gateway(world: World) -> None:
+    """Or at that of a workload: neither leads out of this host while the network is here."""
+    liar = msgspec.structs.replace(
+        host(OTHER, "10.1.0.1"), vtep="10.99.0.2", port=7946, closed=(53, 443)
+    )
+    world.told((f"n/{OTHER}", encode(liar)))
+    assert ("10.1.0.1", 53) in world.plan.closed().agents, "the network is not here"
+    made = world.workload("w")
+    theirs = {("10.99.0.2", port) for port in (53, 443, 7946)}
+    assert world.plan.closed().agents == {("10.99.0.1", 7946), *theirs}
+    assert any(t.everything for t in world.touched[-2:]), "the rules are loaded anew"
+    world.state.remove_endpoints([made.id])
+    assert ("10.1.0.1", 53) in world.plan.closed().agents
+
+
+def test_a_network_that_somebody_makes_of_the_underlay_opens_no_agent(world: World) -> None:
+    world.told((f"n/{OTHER}", encode(host(OTHER, "10.99.0.2"))))
+    world.workload("w")
+    world.state.create_network(parse_network("under", subnets=["10.99.0.0/24"]))
+    assert world.plan.closed().agents == {("10.99.0.1", 7946), ("10.99.0.2", 7946)}
+
+
 def test_no_node_takes_the_name_servers_from_the_sandboxes_of_all() -> None:
     """By saying that it takes VXLAN where they are asked, which is closed on every host."""
     sound = Node("2" * 16, "n2", "10.99.0.2", 7946, "10.99.0.2", 4790, "0", 0.0, 1500)
     check_bounds(sound)
-    with pytest.raises(Invalid, match="at port 53"):
-        check_bounds(msgspec.structs.replace(sound, data_port=53))
+    for port in (52, 53):  # with 52 the port inside WireGuard would be 53
+        with pytest.raises(Invalid, match=f"at port {port}"):
+            check_bounds(msgspec.structs.replace(sound, data_port=port))
 
 
 @pytest.mark.parametrize(("options", "spoof"), [({}, False), ({"spoof": "allow"}, True)])

@@ -9,7 +9,7 @@ import pytest
 from agent.core.replica import Delta, Record
 from agent.drivers import overlay, wireguard
 from agent.errors import Invalid
-from agent.model import Endpoint, Node, Sandbox, WireguardKey, encode
+from agent.model import BARRED_DATA_PORTS, NAMES_PORT, Endpoint, Node, Sandbox, WireguardKey, encode
 from agent.node import NodeState
 from agent.plan import Plan, Touched
 from agent.requests import parse_endpoint, parse_network
@@ -120,6 +120,12 @@ def test_the_inner_port_is_a_port_and_another_one(outer: int) -> None:
     assert 1 <= wireguard.data_port(outer) <= 65535 and wireguard.data_port(outer) != outer
 
 
+def test_no_port_that_a_node_can_have_makes_the_inner_one_that_of_name_servers() -> None:
+    """The host's own table drops what is for the inner port: its DNS would be gone with it."""
+    allowed = set(range(1, 65536)) - BARRED_DATA_PORTS
+    assert NAMES_PORT not in allowed | {wireguard.data_port(outer) for outer in allowed}
+
+
 def test_there_is_a_device_while_something_encrypted_is_here(world: World) -> None:
     assert world.plan.wireguard() == ()
     world.workload()
@@ -204,3 +210,35 @@ def test_an_mtu_that_does_not_fit_is_refused_where_it_would_lose_packets(world: 
     world.told(OTHER, (f"n/{OTHER}", encode(host(OTHER, key(2), mtu=1400))))
     with pytest.raises(Invalid, match="IPv6 needs 1280"):
         make(parse_network("six", ipv6=True, encrypted=True))
+
+
+@pytest.mark.parametrize("thief", ["0" * 16, THIRD])
+def test_nobody_takes_a_peer_from_its_node_by_stating_its_key(world: World, thief: str) -> None:
+    world.workload()
+    (before,) = world.plan.wireguard()
+    world.told(thief, (f"n/{thief}", encode(host(thief, key(2), key(3)))))
+    (device,) = world.plan.wireguard()
+    assert device.peers[key(2).public] == before.peers[key(2).public], "as it was"
+    assert device.peers[key(3).public].address == inner(thief, key(3)), "its own is its own"
+    assert world.plan.disputed_keys() == {(thief, OTHER)}
+    world.told(OTHER, (f"n/{OTHER}", encode(host(OTHER, key(4)))))
+    (device,) = world.plan.wireguard()
+    assert device.peers[key(2).public].address == inner(thief, key(2)), "nobody else has it now"
+    assert not world.plan.disputed_keys()
+
+
+def test_it_is_so_of_keys_that_were_known_before_anything_was_encrypted_here(world: World) -> None:
+    thief = "0" * 16
+    world.told(thief, (f"n/{thief}", encode(host(thief, key(2)))))
+    world.workload()
+    (device,) = world.plan.wireguard()
+    assert device.peers[key(2).public].address == inner(OTHER, key(2))
+
+
+def test_no_node_is_a_peer_by_a_key_of_this_node(world: World) -> None:
+    """Whether it is told to others already, or is to be the next one."""
+    world.workload()
+    world.told(THIRD, (f"n/{THIRD}", encode(host(THIRD, key(1), key(11, 2)))))
+    (device,) = world.plan.wireguard()
+    assert list(device.peers) == [key(2).public]
+    assert world.plan.disputed_keys() == {(THIRD, ME)}

@@ -210,7 +210,7 @@ async def test_the_key_is_taken_only_of_a_ca_that_is_trusted(tmp_path: Path) -> 
         assert first.identity.held.keys == first.held.keys
 
 
-async def test_three_keep_the_key_those_with_the_lowest_ids(tmp_path: Path) -> None:
+async def test_three_keep_the_key_and_another_one_when_one_is_gone(tmp_path: Path) -> None:
     async with party(tmp_path, 4) as guests:
 
         def keeping() -> list[str]:

@@ -145,12 +145,13 @@ def test_every_statement_of_a_change_is_one_that_peers_take() -> None:
         check_sound(statements.sign_trust(trust, [OLD, NEW]), ONLY)
 
 
-def test_the_key_goes_to_the_lowest_node_that_lives_and_only_one_hands_it() -> None:
-    assert keepers.choose_heir("n1", ["n1"], ["n3", "n2"]) == "n2"
-    assert keepers.choose_heir("n2", ["n1", "n2"], ["n3"]) is None, "n1 does it"
-    assert keepers.choose_heir("n1", ["n1", "n2", "n3"], ["n4"]) is None
-    assert keepers.choose_heir("n4", ["n1"], ["n2"]) is None, "it has none to give"
-    assert keepers.choose_heir("n1", ["n1"], []) is None
+def test_the_key_goes_to_the_oldest_member_that_lives_and_only_one_hands_it() -> None:
+    assert keepers.choose_heir("n1", ["n1"], {"n3": 7.0, "n2": 8.0}) == "n3"
+    assert keepers.choose_heir("n1", ["n1"], {"n3": 7.0, "n2": 7.0}) == "n2", "came at once"
+    assert keepers.choose_heir("n2", ["n1", "n2"], {"n3": 7.0}) is None, "n1 does it"
+    assert keepers.choose_heir("n1", ["n1", "n2", "n3"], {"n4": 7.0}) is None
+    assert keepers.choose_heir("n4", ["n1"], {"n2": 7.0}) is None, "it has none to give"
+    assert keepers.choose_heir("n1", ["n1"], {}) is None
 
 
 def test_only_who_comes_after_enough_others_drops_it() -> None:

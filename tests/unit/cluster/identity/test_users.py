@@ -39,6 +39,7 @@ def holder(is_keeper: bool = True) -> Any:
 def node() -> NodeState:
     made = NodeState(ME, lambda: 1000.0, random.Random(1))
     made.describe(msgspec.structs.replace(ME, keeper=True))
+    made.is_keeper = lambda value: value.keeper
     return made
 
 
