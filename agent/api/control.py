@@ -108,7 +108,9 @@ class Control(pb_grpc.ControlServicer):
 
     @reports
     async def RemoveNode(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
-        ids = await self.departures.remove_nodes(_refs(request.refs), _wait(request))
+        ids = await self.departures.remove_nodes(
+            _refs(request.refs), _wait(request), force=request.force
+        )
         return pb.RemoveReply(removed=ids)
 
     @reports
