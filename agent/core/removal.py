@@ -172,12 +172,13 @@ class Removals:
     def _is_over(self, node: str, who: str) -> bool:
         """Who agreed to our own attempt has none any more, and who is lost does not either."""
         own = self.attempt
-        return bool(
-            own
-            and node in own.ask.lost
-            and node not in own.settled
-            and who in own.agreed | own.ask.lost
-        )
+        if own is None or node in own.settled:
+            return False
+        if node in own.ask.lost:
+            return who in own.agreed | own.ask.lost
+        # A voter that one of the lost was removing: what it knows is needed to inherit from that
+        # one, but not before all have agreed that it is lost.
+        return who in own.ask.lost and not own.waiting
 
     def _has_room(self, ask: Ask) -> bool:
         held = {node for node, by in self.held.items() if ask.remover in by}

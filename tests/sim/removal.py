@@ -131,7 +131,7 @@ class World:
         actions = [
             (self.create, 10), (self.free, 4), (self.tell, 14), (self.deliver, 16),
             (self.restart, 1), (self.die, 1), (self.remove, 4), (self.network, 1), (self.drop, 1),
-            (self.cut, 1), (self.enquire, 4),
+            (self.cut, 3), (self.enquire, 4),
         ]  # fmt: skip
         kinds, weights = zip(*actions, strict=True)
         for _ in range(steps):
@@ -365,8 +365,12 @@ class World:
         owners = {o for a in first.state.addresses.values() for o in a.owners()}
         known = owners | set(first.state.nodes)
         lost = {p.id for p in self.peers if not p.is_up and p.id in known}
-        if lost:
-            first.attempt = (next(self.attempts), first.state.removing.begin(lost, self.now))
+        removers = iter(self.up())
+        while not lost <= set(first.state.removals):
+            # Not one whom another holds off for a remover that is dead.
+            first = next(removers, first)
+            lost_here = {id for id in lost if not first.state.is_removed(id)}
+            first.attempt = (next(self.attempts), first.state.removing.begin(lost_here, self.now))
             for _ in range(200):
                 self.press_on(first)
                 self.deliver(first)
