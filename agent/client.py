@@ -85,9 +85,14 @@ class Client:
         """A node by name, id or prefix."""
         return cast(types.Node, await self._call(self._stub.GetNode, pb.GetRequest(ref=ref)))
 
-    async def remove_nodes(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
-        """Remove nodes that will not come back: the agent inherits their addresses. Their ids."""
-        request = pb.RemoveRequest(refs=refs, wait=_wait(wait))
+    async def remove_nodes(
+        self, refs: Sequence[str], wait: float = 0.0, *, force: bool = False
+    ) -> list[str]:
+        """Remove nodes that will not come back: the agent inherits their addresses. Their ids.
+
+        With `force` also those that live: they are cut off, and their workloads go on running.
+        """
+        request = pb.RemoveRequest(refs=refs, wait=_wait(wait), force=force)
         return list((await self._call(self._stub.RemoveNode, request)).removed)
 
     async def leave(self, *, force: bool = False, wait: float = 0.0) -> list[pb.Handover]:

@@ -24,6 +24,11 @@ log = structlog.get_logger()
 POLL = 0.02  # s
 TRY_FOR = 4.0  # s that a voter may be silent: an agent that starts again is back by then
 RIVAL_WITHIN = ATTEMPT_WITHIN + 2.0  # s for another one's removal to be done and heard of
+# What an error says of a node that lives, or may do so.
+FORCE = (
+    "or, if it is not yours any more, cut it off with 'vxmesh node rm --force {name}': its "
+    "workloads go on running without the others, and its addresses are handed out again"
+)
 LISTED = 5  # workloads that an error names
 
 
@@ -69,10 +74,13 @@ class Departures:
 
     # -- lost nodes --
 
-    async def remove_nodes(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
+    async def remove_nodes(
+        self, refs: Sequence[str], wait: float = 0.0, *, force: bool = False
+    ) -> list[str]:
         """Remove nodes that will not come back, all or none; their ids.
 
-        Those that were removed before are no error. InUse if one lives, Unavailable if a node
+        Those that were removed before are no error. With `force` they may live. InUse if one
+        does and that was not said, or is this node, Unavailable if a node
         whose consent it takes does not give it; nothing is changed then.
         """
         self.node.check_stays()
@@ -80,9 +88,9 @@ class Departures:
         async with self._one_at_a_time:
             lost = {id for id in ids if not self.node.is_removed(id)}
             for id in sorted(lost):
-                self._check_lost(id)
+                self._check_lost(id, force)
             if lost:
-                await self._remove(lost)
+                await self._remove(lost, force)
         await self._operations.done(wait, [n.id for n in self.node.catalogue.all()])
         return ids
 
@@ -110,23 +118,29 @@ class Departures:
             raise NotFound(f"node {shorten(ref)}", "does not exist", "See 'vxmesh node ls'")
         return found[0]
 
-    def _check_lost(self, id: str) -> None:
+    def _check_lost(self, id: str, force: bool) -> None:
         name = self.node.node_name(id)
         if id == self.node.me:
             raise InUse(f"node {name}", "is this one", "Run 'vxmesh node leave'")
+        if force:
+            return
         if self.node.is_alive(id):
-            raise InUse(f"node {name}", "is alive", "Run 'vxmesh node leave' there")
+            fix = f"Run 'vxmesh node leave' there, {FORCE.format(name=name)}"
+            raise InUse(f"node {name}", "is alive", fix)
         status = self.node.status.get(id)
         if status and status.state == "unreachable" and not status.withdrawn:
             raise InUse(
                 f"node {name}",
                 "has a host that answers, so its workloads may still use its addresses",
-                "Start its agent and run 'vxmesh node leave' there, or stop the host",
+                "Start its agent and run 'vxmesh node leave' there, or stop the host, "
+                + FORCE.format(name=name),
             )
 
-    async def _remove(self, lost: set[str]) -> None:
+    async def _remove(self, lost: set[str], force: bool) -> None:
         node = self.node
-        attempt = node.removing.begin(lost, node.monotonic())
+        # A stamp is higher than all before, those of earlier lives included.
+        number = node.hybrid.next(node.clock()) if force else 0
+        attempt = node.removing.begin(lost, node.monotonic(), number)
         voters: set[str] = set()
         try:
             await self._gather(attempt, voters)
@@ -140,14 +154,16 @@ class Departures:
     async def _gather(self, attempt: Attempt, voters: set[str]) -> None:
         """Get every voter's consent and what it knows, and inherit; `voters` are those asked."""
         node, removing = self.node, self.node.removing
-        tasks = {id: asyncio.ensure_future(self._ask_lost(id, attempt)) for id in attempt.ask.lost}
+        # One that is removed by force is not even asked: nothing it says would count.
+        doubted = set() if attempt.ask.force else attempt.ask.lost
+        tasks = {id: asyncio.ensure_future(self._ask_lost(id, attempt)) for id in doubted}
         try:
             while not attempt.failed:
                 for voter in removing.look(attempt):
                     if voter not in tasks:
                         voters.add(voter)
                         tasks[voter] = asyncio.ensure_future(self._ask(voter, attempt))
-                silent = all(tasks[id].done() for id in attempt.ask.lost)
+                silent = all(tasks[id].done() for id in doubted)
                 if silent and removing.is_ready(attempt, node.monotonic()):
                     node.inherit(attempt.ask.lost)
                     removing.finish(attempt)
@@ -213,21 +229,23 @@ class Departures:
             return InUse(
                 f"node {about}",
                 "is alive: it answers, or another node sees it",
-                "Run 'vxmesh node leave' there",
+                f"Run 'vxmesh node leave' there, {FORCE.format(name=about)}",
             )
         return Unavailable(
             f"node {self._names(attempt.ask.lost)}",
-            f"cannot be removed from here: {about} does not know this node yet",
-            "Try again shortly",
+            f"cannot be removed from here: {about} does not know this node yet, or has agreed "
+            "to its removal",
+            "Try again shortly; see 'vxmesh node ls' there",
         )
 
     def _silent(self, voter: str, attempt: Attempt, error: Unavailable) -> VxmeshError:
         name = self.node.node_name(voter)
+        option = "--force " if attempt.ask.force else ""
         both = " ".join(sorted(self.node.node_name(id) for id in {*attempt.ask.lost, voter}))
         return Unavailable(
             f"node {self._names(attempt.ask.lost)}",
             f"cannot be removed: {name} has to agree, and {error.why}",
-            f"Bring {name} back, or remove both: vxmesh node rm {both}",
+            f"Bring {name} back, or remove both: vxmesh node rm {option}{both}",
         )
 
     def _late(self, attempt: Attempt) -> VxmeshError:

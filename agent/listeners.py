@@ -17,7 +17,7 @@ import structlog
 from agent.drivers.balancing import FrontendKey
 from agent.node import NodeState
 from agent.plan import Plan
-from agent.store import WITHDRAWN, Batch, PeerBatch
+from agent.store import HELD, WITHDRAWN, Batch, PeerBatch
 from agent.views import Change
 
 log = structlog.get_logger()
@@ -57,6 +57,7 @@ class ToStore:
         self._behind: asyncio.TimerHandle | None = None
         self._again: asyncio.TimerHandle | None = None  # when a failed write is made up for
         self._withdrawn = self._gone()  # as it is on disk
+        self._held = self._consents()  # as it is on disk
         self._kept: dict[str, tuple[int, int, int]] = {
             o: self._state(o) for o in node.replica.origins()
         }
@@ -210,8 +211,19 @@ class ToStore:
 
     async def durable(self) -> None:
         """Return when everything changed so far is on disk; raise what kept it from there."""
+        if self._consents() != self._held:
+            await asyncio.shield(self._keep_consents())
         if self._last is not None:
             await asyncio.shield(self._last)
+
+    def _consents(self) -> str:
+        return json.dumps(self.node.removing.held, sort_keys=True)
+
+    async def _keep_consents(self) -> None:
+        """Forced removals that this node agreed to: a restart must not open the door again."""
+        text = self._consents()
+        await self.store.write(Batch(meta={HELD: text}))
+        self._held = text
 
 
 class Touch(Protocol):

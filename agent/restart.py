@@ -21,7 +21,7 @@ from agent.core.replica import VERSION_MAX, Record, beyond
 from agent.errors import Unavailable, VxmeshError
 from agent.model import Sandbox
 from agent.node import JOIN_ANEW, NodeState
-from agent.store import WITHDRAWN, PeerBatch
+from agent.store import HELD, WITHDRAWN, PeerBatch
 from agent.views import Status
 
 NUMBERS = ("version", "floor", "incarnation")  # in the meta, as text
@@ -50,6 +50,7 @@ class Life:
     version: int
     floor: int
     withdrawn: dict[str, tuple[str, int]]  # who counted as gone: node -> state, incarnation
+    held: dict[str, dict[str, int]]  # see core/removal.py
 
 
 def begin(disk: Disk, boot_id: str, new_id: Callable[[], str]) -> Life:
@@ -60,7 +61,7 @@ def begin(disk: Disk, boot_id: str, new_id: Callable[[], str]) -> Life:
     such thing.
     """
     meta, records, sandboxes = disk.load()
-    withdrawn = _check(meta)
+    withdrawn, held = _check(meta)
     if "node" not in meta and (records or sandboxes):
         raise Unavailable(
             "state", "has records, but not whose", "Start with --reset-state to set it aside"
@@ -84,19 +85,30 @@ def begin(disk: Disk, boot_id: str, new_id: Callable[[], str]) -> Life:
         int(meta.get("version", 0)),
         int(meta.get("floor", 0)),
         withdrawn,
+        held,
     )
 
 
-def _check(meta: dict[str, str]) -> dict[str, tuple[str, int]]:
-    """Who counted as gone; Unavailable if that, or a number that is kept, cannot be read."""
+def _check(
+    meta: dict[str, str],
+) -> tuple[dict[str, tuple[str, int]], dict[str, dict[str, int]]]:
+    """Who counted as gone, and who is held off.
+
+    Unavailable if that, or a number that is kept, cannot be read.
+    """
     try:
         for key in NUMBERS:
             if not 0 <= int(meta.get(key, 0)) <= VERSION_MAX:
                 raise ValueError(f"{key} is {meta[key][:40]}")
-        return {
+        withdrawn = {
             id: (str(state), int(number))
             for id, (state, number) in json.loads(meta.get(WITHDRAWN, "{}")).items()
         }
+        held = {
+            id: {str(who): int(number) for who, number in by.items()}
+            for id, by in json.loads(meta.get(HELD, "{}")).items()
+        }
+        return withdrawn, held
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise Unavailable(
             "state",
@@ -114,6 +126,7 @@ def recall(node: NodeState, disk: Disk, life: Life) -> None:
                 "state", "has this node's records as another's", "Start with --reset-state"
             )
         node.restore_peer(known.origin, known.records, known.version, known.floor, known.seals)
+    node.removing.held = life.held
     for id, (state, incarnation) in life.withdrawn.items():
         if id in node.nodes and id != node.me:
             reason = "" if state == "left" else "was gone before this agent was started again"

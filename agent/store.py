@@ -40,6 +40,7 @@ SLACK = 5000  # records of an origin that may be dead in the log, beyond as many
 ME = ""  # this node's own origin, as the log has it
 _sandbox = msgspec.msgpack.Decoder(Sandbox)
 _page = msgspec.msgpack.Decoder(list[Record])
+HELD = "held"  # key of the meta: node that is removed by force -> remover -> attempt, as JSON
 WITHDRAWN = "withdrawn"  # key of the meta: node id -> state and incarnation, as JSON
 
 

@@ -108,7 +108,9 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
 
     @reports
     async def RemoveNode(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
-        ids = await self.departures.remove_nodes(refs_of(request.refs), wait_of(request))
+        ids = await self.departures.remove_nodes(
+            refs_of(request.refs), wait_of(request), force=request.force
+        )
         return pb.RemoveReply(removed=ids)
 
     @reports

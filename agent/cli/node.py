@@ -50,15 +50,18 @@ def inspect(ref: str, host: str, output: str) -> None:
 
 @node.command()
 @click.argument("refs", metavar="NODE...", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="though they live: cut them off")
 @wait_option
 @host_option
 @output_option
-def rm(refs: tuple[str, ...], wait: float, host: str, output: str) -> None:
+def rm(refs: tuple[str, ...], force: bool, wait: float, host: str, output: str) -> None:
     """Remove nodes that will not come back; the agent's node inherits their addresses.
 
-    Every other node has to agree. Name all that are lost in one command.
+    Every other node has to agree. Name all that are lost in one command. One that lives is
+    removed only with --force, for a host that was taken over: its workloads go on running, cut
+    off, and its addresses are handed out again.
     """
-    removed = call(host, lambda client: client.remove_nodes(refs, wait))
+    removed = call(host, lambda client: client.remove_nodes(refs, wait, force=force))
     emit_done("\n".join(removed), {"removed": removed}, output)
 
 

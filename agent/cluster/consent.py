@@ -27,6 +27,7 @@ from agent.rpc import peer_pb2_grpc as pb_grpc
 log = structlog.get_logger()
 
 ANSWER_WITHIN = 2.0  # s; for one try
+ENQUIRE_EVERY = 5.0  # s; of removers by force, what became of it
 DELIVER_WITHIN = 5.0  # s; the receiver writes to its disk
 BEHIND_MAX = 20_000  # records that fit into an answer; the streams bring what does not
 LOST_MAX = 1000  # nodes that one asks to remove together
@@ -52,7 +53,8 @@ class Consent:
             pb.DigestEntry(origin=origin, version=node.version(origin))
             for origin in [*sorted(ask.lost), voter]
         ]
-        request = pb.RemovalAsk(remover=ask.remover, lost=sorted(ask.lost), known=known)
+        request = _to_proto(ask)
+        request.known.extend(known)
         reply: pb.RemovalAnswer = await self._call(voter, "AgreeRemoval", request, ANSWER_WITHIN)
         for delta in reply.deltas:
             node.merge(delta_from_proto(delta), voter)
@@ -66,9 +68,29 @@ class Consent:
 
     async def release(self, ask: Ask, voters: list[str]) -> None:
         """Tell those that were asked that the removal was given up; they forget it in time."""
-        request = pb.RemovalAsk(remover=ask.remover, lost=sorted(ask.lost), release=True)
+        request = _to_proto(ask)
+        request.release = True
         calls = [self._call(voter, "AgreeRemoval", request, ANSWER_WITHIN) for voter in voters]
         await asyncio.gather(*calls, return_exceptions=True)
+
+    async def settle(self) -> None:
+        """Ask removers by force what became of it, where this node has not heard of the end.
+
+        Until it has, it takes nothing of whom it agreed to cut off. Never returns.
+        """
+        while True:
+            await asyncio.sleep(ENQUIRE_EVERY)
+            await asyncio.gather(*map(self._enquire, self.node.removing.open_ends()))
+
+    async def _enquire(self, ask: Ask) -> None:
+        request = _to_proto(ask)
+        request.remover, request.enquiry = self.node.me, True
+        try:
+            reply = await self._call(ask.remover, "AgreeRemoval", request, ANSWER_WITHIN)
+        except Unavailable:
+            return  # nobody else knows
+        if reply.verdict == Verdict.AGREED:
+            self.node.removing.release(ask)  # of this attempt, if another one has begun since
 
     async def deliver(self, peer: str) -> None:
         """Bring `peer` all that this node wrote; Unavailable if it does not confirm it."""
@@ -126,15 +148,25 @@ class Consent:
         await self._claims.check(request.remover, context)
         if len(request.lost) > LOST_MAX:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "too many nodes")
-        node, ask = self.node, Ask(request.remover, frozenset(request.lost))
+        node = self.node
+        ask = Ask(request.remover, frozenset(request.lost), request.force, request.number)
         if request.release:
             node.removing.release(ask)
             return pb.RemovalAnswer()
+        if request.enquiry:
+            verdict = Verdict.RIVAL if node.removing.pursues(ask) else Verdict.AGREED
+            return pb.RemovalAnswer(verdict=int(verdict), about=node.me)
         # What we own by a donation that nobody else has heard of must be among what we tell.
         await self._durable()
         answer = node.removing.decide(ask, node.monotonic())
+        if ask.force and answer.verdict is Verdict.AGREED:
+            await self._durable()  # a crash must not open the door again
         log.info(
-            "removal.asked", by=ask.remover, lost=sorted(ask.lost), verdict=answer.verdict.name
+            "removal.asked",
+            by=ask.remover,
+            lost=sorted(ask.lost),
+            force=ask.force,
+            verdict=answer.verdict.name,
         )
         reply = pb.RemovalAnswer(
             verdict=int(answer.verdict),
@@ -168,3 +200,9 @@ class Consent:
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
                 await self._durable()
         return pb.DeliveryReply(version=node.version(sender))
+
+
+def _to_proto(ask: Ask) -> pb.RemovalAsk:
+    return pb.RemovalAsk(
+        remover=ask.remover, lost=sorted(ask.lost), force=ask.force, number=ask.number
+    )

@@ -133,6 +133,7 @@ class Peers:
             self.dial(seed)
         self._look()
         self._start(self._tidy())
+        self._start(self.consent.settle())
         self._start(self._recheck.run())
         self.dialer.keyring.on_change.append(self._keys_changed)
 

@@ -20,6 +20,12 @@ voter is on the records of the lost and on its own, and the remover first catche
 that. And a voter that consented takes no record of the lost ones any more until the attempt is
 over (`FROZEN_FOR`): a donation of theirs that is still on its way would come too late.
 
+With `force` the lost may live, and then no time is long enough: a voter that does not hear of the
+end would take what they give away after another one inherited it. So such a consent holds, over
+crashes too, until the voter knows how it ended: the remover gives up (a number tells its attempts
+apart, since messages overtake each other), says when asked that it has given up, has removed them,
+or is removed itself. And whom a voter closed its door to gets no consent of it any more.
+
 What stands opposite: cluster/consent.py carries, node/departures.py inherits.
 """
 
@@ -33,6 +39,7 @@ ATTEMPT_WITHIN = 10.0  # s; for all to consent and the records to come, else not
 # s; longer than an attempt, so that one whose end is not heard of is over. Clocks only have to
 # run equally fast. Also longer than a message of a node that died can be on its way.
 FROZEN_FOR = 15.0
+HELD_MAX = 1000  # nodes that one remover has us hold off by force
 
 
 class Verdict(enum.IntEnum):
@@ -50,6 +57,8 @@ class Ask:
 
     remover: str
     lost: frozenset[str]
+    force: bool = False  # though they live
+    number: int = 0  # of a forced attempt: higher than any that `remover` made before
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,8 @@ class Removals:
         self.attempt: Attempt | None = None
         self._sight = sight
         self._frozen: dict[str, tuple[str, float]] = {}  # lost node -> remover, until when
+        # Forced: lost node -> remover -> number of its attempt. Kept on disk by who carries it.
+        self.held: dict[str, dict[str, int]] = {}
 
     # -- as a voter --
 
@@ -109,13 +120,17 @@ class Removals:
         sight = self._sight
         if ask.remover not in sight.voters() or ask.remover == sight.me:
             return Answer(Verdict.STRANGER)
+        own = self.attempt
+        if ask.force and not self._has_room(ask):
+            return Answer(Verdict.STRANGER)
+        if self._holds(ask.remover) or (own and own.ask.force and ask.remover in own.ask.lost):
+            return Answer(Verdict.STRANGER)
         if sight.me in ask.lost:
             return Answer(Verdict.ALIVE, sight.me)
         settled = frozenset(node for node in ask.lost if sight.is_removed(node))
         for node in sorted(ask.lost - settled):
-            if sight.is_alive(node):
+            if sight.is_alive(node) and not ask.force:
                 return Answer(Verdict.ALIVE, node)
-        own = self.attempt
         if own and own.ask.lost & ask.lost:
             if sight.me < ask.remover:
                 return Answer(Verdict.RIVAL, sight.me)
@@ -123,33 +138,92 @@ class Removals:
         self._frozen = {node: f for node, f in self._frozen.items() if now < f[1]}
         for node in ask.lost - settled:
             self._frozen[node] = (ask.remover, now + FROZEN_FOR)
+            if ask.force:
+                by = self.held.setdefault(node, {})
+                by[ask.remover] = max(ask.number, by.get(ask.remover, 0))
         told = {origin: sight.version(origin) for origin in (ask.lost - settled) | {sight.me}}
         return Answer(Verdict.AGREED, "", settled, told, frozenset(sight.voters()))
 
     def release(self, ask: Ask) -> None:
         """The remover gave up: its lost ones may be heard again."""
         for node in ask.lost:
+            by = self.held.get(node, {})
+            if by.get(ask.remover, ask.number + 1) <= ask.number:
+                self._let_go(node, ask.remover)
+            elif ask.remover in by:
+                continue  # it has begun another attempt since
             if self._frozen.get(node, ("", 0.0))[0] == ask.remover:
                 del self._frozen[node]
 
     def remover(self, node: str, now: float) -> str:
         """Who is removing `node` with our consent, so that it is not to be heard; or nothing."""
         who, until = self._frozen.get(node, ("", 0.0))
+        if now < until and not self._is_over(node, who):
+            return who
+        return self._holds(node)
+
+    def _holds(self, node: str) -> str:
+        """Who removes `node` by force with our consent, and has not ended it; or nothing."""
+        for who in self.held.get(node, ()):
+            if not self._is_over(node, who) and not self._sight.is_removed(who):
+                return who
+        return ""
+
+    def _is_over(self, node: str, who: str) -> bool:
+        """Who agreed to our own attempt has none any more, and who is lost does not either."""
         own = self.attempt
-        # Who agreed to our own attempt has none any more, and who is lost does not either.
-        over = own and node in own.ask.lost and who in own.agreed | own.ask.lost
-        return "" if over or now >= until else who
+        if own is None or node in own.settled:
+            return False
+        if node in own.ask.lost:
+            return who in own.agreed | own.ask.lost
+        # A voter that one of the lost was removing: what it knows is needed to inherit from that
+        # one, but not before all have agreed that it is lost.
+        return who in own.ask.lost and not own.waiting
+
+    def _has_room(self, ask: Ask) -> bool:
+        held = {node for node, by in self.held.items() if ask.remover in by}
+        return len(held | ask.lost) <= HELD_MAX
+
+    def open_ends(self) -> list[Ask]:
+        """Of each remover the first forced removal whose end we do not know.
+
+        It is to be asked whether it `pursues` that. What has ended is dropped here.
+        """
+        for node in list(self.held):
+            for who in list(self.held[node]):
+                if self._sight.is_removed(who) or self._sight.is_removed(node):
+                    self._let_go(node, who)
+        found: dict[str, dict[int, set[str]]] = {}
+        for node, by in self.held.items():
+            for who, number in by.items():
+                found.setdefault(who, {}).setdefault(number, set()).add(node)
+        firsts = [(who, min(attempts)) for who, attempts in found.items()]
+        return [Ask(who, frozenset(found[who][n]), True, n) for who, n in firsts]
+
+    def _let_go(self, node: str, who: str) -> None:
+        del self.held[node][who]
+        if not self.held[node]:
+            del self.held[node]
 
     # -- as a remover --
 
-    def begin(self, lost: set[str], now: float) -> Attempt:
-        """Start an attempt in place of any other of ours. None of `lost` may be this node."""
+    def begin(self, lost: set[str], now: float, force: int = 0) -> Attempt:
+        """Start an attempt in place of any other of ours. None of `lost` may be this node.
+
+        `force`: they may live; a number higher than with any attempt before, in any life.
+        """
         sight = self._sight
         assert sight.me not in lost
-        ask = Ask(sight.me, frozenset(lost))
+        ask = Ask(sight.me, frozenset(lost), force > 0, force)
         waiting = sight.voters() - lost - {sight.me}
         self.attempt = Attempt(ask, now + ATTEMPT_WITHIN, waiting)
         return self.attempt
+
+    def pursues(self, ask: Ask) -> bool:
+        """Whether this attempt of ours may still come, or has come, to its end: a removal."""
+        return (self.attempt is not None and self.attempt.ask.number == ask.number) or any(
+            self._sight.is_removed(node) for node in ask.lost
+        )
 
     def take(self, attempt: Attempt, voter: str, answer: Answer) -> None:
         """A voter's answer to this attempt's ask."""
@@ -191,7 +265,7 @@ class Removals:
             and not self.look(attempt)
             and not self.lacking(attempt)
             and not any(
-                self._sight.is_alive(node)
+                not attempt.ask.force and self._sight.is_alive(node)
                 for node in attempt.ask.lost
                 if not self._sight.is_removed(node)
             )

@@ -39,16 +39,18 @@ class GetRequest(_message.Message):
     def __init__(self, ref: _Optional[str] = ..., network: _Optional[str] = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
-    __slots__ = ("refs", "network", "wait", "all")
+    __slots__ = ("refs", "network", "wait", "all", "force")
     REFS_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     ALL_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
     refs: _containers.RepeatedScalarFieldContainer[str]
     network: str
     wait: Wait
     all: bool
-    def __init__(self, refs: _Optional[_Iterable[str]] = ..., network: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., all: _Optional[bool] = ...) -> None: ...
+    force: bool
+    def __init__(self, refs: _Optional[_Iterable[str]] = ..., network: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., all: _Optional[bool] = ..., force: _Optional[bool] = ...) -> None: ...
 
 class RemoveReply(_message.Message):
     __slots__ = ("removed",)

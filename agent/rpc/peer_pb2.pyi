@@ -277,16 +277,22 @@ class SpaceReply(_message.Message):
     def __init__(self, delta: _Optional[_Union[Delta, _Mapping]] = ..., refused: _Optional[str] = ...) -> None: ...
 
 class RemovalAsk(_message.Message):
-    __slots__ = ("remover", "lost", "known", "release")
+    __slots__ = ("remover", "lost", "known", "release", "force", "number", "enquiry")
     REMOVER_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     KNOWN_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ENQUIRY_FIELD_NUMBER: _ClassVar[int]
     remover: str
     lost: _containers.RepeatedScalarFieldContainer[str]
     known: _containers.RepeatedCompositeFieldContainer[DigestEntry]
     release: bool
-    def __init__(self, remover: _Optional[str] = ..., lost: _Optional[_Iterable[str]] = ..., known: _Optional[_Iterable[_Union[DigestEntry, _Mapping]]] = ..., release: _Optional[bool] = ...) -> None: ...
+    force: bool
+    number: int
+    enquiry: bool
+    def __init__(self, remover: _Optional[str] = ..., lost: _Optional[_Iterable[str]] = ..., known: _Optional[_Iterable[_Union[DigestEntry, _Mapping]]] = ..., release: _Optional[bool] = ..., force: _Optional[bool] = ..., number: _Optional[int] = ..., enquiry: _Optional[bool] = ...) -> None: ...
 
 class RemovalAnswer(_message.Message):
     __slots__ = ("verdict", "about", "settled", "versions", "voters", "deltas")

@@ -82,7 +82,8 @@ def attempt(
     """
     before, counted = state(world), refusals(world, host).get(reason, 0)
     told = len(events(world, host))
-    assert set(probe(world, host, *identity).values()) == {seen}
+    found = probe(world, host, *identity)
+    assert set(found.values()) == {seen}, found
     world.wait(lambda: refusals(world, host).get(reason, 0) > counted, f"counted as {reason}")
     new = events(world, host)[told:]
     where = world.host("client").address
@@ -192,3 +193,60 @@ def test_a_removed_node_is_cut_off_by_all_within_2_s_and_stays_out(
     own.wait(lambda: not own.host("h3").is_running, "h3's agent ended")
     assert "was removed from the cluster by h1" in own.host("h3").log.read_text()
     assert [n["name"] for n in own.read("h1", "node", "ls")] == ["h1", "h2"]
+
+
+def test_one_that_lives_is_cut_off_by_all_within_2_s_and_stays_out(
+    own: World, tmp_path: Path
+) -> None:
+    net = own.network("--subnet", "10.77.0.0/28", host="h3")
+    for host, name in (("h3", "taken-over"), ("h1", "mine"), ("h2", "yours")):
+        own.vx(host, "endpoint", "create", "--network", net, "--name", name, "--wait=10")
+    held = identity_of(own, "h3")
+    file = write_identity(tmp_path / "h3", held)
+    calls = {}
+    for host in ("h1", "h2"):
+        command = stranger(own, "hold", host, file)
+        calls[host] = own.host("client").popen(command, stdout=-1, text=True)
+        said = calls[host].stdout
+        assert said is not None and said.readline() == "standing\n"
+    before = state(own)
+    refused = own.try_vx("h1", "node", "rm", "h3")
+    assert refused.returncode == 5 and "node rm --force h3" in refused.stderr, refused.stderr
+    assert "addresses are handed out again" in refused.stderr
+    knows_nothing_new(own, before)
+    assert all(call.poll() is None for call in calls.values())
+
+    asked = time.monotonic()
+    own.vx("h1", "node", "rm", "--force", "h3")
+    began = time.monotonic()
+    for call in calls.values():
+        out, _ = call.communicate(timeout=10)
+        assert json.loads(out)["code"] == "UNAVAILABLE"
+    cut = time.monotonic()
+    print(
+        f"\none that lives is cut off by all {cut - began:.2f} s after 'node rm --force', which "
+        f"took {began - asked:.2f} s",
+        end="",
+    )
+    assert cut - began < 2.0
+    for host in ("h1", "h2"):
+        assert [n["name"] for n in own.read(host, "node", "ls")] == ["h1", "h2"]
+    own.wait(lambda: not own.host("h3").is_running, "h3's agent was told and ended")
+    assert "was removed from the cluster by h1" in own.host("h3").log.read_text()
+
+    # Nothing of it is left with the others, and it does not come back.
+    for host in ("h1", "h2"):
+        assert {e["name"] for e in own.read(host, "endpoint", "ls")} == {"mine", "yours"}
+        assert own.try_vx(host, "resolve", "mine", "--network", net).returncode == 0
+        assert own.try_vx(host, "resolve", "taken-over", "--network", net).returncode == 4
+        ranges = own.read(host, "network", "inspect", net)["ranges"]
+        assert {r["node"] for r in ranges} <= {"h1", "h2"}
+        attempt(own, "removed", "removed, by whom", file, node=held.node, host=host)
+    lost = own.host("h3")
+    started = own.run("h3", VXMESH, "agent", "--name", "h3", "--advertise", lost.address)
+    assert started.returncode == 1 and "was removed from the cluster" in started.stderr
+    # All its addresses can be had again, none of the others' twice.
+    for number in range(11):
+        own.vx(f"h{1 + number % 2}", "endpoint", "create", "--network", net, "--name", f"e{number}")
+    own.wait(lambda: len(own.read("h1", "endpoint", "ls")) == 13, "h1 has all")
+    assert len({e["addresses"][0] for e in own.read("h1", "endpoint", "ls")}) == 13

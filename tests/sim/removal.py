@@ -1,6 +1,9 @@
 """Real nodes that donate, die for good and are removed by several at once, on lossy wires.
 
-The oracle sees all nodes: no address is owned by two that live, and none is handed out twice.
+Some are removed by force though they live, and go on as before, for those who have not heard.
+
+The oracle sees all nodes: no address is owned by two that live, and none is handed out twice,
+but for those of nodes that live and are removed.
 Messages are lost, late (but not longer than a dead node's can be on its way) and out of order;
 nodes restart with what they had on disk; those of a forgetful world with nothing but their own
 records and what nodes and networks there are, so that their own word has to be enough.
@@ -34,6 +37,7 @@ class Peer:
         self.id = f"{index + 1:016x}"
         self.is_up = True
         self.attempt: tuple[int, Attempt] | None = None
+        self.held: dict[str, dict[str, int]] = {}  # on disk
         self.disk: dict[str, tuple[list[Record], int]] = {}
         self.boot()
 
@@ -44,6 +48,7 @@ class Peer:
         self.state = NodeState(me, lambda: self.world.now, rng)
         self.state.is_linked = self.world.lives
         self.state.listeners.append(self._changed)
+        self.state.on_expelled = lambda error: self.world.end(self)
 
     def _changed(self, change: Change) -> None:
         """As agent/listeners.py: what others wrote gets to the disk with what it bears upon."""
@@ -61,6 +66,7 @@ class Peer:
         self.boot()
         mine, version = disk.pop(self.id)
         self.state.restore(mine, [], version, 0)
+        self.state.removing.held = {node: dict(by) for node, by in self.held.items()}
         for origin, (kept, version) in disk.items():
             if self.world.forgetful:
                 self.state.restore_peer(origin, [r for r in kept if r.key[:2] in MAP], 0, 0)
@@ -98,6 +104,7 @@ class World:
         self.loss = self.rng.choice([0.0, 0.1, 0.4])
         self.flying: list[tuple[float, str, Callable[[], object]]] = []  # until, to, delivery
         self.attempts = itertools.count()
+        self.cut_off = 0  # nodes that lived when they were removed
         self.heirs: dict[str, list[str]] = {}  # lost node -> who inherited it
         self.peers = [Peer(self, i) for i in range(self.rng.randint(3, 6))]
         self.by_id = {p.id: p for p in self.peers}
@@ -112,17 +119,27 @@ class World:
     def up(self) -> list[Peer]:
         return [p for p in self.peers if p.is_up]
 
+    def members(self) -> list[Peer]:
+        """Those that live and that nobody who belongs to them has removed."""
+        found = self.up()
+        for peer in self.up():
+            if peer in found:
+                found = [p for p in found if p is peer or not peer.state.is_removed(p.id)]
+        return found
+
     def run(self, steps: int) -> World:
         actions = [
             (self.create, 10), (self.free, 4), (self.tell, 14), (self.deliver, 16),
             (self.restart, 1), (self.die, 1), (self.remove, 4), (self.network, 1), (self.drop, 1),
+            (self.cut, 3), (self.enquire, 4),
         ]  # fmt: skip
         kinds, weights = zip(*actions, strict=True)
         for _ in range(steps):
             self.now += self.rng.uniform(0, 2 * TICK)
             self.rng.choices(kinds, weights)[0](self.rng.choice(self.up()))
             for peer in self.up():
-                self.press_on(peer)
+                if peer.is_up:
+                    self.press_on(peer)
             self.check()
         return self
 
@@ -221,6 +238,26 @@ class World:
         attempt = peer.state.removing.begin(named, self.now)
         peer.attempt = (next(self.attempts), attempt)
 
+    def cut(self, peer: Peer) -> None:
+        """Somebody who lives is to be cut off; the dead may have to be named as well."""
+        others = [p.id for p in self.members() if p is not peer and p.id in peer.state.nodes]
+        if peer.attempt or peer not in self.members() or len(others) < 2:
+            return
+        dead = {p.id for p in self.peers if not p.is_up and p.id in peer.state.nodes}
+        named = dead | {self.rng.choice(others)}
+        number = peer.state.hybrid.next(self.now)
+        attempt = peer.state.removing.begin(named, self.now, number)
+        peer.attempt = (next(self.attempts), attempt)
+
+    def enquire(self, peer: Peer) -> None:
+        """As cluster/consent.py: `settle`; what is answered may be late, or lost."""
+        for ask in peer.state.removing.open_ends():
+            self.post(ask.remover, lambda ask=ask: self.enquired(peer, ask))  # type: ignore[misc]
+
+    def enquired(self, asker: Peer, ask: Ask) -> None:
+        if not self.by_id[ask.remover].state.removing.pursues(ask):
+            self.post(asker.id, lambda: asker.state.removing.release(ask))
+
     def press_on(self, peer: Peer) -> None:
         if not peer.attempt:
             return
@@ -233,6 +270,7 @@ class World:
             return
         lost = {id for id in attempt.ask.lost if not peer.state.is_removed(id)}
         if peer.try_to_inherit():
+            self.cut_off += any(map(self.lives, lost))
             for id in lost:
                 self.heirs.setdefault(id, []).append(peer.id)
             return
@@ -243,6 +281,7 @@ class World:
     def asked(self, voter: str, remover: str, number: int, ask: Ask) -> None:
         state = self.by_id[voter].state
         answer = state.removing.decide(ask, self.now)
+        self.by_id[voter].held = {n: dict(by) for n, by in state.removing.held.items()}
         deltas = []
         if answer.verdict is Verdict.AGREED and self.rng.random() < 0.8:
             for origin in ask.lost:
@@ -263,7 +302,7 @@ class World:
 
     def check(self) -> None:
         owned: dict[tuple[str, int], str] = {}
-        for peer in self.up():
+        for peer in self.members():
             for network, addresses in peer.state.addresses.items():
                 addresses.ring.check()
                 for start, end in addresses.ring.owned(peer.id, 4):
@@ -275,7 +314,7 @@ class World:
                         )
         held = Counter(
             (e.network, address)
-            for peer in self.up()
+            for peer in self.members()
             for members in peer.state.members.values()
             for e in members.local.values()
             for address in e.addresses
@@ -283,7 +322,8 @@ class World:
         twice = [format_address(a) for (_, a), count in held.items() if count > 1]
         assert not twice, f"seed {self.seed}: handed out twice: {twice}"
         # One that inherited and died before anybody heard of it is lost with all of it.
-        alive = {id: [h for h in heirs if self.lives(h)] for id, heirs in self.heirs.items()}
+        living = {p.id for p in self.members()}
+        alive = {id: [h for h in heirs if h in living] for id, heirs in self.heirs.items()}
         more = {id: heirs for id, heirs in alive.items() if len(heirs) > 1}
         assert not more, f"seed {self.seed}: inherited more than once: {more}"
 
@@ -304,9 +344,18 @@ class World:
     def finish(self) -> None:
         """Peace: everything is heard, whoever is lost is removed, and all see the same."""
         self.loss = 0.0
+        for peer in self.up():
+            if peer not in self.members():
+                self.end(peer)  # who was cut off
         self.now += 2 * FROZEN_FOR
         for peer in self.up():
             self.press_on(peer)
+        self.settle()
+        self.flying.clear()
+        for peer in self.up():
+            for _ in self.peers:  # one attempt of each remover at a time
+                self.enquire(peer)
+                self.deliver_all()
         self.settle()
         self.check()
         if self.forgetful:
@@ -316,8 +365,12 @@ class World:
         owners = {o for a in first.state.addresses.values() for o in a.owners()}
         known = owners | set(first.state.nodes)
         lost = {p.id for p in self.peers if not p.is_up and p.id in known}
-        if lost:
-            first.attempt = (next(self.attempts), first.state.removing.begin(lost, self.now))
+        removers = iter(self.up())
+        while not lost <= set(first.state.removals):
+            # Not one whom another holds off for a remover that is dead.
+            first = next(removers, first)
+            lost_here = {id for id in lost if not first.state.is_removed(id)}
+            first.attempt = (next(self.attempts), first.state.removing.begin(lost_here, self.now))
             for _ in range(200):
                 self.press_on(first)
                 self.deliver(first)
@@ -347,6 +400,10 @@ class World:
         for view in views:
             for part, (mine, theirs) in enumerate(zip(views[0], view, strict=True)):
                 assert mine == theirs, f"seed {self.seed}: views differ in part {part}"
+
+    def deliver_all(self) -> None:
+        while self.flying:
+            self.flying.pop()[2]()
 
     def settle_later(self) -> None:
         """Some of the traffic that goes on beside."""

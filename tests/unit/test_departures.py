@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent import views
+from agent import restart, views
 from agent.core.addresses import Range
 from agent.core.removal import FROZEN_FOR, Answer, Ask, Verdict
 from agent.core.replica import Delta, Record
@@ -376,6 +376,74 @@ async def test_rm_of_the_living_of_oneself_and_of_nobody(
     n1.set_status(n3.me, Status("unreachable", "", 0.0, True))
     first = await rm.remove_nodes(["n3"])
     assert first == await rm.remove_nodes(["n3"]) == await rm.remove_nodes([n3.me[:16]])
+
+
+async def test_rm_by_force_of_one_that_lives(
+    three: tuple[NodeState, NodeState, NodeState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n1, n2, n3 = three
+    ticking(monkeypatch, *three)
+    web = lost_network(three)
+    before = owners(n1, web)
+    wire = Wire(*three)
+    rm = departures(n1, wire)
+    n2.is_linked = lambda id: True
+    with pytest.raises(InUse, match="is alive") as refused:
+        await rm.remove_nodes(["n3"])
+    assert "vxmesh node rm --force n3" in refused.value.fix
+    assert "its addresses are handed out again" in refused.value.fix
+    assert not n1.removals and not n2.removing.held
+    with pytest.raises(InUse, match="is this one"):
+        await rm.remove_nodes(["n1"], force=True)
+
+    assert await rm.remove_nodes(["n3"], force=True) == [n3.me]
+    # n2 has not heard that it is done, and takes nothing of it all the same, for ever.
+    assert not n2.removals
+    assert n3.donate(web.id, n2.me, 4, []) == ""
+    send(n3, n2)
+    monkeypatch.setattr(n2, "monotonic", lambda: 1e9)
+    send(n3, n2)
+    assert owners(n2, web) == before
+    send(n1, n2)
+    assert owners(n2, web) == {"n1": before["n3"], "n2": before["n2"]}
+    assert n2.removing.open_ends() == [] and not n2.removing.held
+
+
+async def test_rm_by_force_that_fails_opens_the_door_again(
+    three: tuple[NodeState, NodeState, NodeState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n1, n2, n3 = three
+    n4 = make("n4")
+    meet(*three, n4)
+    ticking(monkeypatch, *three, n4)
+    wire = Wire(*three, n4)
+    rm = departures(n1, wire)
+    wire.cut |= {n4.me}
+    with pytest.raises(Unavailable, match="n4 has to agree") as silent:
+        await rm.remove_nodes(["n3"], force=True)
+    assert "vxmesh node rm --force n3 n4" in silent.value.fix
+    assert not n1.removals and n2.is_heard(n3.me) and not n2.removing.held
+
+
+async def test_a_forced_consent_outlives_a_restart(
+    tmp_path: Path, three: tuple[NodeState, NodeState, NodeState]
+) -> None:
+    n1, n2, n3 = three
+    store = Store(tmp_path)
+    life = restart.begin(store, "boot", lambda: n2.me)
+    storing = ToStore(n2, store, lambda: None)
+    n2.describe(n2.nodes[n2.me])
+    answer = n2.removing.decide(Ask(n1.me, frozenset({n3.me}), True, 7), n2.monotonic())
+    assert answer.verdict is Verdict.AGREED
+    await storing.durable()
+    await store.close()
+
+    store = Store(tmp_path)
+    life = restart.begin(store, "another boot", lambda: n2.me)
+    again = NodeState(n2.nodes[n2.me], lambda: 1000.0, random.Random(1))
+    restart.recall(again, store, life)
+    assert not again.is_heard(n3.me) and again.is_heard(n1.me)
+    await store.close()
 
 
 async def test_rm_of_one_that_only_another_sees_alive(

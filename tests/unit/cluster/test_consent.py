@@ -130,6 +130,34 @@ async def test_consent_brings_what_the_voter_knows_of_the_lost(three: list[Agent
         await one.peers.consent.ask(lost.me.id, ask)
 
 
+async def test_who_missed_the_end_of_a_removal_by_force_asks_for_it(
+    three: list[Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, lost = three
+    attempt = one.node.removing.begin({lost.me.id}, one.node.monotonic(), 7)
+    answer = await one.peers.consent.ask(two.me.id, attempt.ask)
+    assert answer.verdict is Verdict.AGREED  # though it lives
+    (held,) = two.node.removing.open_ends()
+    await two.peers.consent._enquire(held)
+    assert not two.node.is_heard(lost.me.id)  # the attempt goes on
+    one.node.removing.finish(attempt)  # and fails; nobody tells
+    await two.peers.consent._enquire(held)
+    assert two.node.is_heard(lost.me.id) and not two.node.removing.held
+
+
+async def test_one_that_lives_is_cut_off_by_force(three: list[Agent]) -> None:
+    one, two, lost = three
+    attempt = one.node.removing.begin({lost.me.id}, one.node.monotonic(), 7)
+    answer = await one.peers.consent.ask(two.me.id, attempt.ask)
+    one.node.removing.take(attempt, two.me.id, answer)
+    await until(lambda: one.node.removing.is_ready(attempt, one.node.monotonic()))
+    one.node.inherit(attempt.ask.lost)
+    one.node.removing.finish(attempt)
+    await until(lambda: lost.errors)
+    await until(lambda: lost.me.id not in two.node.nodes and lost.me.id not in two.peers.links)
+    assert two.node.removing.open_ends() == []
+
+
 async def test_a_removed_node_is_refused_and_told_why(three: list[Agent]) -> None:
     one, two, lost = three
     await lost.stop()

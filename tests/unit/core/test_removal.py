@@ -7,6 +7,7 @@ import pytest
 from agent.core.removal import (
     ATTEMPT_WITHIN,
     FROZEN_FOR,
+    HELD_MAX,
     Answer,
     Ask,
     Attempt,
@@ -199,3 +200,86 @@ def test_ones_own_attempt_hears_them_once_the_rival_gave_up() -> None:
 def test_a_frozen_time_outlasts_an_attempt() -> None:
     # An attempt that began before the ask was sent must be over before the voter forgets it.
     assert FROZEN_FOR > ATTEMPT_WITHIN
+
+
+# -- by force --
+
+
+def test_a_living_one_is_removed_by_force_only() -> None:
+    voter, sight = make("b", "a", "d")
+    sight.alive.add("d")
+    assert voter.decide(Ask("a", frozenset("d")), 0.0).verdict is Verdict.ALIVE
+    assert voter.remover("d", 0.0) == "" and not voter.held
+    assert voter.decide(Ask("a", frozenset("d"), True, 7), 0.0).verdict is Verdict.AGREED
+    machine, sees = make("a", "b", "d")
+    sees.alive.add("d")
+    for force, ready in ((0, False), (7, True)):
+        attempt = machine.begin({"d"}, 0.0, force)
+        assert (attempt.ask.force, attempt.ask.number) == (force > 0, force)
+        consent(machine, attempt, "b")
+        assert machine.is_ready(attempt, 0.0) is ready
+
+
+def test_a_forced_consent_has_no_end_but_the_removers() -> None:
+    machine, sight = make("b", "a", "c", "d")
+    ask = Ask("a", frozenset("d"), True, 7)
+    machine.decide(ask, 0.0)
+    assert machine.remover("d", 1e9) == "a"
+    assert machine.open_ends() == [ask]
+    machine.release(Ask("a", frozenset("d"), True, 6))  # late, of an attempt before
+    machine.release(Ask("c", frozenset("d"), True, 9))
+    assert machine.remover("d", 1.0) == "a"
+    machine.release(ask)
+    assert machine.remover("d", 1.0) == "" and machine.open_ends() == []
+    machine.decide(ask, 0.0)
+    sight.removed.add("a")
+    assert machine.remover("d", 1e9) == "" and machine.open_ends() == [] and not machine.held
+
+
+def test_a_remover_knows_whether_it_pursues_an_attempt() -> None:
+    machine, sight = make("a", "b", "d")
+    attempt = machine.begin({"d"}, 0.0, 7)
+    assert machine.pursues(attempt.ask)
+    assert not machine.pursues(Ask("a", frozenset("d"), True, 6))
+    machine.finish(attempt)
+    assert not machine.pursues(attempt.ask)
+    sight.removed.add("d")
+    assert machine.pursues(attempt.ask)  # it has come to its end
+
+
+def test_who_is_being_cut_off_gets_no_consent() -> None:
+    voter, _ = make("b", "a", "c", "d")
+    voter.decide(Ask("a", frozenset("d"), True, 7), 0.0)
+    for ask in (Ask("d", frozenset("a"), True, 8), Ask("d", frozenset("c"))):
+        assert voter.decide(ask, 1.0).verdict is Verdict.STRANGER
+    remover, _ = make("a", "b", "d")
+    remover.begin({"d"}, 0.0, 7)
+    assert remover.decide(Ask("d", frozenset("b"), True, 8), 0.0).verdict is Verdict.STRANGER
+
+
+def test_ones_own_attempt_does_not_open_the_door_to_one_that_is_removed_already() -> None:
+    machine, _ = make("b", "a", "d")
+    machine.decide(Ask("a", frozenset("d"), True, 7), 0.0)
+    attempt = machine.begin({"d"}, 1.0, 8)
+    machine.take(attempt, "a", Answer(Verdict.AGREED, settled=frozenset("d")))
+    assert machine.remover("d", 1.0) == "a"
+
+
+def test_a_voter_is_heard_again_once_all_agree_that_its_remover_is_lost() -> None:
+    machine, _ = make("b", "a", "c", "d")
+    machine.decide(Ask("a", frozenset("d"), True, 7), 0.0)
+    attempt = machine.begin({"a"}, 100.0)
+    consent(machine, attempt, "d")
+    assert machine.remover("d", 100.0) == "a"
+    consent(machine, attempt, "c")
+    assert machine.remover("d", 100.0) == ""
+    machine.finish(attempt)  # it failed for another reason
+    assert machine.remover("d", 100.0) == "a"
+
+
+def test_so_many_are_held_off_for_one_remover() -> None:
+    machine, _ = make("b", "a", "c")
+    many = [f"{i:04}" for i in range(HELD_MAX + 1)]
+    assert machine.decide(Ask("a", frozenset(many[1:]), True, 1), 0.0).verdict is Verdict.AGREED
+    assert machine.decide(Ask("a", frozenset(many[:1]), True, 2), 0.0).verdict is Verdict.STRANGER
+    assert machine.decide(Ask("c", frozenset(many[:1]), True, 2), 0.0).verdict is Verdict.AGREED
