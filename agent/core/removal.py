@@ -83,6 +83,9 @@ class Sight(Protocol):
     def is_removed(self, node: str) -> bool:
         """Whether this node knows that `node` was removed."""
 
+    def has_removed(self, node: str) -> bool:
+        """Whether it was this node that removed `node`."""
+
     def is_alive(self, node: str) -> bool:
         """Whether this node believes that `node` lives, or may do so."""
 
@@ -220,9 +223,12 @@ class Removals:
         return self.attempt
 
     def pursues(self, ask: Ask) -> bool:
-        """Whether this attempt of ours may still come, or has come, to its end: a removal."""
+        """Whether this attempt of ours may still come, or has come, to its end: a removal.
+
+        Not one by another node: who waits for our answer may be holding that one off.
+        """
         return (self.attempt is not None and self.attempt.ask.number == ask.number) or any(
-            self._sight.is_removed(node) for node in ask.lost
+            self._sight.has_removed(node) for node in ask.lost
         )
 
     def take(self, attempt: Attempt, voter: str, answer: Answer) -> None:

@@ -47,6 +47,11 @@ class Departures(Services):
         """Whether this node knows that `node` was removed."""
         return node in self.removals
 
+    def has_removed(self, node: str) -> bool:
+        """Whether it was this node that removed `node`."""
+        removal = self.removals.get(node)
+        return removal is not None and removal.by == self.me
+
     def is_alive(self, node: str) -> bool:
         """Whether `node` lives, or may do so, as far as this node can tell."""
         return self.is_linked(node) or self.condition(node).state in ("alive", "suspect")

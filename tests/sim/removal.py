@@ -138,8 +138,7 @@ class World:
             self.now += self.rng.uniform(0, 2 * TICK)
             self.rng.choices(kinds, weights)[0](self.rng.choice(self.up()))
             for peer in self.up():
-                if peer.is_up:
-                    self.press_on(peer)
+                self.press_on(peer)
             self.check()
         return self
 
@@ -245,8 +244,8 @@ class World:
             return
         dead = {p.id for p in self.peers if not p.is_up and p.id in peer.state.nodes}
         named = dead | {self.rng.choice(others)}
-        number = peer.state.hybrid.next(self.now)
-        attempt = peer.state.removing.begin(named, self.now, number)
+        force = peer.state.hybrid.next(self.now)
+        attempt = peer.state.removing.begin(named, self.now, force)
         peer.attempt = (next(self.attempts), attempt)
 
     def enquire(self, peer: Peer) -> None:
@@ -259,7 +258,7 @@ class World:
             self.post(asker.id, lambda: asker.state.removing.release(ask))
 
     def press_on(self, peer: Peer) -> None:
-        if not peer.attempt:
+        if not peer.attempt or not peer.is_up:
             return
         number, attempt = peer.attempt
         if attempt.failed or self.now >= attempt.deadline:
@@ -344,18 +343,17 @@ class World:
     def finish(self) -> None:
         """Peace: everything is heard, whoever is lost is removed, and all see the same."""
         self.loss = 0.0
-        for peer in self.up():
-            if peer not in self.members():
-                self.end(peer)  # who was cut off
+        for peer in set(self.up()) - set(self.members()):
+            self.end(peer)  # it was cut off
         self.now += 2 * FROZEN_FOR
         for peer in self.up():
             self.press_on(peer)
         self.settle()
-        self.flying.clear()
         for peer in self.up():
             for _ in self.peers:  # one attempt of each remover at a time
                 self.enquire(peer)
-                self.deliver_all()
+                while self.flying:
+                    self.flying.pop()[2]()
         self.settle()
         self.check()
         if self.forgetful:
@@ -365,12 +363,10 @@ class World:
         owners = {o for a in first.state.addresses.values() for o in a.owners()}
         known = owners | set(first.state.nodes)
         lost = {p.id for p in self.peers if not p.is_up and p.id in known}
-        removers = iter(self.up())
-        while not lost <= set(first.state.removals):
-            # Not one whom another holds off for a remover that is dead.
-            first = next(removers, first)
-            lost_here = {id for id in lost if not first.state.is_removed(id)}
-            first.attempt = (next(self.attempts), first.state.removing.begin(lost_here, self.now))
+        for first in self.up():  # one of them whom no other holds off for a dead remover
+            if lost <= set(first.state.removals):
+                break
+            first.attempt = (next(self.attempts), first.state.removing.begin(lost, self.now))
             for _ in range(200):
                 self.press_on(first)
                 self.deliver(first)
@@ -400,10 +396,6 @@ class World:
         for view in views:
             for part, (mine, theirs) in enumerate(zip(views[0], view, strict=True)):
                 assert mine == theirs, f"seed {self.seed}: views differ in part {part}"
-
-    def deliver_all(self) -> None:
-        while self.flying:
-            self.flying.pop()[2]()
 
     def settle_later(self) -> None:
         """Some of the traffic that goes on beside."""

@@ -23,6 +23,7 @@ class Sight:
         self.me = me
         self.known = {me, *others}
         self.removed: set[str] = set()
+        self.inherited: set[str] = set()
         self.alive: set[str] = set()
         self.versions: dict[str, int] = {}
 
@@ -31,6 +32,9 @@ class Sight:
 
     def is_removed(self, node: str) -> bool:
         return node in self.removed
+
+    def has_removed(self, node: str) -> bool:
+        return node in self.inherited
 
     def is_alive(self, node: str) -> bool:
         return node in self.alive
@@ -244,6 +248,8 @@ def test_a_remover_knows_whether_it_pursues_an_attempt() -> None:
     machine.finish(attempt)
     assert not machine.pursues(attempt.ask)
     sight.removed.add("d")
+    assert not machine.pursues(attempt.ask)  # another one did it, whom the asker may not hear
+    sight.inherited.add("d")
     assert machine.pursues(attempt.ask)  # it has come to its end
 
 
