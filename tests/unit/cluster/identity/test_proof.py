@@ -44,6 +44,7 @@ def test_who_has_the_key_of_a_ca_that_is_trusted_shows_it(authority: ca.Authorit
         proof.make(OLD, CLUSTER + ME[:1], ME[1:]),
         b"x" * (KEEPER_PROOF_MAX + 1),
     ],
+    ids=["empty", "garbage", "rogue", "another's", "other-cluster", "shifted", "long"],
 )
 def test_nothing_else_shows_it(shown: bytes) -> None:
     assert not proof.is_keeper(node(keeper=True, keeper_proof=shown), CLUSTER, TRUSTED)
