@@ -126,11 +126,7 @@ class Removals:
         own = self.attempt
         if ask.force and not self._has_room(ask):
             return Answer(Verdict.STRANGER)
-        # Two that hold each other off for removers that died: one of them has to begin.
-        excused = frozenset() if ask.force else ask.lost
-        if self._holds(ask.remover, excused) or (
-            own and own.ask.force and ask.remover in own.ask.lost
-        ):
+        if self._holds(ask.remover) or (own and own.ask.force and ask.remover in own.ask.lost):
             return Answer(Verdict.STRANGER)
         if sight.me in ask.lost:
             return Answer(Verdict.ALIVE, sight.me)
@@ -169,10 +165,9 @@ class Removals:
             return who
         return self._holds(node)
 
-    def _holds(self, node: str, excused: frozenset[str] = frozenset()) -> str:
-        """Who (of others than `excused`) removes `node` by force with our consent, and has not
-        ended it; or nothing."""
-        for who in self.held.get(node, {}).keys() - excused:
+    def _holds(self, node: str) -> str:
+        """Who removes `node` by force with our consent, and has not ended it; or nothing."""
+        for who in self.held.get(node, ()):
             if not self._is_over(node, who) and not self._sight.is_removed(who):
                 return who
         return ""

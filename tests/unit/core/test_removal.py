@@ -289,14 +289,3 @@ def test_so_many_are_held_off_for_one_remover() -> None:
     assert machine.decide(Ask("a", frozenset(many[1:]), True, 1), 0.0).verdict is Verdict.AGREED
     assert machine.decide(Ask("a", frozenset(many[:1]), True, 2), 0.0).verdict is Verdict.STRANGER
     assert machine.decide(Ask("c", frozenset(many[:1]), True, 2), 0.0).verdict is Verdict.AGREED
-
-
-def test_of_two_that_hold_each_other_off_for_the_dead_one_can_begin() -> None:
-    voter, sight = make("b", "a", "c", "d")
-    voter.decide(Ask("d", frozenset("a"), True, 7), 0.0)
-    assert voter.decide(Ask("a", frozenset("d"), True, 8), 1.0).verdict is Verdict.STRANGER
-    sight.alive.add("d")
-    assert voter.decide(Ask("a", frozenset("d")), 1.0).verdict is Verdict.ALIVE
-    sight.alive.clear()
-    assert voter.decide(Ask("a", frozenset("d")), 1.0).verdict is Verdict.AGREED
-    assert voter.remover("a", 1.0) == "d"  # nothing of it is taken yet
