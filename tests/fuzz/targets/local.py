@@ -79,7 +79,7 @@ class Offices:
     """Departures, administration, users, encryption, metrics and the resolver, of whom only words
     are asked."""
 
-    async def remove_nodes(self, refs: Sequence[str], wait: float) -> list[str]:
+    async def remove_nodes(self, refs: Sequence[str], wait: float, *, force: bool) -> list[str]:
         """None of them."""
         return []
 
