@@ -117,7 +117,7 @@ def converse(data: bytes) -> None:
             await server._questions(reader, cast(Any, writer), ASKER)
         except (OSError, asyncio.IncompleteReadError):
             pass
-        await asyncio.sleep(0)
+        await asyncio.gather(*server._tasks, return_exceptions=True)  # what was broken off
         assert server.counters["errors"] == 0
         assert not server._forwarder._in_flight
         at = 0
