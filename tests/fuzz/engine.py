@@ -7,7 +7,9 @@ What stands opposite: targets/ has the targets, inputs.py makes the inputs.
 from __future__ import annotations
 
 import gc
+import os
 import random
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +73,14 @@ class Report:
     def rate(self) -> float:
         """Inputs a second."""
         return self.inputs / self.seconds if self.seconds else 0.0
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A directory in memory, if there is such a place; gone when the process ends."""
+    shared = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(
+        prefix="vxmesh-fuzz-", dir=shared if os.access(shared, os.W_OK) else None
+    )
 
 
 def resident() -> int:

@@ -7,15 +7,15 @@ used here as well, so that time and memory are watched in the same way.
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import sys
-import tempfile
 from pathlib import Path
 
 import atheris  # type: ignore[import-untyped]
 
-from tests.fuzz.engine import Failed, Meter
+from tests.fuzz.engine import Failed, Meter, scratch
 
 SEEDS = 200  # made inputs that the corpus begins with
 BYTES_MAX = 1 << 14
@@ -29,7 +29,8 @@ def run_guided(name: str, count: int, seed: int, artifacts: str) -> int:
 
     target = TARGETS[name]
     rng = random.Random(f"{name} {seed} guided")
-    corpus = Path(tempfile.mkdtemp(prefix="vxmesh-fuzz-", dir="/dev/shm"))
+    held = scratch()
+    corpus = Path(held.name)
     made = [path.read_bytes() for path in target.corpus()]
     made += [target.make(rng) for _ in range(SEEDS)]
     for number, data in enumerate(made):
@@ -40,10 +41,9 @@ def run_guided(name: str, count: int, seed: int, artifacts: str) -> int:
         report = meter.close()
         report.target = name
         tell(report, artifacts)
-        for path in corpus.iterdir():
-            path.unlink()
-        corpus.rmdir()
         sys.stdout.flush()
+        held.cleanup()
+        atexit._run_exitfuncs()  # directories of the targets
         os._exit(0)  # libFuzzer would go on
 
     def test(data: bytes) -> None:

@@ -20,7 +20,7 @@ from tests.fuzz.targets import TARGETS
 
 # A new one each time: what is run a thousand times is not to be the same thousand inputs.
 SEED = int(os.environ.get("VXMESH_FUZZ_SEED", random.SystemRandom().randrange(1 << 31)))
-SECONDS = 0.25  # a target
+SECONDS = 0.2  # a target
 INPUTS = 2000  # a target, at most
 
 KEPT = [(path.parent.name, path) for path in sorted(CORPUS.glob("*/*"))]

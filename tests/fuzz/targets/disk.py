@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import random
 import sqlite3
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,13 +20,12 @@ from agent.statefile import APPLICATION, SCHEMA, checksum, open_state
 from agent.store import WITHDRAWN, Batch, PeerBatch, Store
 from agent.views import NODE
 from tests.fuzz import world
-from tests.fuzz.engine import Target
+from tests.fuzz.engine import Target, scratch
 from tests.fuzz.inputs import number, text
 from tests.fuzz.shapes import struct
 from tests.fuzz.targets.unary import LOOP
 
-_FILES = tempfile.TemporaryDirectory(prefix="vxmesh-fuzz-", dir="/dev/shm")
-atexit.register(_FILES.cleanup)
+_FILES = scratch()
 BOX = Sandbox("5b" * 8, "box", "/run/netns/x", 7, 0, 0, 3.0)
 Found = tuple[object, ...]
 

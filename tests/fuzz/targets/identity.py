@@ -4,7 +4,6 @@ statements of trust, and the files that hold an identity."""
 from __future__ import annotations
 
 import random
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +29,13 @@ from agent.rpc import peer_pb2 as pb
 from agent.unreadable import UNREADABLE
 from agent.users import User, read_user
 from tests.fuzz import world
-from tests.fuzz.engine import Target
+from tests.fuzz.engine import Target, scratch
 from tests.fuzz.inputs import frame, mutate, text, unframe
 from tests.fuzz.shapes import Known, message, struct
 from tests.fuzz.targets.unary import LOOP, Aborted, Context
 from tests.identities import Authority
 
-_FILES = tempfile.TemporaryDirectory(prefix="vxmesh-fuzz-", dir="/dev/shm")
+_FILES = scratch()
 LIFE = 86400.0
 STRANGER = Caller("", "192.0.2.7", Reason.NO_CERTIFICATE)
 

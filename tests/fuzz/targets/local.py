@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 import random
-import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +30,7 @@ from agent.rpc import control_pb2 as pb
 from agent.testbed import state as bed
 from agent.workload import Namespace
 from tests.fuzz import world
-from tests.fuzz.engine import Target
+from tests.fuzz.engine import Target, scratch
 from tests.fuzz.inputs import TEXTS, number, text
 from tests.fuzz.shapes import Known, input_of, message
 from tests.fuzz.targets.unary import LOOP, Aborted, Context
@@ -278,7 +277,7 @@ def make_lines(rng: random.Random) -> bytes:
     return b"\n".join(lines) + rng.choice((b"", b"\n", b"\n\n"))
 
 
-_FILES = tempfile.TemporaryDirectory(prefix="vxmesh-fuzz-", dir="/dev/shm")
+_FILES = scratch()
 
 
 def configure(data: bytes) -> None:
