@@ -466,9 +466,9 @@ class Applier:
         """Those of our namespace, and what we need of the host's."""
         values = {**namespaces.OWN, **(namespaces.FORWARDING if self._forwards else {})}
         changed = await self._set_sysctls(values)
-        if self._forwards:
-            changed += await self._set_sysctls(namespaces.of_device(UPLINK))
         with contextlib.suppress(FileNotFoundError):  # the uplink is gone, and an event says so
+            if self._forwards:
+                changed += await self._set_sysctls(namespaces.of_device(UPLINK))
             changed += await self.uplink.set_sysctls()
         self.repairs.add("sysctl", changed)
 

@@ -409,6 +409,8 @@ class Reconciler:
             self._backlog.balancing = True
         elif kind in ("wireguard", "wireguard-rest"):
             self._backlog.wireguard = True
+        elif kind == "guard":
+            self._backlog.everything = True
         elif kind == "audit":
             self._failures.succeeded(key)  # a network that is gone by now would stand for ever
             self._backlog.audits.add(vni)

@@ -180,7 +180,7 @@ def sound(kind: str, id: str, rng: random.Random) -> msgspec.Struct:
     made = struct(KINDS[kind], rng, KNOWN)
     if rng.random() < 0.05:
         return made
-    own = "network" if kind == CLAIMS else "node" if kind == REMOVAL else "id"
+    own = {CLAIMS: "network", REMOVAL: "node", HEALTH: "endpoint"}.get(kind, "id")
     changes: dict[str, object] = {own: id}
     if kind == ENDPOINT and rng.random() < 0.8:
         changes["mac"] = b"\2\0^\0S\1"

@@ -55,6 +55,7 @@ def requests(node: str) -> dict[str, Any]:
         "AgreeRemoval": pb.RemovalAsk(remover=node, lost=["f" * 16]),
         "Deliver": pb.Delivery(node=node, delta=delta),
         "Ping": pb.PingRequest(node=node),
+        "CheckPorts": pb.PortsRequest(node=node, ports=[pb.HostPort(protocol="tcp", port=9)]),
         "PingFor": pb.PingForRequest(node=node, target=node, seconds=0.1),
         "AwaitApplied": pb.AppliedRequest(origin=node, version=1, seconds=0.1),
         "Sync": [pb.PeerMessage(hello=pb.Hello(node=node)), pb.PeerMessage(delta=delta)],

@@ -78,7 +78,9 @@ class Offices:
     """Departures, administration, users, encryption, metrics and the resolver, of whom only words
     are asked."""
 
-    async def remove_nodes(self, refs: Sequence[str], wait: float, *, force: bool) -> list[str]:
+    async def remove_nodes(
+        self, refs: Sequence[str], wait: float, *, force: bool = False
+    ) -> list[str]:
         """None of them."""
         return []
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from agent.api import control, watch
+from agent.api import control, requests, watch
 from agent.api.control import Control
 from agent.api.watch import Watchers
 from agent.errors import Exhausted, Invalid
@@ -75,7 +75,7 @@ async def test_all_uploads_together_have_a_bound(
 async def test_a_request_names_so_many_objects_each_once(
     servicer: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "REFS_MAX", 3)
+    monkeypatch.setattr(requests, "REFS_MAX", 3)
     for method in ("RemoveNetwork", "RemoveEndpoint", "RemoveSandbox", "RemoveNode"):
         with pytest.raises(Invalid, match="names 4"):
             await getattr(servicer, method)(pb.RemoveRequest(refs=["x"] * 4), context())
