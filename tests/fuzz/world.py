@@ -35,6 +35,7 @@ KINDS: dict[str, type[msgspec.Struct]] = {
     NODE: Node, NETWORK: Network, ENDPOINT: Endpoint, CLAIMS: Claims, REMOVAL: Removal,
     SERVICE: Service, HEALTH: Health,
 }  # fmt: skip
+BEARS = {CLAIMS: "network", REMOVAL: "node", HEALTH: "endpoint"}  # the field with the key's id
 NODES = (ME, PEER, PEER, THIRD, STRANGER)
 IDS = {
     NODE: NODES, NETWORK: (NET, OTHER, "33" * 8), ENDPOINT: (LOCAL, REMOTE, "e3" * 8),
@@ -180,8 +181,7 @@ def sound(kind: str, id: str, rng: random.Random) -> msgspec.Struct:
     made = struct(KINDS[kind], rng, KNOWN)
     if rng.random() < 0.05:
         return made
-    own = {CLAIMS: "network", REMOVAL: "node", HEALTH: "endpoint"}.get(kind, "id")
-    changes: dict[str, object] = {own: id}
+    changes: dict[str, object] = {BEARS.get(kind, "id"): id}
     if kind == ENDPOINT and rng.random() < 0.8:
         changes["mac"] = b"\2\0^\0S\1"
     if isinstance(made, Network) and rng.random() < 0.8:

@@ -13,9 +13,11 @@ import msgspec
 from agent import restart
 from agent.core.bounds import check_bounds
 from agent.core.replica import Record
+from agent.core.servicebounds import check_health, check_service
 from agent.errors import VxmeshError
 from agent.model import Sandbox, check_sound, encode
 from agent.plan import Plan
+from agent.servicemodel import Health, Service
 from agent.statefile import APPLICATION, SCHEMA, checksum, open_state
 from agent.store import WITHDRAWN, Batch, PeerBatch, Store
 from agent.views import NODE
@@ -184,8 +186,13 @@ def _is_own(page: bytes) -> bool:
         for key, _, value in msgspec.msgpack.decode(page, type=list[Record]):
             if value and key[:2] in world.KINDS:
                 found = msgspec.msgpack.decode(value, type=world.KINDS[key[:2]])
-                check_sound(cast(Any, found), key[2:])
-                check_bounds(found)
+                if isinstance(found, Service):
+                    check_service(found, key[2:])
+                elif isinstance(found, Health):
+                    check_health(found, key[2:])
+                else:
+                    check_sound(cast(Any, found), key[2:])
+                    check_bounds(found)
     except msgspec.MsgspecError:
         return True  # a page that cannot be read is to be refused
     except (VxmeshError, ValueError):
