@@ -81,22 +81,30 @@ async def probe(target: str, credentials: Credentials | None) -> dict[str, str]:
     assert set(tried) == {m.name for m in pb.DESCRIPTOR.services_by_name["Peer"].methods}
     channel = channel_to(target, credentials)
     for method, request in tried.items():
-        try:
-            if isinstance(request, list):
-                make: Any = channel.stream_stream
-                data = [message.SerializeToString() for message in request]
-                await make(f"/{PEER}/{method}")(iter(data), timeout=WITHIN).read()
-            else:
-                stub: Any = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
-                await getattr(stub, method)(request, timeout=WITHIN)
-            found[method] = "answered"
-        except grpc.aio.AioRpcError as error:
-            refusal = find_refusal(error)
-            found[method] = refusal.value if refusal else error.code().name
-            if find_removal(error, node):
-                found[method] += ", by whom"
+        # INTERNAL is gRPC's word for a call that the other side ended while we were still
+        # sending: no answer, but not in words. It is a matter of chance, so ask again.
+        for _ in range(10):
+            found[method] = await _try(channel, method, request, node)
+            if found[method] != "INTERNAL":
+                break
     await channel.close()
     return found
+
+
+async def _try(channel: grpc.aio.Channel, method: str, request: Any, node: str) -> str:
+    try:
+        if isinstance(request, list):
+            make: Any = channel.stream_stream
+            data = [message.SerializeToString() for message in request]
+            await make(f"/{PEER}/{method}")(iter(data), timeout=WITHIN).read()
+        else:
+            stub: Any = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
+            await getattr(stub, method)(request, timeout=WITHIN)
+        return "answered"
+    except grpc.aio.AioRpcError as error:
+        refusal = find_refusal(error)
+        seen = refusal.value if refusal else error.code().name
+        return f"{seen}, by whom" if find_removal(error, node) else seen
 
 
 async def hold(target: str, credentials: Credentials) -> dict[str, Any]:

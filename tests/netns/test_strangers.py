@@ -83,10 +83,6 @@ def attempt(
     before, counted = state(world), refusals(world, host).get(reason, 0)
     told = len(events(world, host))
     found = probe(world, host, *identity)
-    if "INTERNAL" in found.values():
-        # gRPC's word for a stream that the other side ended while we were still sending: no
-        # answer, but not in words either.
-        found = probe(world, host, *identity)
     assert set(found.values()) == {seen}, found
     world.wait(lambda: refusals(world, host).get(reason, 0) > counted, f"counted as {reason}")
     new = events(world, host)[told:]
