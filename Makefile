@@ -31,10 +31,6 @@ lint: setup-dev
 unit sim netns: setup-dev
 	$(BIN)/python -m pytest tests/$@
 
-# The long form, some 1,000,000 inputs; the short one is in `test`.
-fuzz: setup-dev
-	$(BIN)/python -m tests.fuzz
-
 bench: setup-dev
 	@scripts/setup.sh bench
 	$(BIN)/python -m tests.bench
