@@ -4,6 +4,8 @@ Order: state from disk, kernel as it should be from that alone (so that a restar
 it talks), peers, name server, and last the socket for users, so that who is answered is
 answered by something whole. On the way down the kernel and the name server are left as they
 are: traffic and names go on while the agent is away.
+What stands opposite: cli/agent.py, which starts it; thisnode.py says what this node is and
+serving.py listens for users.
 """
 
 from __future__ import annotations
@@ -19,19 +21,14 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import structlog
-from cryptography import x509
 
-from agent import __version__, restart, store
+from agent import restart, store
 from agent.api.control import Control
 from agent.api.front import SOCKET
 from agent.api.metrics import Metrics, Sources
-from agent.api.refusals import Refusals
-from agent.api.server import ControlServer
 from agent.api.watch import Watchers
 from agent.cluster.detector import Detector
 from agent.cluster.discovery import Mdns, seen_on_lan
@@ -44,31 +41,30 @@ from agent.cluster.identity.users import Users
 from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
 from agent.cluster.signing import seal_records
-from agent.cluster.trust import Keyring, check_issued
-from agent.config import CERT_LIFE, Settings, default_address, parse_duration, parse_listen
+from agent.config import CERT_LIFE, Settings, parse_duration
 from agent.core.membership import PRESETS
-from agent.datapath.carrier import CarrierMonitor
 from agent.datapath.guardrules import REASONS
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import KINDS, Repair
-from agent.datapath.underlay import describe, forget_unresolved
 from agent.datapath.wireguard import check_supported
 from agent.departures import Departures
 from agent.drains import Drains
 from agent.encryption import Encryption, can_encrypt
-from agent.errors import Conflict, VxmeshError
+from agent.errors import VxmeshError
 from agent.feed import ToResolver
 from agent.health import HealthChecker
 from agent.keys import WireguardKeys
 from agent.listeners import ToKernel, ToStore
 from agent.logs import configure
-from agent.model import Node, WireguardKey
+from agent.model import Node
 from agent.node import NodeState
 from agent.offences import Offences
 from agent.operations import Operations
 from agent.plan import Plan
 from agent.serviceops import ServiceOperations
+from agent.serving import free_socket, serve_control, serve_metrics
+from agent.thisnode import Carrier, describe_node, watch_underlay
 from agent.watcher import Watcher
 
 log = structlog.get_logger()
@@ -79,13 +75,11 @@ GC_THRESHOLDS = (50_000, 50, 1_000)
 # s; the datapath's threads hold the interpreter while they pack rows: with the default of 5 ms
 # the loop would wait for each of them that long.
 SWITCH_INTERVAL = 0.0005
-UNDERLAY_INTERVAL = 10.0  # s; routes and the MTU of the host change seldom, and cost 2 ms to read
 PROGRESS_INTERVAL = 1.0  # s
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
 SPREAD_WITHIN = 5.0  # s; for all live nodes to know that a join token is void
 ANSWERED_WITHIN = 0.2  # s; what is left of a call when the node has left
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
-INCARNATIONS_A_LIFE = 1 << 20  # room for refutations, which are not written down
 
 
 def main(settings: Settings, reset_state: bool) -> None:
@@ -121,9 +115,9 @@ async def run(settings: Settings, reset_state: bool) -> None:
         check = functools.partial(check_supported, settings.wireguard)
         if await can_encrypt(check):
             keys.ensure()
-            me = await _describe(settings, life, keys.records())
+            me = await describe_node(settings, life, keys.records())
         else:
-            me = await _describe(settings, life)
+            me = await describe_node(settings, life)
         check_port(me.address, me.port)  # before anything is changed in the kernel
         identity = await _establish(settings, token, files, me, disk)
         me = identity.describe(me)
@@ -267,7 +261,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())
         if settings.metrics_listen:
-            await _serve_metrics(metrics, settings.metrics_listen, stack)
+            await serve_metrics(metrics, settings.metrics_listen, stack)
         departures = Departures(
             node, operations, peers.consent, detector.leave, lambda: _end(ending)
         )
@@ -291,12 +285,12 @@ async def run(settings: Settings, reset_state: bool) -> None:
         )
         control.users = Users(identity, node)
         control.service_operations = ServiceOperations(node, peers, peers, operations.done)
-        await _serve(control, settings, node, identity.keyring, stack)
+        await serve_control(control, settings, node, identity.keyring, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)
         progress = asyncio.create_task(_report_progress(node, peers))
         stack.callback(progress.cancel)
-        underlay = asyncio.create_task(_watch_underlay(settings, node))
+        underlay = asyncio.create_task(watch_underlay(settings, node))
         stack.callback(underlay.cancel)
         gc.freeze()
         log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))
@@ -343,33 +337,6 @@ async def _establish(
         return Identity(files, await identities.establish(files, wish), life)
 
 
-class Carrier:
-    """Makes haste when a cable is back: the kernel's timers and ours have backed off."""
-
-    def __init__(self, node: NodeState, redial: Callable[[], None]) -> None:
-        self._node, self._redial = node, redial
-        self._monitor = CarrierMonitor("/proc/self/ns/net", self._up)
-        self._task: asyncio.Task[None] | None = None
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._monitor.close()
-        if self._task:
-            self._task.cancel()
-
-    def _up(self) -> None:
-        self._task = asyncio.create_task(self._make_haste())
-
-    async def _make_haste(self) -> None:
-        addresses = {n.address for n in self._node.nodes.values()}
-        addresses |= {n.vtep for n in self._node.nodes.values()}
-        try:
-            await forget_unresolved(addresses)
-        except OSError as error:
-            log.warning("underlay.unreadable", error=str(error))
-        self._redial()
-
-
 async def _report_progress(node: NodeState, peers: Peers) -> None:
     """While what others had before this node came is still on its way: how far that is."""
     most = 0
@@ -400,103 +367,6 @@ async def _catch_up(peers: Peers, plan: Plan, kernel: Reconciler) -> None:
     finally:
         plan.is_complete = True
         kernel.touch_all()
-
-
-async def free_socket(path: Path) -> Path:
-    """`path`, with a dead agent's socket removed; Conflict if a living one answers there."""
-    await asyncio.to_thread(_make_run_dir, path.parent)
-    try:
-        _, writer = await asyncio.open_unix_connection(str(path))
-    except FileNotFoundError:
-        return path
-    except OSError:
-        await asyncio.to_thread(path.unlink, missing_ok=True)
-        return path
-    writer.close()
-    raise Conflict(
-        f"socket {path}", "is another agent's", "Stop that one, or give another --run-dir"
-    )
-
-
-def _make_run_dir(directory: Path) -> None:
-    """Whoever may use a socket has to get at it; what is root's alone has a mode of its own."""
-    if not directory.exists():
-        directory.mkdir(parents=True)
-        directory.chmod(0o755)  # whatever the umask
-
-
-async def _describe(
-    settings: Settings, life: restart.Life, wireguard: tuple[WireguardKey, ...] = ()
-) -> Node:
-    address = settings.advertise or default_address()
-    underlay = await describe(address)
-    return Node(
-        id=life.node,
-        name=settings.name,
-        address=address,
-        port=settings.port,
-        vtep=address,
-        data_port=settings.data_port,
-        version=__version__,
-        since=time.time(),
-        mtu=underlay.mtu,
-        routes=underlay.routes,
-        incarnation=life.incarnation * INCARNATIONS_A_LIFE,
-        wireguard=wireguard,
-        closed=_closed(settings),
-    )
-
-
-def _closed(settings: Settings) -> tuple[int, ...]:
-    """The TCP ports, besides that for peers, that are for operators and not for sandboxes."""
-    listens = {"metrics_listen": settings.metrics_listen, "control_listen": settings.control_listen}
-    return tuple(sorted({parse_listen(text, name)[1] for name, text in listens.items() if text}))
-
-
-async def _watch_underlay(settings: Settings, node: NodeState) -> None:
-    """Tell the others when this host's routes or MTU change: subnets and MTUs rest on them."""
-    while True:
-        await asyncio.sleep(UNDERLAY_INTERVAL)
-        try:
-            underlay = await describe(node.nodes[node.me].vtep)
-        except (OSError, VxmeshError) as error:
-            log.warning("underlay.unreadable", error=str(error))
-            continue
-        known = node.nodes[node.me]
-        if (underlay.mtu, underlay.routes) != (known.mtu, known.routes):
-            log.info("underlay.changed", mtu=underlay.mtu, routes=len(underlay.routes))
-            node.describe(msgspec.structs.replace(known, mtu=underlay.mtu, routes=underlay.routes))
-
-
-async def _serve(
-    control: Control,
-    settings: Settings,
-    node: NodeState,
-    keyring: Keyring,
-    stack: contextlib.AsyncExitStack,
-) -> None:
-    refusals = Refusals(node)
-    stack.callback(refusals.close)
-    groups = settings.change_group, settings.read_group
-    server = ControlServer(control, Path(settings.run_dir), groups, refusals.note)
-    stack.push_async_callback(server.stop)
-    if settings.control_listen:  # first: who connects the socket finds all of it there
-
-        def believed(certificate: x509.Certificate) -> None:
-            check_issued(certificate, keyring.current.authorities)
-
-        address = parse_listen(settings.control_listen, "control_listen")
-        tls = await server.listen(*address, keyring.control_context, believed)
-        keyring.on_change.append(tls.recheck)
-    await server.start()
-
-
-async def _serve_metrics(metrics: Metrics, where: str, stack: contextlib.AsyncExitStack) -> None:
-    from agent.api.metricserver import MetricServer  # aiohttp takes 0.2 s to import
-
-    server = MetricServer(metrics)
-    await server.start(*parse_listen(where, "metrics_listen"))
-    stack.push_async_callback(server.stop)
 
 
 def _end(ending: asyncio.Future[None]) -> None:

@@ -47,7 +47,7 @@ GOSSIP = 512  # rumours on a message of gossip: when halves of hundreds meet, th
 
 # How far above what is known of a node others may claim an incarnation of it. Its own word and its
 # record count wherever they are. So nobody can claim one that leaves the node no room above it.
-AHEAD_MAX = 1 << 24  # sixteen lives of an agent (agent/daemon.py)
+AHEAD_MAX = 1 << 24  # sixteen lives of an agent (agent/thisnode.py)
 
 ALIVE, SUSPECT, REFUSED, DEAD, LEFT = State  # names of the module: read in every message
 

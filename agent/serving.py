@@ -1,0 +1,79 @@
+"""The sockets on which this agent answers users: which are free, and who listens on them.
+
+They come last, so that who is answered is answered by something whole.
+What stands opposite: daemon.py, which builds what is served; api/server.py and metricserver.py,
+which answer; `vxmesh` and the scrapers of metrics, which ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from cryptography import x509
+
+from agent.api.control import Control
+from agent.api.metrics import Metrics
+from agent.api.refusals import Refusals
+from agent.api.server import ControlServer
+from agent.cluster.trust import Keyring, check_issued
+from agent.config import Settings, parse_listen
+from agent.errors import Conflict
+from agent.node import NodeState
+
+
+async def free_socket(path: Path) -> Path:
+    """`path`, with a dead agent's socket removed; Conflict if a living one answers there."""
+    await asyncio.to_thread(_make_run_dir, path.parent)
+    try:
+        _, writer = await asyncio.open_unix_connection(str(path))
+    except FileNotFoundError:
+        return path
+    except OSError:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        return path
+    writer.close()
+    raise Conflict(
+        f"socket {path}", "is another agent's", "Stop that one, or give another --run-dir"
+    )
+
+
+def _make_run_dir(directory: Path) -> None:
+    """Whoever may use a socket has to get at it; what is root's alone has a mode of its own."""
+    if not directory.exists():
+        directory.mkdir(parents=True)
+        directory.chmod(0o755)  # whatever the umask
+
+
+async def serve_control(
+    control: Control,
+    settings: Settings,
+    node: NodeState,
+    keyring: Keyring,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Listen on the socket for users, and on `control_listen` if it is set."""
+    refusals = Refusals(node)
+    stack.callback(refusals.close)
+    groups = settings.change_group, settings.read_group
+    server = ControlServer(control, Path(settings.run_dir), groups, refusals.note)
+    stack.push_async_callback(server.stop)
+    if settings.control_listen:  # first: who connects the socket finds all of it there
+
+        def believed(certificate: x509.Certificate) -> None:
+            check_issued(certificate, keyring.current.authorities)
+
+        address = parse_listen(settings.control_listen, "control_listen")
+        tls = await server.listen(*address, keyring.control_context, believed)
+        keyring.on_change.append(tls.recheck)
+    await server.start()
+
+
+async def serve_metrics(metrics: Metrics, where: str, stack: contextlib.AsyncExitStack) -> None:
+    """Hand the metrics out over HTTP at `where`."""
+    from agent.api.metricserver import MetricServer  # aiohttp takes 0.2 s to import
+
+    server = MetricServer(metrics)
+    await server.start(*parse_listen(where, "metrics_listen"))
+    stack.push_async_callback(server.stop)
