@@ -5,13 +5,13 @@ so that parts of a cluster that hold each other for dead find together again. Of
 want a stream the smaller id dials at once, the other only after a while, for the case that just
 one of the directions works; of two streams between them both keep the one that the smaller id
 opened. A stream that nobody wants any more is closed by its dialer after `KEEP_UNWANTED`.
-What stands opposite: this room on the other node. detector.py says who lives.
+What stands opposite: this room on the other node. detector.py says who lives; waiting.py waits
+for what comes by the streams.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
@@ -23,12 +23,11 @@ import structlog
 
 from agent.cluster import calls
 from agent.cluster.callers import Caller
-from agent.cluster.calls import Question
 from agent.cluster.claims import Claims
 from agent.cluster.codec import Encoder, Rumours, delta_from_proto
 from agent.cluster.consent import Consent
 from agent.cluster.dialer import OPTIONS, Denied, Dialer, target_of
-from agent.cluster.link import SILENCE, Impostor, Link, Write
+from agent.cluster.link import Impostor, Link, Write
 from agent.cluster.outside import Handlers
 from agent.cluster.ports import PortCheck
 from agent.cluster.reach import Reach
@@ -36,6 +35,7 @@ from agent.cluster.recheck import Recheck
 from agent.cluster.refusals import Reason, Refusals
 from agent.cluster.server import RANGES_MAX, SYNC, PeerServer
 from agent.cluster.trust import Keyring
+from agent.cluster.waiting import Waiting
 from agent.core.plumtree import Mesh
 from agent.core.replica import Delta
 from agent.core.session import Hello, Message
@@ -56,8 +56,6 @@ GRACE = 1.0  # s; how long the larger id leaves dialling to the smaller
 HEAD_START = 0.1  # s; and how long when a port answers again, to both at about the same time
 SETTLE = 0.1  # s; where nodes are many, their comings and goings are looked at together
 KEEP_UNWANTED = 30.0  # s; longer than a node flaps, or streams would be closed and opened again
-HELPERS = 2  # who ask a node for us that we cannot reach
-LOOK_AGAIN = 0.1  # s; while waiting for kernels, at who there is
 SPACE_TRIES = 3  # of an owner that counts as there
 TIDY_INTERVAL = 5.0  # s; how late beyond that
 
@@ -122,8 +120,15 @@ class Peers:
             {**self.consent.handlers(), **self.ports.handlers()},
         )
         self._recheck = Recheck(node, self.dialer, self.links.values)
-        self._progress = asyncio.Event()
-        self._started = time.monotonic()
+        self._waiting = Waiting(
+            node,
+            self.dialer,
+            self.links,
+            self.down_since,
+            self._members,
+            lambda: self._wanted,
+            lambda: self.live is not None,
+        )
         node.listeners.append(self._changed)
 
     async def start(self, seeds: list[str]) -> None:
@@ -212,109 +217,12 @@ class Peers:
     async def wait_applied(
         self, version: int, seconds: float, networks: Sequence[str] = ()
     ) -> dict[str, str]:
-        """Wait until the kernel of every node that takes part has our records up to `version`,
-        and lacks nothing of `networks` (ids).
-
-        Returns the ids of the nodes that lack it when the time is up, and why if they said it.
-        Who takes part is looked at again and again: nodes come, go and lose their streams
-        meanwhile.
-        """
-        deadline = time.monotonic() + seconds
-        streams = [id for id in self.links if id in self.node.nodes]
-        helpers = random.sample(streams, min(HELPERS, len(streams)))
-        via = [self.node.nodes[id] for id in helpers]
-        asked: dict[str, asyncio.Task[bool]] = {}
-        questions: dict[str, Question] = {}
-
-        def ask(id: str) -> None:
-            question = questions[id] = Question(self.me.id, version, deadline, tuple(networks))
-            asking = calls.await_applied(self.dialer, self.node.nodes[id], question, via)
-            asked[id] = asyncio.create_task(asking)
-
-        def has_it(id: str) -> bool:
-            link, task = self.links.get(id), asked.get(id)
-            told = link is not None and link.session.peer_applied >= version
-            if told and link and link.session.peer_withholds and networks:
-                told = False  # whether it is one of these is to be asked
-                if task is None:
-                    ask(id)
-            return told or (task is not None and task.done() and task.result())
-
-        def lacking() -> dict[str, str]:
-            for id in self._far():
-                if id not in asked and not has_it(id):
-                    ask(id)
-            behind = [id for id in {*self._near(), *self._far()} if not has_it(id)]
-            return {id: questions[id].why if id in questions else "" for id in behind}
-
-        try:
-            while lacking() and (left := deadline - time.monotonic()) > 0:
-                progress = asyncio.ensure_future(self._progress.wait())
-                pending = [task for task in asked.values() if not task.done()]
-                await asyncio.wait(
-                    [progress, *pending],
-                    timeout=min(left, LOOK_AGAIN),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                progress.cancel()
-            return lacking()
-        finally:
-            for task in asked.values():
-                task.cancel()
-
-    def _taking_part(self) -> list[str]:
-        """The other nodes whose kernels count: the members, and those whose agent alone is dead.
-        Their hosts' traffic goes on by what the kernel has, and others keep rows of them."""
-        status = self.node.status
-        down = [
-            id
-            for id in self.node.nodes
-            if id in status and status[id].state == "unreachable" and not status[id].withdrawn
-        ]
-        return list(dict.fromkeys([*self._members(), *down]))
-
-    def _near(self) -> list[str]:
-        """The nodes that take part and tell by a stream what their kernel has, or will soon."""
-        return [
-            id
-            for id in self._taking_part()
-            if self.live is not None or id in self.links or self._just_lost(id)
-        ]
-
-    def _far(self) -> list[str]:
-        """Those that take part and have to be asked: there is no stream, and none to be."""
-        return [
-            id
-            for id in self._taking_part()
-            if id in self.node.nodes
-            and id not in self.links
-            and (self.live is not None or id not in self._wanted)
-        ]
+        """See Waiting.wait_applied."""
+        return await self._waiting.wait_applied(version, seconds, networks)
 
     async def catch_up(self, seconds: float) -> list[str]:
-        """Wait until everything that the nodes known now had to tell has come.
-
-        Asked are those with whom a stream is wanted; what others have they have too, or will.
-        Returns the ids of those that have not told all when the time is up.
-        """
-        deadline = time.monotonic() + seconds
-        known = [id for id in self.node.nodes if id != self.me.id and id in self._wanted]
-
-        def behind() -> list[str]:
-            links = {id: self.links.get(id) for id in known}
-            return [
-                id
-                for id, link in links.items()
-                if id not in self.node.withdrawn and (link is None or link.session.missing)
-            ]
-
-        while (left := deadline - time.monotonic()) > 0 and behind():
-            try:
-                async with asyncio.timeout(left):
-                    await self._progress.wait()
-            except TimeoutError:
-                break
-        return behind()
+        """See Waiting.catch_up."""
+        return await self._waiting.catch_up(seconds)
 
     def missing(self) -> int:
         """Versions that the peers had when their streams opened and that are not here yet."""
@@ -333,19 +241,13 @@ class Peers:
         found = self.node.nodes if self.live is None else self.live()
         return [id for id in found if id != self.me.id]
 
-    def _just_lost(self, node: str) -> bool:
-        """Whether a node without a stream may well be about to have one."""
-        since = self.down_since.get(node, self._started)
-        return node in self._wanted and time.monotonic() - since < SILENCE
-
     def _heard(self, peer: str, message: Message | Rumours) -> None:
         if isinstance(message, Rumours):
             # Of a stream that was given up for another one: that one has told it too.
             if peer in self.links:
                 self.on_rumours(peer, message)
         elif not isinstance(message, Hello):
-            self._progress.set()
-            self._progress = asyncio.Event()
+            self._waiting.moved()
         if isinstance(message, Delta):
             self._pass_on()
 
