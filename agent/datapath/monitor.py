@@ -26,7 +26,6 @@ from agent.datapath.linkstate import (
     read_index,
     read_link,
 )
-from agent.datapath.netlink import PROTOCOL
 from agent.datapath.packing import (
     AF_BRIDGE,
     ATTRIBUTE,
@@ -42,6 +41,7 @@ from agent.datapath.packing import (
     RTM_NEWNEIGH,
     read_address,
 )
+from agent.datapath.routing import PROTOCOL
 from agent.syscalls import socket_in
 
 RTM_DELADDR, RTM_DELROUTE, RTM_NEWNETCONF = 21, 25, 80

@@ -26,8 +26,9 @@ from collections.abc import Iterable
 
 from agent.datapath import egress, namespaces
 from agent.datapath.egress import FLAG
-from agent.datapath.netlink import Netlink, in_thread
+from agent.datapath.netlink import Netlink
 from agent.datapath.nftables import run_here
+from agent.datapath.rtnetlink import in_thread
 from agent.drivers.base import Port
 from agent.drivers.overlay import ROUTER_PREFIX
 from agent.errors import Unsupported

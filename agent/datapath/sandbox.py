@@ -13,7 +13,8 @@ import os
 import structlog
 
 from agent.datapath import namespaces
-from agent.datapath.netlink import Link, Netlink, in_thread
+from agent.datapath.netlink import Link, Netlink
+from agent.datapath.rtnetlink import in_thread
 from agent.drivers.base import Port
 from agent.errors import Conflict, Invalid, NotFound
 from agent.model import format_mac

@@ -11,8 +11,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from agent.core.bounds import ROUTES_MAX
-from agent.datapath.netlink import PROTOCOL, Netlink, Route
+from agent.datapath.netlink import Netlink
 from agent.datapath.nft import HOST_UPLINK
+from agent.datapath.routing import PROTOCOL, Route
 
 MTU = 1500  # bytes, where there is no route at all
 

@@ -20,8 +20,9 @@ import structlog
 from agent.datapath import namespaces
 from agent.datapath.linkstate import LinkState
 from agent.datapath.namespaces import SYSCTL
-from agent.datapath.netlink import PROTOCOL, Link, Netlink
+from agent.datapath.netlink import Link, Netlink
 from agent.datapath.nft import HOST_UPLINK, UPLINK
+from agent.datapath.routing import PROTOCOL
 from agent.errors import Conflict, VxmeshError
 from agent.syscalls import in_netns
 

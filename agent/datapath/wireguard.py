@@ -31,7 +31,8 @@ from typing import Any
 import structlog
 
 from agent.datapath import namespaces, wireguard_go
-from agent.datapath.netlink import PROTOCOL, Link, Netlink
+from agent.datapath.netlink import Link, Netlink
+from agent.datapath.routing import PROTOCOL
 from agent.datapath.wgconfig import Config, Endpoint, difference
 from agent.datapath.wireguard_go import WireguardGo
 from agent.datapath.wireguard_netlink import WireguardKernel
