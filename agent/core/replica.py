@@ -10,15 +10,17 @@ A delta covers the versions base < v <= upto *completely*: records that were ove
 are absent because a later version of them follows. So who has version `base` and takes it has
 version `upto`, with no holes, and who has less must not take it.
 
-What stands opposite: core/session.py moves deltas between two replicas.
+What stands opposite: core/session.py moves deltas between two replicas; core/origin.py is what is
+held of each origin.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from agent.core.origin import Origin
 from agent.core.sealing import check, check_held, seal_own
 from agent.core.seals import SEALS_MAX, Seal, Sealer, Seals, Standing, Unproven
 
@@ -79,82 +81,6 @@ class Change(NamedTuple):
     value: bytes
 
 
-@dataclass(slots=True)
-class _Origin:
-    # Always in the order of versions: an overwritten key leaves its place and goes to the end,
-    # so that what came after a version is a tail, found without looking at the rest.
-    records: dict[str, Record] = field(default_factory=dict)
-    version: int = 0
-    tombstones: dict[str, int] = field(default_factory=dict)  # key -> version, in that order
-    floor: int = 0  # tombstones up to here are collected; who has less needs the whole state
-    generation: int = 0  # counts whole states taken in place of what was here
-    size: int = 0  # bytes of all values
-    seals: Seals = field(default_factory=Seals)
-    sender: str = ""  # of a whole state that is not complete yet
-    # What lived here and is not in the whole state that a third node sent since: maybe deleted.
-    # Views keep it until the origin itself says so; nobody is sent it.
-    doubted: dict[str, Record] = field(default_factory=dict)
-
-    def living(self) -> dict[str, Record]:
-        """The live records by key, with those in doubt."""
-        living = {key: record for key, record in self.records.items() if record.value}
-        return {**self.doubted, **living} if self.doubted else living
-
-    def put(self, record: Record) -> None:
-        old = self.records.pop(record.key, None)
-        self.size += len(record.value) - (len(old.value) if old else 0)
-        self.records[record.key] = record
-        if self.doubted:
-            self.doubted.pop(record.key, None)
-        self.tombstones.pop(record.key, None)
-        if not record.value:
-            self.tombstones[record.key] = record.version
-        self.version = record.version
-
-    def put_all(self, fresh: list[Record]) -> None:
-        """The same for many, of which most are new."""
-        records, tombstones = self.records, self.tombstones
-        for record in fresh:
-            key, version, value = record
-            if key in records:
-                self.size -= len(records.pop(key).value)
-                tombstones.pop(key, None)
-            records[key] = record
-            if value:
-                self.size += len(value)
-            else:
-                tombstones[key] = version
-        if self.doubted:
-            for record in fresh:
-                self.doubted.pop(record.key, None)
-
-    def raise_floor(self, floor: int) -> None:
-        if floor <= self.floor:
-            return
-        self.floor = floor
-        for key, version in list(self.tombstones.items()):
-            if version > floor:
-                break
-            del self.tombstones[key]
-            del self.records[key]
-
-    def keep_seals(self, seals: Iterable[Seal], standing: Standing) -> None:
-        self.seals.add(seals, standing)
-        if self.seals.is_full:
-            self.seals.prune([record.version for record in self.records.values()])
-
-    def since(self, version: int) -> list[Record]:
-        if version <= 0:
-            return list(self.records.values())
-        tail: list[Record] = []
-        for record in reversed(self.records.values()):
-            if record.version <= version:
-                break
-            tail.append(record)
-        tail.reverse()
-        return tail
-
-
 class Replica:
     """All origins' records as this node has them.
 
@@ -169,8 +95,8 @@ class Replica:
         self.on_false: Callable[[Unproven], None] = lambda error: None  # an origin lied of itself
         self.published = 0
         self.changed: set[str] = set()  # other origins, since who looks at it cleared it
-        self._origins: dict[str, _Origin] = {me: _Origin()}
-        self._incoming: dict[str, _Origin] = {}  # whole states that are not complete yet
+        self._origins: dict[str, Origin] = {me: Origin()}
+        self._incoming: dict[str, Origin] = {}  # whole states that are not complete yet
         self.doubted: set[str] = set()  # origins that are to be asked themselves for all they hold
         # The published past: own records that were overwritten by others which are not
         # published, oldest first. Until those are, these are what there is: a delta that left
@@ -227,7 +153,7 @@ class Replica:
     ) -> list[Change]:
         """Take what was known of another origin from disk, at start, oldest first."""
         self._digest = None
-        state = self._origins.setdefault(origin, _Origin())
+        state = self._origins.setdefault(origin, Origin())
         for record in records:
             state.put(record)
         state.version, state.floor = version, floor
@@ -344,7 +270,7 @@ class Replica:
             delta.certificate = sealer.keys.certificate(delta.origin)
         return True
 
-    def _seal(self, sealer: Sealer, own: _Origin, delta: Delta) -> None:
+    def _seal(self, sealer: Sealer, own: Origin, delta: Delta) -> None:
         seal_own(sealer, self.me, own.seals, delta)
         if own.seals.is_full:
             past = [record.version for records in self._past.values() for record in records]
@@ -377,7 +303,7 @@ class Replica:
         if standing is None:
             return None
         if state is None:
-            state = self._origins[delta.origin] = _Origin()
+            state = self._origins[delta.origin] = Origin()
             self._digest = None
             self.changed.add(delta.origin)
         if delta.reset:
@@ -403,7 +329,7 @@ class Replica:
             self._note_doubt(delta.origin, state)
         return changes
 
-    def _check(self, state: _Origin | None, delta: Delta, sender: str) -> Standing | None:
+    def _check(self, state: Origin | None, delta: Delta, sender: str) -> Standing | None:
         """How the seals of a delta stand that may be taken; None if its key is not known yet."""
         version = state.version if state else 0
         if self.sealer is None or not (delta.reset or delta.base <= version < delta.upto):
@@ -411,7 +337,7 @@ class Replica:
         return check(self.sealer, delta, state.seals if state else Seals(), sender)
 
     def _merge_reset(
-        self, state: _Origin, delta: Delta, standing: Standing, sender: str
+        self, state: Origin, delta: Delta, standing: Standing, sender: str
     ) -> list[Change] | None:
         # Who passes on a whole state may have left out what lives, and what was deleted for good
         # cannot be shown: only its origin's own takes anything away.
@@ -422,7 +348,7 @@ class Replica:
             return []
         incoming = self._incoming.get(delta.origin)
         if delta.base == 0:
-            incoming = self._incoming[delta.origin] = _Origin(sender=sender)
+            incoming = self._incoming[delta.origin] = Origin(sender=sender)
         if incoming is None or delta.base > incoming.version or incoming.sender != sender:
             return None
         for record in delta.records:
@@ -457,7 +383,7 @@ class Replica:
         most = self._origins[self.me].version + JUMPS_MAX * JUMP
         return version <= most and beyond(version) <= VERSION_MAX - JUMP
 
-    def _note_doubt(self, origin: str, state: _Origin) -> None:
+    def _note_doubt(self, origin: str, state: Origin) -> None:
         if state.doubted:
             self.doubted.add(origin)
         else:
@@ -476,7 +402,7 @@ class Replica:
         self._digest = None
         live = [r for r in own.records.values() if r.value]
         start = beyond(version)
-        fresh = self._origins[self.me] = _Origin(version=start, floor=start)
+        fresh = self._origins[self.me] = Origin(version=start, floor=start)
         self._past.clear()
         self.published = 0  # these versions are to be on disk for good before they are told
         for record in live:

@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 
 from agent.cluster.codec import Encoder, decode
 from agent.core.addresses import Addresses
+from agent.core.origin import Origin
 from agent.core.replica import Change as Update
 from agent.core.replica import Delta, Replica
-from agent.core.replica import _Origin as Origin
 from agent.core.seals import Sealer
 from agent.model import Claims, Endpoint, Network, Node
 from agent.node import NodeState
