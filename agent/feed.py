@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dns.rdatatype
 
+from agent.core.explaining import explain
 from agent.core.members import Member
 from agent.core.names import Answer, Kind, Names, Srv, subject_of
 from agent.core.nametables import ServiceBackend, ServicePort
@@ -228,7 +229,7 @@ class ToResolver:
             f"{dns.rdatatype.to_text(dns.rdatatype.RdataType(r.type))} {_text(r.data)}"
             for r in (answer.records if answer.kind is Kind.ANSWER else ())
         )
-        return answer.kind.name.lower(), lines, tuple(names.explain(question, view))
+        return answer.kind.name.lower(), lines, tuple(explain(names, question, view))
 
 
 def _text(data: bytes | str | Srv) -> str:

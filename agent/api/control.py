@@ -17,7 +17,7 @@ from agent.api.requests import refs_of, wait_of
 from agent.api.services import ServiceControl
 from agent.api.watch import Watchers
 from agent.core.members import Member
-from agent.core.names import resolv_conf
+from agent.core.resolvconf import resolv_conf
 from agent.departures import Departures
 from agent.encryption import Encryption
 from agent.errors import Exhausted, Invalid, Unsupported

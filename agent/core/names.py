@@ -14,7 +14,8 @@ The price: in the sandboxes of a network called `dev`, names under the public to
 
 Sources: RFC 1034 and 1035, 2308 (negative answers), 2782 (SRV), 6761 (localhost), 8020 (a name
 that is denied has nothing below it, so what lies between exists), 8482 (ANY).
-What stands opposite: nametables.py holds a network's names; agent/resolver puts this on the wire.
+What stands opposite: nametables.py holds a network's names; agent/resolver puts this on the wire;
+explaining.py tells why, resolvconf.py how a sandbox comes to ask.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ from agent.core.question import (
     ReversePrefix,
     reverse_prefix,
 )
-from agent.model import format_address
 
 ZONE = "vxmesh.internal"
 TTL = 5  # seconds, of every record of ours and of "no such name"
@@ -49,9 +49,6 @@ TTL = 5  # seconds, of every record of ours and of "no such name"
 TASKS = "tasks"  # tasks.NAME: the backends of a service
 
 _ZONE_LABELS = ("vxmesh", "internal")
-_SEARCH_BYTES_MAX = 240  # musl skips a line of resolv.conf of 256 bytes or more
-_SEARCH_DOMAINS_MAX = 6  # glibc before 2.26 takes no more
-_NAMESERVERS_MAX = 3  # glibc and musl take no more
 
 
 class Kind(Enum):
@@ -116,7 +113,7 @@ class Names:
     """
 
     def __init__(self) -> None:
-        self._networks: dict[str, NetworkNames] = {}
+        self.networks: dict[str, NetworkNames] = {}  # to be looked at only
         self._views: dict[bytes, View] = {}
         # version, prefix length -> base -> ids: of networks that share a subnet there are several
         self._subnets: dict[tuple[int, int], dict[int, list[str]]] = {}
@@ -127,7 +124,7 @@ class Names:
     def watch(self) -> None:
         """From now on note what `take_stale` returns."""
         self._stale, self._all_stale, self._views_stale = set(), False, False
-        for network in self._networks.values():
+        for network in self.networks.values():
             network.stale = self._stale
 
     def take_stale(self) -> Stale:
@@ -156,7 +153,7 @@ class Names:
 
     def drop_network(self, id: str) -> None:
         """The network is gone, and every name in it. Nothing happens if there is none."""
-        network = self._networks.pop(id, None)
+        network = self.networks.pop(id, None)
         if network is not None:
             self._all_stale = True
             self._forget_subnets(id, network)
@@ -174,14 +171,14 @@ class Names:
         Of two endpoints with one address the later put is the one that the address leads to.
         """
         lowered = tuple([alias.lower() for alias in aliases]) if aliases else ()
-        network = self._networks.get(network_id)
+        network = self.networks.get(network_id)
         if network is None:
             network = self._network(network_id)
         network.put(endpoint_id, (name.lower(), lowered, addresses))
 
     def drop(self, network_id: str, endpoint_id: str) -> None:
         """The endpoint is gone. Nothing happens if there is none."""
-        network = self._networks.get(network_id)
+        network = self.networks.get(network_id)
         if network is not None:
             network.drop(endpoint_id)
             self._prune(network_id, network)
@@ -206,20 +203,20 @@ class Names:
 
     def drop_service(self, network_id: str, service_id: str) -> None:
         """The service is gone. Nothing happens if there is none."""
-        network = self._networks.get(network_id)
+        network = self.networks.get(network_id)
         if network is not None:
             network.drop_service(service_id)
             self._prune(network_id, network)
 
     def _network(self, id: str) -> NetworkNames:
-        network = self._networks.get(id)
+        network = self.networks.get(id)
         if network is None:
-            network = self._networks[id] = NetworkNames(self._stale)
+            network = self.networks[id] = NetworkNames(self._stale)
         return network
 
     def _prune(self, id: str, network: NetworkNames) -> None:
         if not network:
-            del self._networks[id]
+            del self.networks[id]
 
     def put_view(self, address: bytes, networks: View) -> None:
         """Who asks from `address` (4 or 16 bytes) is in these networks; the first counts first."""
@@ -238,9 +235,9 @@ class Names:
     def counts(self) -> dict[str, int]:
         """How many networks, endpoints, services and views are known."""
         return {
-            "networks": len(self._networks),
-            "endpoints": sum(len(n.endpoints) for n in self._networks.values()),
-            "services": sum(len(n.services) for n in self._networks.values()),
+            "networks": len(self.networks),
+            "endpoints": sum(len(n.endpoints) for n in self.networks.values()),
+            "services": sum(len(n.services) for n in self.networks.values()),
             "views": len(self._views),
         }
 
@@ -263,7 +260,7 @@ class Names:
         if len(labels) == 1:
             return self._single(question, view, turn)
         for id in view:
-            network = self._networks.get(id)
+            network = self.networks.get(id)
             if network is not None and network.name == last:
                 found = self._in_network(id, labels[:-1], question.type, last, turn)
                 if len(labels) > 2 or found.kind is not Kind.NXDOMAIN:
@@ -280,38 +277,15 @@ class Names:
             return None
         name = labels[-1]
         for id in view:
-            network = self._networks.get(id)
+            network = self.networks.get(id)
             if network is not None and name in network.named:
                 return self._in_network(id, labels, question.type, name, turn)
         for id in view:
-            network = self._networks.get(id)
+            network = self.networks.get(id)
             if network is not None and (name in network.names or name in network.departed):
                 return Answer(Kind.NXDOMAIN, _NO_SUCH_SERVICE, zone=name, network=id)
         # No top-level domain has SRV records, while there are public names such as tasks.org.
         return Answer(Kind.NXDOMAIN, _SINGLE) if labels[0] != TASKS else None
-
-    def explain(self, question: Question, view: View) -> list[str]:
-        """Why `question` gets the answer that it gets, a sentence a line, for an operator.
-
-        Says more than the asker may know, such as that another network has the name.
-        """
-        answer = self.answer(question, view)
-        if view:
-            lines = [f"the asker is in {', '.join(self._title(id) for id in view)}"]
-        else:
-            lines = ["the asker has no address of a sandbox of this node, so it is in no network"]
-        lines.append(answer.why)
-        network = self._networks.get(answer.network)
-        if answer.kind is Kind.ANSWER and network is not None:
-            lines.extend(self._meant(network, self._title(answer.network), question))
-        if answer.kind is not Kind.ANSWER and question.labels:
-            name = question.labels[subject_of(question.labels)]
-            lines.extend(
-                f"{self._title(id)} has the name {name}, but the asker is not in it"
-                for id, other in self._networks.items()
-                if id not in view and name in other
-            )
-        return lines
 
     def _in_zone(self, question: Question, view: View, turn: int) -> Answer:
         above = question.labels[:-2]
@@ -320,7 +294,7 @@ class Names:
                 return Answer(Kind.ANSWER, _APEX, (Record(SOA, ""),), ZONE)
             return Answer(Kind.NODATA, _APEX, zone=ZONE)
         for id in view:
-            network = self._networks.get(id)
+            network = self.networks.get(id)
             if network is not None and network.name == above[-1]:
                 if len(above) == 1:
                     return Answer(Kind.NODATA, _NETWORK, zone=ZONE, network=id)
@@ -331,7 +305,7 @@ class Names:
         label = question.labels[0]
         between = label == _ZONE_LABELS[-1]
         for id in view:
-            network = self._networks.get(id)
+            network = self.networks.get(id)
             if network is None:
                 continue
             if label in network:
@@ -345,7 +319,7 @@ class Names:
         self, id: str, labels: tuple[str, ...], type: int, zone: str, turn: int
     ) -> Answer:
         """What the network says of what was asked in front of its name."""
-        network = self._networks[id]
+        network = self.networks[id]
         name = labels[-1]
         service = network.service(name)
         if len(labels) == 1:
@@ -377,7 +351,7 @@ class Names:
         return self._targets(id, service, ports, zone, turn)
 
     def _backends(self, id: str, service: ServiceEntry, type: int, zone: str, turn: int) -> Answer:
-        held = self._networks[id].backends(service, turn)
+        held = self.networks[id].backends(service, turn)
         if not held:
             return Answer(Kind.NODATA, _NO_BACKEND, zone=zone, network=id)
         found = [address for _, entry in held for address in entry[2]]
@@ -387,7 +361,7 @@ class Names:
         self, id: str, service: ServiceEntry, ports: list[ServicePort], zone: str, turn: int
     ) -> Answer:
         """SRV: the service itself if it has a VIP, else each backend."""
-        network = self._networks[id]
+        network = self.networks[id]
         if service.vips:
             named = [(1, service.name, service.vips, True)]
         else:
@@ -418,7 +392,7 @@ class Names:
         if address is None:
             return Answer(Kind.NODATA, _NETWORK, zone=zone)
         for id in view:
-            network = self._networks.get(id)
+            network = self.networks.get(id)
             name = network.bearer(address) if network is not None else ""
             if network is None or not name:
                 continue
@@ -436,7 +410,7 @@ class Names:
         return 0
 
     def _outside(self, view: View) -> Answer:
-        networks = [self._networks[id] for id in view if id in self._networks]
+        networks = [self.networks[id] for id in view if id in self.networks]
         if any(not network.internal for network in networks):
             return Answer(Kind.FORWARD, _OUTSIDE)
         return Answer(Kind.REFUSED, _INTERNAL if networks else _STRANGER)
@@ -450,36 +424,6 @@ class Names:
             if not bases:
                 del self._subnets[version, prefix]
         network.subnets = []
-
-    def _meant(self, network: NetworkNames, title: str, question: Question) -> list[str]:
-        """Of what the answer is made, a line each."""
-        prefix = reverse_prefix(question.labels)
-        subject = question.labels[subject_of(question.labels)]
-        if prefix is None or prefix.address is None:
-            service = network.service(subject)
-            ids = network.holders(subject)
-        else:
-            of = network.vips.get(prefix.address)
-            service = network.services[of] if of else None
-            ids = [] if service else [network.addresses[prefix.address]]
-        lines = []
-        if service is not None:
-            ids = [backend.endpoint for backend, _ in network.backends(service)]
-            vips = ", ".join(map(format_address, service.vips)) or "no VIP"
-            ready = f"{len(ids)} of its backends take connections"
-            lines.append(f"service {service.name} in {title}: {vips}, {ready}")
-        for id in ids:
-            name, aliases, addresses = network.endpoints[id]
-            also = f" (also {', '.join(aliases)})" if aliases else ""
-            has = ", ".join(format_address(address) for address in addresses)
-            lines.append(f"endpoint {id} in {title}: {name}{also}, {has}")
-        return lines
-
-    def _title(self, id: str) -> str:
-        network = self._networks.get(id)
-        return (
-            f"network {network.name}" if network is not None and network.name else f"network {id}"
-        )
 
 
 _NAME = "the network has this name"
@@ -538,24 +482,3 @@ def _localhost(question: Question) -> Answer:
     records = tuple(Record(type, _LOOPBACK[type]) for type in types if type in _LOOPBACK)
     kind = Kind.ANSWER if records else Kind.NODATA
     return Answer(kind, _LOCALHOST, records, "localhost")
-
-
-def resolv_conf(nameservers: Sequence[str], networks: Sequence[str]) -> str:
-    """The text of a sandbox's resolv.conf: gateways to ask, names of its networks in order.
-
-    `ndots:0`: both glibc and musl ask for `two` and `two.demo` as they stand, which we answer,
-    one question a look-up. The search list is for those that never send a single label, such as
-    systemd-resolved, and makes NAME.NET.vxmesh.internal of it; a list longer than a C library
-    takes loses its last ones.
-    """
-    lines = [f"nameserver {address}" for address in nameservers[:_NAMESERVERS_MAX]]
-    search = ""
-    for network in networks[:_SEARCH_DOMAINS_MAX]:
-        longer = f"{search} {network}.{ZONE}"
-        if len(longer) > _SEARCH_BYTES_MAX:
-            break
-        search = longer
-    if search:
-        lines.append(f"search{search}")
-    lines.append("options ndots:0")
-    return "\n".join(lines) + "\n"

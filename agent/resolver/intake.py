@@ -21,6 +21,7 @@ import dns.message
 import dns.rdatatype
 import msgspec
 
+from agent.core.explaining import explain
 from agent.core.names import Answer, Kind, Names
 from agent.core.question import Question, parse_question
 from agent.errors import Invalid, VxmeshError
@@ -184,7 +185,7 @@ class Intake:
             return feed.Verdict(query.id, "", (), (), failure)
         view = names.view(query.address) if query.address else query.networks
         answer: Answer = names.answer(question, view)
-        why = names.explain(question, view)
+        why = explain(names, question, view)
         records = tuple(describe(answer.records))
         if answer.kind is Kind.FORWARD:
             message, upstream = await self._forwarder.resolve(asked)

@@ -28,7 +28,8 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from agent.core.names import ZONE, resolv_conf
+from agent.core.names import ZONE
+from agent.core.resolvconf import resolv_conf
 from agent.model import Endpoint, Network, parse_address
 from agent.resolver import feed
 from agent.resolver.client import ResolverClient

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.names import TTL, ZONE, Kind, Names, Record, resolv_conf
+from agent.core.explaining import explain
+from agent.core.names import TTL, ZONE, Kind, Names, Record
 from agent.core.nametables import HOLDERS_MAX
 from agent.core.question import (
     AAAA,
@@ -19,6 +20,7 @@ from agent.core.question import (
     reverse_labels,
     reverse_prefix,
 )
+from agent.core.resolvconf import resolv_conf
 from agent.errors import Invalid
 from agent.model import parse_address
 
@@ -273,15 +275,15 @@ def test_views(names: Names) -> None:
 
 
 def test_explain_says_who_asked_what_was_found_and_what_is_hidden(names: Names) -> None:
-    found = "\n".join(names.explain(parse_question("web", A), (DEMO,)))
+    found = "\n".join(explain(names, parse_question("web", A), (DEMO,)))
     assert "the asker is in network demo" in found
     assert "endpoint 1111111111111111 in network demo: one (also web, first), 10.1.0.2" in found
     assert "10.1.0.3" in found
-    hidden = names.explain(parse_question("db", A), (DEMO,))
+    hidden = explain(names, parse_question("db", A), (DEMO,))
     assert "network back has the name db, but the asker is not in it" in hidden
-    reverse = "\n".join(names.explain(parse_question("10.1.0.3", PTR), (DEMO,)))
+    reverse = "\n".join(explain(names, parse_question("10.1.0.3", PTR), (DEMO,)))
     assert "endpoint 2222222222222222" in reverse
-    assert "in no network" in names.explain(parse_question("one", A), ())[0]
+    assert "in no network" in explain(names, parse_question("one", A), ())[0]
 
 
 _ENDPOINTS = st.tuples(
@@ -339,7 +341,7 @@ def test_any_question_has_an_answer(labels: list[str], type: int) -> None:
     names.put_network(DEMO, "demo", ("10.1.0.0/24",))
     for tail in ((), ("demo",), ("vxmesh", "internal"), ("in-addr", "arpa"), ("ip6", "arpa")):
         names.answer(Question((*labels, *tail), type), (DEMO,))
-        names.explain(Question((*labels, *tail), type), (DEMO,))
+        explain(names, Question((*labels, *tail), type), (DEMO,))
 
 
 @pytest.mark.parametrize("text", ["", "a..b", ".a", "x" * 64, ".".join(["abcdefg"] * 40), "ü.de"])

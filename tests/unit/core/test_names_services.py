@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agent.core.explaining import explain
 from agent.core.names import ZONE, Answer, Kind, Names, Srv
 from agent.core.nametables import ServiceBackend, ServicePort
 from agent.core.question import AAAA, PTR, SRV, A, parse_question
@@ -151,9 +152,9 @@ def test_stale_is_what_changed_and_what_is_made_of_it(names: Names) -> None:
 
 
 def test_explained(names: Names) -> None:
-    lines = names.explain(parse_question("all", A), (DEMO,))
+    lines = explain(names, parse_question("all", A), (DEMO,))
     assert "service all in network demo: no VIP, 2 of its backends take connections" in lines
     assert any("w2 (also all), 10.1.0.2" in line for line in lines)
-    assert any("10.1.0.100" in line for line in names.explain(parse_question("web", A), (DEMO,)))
-    lines = names.explain(parse_question("_80._tcp.web", SRV), (BACK,))
+    assert any("10.1.0.100" in line for line in explain(names, parse_question("web", A), (DEMO,)))
+    lines = explain(names, parse_question("_80._tcp.web", SRV), (BACK,))
     assert "network demo has the name web, but the asker is not in it" in lines
