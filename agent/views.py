@@ -2,27 +2,28 @@
 
 Records go in as `apply` gets them, from peers or from disk, in any order between origins
 (an endpoint can come before its network); the views are the same whichever came first.
-What stands opposite: node.py, which writes this node's own records and looks things up here.
+What stands opposite: lookups.py, which finds things in them; node/, which writes this node's own
+records.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 
 from agent.core import bounds
 from agent.core.addresses import Addresses
-from agent.core.catalogue import NETWORKS_MAX, Catalogue, give_way, is_closed_as
+from agent.core.catalogue import NETWORKS_MAX, Catalogue, is_closed_as
 from agent.core.members import Member, Members
 from agent.core.replica import Change as Update
 from agent.core.replica import Record
 from agent.core.servicebounds import check_health, check_service
 from agent.core.servicecatalogue import SERVICES_MAX, ServiceCatalogue
-from agent.core.services import Row, Selection, rows
-from agent.errors import Invalid, NotFound, VxmeshError
+from agent.core.services import Selection
+from agent.errors import Invalid, VxmeshError
 from agent.model import (
     Claims,
     Endpoint,
@@ -35,7 +36,6 @@ from agent.model import (
     Trust,
     check_endpoint,
     check_sound,
-    shorten,
 )
 from agent.servicemodel import Health, Service
 
@@ -59,7 +59,6 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
     SERVICE: msgspec.msgpack.Decoder(Service),
     HEALTH: msgspec.msgpack.Decoder(Health),
 }
-T = TypeVar("T")
 # Removals that are heeded; they are kept for good. A cluster that had so many nodes lost would
 # have had another one each day for a quarter of a century.
 REMOVALS_MAX = 10_000
@@ -138,119 +137,6 @@ class Views:
         self._health: dict[tuple[str, str], Health] = {}  # endpoint, origin -> what that one says
         self._claims: dict[str, dict[str, Claims]] = {}  # network -> origin -> claims
         self._network_of: dict[str, str] = {}  # endpoint id -> network id
-
-    # -- looking things up --
-
-    def find_network(self, ref: str) -> Network:
-        """A network by name, id or unambiguous prefix of its id; NotFound or Invalid."""
-        named = self.catalogue.named(ref.lower())
-        if named:
-            return named
-        return _by_prefix("network", ref, {n.id: n for n in self.catalogue.all()})
-
-    def find_endpoint(self, ref: str, network: str = "") -> tuple[Network, Member]:
-        """An endpoint by name, id or prefix, in one network or any; NotFound or Invalid."""
-        if network:
-            networks = [self.find_network(network)]
-        else:
-            networks = sorted(self.catalogue.all(), key=lambda n: n.id)
-        found = [
-            (n, m) for n in networks if n.id in self.members
-            for m in self.members[n.id].with_name(ref.lower())
-        ]  # fmt: skip
-        if len(found) == 1:
-            return found[0]
-        if found:
-            where = ", ".join(f"{self.catalogue.name(n.id)} ({m.endpoint.id})" for n, m in found)
-            raise Invalid(f"endpoint {ref}", f"is in several: {where}", "Give --network or the id")
-        known = self.catalogue.get(self.network_of(ref))
-        if known and (not network or known in networks):
-            return known, self.members[known.id].all[ref]
-        every = {
-            id: (n, m) for n in networks if n.id in self.members
-            for id, m in self.members[n.id].all.items()
-        }  # fmt: skip
-        return _by_prefix("endpoint", ref, every)
-
-    def find_sandbox(self, ref: str) -> Sandbox:
-        """A sandbox of this node by name, id or prefix; NotFound or Invalid."""
-        for sandbox in self.sandboxes.values():
-            if sandbox.name == ref.lower():
-                return sandbox
-        return _by_prefix("sandbox", ref, self.sandboxes)
-
-    def find_service(self, ref: str, network: str = "") -> Service:
-        """A service by name, id or prefix, in one network or any; NotFound or Invalid."""
-        only = self.find_network(network).id if network else ""
-        every = [s for s in self.services.all() if not only or s.network == only]
-        found = [s for s in every if s.name == ref.lower()]
-        if len(found) > 1:
-            where = ", ".join(sorted(f"{self.catalogue.name(s.network)} ({s.id})" for s in found))
-            raise Invalid(f"service {ref}", f"is in several: {where}", "Give --network or the id")
-        return found[0] if found else _by_prefix("service", ref, {s.id: s for s in every})
-
-    def health_of(self, member: Member) -> Health | None:
-        """How an endpoint is, as its own node says; None if it has said nothing."""
-        return self._health.get((member.endpoint.id, member.node))
-
-    def backends_of(self, service: Service, now: float) -> list[Row]:
-        """The backends of a service as they are at `now`, seconds since the epoch."""
-        members = self.members.get(service.network)
-        ids = self.selection.endpoints_of(service.id) if members else ()
-        held = [m for m in (members.all.get(id) for id in ids) if m] if members else []
-        return rows(service, held, self.health_of, self.withdrawn, now)
-
-    def network_of(self, endpoint: str) -> str:
-        """The id of the network that an endpoint is in; empty if there is no such endpoint."""
-        return self._network_of.get(endpoint, "")
-
-    def local_endpoint(self, id: str) -> Endpoint | None:
-        """An endpoint of this node by its whole id."""
-        members = self.members.get(self.network_of(id))
-        return members.local.get(id) if members else None
-
-    def node_name(self, id: str) -> str:
-        """A node's name; its id if it is not known."""
-        node = self.nodes.get(id) or self.removals.get(id)
-        return node.name if node else id
-
-    def condition(self, id: str) -> Status:
-        """What this node believes of a node; unreachable if it has not been heard of yet."""
-        if id == self.me:
-            return Status("alive", "", self.nodes[id].since)
-        return self.status.get(id) or Status("unreachable", "has not answered yet", 0.0)
-
-    def find_node(self, ref: str) -> Node:
-        """A node by name, id or prefix; NotFound or Invalid."""
-        for node in self.nodes.values():
-            if node.name == ref.lower():
-                return node
-        return _by_prefix("node", ref, self.nodes)
-
-    def local_networks(self) -> list[Network]:
-        """The networks that have an endpoint on this node."""
-        return [
-            n for n in self.catalogue.all() if n.id in self.members and self.members[n.id].local
-        ]
-
-    def is_present(self, id: str) -> bool:
-        """Whether a network is on this node: by an endpoint, or by a service published here."""
-        members = self.members.get(id)
-        is_here = bool(members and members.local) or id in self._ingress
-        return is_here and self.catalogue.get(id) is not None
-
-    def present_networks(self) -> list[Network]:
-        """The networks that are on this node."""
-        return [n for n in self.catalogue.all() if self.is_present(n.id)]
-
-    def gives_way(self) -> dict[str, frozenset[str]]:
-        """Network id -> those of its subnets that have no gateway and no way out on this node,
-        because an older network that is here as well has these addresses."""
-        if not self.catalogue.overlapping():
-            return {}
-        return give_way(n for n in self.present_networks() if self.catalogue.overlap(n.id))
-
-    # -- how records become views --
 
     def apply(self, updates: list[Update], change: Change) -> set[str]:
         """Take changed records; the networks whose ownership of addresses may have moved."""
@@ -519,17 +405,3 @@ class Views:
         if addresses:
             for address in endpoint.addresses:
                 addresses.space.release(address)
-
-
-def _by_prefix(noun: str, ref: str, objects: dict[str, T]) -> T:
-    """The object whose id is `ref` or alone begins with it."""
-    if ref in objects:
-        return objects[ref]
-    found = [id for id in objects if ref and id.startswith(ref)]
-    if len(found) == 1:
-        return objects[found[0]]
-    if found:
-        raise Invalid(
-            f"{noun} {ref}", f"is ambiguous: {len(found)} ids begin so", "Give more of it"
-        )
-    raise NotFound(f"{noun} {shorten(ref)}", "does not exist", f"See 'vxmesh {noun} ls'")

@@ -18,15 +18,16 @@ from agent.core.bounds import clip_time
 from agent.core.members import Member
 from agent.core.replica import Replica
 from agent.errors import InUse, VxmeshError
+from agent.lookups import Lookups
 from agent.model import Node, Notice, Removal, encode
-from agent.views import ENDPOINT, Change, Status, Views
+from agent.views import ENDPOINT, Change, Status
 
 log = structlog.get_logger()
 
 JOIN_ANEW = "Start it with --reset-state to join as a new one"  # what a removed node can do
 
 
-class Records(Views):
+class Records(Lookups):
     """The writing half of a node. `clock` gives seconds since the epoch."""
 
     def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
