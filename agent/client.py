@@ -4,20 +4,21 @@
         network = await client.create_network("web")
 
 Every call raises a VxmeshError (errors.py) when the agent refuses, NoAgent when none answers.
-Replies are the messages of proto/types.proto. What stands opposite: api/control.py.
+Replies are the messages of proto/types.proto. What stands opposite: api/control.py;
+clientsocket.py and clienttls.py have the ways there.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
 
+from agent.clientsocket import open_to_us, shut_to_us
 from agent.errors import Denied, Invalid, NoAgent, VxmeshError, from_code
 from agent.rpc import control_pb2 as pb
 from agent.rpc import control_pb2_grpc as pb_grpc
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 DEFAULT_HOST = "unix:///run/vxmesh/agent.sock"
 TCP = "tcp://"
-SOCKET, READ_SOCKET = "agent.sock", "read.sock"
 _CHUNK = 1 << 20  # bytes of an announce file a message
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -46,7 +46,7 @@ class Client:
     """
 
     def __init__(self, host: str = "", tls: str = "") -> None:
-        self.host = _open_to_us(host or os.environ.get("VXMESH_HOST", "") or DEFAULT_HOST)
+        self.host = open_to_us(host or os.environ.get("VXMESH_HOST", "") or DEFAULT_HOST)
         self._bundle: Bundle | None = None
         if self.host.startswith(TCP):
             # Imported here: `cryptography` takes 50 ms, which the sockets of a host do without.
@@ -423,62 +423,7 @@ class Client:
         """The error if an agent may well be there, and it is us that it does not take."""
         if self._bundle:
             return self._bundle.problem(self.host, details)
-        return _shut_to_us(self.host)
-
-
-def _path(target: str) -> Path | None:
-    """The unix socket that a gRPC target names; None if it is another kind of target."""
-    for prefix in ("unix://", "unix:"):
-        if target.startswith(prefix):
-            return Path(target.removeprefix(prefix))
-    return None
-
-
-def _is_open(path: Path) -> bool:
-    """Whether this process may connect a unix socket, as far as its mode goes; see unix(7)."""
-    return os.access(path, os.W_OK, effective_ids=True)
-
-
-def _open_to_us(target: str) -> str:
-    path = _path(target)
-    if path and path.name == SOCKET and not _is_open(path):
-        beside = path.with_name(READ_SOCKET)
-        if _is_open(beside):
-            return f"unix://{beside}"
-    return target
-
-
-def _shut_to_us(target: str) -> Denied | None:
-    """The error if the agent's socket is there, but not for us."""
-    path = _path(target)
-    if path is None or _is_open(path):
-        return None
-    groups: list[str] = []
-    try:
-        groups.append(_group_of(path))
-        groups.append(f"(to look only) {_group_of(path.with_name(READ_SOCKET))}")
-    except FileNotFoundError:
-        if not groups:
-            return None
-    except PermissionError:
-        pass  # a directory before it is shut: to the groups too, perhaps
-    also = f" and the group {' and '.join(groups)}" if groups else ""
-    return Denied(
-        f"agent at {target}",
-        f"is for root{also}, and you are uid {os.geteuid()}",
-        "Run it as root" + (", or have yourself added to a group and log in again" if also else ""),
-    )
-
-
-def _group_of(path: Path) -> str:
-    """The group of a file by name, or by number if it has none; OSError as stat(2)."""
-    import grp
-
-    gid = path.stat().st_gid
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)
+        return shut_to_us(self.host)
 
 
 def _from_details(data: bytes | str) -> VxmeshError:
