@@ -78,10 +78,11 @@ class ServiceOperations:
     async def remove(self, refs: Sequence[str], network: str = "", wait: float = 0.0) -> list[str]:
         """Remove services."""
         found = [self.node.find_service(ref, network) for ref in refs]
-        for service in found:
-            self.node.remove_service(service.id)
+        ids = list(dict.fromkeys(service.id for service in found))  # named twice, it is one
+        for id in ids:
+            self.node.remove_service(id)
         await self._done(wait, [service.network for service in found])
-        return [service.id for service in found]
+        return ids
 
     async def change_backend(self, change: Callable[[], Service], wait: float = 0.0) -> Service:
         """Make a change of one backend."""

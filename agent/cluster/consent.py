@@ -17,9 +17,10 @@ import structlog
 from agent.cluster.claims import Claims
 from agent.cluster.codec import delta_from_proto, delta_to_proto
 from agent.cluster.dialer import Dialer
+from agent.cluster.inflight import InFlight
 from agent.core.removal import Answer, Ask, Verdict
 from agent.core.seals import Unproven
-from agent.errors import Unavailable
+from agent.errors import Invalid, Unavailable
 from agent.node import NodeState
 from agent.rpc import peer_pb2 as pb
 from agent.rpc import peer_pb2_grpc as pb_grpc
@@ -43,6 +44,7 @@ class Consent:
         self._durable = durable
         self._dialer = dialer
         self._claims = claims
+        self._calls = InFlight()
 
     # -- asking --
 
@@ -57,7 +59,11 @@ class Consent:
         request.known.extend(known)
         reply: pb.RemovalAnswer = await self._call(voter, "AgreeRemoval", request, ANSWER_WITHIN)
         for delta in reply.deltas:
-            node.merge(delta_from_proto(delta), voter)
+            try:
+                node.merge(delta_from_proto(delta), voter)
+            except Invalid as error:
+                name = f"node {node.node_name(voter)}"
+                raise Unavailable(name, f"answers what cannot be read: {error}") from None
         return Answer(
             Verdict(reply.verdict) if reply.verdict in list(Verdict) else Verdict.STRANGER,
             reply.about,
@@ -129,12 +135,12 @@ class Consent:
         """For cluster/server.py: the methods of the service."""
         return {
             "AgreeRemoval": grpc.unary_unary_rpc_method_handler(
-                self._agree,
+                self._calls.bounded(self._agree),
                 request_deserializer=pb.RemovalAsk.FromString,
                 response_serializer=pb.RemovalAnswer.SerializeToString,
             ),
             "Deliver": grpc.unary_unary_rpc_method_handler(
-                self._take_delivery,
+                self._calls.bounded(self._take_delivery),
                 request_deserializer=pb.Delivery.FromString,
                 response_serializer=pb.DeliveryReply.SerializeToString,
             ),
@@ -192,12 +198,14 @@ class Consent:
         node, sender = self.node, request.node
         await self._claims.check(sender, context)
         if request.HasField("delta"):
-            delta = delta_from_proto(request.delta)
-            if delta.origin == sender:
-                try:
+            try:
+                delta = delta_from_proto(request.delta)
+                if delta.origin == sender:
                     node.merge(delta, sender)
-                except Unproven as error:
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except (Invalid, Unproven) as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                raise
+            if delta.origin == sender:
                 await self._durable()
         return pb.DeliveryReply(version=node.version(sender))
 

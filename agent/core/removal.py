@@ -39,7 +39,7 @@ ATTEMPT_WITHIN = 10.0  # s; for all to consent and the records to come, else not
 # s; longer than an attempt, so that one whose end is not heard of is over. Clocks only have to
 # run equally fast. Also longer than a message of a node that died can be on its way.
 FROZEN_FOR = 15.0
-HELD_MAX = 1000  # nodes that one remover has us hold off by force
+HELD_MAX = 1000  # nodes that one remover has us hold off
 
 
 class Verdict(enum.IntEnum):
@@ -112,7 +112,7 @@ class Removals:
     def __init__(self, sight: Sight) -> None:
         self.attempt: Attempt | None = None
         self._sight = sight
-        self._frozen: dict[str, tuple[str, float]] = {}  # lost node -> remover, until when
+        self._frozen: dict[str, dict[str, float]] = {}  # lost node -> remover -> until when
         # Forced: lost node -> remover -> number of its attempt. Kept on disk by who carries it.
         self.held: dict[str, dict[str, int]] = {}
 
@@ -124,7 +124,8 @@ class Removals:
         if ask.remover not in sight.voters() or ask.remover == sight.me:
             return Answer(Verdict.STRANGER)
         own = self.attempt
-        if ask.force and not self._has_room(ask):
+        self._thaw(now)
+        if not self._has_room(ask):
             return Answer(Verdict.STRANGER)
         if self._holds(ask.remover) or (own and own.ask.force and ask.remover in own.ask.lost):
             return Answer(Verdict.STRANGER)
@@ -138,9 +139,8 @@ class Removals:
             if sight.me < ask.remover:
                 return Answer(Verdict.RIVAL, sight.me)
             self._fail(own, Answer(Verdict.RIVAL, ask.remover))
-        self._frozen = {node: f for node, f in self._frozen.items() if now < f[1]}
         for node in ask.lost - settled:
-            self._frozen[node] = (ask.remover, now + FROZEN_FOR)
+            self._frozen.setdefault(node, {})[ask.remover] = now + FROZEN_FOR
             if ask.force:
                 by = self.held.setdefault(node, {})
                 by[ask.remover] = max(ask.number, by.get(ask.remover, 0))
@@ -155,14 +155,13 @@ class Removals:
                 self._let_go(node, ask.remover)
             elif ask.remover in by:
                 continue  # it has begun another attempt since
-            if self._frozen.get(node, ("", 0.0))[0] == ask.remover:
-                del self._frozen[node]
+            self._frozen.get(node, {}).pop(ask.remover, None)  # not what another one waits for
 
     def remover(self, node: str, now: float) -> str:
         """Who is removing `node` with our consent, so that it is not to be heard; or nothing."""
-        who, until = self._frozen.get(node, ("", 0.0))
-        if now < until and not self._is_over(node, who):
-            return who
+        for who, until in self._frozen.get(node, {}).items():
+            if now < until and not self._is_over(node, who):
+                return who
         return self._holds(node)
 
     def _holds(self, node: str) -> str:
@@ -184,8 +183,15 @@ class Removals:
         return who in own.ask.lost and not own.waiting
 
     def _has_room(self, ask: Ask) -> bool:
+        frozen = {node for node, by in self._frozen.items() if ask.remover in by}
         held = {node for node, by in self.held.items() if ask.remover in by}
-        return len(held | ask.lost) <= HELD_MAX
+        return len(frozen | held | ask.lost) <= HELD_MAX
+
+    def _thaw(self, now: float) -> None:
+        for node, by in list(self._frozen.items()):
+            self._frozen[node] = {who: until for who, until in by.items() if now < until}
+            if not self._frozen[node]:
+                del self._frozen[node]
 
     def open_ends(self) -> list[Ask]:
         """Of each remover the first forced removal whose end we do not know.

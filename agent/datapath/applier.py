@@ -332,13 +332,14 @@ class Applier:
         """
         local = frozenset(e for held in self.networks.held.values() for e in held.ports)
         if keys is None:
-            outcome = await self.balancer.load(self._desired.frontends(), local)
             with contextlib.suppress(FileNotFoundError):  # a kernel without connection tracking
                 await self._set_sysctls(TRACKING)
+            outcome = await self.balancer.load(self._desired.frontends(), local)
         else:
             changes = {key: self._desired.frontend(key) for key in keys}
             outcome = await self.balancer.alter(changes, local)
         self.stale_tables |= outcome.published
+        self._opened |= outcome.opened
         for vni in outcome.networks & self.networks.held.keys():
             rows = self._all_rows(self.networks.held[vni].vxlan, vni, False, False)
             await self.attempt(("rows", vni, ""), rows)
@@ -350,7 +351,6 @@ class Applier:
             await self._connections.end(outcome.gone)
         if keys is None and self._desired.complete():
             await self._connections.end_others(self.balancer.ways())
-        self._opened |= outcome.opened
 
     async def routes(self) -> None:
         """The host's routes to the networks that may be reached from it."""

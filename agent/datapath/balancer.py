@@ -67,6 +67,7 @@ class Balancer:
         self._doors: dict[Publication, tuple[FrontendKey, int]] = {}
         self._local: frozenset[str] = frozenset()
         self._loaded = False
+        self._owed = Outcome()  # of changes that did not get into the kernel
 
     def close(self) -> None:
         """End the thread. The table stays."""
@@ -99,13 +100,17 @@ class Balancer:
     async def alter(
         self, changes: Mapping[FrontendKey, Frontend | None], local: frozenset[str]
     ) -> Outcome:
-        """Take in frontends that came, changed or (None) went. VxmeshError."""
-        outcome = Outcome()
+        """Take in frontends that came, changed or (None) went. VxmeshError; what that change asks
+        for is then in the outcome of the next one that succeeds."""
+        outcome = self._owed
         before = self.networks
         changes = {**self._moved(local), **changes}
         self._local = local
         # Who got a door or lost one by that is to be placed anew, too.
         changes = {**self._allot(changes, outcome), **changes}
+        doors: dict[FrontendKey, list[int]] = {}
+        for owner, door in self._doors.values():
+            doors.setdefault(owner, []).append(door)
         come: dict[str, dict[str, str]] = {}
         gone: dict[str, dict[str, str]] = {}
         touched: dict[str, dict[str, str | None]] = {}
@@ -113,12 +118,13 @@ class Balancer:
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
             old = self._placed.pop(key, None)
-            new = self._place(key, frontend, old) if frontend else None
+            new = self._place(frontend, old, doors.get(key, ())) if frontend else None
             if new:
                 self._placed[key] = new
             if old != new:
                 self._claim(key, balancerules.claims(new) if new else {}, touched)
                 _note(old, new, outcome)
+        outcome.networks |= self.networks ^ before
         for name, keys in touched.items():
             for text, value in keys.items():
                 now = self._value(name, text)
@@ -134,7 +140,7 @@ class Balancer:
             self._loaded = False  # whatever becomes of it
             await self.table.alter(come, gone)
         self._loaded = True
-        outcome.networks = set(self.networks ^ before)
+        self._owed = Outcome()
         return outcome
 
     def _moved(self, local: frozenset[str]) -> dict[FrontendKey, Frontend | None]:
@@ -148,11 +154,10 @@ class Balancer:
             if any(backend.key in moved for backend in placed.frontend.backends)
         }
 
-    def _place(self, key: FrontendKey, frontend: Frontend, old: Placed | None) -> Placed:
+    def _place(self, frontend: Frontend, old: Placed | None, doors: Iterable[int]) -> Placed:
         able = eligible(frontend, self._local)
         sticky = frontend.affinity > 0
         before = old.slots if old and not old.frontend.affinity else ()
-        doors = [door for owner, door in self._doors.values() if owner == key]
         return Placed(
             frontend,
             assign(able, sticky, before),
@@ -191,13 +196,12 @@ class Balancer:
                 door = door - 1 if door != port else 65535
             used.add((version, protocol, door))
             self._doors[publication] = (wanted[publication], door)
-        outcome.published = before != self._doors
-        outcome.opened = {
+        outcome.published |= before != self._doors
+        moved = {
             p for p in before.keys() | self._doors.keys() if before.get(p) != self._doors.get(p)
         }
-        owners = [
-            doors[p][0] for p in outcome.opened for doors in (before, self._doors) if p in doors
-        ]
+        outcome.opened |= moved
+        owners = [doors[p][0] for p in moved for doors in (before, self._doors) if p in doors]
         return {key: held.get(key) for key in owners}
 
     def _claim(
@@ -248,7 +252,9 @@ def _ways(placed: Placed) -> Iterable[Way]:
 
 def _note(old: Placed | None, new: Placed | None, outcome: Outcome) -> None:
     """What the change of one frontend asks for."""
-    outcome.gone |= set(_ways(old) if old else ()) - set(_ways(new) if new else ())
+    ways = set(_ways(new) if new else ())
+    outcome.gone |= set(_ways(old) if old else ())
+    outcome.gone -= ways
     vips = {(p.frontend.vni, p.frontend.address) for p in (old, new) if p and p.frontend.address}
     if not (old and new and len(vips) == 1):
         for vni, vip in vips:

@@ -25,7 +25,9 @@ def frontends(
     ready = {row.endpoint.id for row in taking(service, rows)}
     living = [row for row in rows if not row.is_gone and not row.is_over]
     gateways = {parse_address(gateway) for gateway in network.gateways}
-    others = {parse_address(node.address) for node in nodes if node.id != me}
+    others: set[bytes] = set()
+    if any(port.published_at for port in service.ports):  # else not a look at every node
+        others = {parse_address(node.address) for node in nodes if node.id != me}
     is_published = not service.publish_on or me in service.publish_on
     found = []
     for version, width in ((4, 4), (6, 16)):

@@ -82,7 +82,7 @@ class HealthChecker:
             for endpoint in sandbox.endpoints if sandbox else ():
                 led |= self.node.selection.services_of(endpoint)
         for _, old, new in change.endpoints:
-            if old and new is None and old.endpoint.id in self._verdicts.keys() | self._checks:
+            if old and new is None:
                 self._forget(old.endpoint.id)
         for id in led:
             self._refresh(id)

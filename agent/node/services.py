@@ -107,7 +107,8 @@ class Services(Endpoints):
                 health=new.health, publish_on=new.publish_on,
             )
         )  # fmt: skip
-        self.check_published(new)
+        # Only what it did not publish before: a port that it lost must not stand in the way of all.
+        self.check_published(self.preview(spec, ref, network, fields))
         return self._write_service(new)
 
     def remove_service(self, id: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 import pytest
 
 from agent.drivers.balancing import Frontend, FrontendKey
+from agent.drivers.frontends import frontends
 from agent.drivers.overlay import router_mac
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound, VxmeshError
 from agent.health.checker import HealthChecker
@@ -18,6 +20,7 @@ from agent.model import Network, Publish, Sandbox, parse_address
 from agent.plan import Plan, Touched
 from agent.requests import parse_endpoint
 from agent.servicemodel import DNSRR, Check, Port, Service
+from agent.serviceops import ServiceOperations
 from agent.servicespec import ServiceSpec, parse_check, parse_port, parse_service
 from agent.views import Change, Status
 from tests.unit.test_conflicts import Half, meet
@@ -155,6 +158,44 @@ def test_a_port_of_a_service_is_no_sandboxs_and_the_other_way_round(
     with pytest.raises(Conflict, match="service shop in network web"):
         a.create_service(spec("more", ports=web, publish_on=["n2"]))
     assert b.services.get(made.id)
+
+
+def test_a_port_that_a_service_lost_does_not_keep_it_from_being_changed(
+    halves: tuple[Half, Half],
+) -> None:
+    a, b = halves
+    web = [parse_port(80, published=8080)]
+    for half, name in ((a, "one"), (b, "two")):
+        half.create_service(spec(name, ports=web, mode=DNSRR))
+    meet(a, b)
+    [lost] = [service for service in b.services.all() if not service.published]
+    b.update_service(lost.id, "", spec(selector={"app": "other"}), ["selector"])
+    changed = b.services.get(lost.id)
+    assert changed and changed.selector == {"app": "other"} and not changed.published
+    at = [parse_port(80, published=8080, published_at="10.0.0.1")]
+    with pytest.raises(Conflict, match="is published by service"):
+        b.update_service(lost.id, "", spec(ports=at), ["ports"])
+
+
+async def test_a_service_that_is_named_twice_is_removed_once(halves: tuple[Half, Half]) -> None:
+    a, _ = halves
+    made = a.create_service(spec())
+
+    async def done(wait: float = 0.0, networks: Sequence[str] = ()) -> None:
+        pass
+
+    nobody: Any = None
+    operations = ServiceOperations(a, nobody, nobody, done)
+    assert await operations.remove(["shop", made.id]) == [made.id]
+    assert not a.services.get(made.id)
+
+
+def test_only_a_port_at_an_address_costs_a_look_at_every_node(halves: tuple[Half, Half]) -> None:
+    a, _ = halves
+    nodes = iter(list(a.nodes.values()))
+    plain = a.create_service(spec(ports=[parse_port(80, published=8080)]))
+    assert frontends(plain, home(a), [], nodes, a.me)
+    assert len(list(nodes)) == len(a.nodes)
 
 
 def test_who_is_no_backend_is_not_drained_and_who_is_chosen_is_not_taken_out(

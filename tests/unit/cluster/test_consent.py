@@ -8,9 +8,11 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
+from agent.cluster.consent import Consent
 from agent.cluster.detector import Detector
 from agent.cluster.peers import Peers
 from agent.core.membership import PRESETS, Rumour, State
@@ -20,6 +22,7 @@ from agent.errors import Unavailable, VxmeshError
 from agent.model import Node
 from agent.node import NodeState
 from agent.requests import parse_endpoint, parse_network
+from agent.rpc import peer_pb2 as pb
 from agent.views import Status
 from tests.directories import run_dir
 from tests.identities import authority
@@ -268,3 +271,18 @@ async def test_a_goodbye_has_arrived_when_it_was_said_and_holds_until_the_next_l
 
 def _all(node: NodeState, known: int) -> Delta:
     return Delta(node.me, known, node.version(node.me), node.since(node.me, known))
+
+
+async def test_what_a_voter_sends_and_nobody_can_read_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = Agent(1, [])
+    nobody: Any = None
+    consent = Consent(agent.node, nobody, nobody, nobody)
+
+    async def answer(*arguments: object) -> pb.RemovalAnswer:
+        return pb.RemovalAnswer(deltas=[pb.Delta(records=b"no records")])
+
+    monkeypatch.setattr(consent, "_call", answer)
+    with pytest.raises(Unavailable, match="cannot be read"):
+        await consent.ask("2" * 16, Ask(agent.me.id, frozenset({"3" * 16})))

@@ -289,3 +289,21 @@ def test_so_many_are_held_off_for_one_remover() -> None:
     assert machine.decide(Ask("a", frozenset(many[1:]), True, 1), 0.0).verdict is Verdict.AGREED
     assert machine.decide(Ask("a", frozenset(many[:1]), True, 2), 0.0).verdict is Verdict.STRANGER
     assert machine.decide(Ask("c", frozenset(many[:1]), True, 2), 0.0).verdict is Verdict.AGREED
+
+
+def test_so_many_are_frozen_for_one_remover_at_a_time() -> None:
+    machine, _ = make("b", "a")
+    many = [f"{i:04}" for i in range(HELD_MAX + 1)]
+    assert machine.decide(Ask("a", frozenset(many[1:])), 0.0).verdict is Verdict.AGREED
+    assert machine.decide(Ask("a", frozenset(many[:1])), 0.0).verdict is Verdict.STRANGER
+    assert machine.decide(Ask("a", frozenset(many[:1])), FROZEN_FOR).verdict is Verdict.AGREED
+
+
+def test_who_gives_up_does_not_open_the_door_that_another_one_waits_behind() -> None:
+    machine, _ = make("b", "a", "c", "d")
+    for remover in ("a", "c"):
+        assert machine.decide(Ask(remover, frozenset("d")), 0.0).verdict is Verdict.AGREED
+    machine.release(Ask("c", frozenset("d")))
+    assert machine.remover("d", 1.0) == "a"
+    machine.release(Ask("a", frozenset("d")))
+    assert machine.remover("d", 1.0) == ""

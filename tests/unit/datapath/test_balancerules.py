@@ -17,6 +17,7 @@ from agent.datapath.balancer import Balancer, Publication, Way
 from agent.datapath.balancerules import Placed
 from agent.datapath.nft import Ruleset
 from agent.drivers.balancing import Backend, Frontend, FrontendKey, assign
+from agent.errors import VxmeshError
 from agent.model import parse_address
 from tests.unit.datapath.test_nft import FORWARDS, WEB, golden
 
@@ -187,3 +188,37 @@ async def test_after_a_failure_the_whole_table_is_loaded(balancer: Balancer, tab
     table.alter = alter  # type: ignore[method-assign]
     await balancer.alter({}, NOBODY)
     assert len(table.loads) == 2 and not table.loads[-1].sets["vips4"].elements
+
+
+async def test_what_a_change_asks_for_outlives_that_it_fails(
+    balancer: Balancer, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await balancer.load(by_id(HTTP), NOBODY)
+
+    async def fail(*arguments: object) -> None:
+        raise VxmeshError("nft", "does not answer", "")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(table, "alter", fail)
+        with pytest.raises(VxmeshError):
+            await balancer.alter(by_id(DNS, replace(HTTP, backends=(ONE,))), NOBODY)
+    outcome = await balancer.load(by_id(DNS, replace(HTTP, backends=(ONE,))), NOBODY)
+    assert outcome.published
+    assert outcome.opened == {Publication(4, b"", "udp", 53)}
+    assert outcome.gone == {Way("tcp", HTTP.address, 80, TWO.address, TWO.port)}
+    assert not (await balancer.alter({}, NOBODY)).gone
+
+
+async def test_a_way_that_came_back_after_a_failure_is_not_ended(
+    balancer: Balancer, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await balancer.load(by_id(HTTP), NOBODY)
+
+    async def fail(*arguments: object) -> None:
+        raise VxmeshError("nft", "does not answer", "")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(table, "alter", fail)
+        with pytest.raises(VxmeshError):
+            await balancer.alter(by_id(replace(HTTP, backends=(ONE,))), NOBODY)
+    assert not (await balancer.load(by_id(HTTP), NOBODY)).gone
