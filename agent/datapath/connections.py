@@ -9,6 +9,7 @@ What stands opposite: applier.py, which says which; conntrack.py and prods.py, w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -19,7 +20,8 @@ from agent.datapath import prods
 from agent.datapath.balancer import Publication, Way
 from agent.datapath.conntrack import Conntrack, Entry, Tuple, with_table
 from agent.datapath.nft import DOOR
-from agent.model import parse_address
+from agent.model import format_address, parse_address
+from agent.syscalls import in_netns
 
 log = structlog.get_logger()
 
@@ -48,19 +50,29 @@ class Connections:
             await asyncio.to_thread(self._end, family, None, lambda way: way not in known)
 
     async def forget(self, opened: Collection[Publication]) -> None:
-        """Have the host forget what it knows of UDP packets to these ports, before they opened
-        or while they were: the rules look at a connection's first packet only. OSError."""
-        ports = {p.port: p for p in opened if p.protocol == "udp"}
-        if not ports:
+        """Have the host forget what it knows of UDP packets to these ports of its own, before they
+        opened or while they were: the rules look at a connection's first packet only. What leads
+        elsewhere by a port of that number is left alone. OSError."""
+        wanted: dict[int, set[bytes]] = {}
+        for publication in opened:
+            if publication.protocol == "udp":
+                wanted.setdefault(publication.port, set()).add(publication.address)
+        if not wanted:
             return
 
         def work(table: Conntrack) -> None:
             for family in FAMILIES.values():
-                stale = [
+                found = [
                     entry
                     for entry in table.find(family)
-                    if entry.protocol == socket.IPPROTO_UDP and entry.original.target_port in ports
+                    if entry.protocol == socket.IPPROTO_UDP and entry.original.target_port in wanted
                 ]
+                own = in_netns(self._host, lambda: _own({e.original.target for e in found}))  # noqa: B023
+                stale = []
+                for entry in found:
+                    target, addresses = entry.original.target, wanted[entry.original.target_port]
+                    if target in addresses or (b"" in addresses and target in own):
+                        stale.append(entry)
                 table.delete(stale, family)
 
         await asyncio.to_thread(with_table, self._host, work)
@@ -98,6 +110,17 @@ class Connections:
 
         with_table(self._host, work)
         return found
+
+
+def _own(addresses: Collection[bytes]) -> set[bytes]:
+    """Those of them that are this namespace's: only to them can a socket be bound."""
+    own = set()
+    for address in addresses:
+        with socket.socket(FAMILIES[len(address)], socket.SOCK_DGRAM) as probe:
+            with contextlib.suppress(OSError):
+                probe.bind((format_address(address), 0))
+                own.add(address)
+    return own
 
 
 def _back(one: Tuple) -> Tuple:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from agent.datapath.conntrack import Conntrack, Entry, with_table
 from agent.drivers.balancing import Backend, Frontend
-from agent.model import parse_address
+from agent.model import format_address, parse_address
 from agent.syscalls import in_netns, socket_in
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox
 
@@ -218,6 +218,17 @@ def tracked(netns: Path) -> int:
     found: list[Entry] = []
     with_table(netns, lambda table: found.extend(table.find(socket.AF_INET)))
     return len(found)
+
+
+def udp_targets(netns: Path, port: int) -> set[str]:
+    """Where the UDP flows to a port lead of which a namespace knows."""
+    found: list[Entry] = []
+    with_table(netns, lambda table: found.extend(table.find(socket.AF_INET)))
+    return {
+        format_address(e.original.target)
+        for e in found
+        if e.protocol == socket.IPPROTO_UDP and e.original.target_port == port
+    }
 
 
 def listening(path: Path, address: str, port: int) -> socket.socket:

@@ -21,6 +21,7 @@ from tests.netns.balancing_hosts import (
     refused,
     serve,
     tracked,
+    udp_targets,
     withdraw,
 )
 from tests.netns.datapath_hosts import Fabric, Sandbox, opened, restart, run, until
@@ -381,6 +382,26 @@ async def test_udp_that_came_before_its_port_was_published_arrives_after(fabric:
         await fabric.settle()
         assert await client.ask() == ("box", OUTSIDER)
         client.close()
+
+
+async def test_what_leads_elsewhere_by_a_published_port_is_not_forgotten(fabric: Fabric) -> None:
+    """Publishing 53/udp must not cut the host's own questions to its name servers."""
+    near, _ = await network(fabric, fabric.a, fabric.b)
+    host, outsider = fabric.a, fabric.outsider
+    async with Server(outsider, "outside", port=8000):
+        going = await Client(host.path, "udp").connect("10.98.0.9", 8000)
+        assert (await going.ask())[0] == "outside"
+        coming = await Client(outsider, "udp").connect("10.98.0.1", 8000)
+        with pytest.raises(ConnectionRefusedError):
+            await coming.ask()
+        ends = await asyncio.to_thread(udp_targets, host.path, 8000)
+        assert ends == {"10.98.0.9", "10.98.0.1"}
+        serve(fabric.hosts, frontend(backend(host, 2), protocol="udp", published=PUBLISHED))
+        await fabric.settle()
+        assert await asyncio.to_thread(udp_targets, host.path, 8000) == {"10.98.0.9"}
+        going.close()
+        coming.close()
+    assert near
 
 
 async def test_a_connection_that_tracking_forgot_is_reset(fabric: Fabric) -> None:
