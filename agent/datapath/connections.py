@@ -116,10 +116,10 @@ def _own(addresses: Collection[bytes]) -> set[bytes]:
     """Those of them that are this namespace's: only to them can a socket be bound."""
     own = set()
     for address in addresses:
-        with socket.socket(FAMILIES[len(address)], socket.SOCK_DGRAM) as probe:
-            with contextlib.suppress(OSError):
-                probe.bind((format_address(address), 0))
-                own.add(address)
+        probe = socket.socket(FAMILIES[len(address)], socket.SOCK_DGRAM)
+        with probe, contextlib.suppress(OSError):
+            probe.bind((format_address(address), 0))
+            own.add(address)
     return own
 
 
