@@ -381,7 +381,7 @@ class Peers:
             async with asyncio.timeout(CONNECT_WITHIN):
                 await call.wait_for_connection()
             link = self._link(True, id)
-            await link.run(_bytes(call), call.write, self._greeted)
+            await link.run(_bytes(call), writer_to(call), self._greeted)
             return PAUSE
         except grpc.aio.AioRpcError as error:
             denied = isinstance(self.dialer.heed(error, id), Denied)
@@ -453,6 +453,21 @@ class Peers:
         log.info("peer.down", peer=peer, name=self.node.node_name(peer), reason=why)
         for told in self.on_link:
             told(peer)
+
+
+def writer_to(call: Call) -> Write:
+    """Writes to a call; one that has ended never takes anything, and its reader tells why.
+
+    gRPC raises an error of its own kind from a write that comes too late, which says only that.
+    """
+
+    async def write(data: bytes) -> None:
+        try:
+            await call.write(data)
+        except asyncio.InvalidStateError:
+            await asyncio.get_running_loop().create_future()  # until the reader ends us all
+
+    return write
 
 
 async def _bytes(call: Call) -> AsyncIterator[bytes]:

@@ -462,3 +462,14 @@ async def test_a_node_whose_certificate_ends_is_cut_off_in_both_directions() -> 
         assert sum(agent.peers.refusals.counts["expired"] for agent in rest)
         late.renew(60.0)
         await until(lambda: late.names() == {"heard", "unheard"}, "it is let in again")
+
+
+async def test_why_a_stream_ended_is_told_by_its_reader_not_by_a_write_that_came_too_late() -> None:
+    class Ended:
+        async def write(self, data: bytes) -> None:
+            raise asyncio.InvalidStateError("RPC already finished.")
+
+    call: Any = Ended()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await peers_module.writer_to(call)(b"a digest")
