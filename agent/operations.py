@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -184,17 +184,25 @@ class Operations:
         await self.done(wait, [found.id])
         return endpoint
 
-    async def announce(self, network: str, lines: Sequence[bytes], wait: float = 0.0) -> int:
-        """Make endpoints of existing interfaces, all of them or none; how many."""
+    async def announce(self, network: str, pieces: AsyncIterator[bytes], wait: float = 0.0) -> int:
+        """Make endpoints of existing interfaces, all of them or none; how many.
+
+        `pieces` are JSON lines, cut anywhere. What has come is checked and reserved while the
+        rest is on its way, so an error may come before the end.
+        """
         found = self.node.find_network(network)
         await self._check_encryption(found.encrypted, f"network {network}")
         reserved: list[Endpoint] = []
+        number = 1  # of the next line
         try:
-            for start in range(0, len(lines), CHUNK):
-                specs = parse_lines(lines[start : start + CHUNK], start + 1)
-                reserve = functools.partial(self.node.reserve, found.id, specs)
-                reserved += await with_space(self.node, self._cluster, reserve)
-                await asyncio.sleep(0)
+            async for lines in _whole_lines(pieces):
+                for start in range(0, len(lines), CHUNK):
+                    part = lines[start : start + CHUNK]
+                    specs = parse_lines(part, number)
+                    number += len(part)
+                    reserve = functools.partial(self.node.reserve, found.id, specs)
+                    reserved += await with_space(self.node, self._cluster, reserve)
+                    await asyncio.sleep(0)
         except BaseException:
             self.node.cancel(reserved)
             raise
@@ -433,3 +441,16 @@ def _split_addresses(networks: Sequence[Network], spec: EndpointSpec) -> list[tu
                 "Use one of " + ", ".join(s for n in networks for s in n.subnets),
             )
     return split
+
+
+async def _whole_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """The lines of a text that comes in pieces, cut anywhere, as soon as they are whole."""
+    rest: list[bytes] = []  # of a line whose end has not come
+    async for piece in pieces:
+        first, *lines = piece.split(b"\n")
+        rest.append(first)
+        if lines:
+            lines.insert(0, b"".join(rest))
+            rest = [lines.pop()]
+            yield lines
+    yield [b"".join(rest)]

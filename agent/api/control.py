@@ -194,26 +194,24 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
     async def Announce(
         self, requests: AsyncIterator[pb.AnnounceRequest], context: Context
     ) -> pb.AnnounceReply:
-        header: pb.AnnounceHeader | None = None
-        parts: list[bytes] = []
         size = 0
-        try:
+
+        async def pieces() -> AsyncIterator[bytes]:
+            nonlocal size
             async for request in requests:
-                if request.WhichOneof("part") == "header":
-                    header = request.header
-                    self.node.find_network(header.network)  # better now than after a long upload
-                    continue
-                if header is None:
-                    break
+                if request.WhichOneof("part") != "lines":
+                    raise Invalid("Announce", "has a second header", "Send one, and then lines")
                 size += len(request.lines)
                 self._uploading += len(request.lines)
                 _check_upload(size, self._uploading)
-                parts.append(request.lines)
-            if header is None:
+                yield request.lines
+
+        try:
+            first = await anext(requests, None)
+            if first is None or first.WhichOneof("part") != "header":
                 raise Invalid("Announce", "has no header", "Send the header first")
-            lines = b"".join(parts).split(b"\n")
-            parts.clear()
-            count = await self.operations.announce(header.network, lines, wait_of(header))
+            header = first.header
+            count = await self.operations.announce(header.network, pieces(), wait_of(header))
             return pb.AnnounceReply(announced=count)
         finally:
             self._uploading -= size

@@ -99,7 +99,9 @@ class Endpoints(Networks):
     def cancel(self, endpoints: Iterable[Endpoint]) -> None:
         """Give back what was reserved and not committed."""
         for endpoint in endpoints:
-            self.members[endpoint.network].drop(endpoint.id)
+            members = self.members.get(endpoint.network)
+            if members:  # else the network was removed elsewhere meanwhile
+                members.drop(endpoint.id)
             self._network_of.pop(endpoint.id, None)
             self._release(endpoint)
 
