@@ -43,7 +43,7 @@ def world(bed6: Testbed) -> Iterator[World]:
 def test_workloads_reach_each_other_by_name_and_have_no_ipv4(world: World) -> None:
     net = world.network("--ipv6-only")
     [subnet] = world.read("h2", "network", "inspect", net)["subnets"]
-    assert ipaddress.ip_network(subnet).subnet_of(ipaddress.ip_network("fd00::/8"))
+    assert ipaddress.IPv6Network(subnet).subnet_of(ipaddress.IPv6Network("fd00::/8"))
     one, two = world.workload("h1", net), world.workload("h2", net)
     shown = json.loads(world.inside("h1", one, "ip", "-j", "addr", "show", "eth0").stdout)
     assert {a["family"] for a in shown[0]["addr_info"]} == {"inet6"}
