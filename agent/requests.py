@@ -41,6 +41,7 @@ class NetworkSpec:
     options: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     encrypted: bool = False
+    ipv4: bool = True  # without subnets: choose one of IPv4
 
 
 class EndpointSpec(msgspec.Struct, frozen=True, gc=False):
@@ -76,6 +77,7 @@ def parse_network(
     vni: int = 0,
     encrypted: bool = False,
     ipv6: bool = False,
+    ipv6_only: bool = False,
     options: dict[str, str] | None = None,
     labels: dict[str, str] | None = None,
 ) -> NetworkSpec:
@@ -124,6 +126,15 @@ def parse_network(
     spoof = (options or {}).get(model.SPOOF, "deny")
     if spoof not in ("allow", "deny"):
         raise Invalid(f"option spoof={model.shorten(spoof)}", "is unknown", "Use allow or deny")
+    if ipv6_only and (subnets or ipv6):
+        raise Invalid(
+            "--ipv6-only",
+            "chooses the subnet, and none of IPv4"
+            if subnets
+            else "leaves no IPv4 beside which IPv6 could be",
+            "Give the --subnet of IPv6 alone" if subnets else "Give one of --ipv6 and --ipv6-only",
+        )
+    ipv6 = ipv6 or ipv6_only
     lowest = MTU_MIN_V6 if ipv6 or any(s.version == 6 for s in parsed) else MTU_MIN_V4
     if mtu and not lowest <= mtu <= MTU_MAX:
         raise Invalid(f"MTU {mtu}", "is out of range", f"Use {lowest} to {MTU_MAX}")
@@ -142,6 +153,7 @@ def parse_network(
         model.parse_labels(options or {}, "option"),
         model.parse_labels(labels or {}),
         encrypted,
+        ipv4=not ipv6_only,
     )
 
 

@@ -34,13 +34,25 @@ def check_subnets(subnets: Sequence[str], taken: Taken) -> None:
             )
 
 
-def choose_subnets(id: str, ipv6: bool, taken: Taken) -> tuple[str, ...]:
-    """A free IPv4 subnet of the pool, and with `ipv6` a unique local one (RFC 4193).
+def choose_subnets(id: str, ipv4: bool, ipv6: bool, taken: Taken) -> tuple[str, ...]:
+    """With `ipv4` a free subnet of the pool, with `ipv6` a unique local one (RFC 4193).
 
-    The search starts where the network's id says, so that two nodes that cannot see each
-    other are unlikely to choose the same one. Exhausted if the pool is full.
+    A unique local one has 56 bits of a digest of the network's id, so that hardly two networks
+    have the same. Conflict if it is taken all the same; Exhausted if the pool is full.
     """
     taken = list(taken)
+    chosen = [str(_free_of_pool(id, taken))] if ipv4 else []
+    if ipv6:
+        unique = hashlib.blake2s(id.encode(), digest_size=7).digest()
+        local = str(ipaddress.IPv6Network((b"\xfd" + unique + bytes(8), 64)))
+        check_subnets([local], taken)
+        chosen.append(local)
+    return tuple(chosen)
+
+
+def _free_of_pool(id: str, taken: Taken) -> ipaddress.IPv4Network:
+    """A free IPv4 subnet; the search starts where the network's id says, so that two nodes that
+    cannot see each other are unlikely to choose the same one."""
     count = 1 << (POOL_PREFIX - POOL.prefixlen)
     size = 1 << (32 - POOL_PREFIX)
     first = int(id, 16) % count
@@ -48,18 +60,12 @@ def choose_subnets(id: str, ipv6: bool, taken: Taken) -> tuple[str, ...]:
         base = int(POOL.network_address) + (first + step) % count * size
         subnet = ipaddress.IPv4Network((base, POOL_PREFIX))
         if not find_overlap(subnet, taken):
-            break
-    else:
-        raise Exhausted(
-            f"the address pool {POOL}",
-            "has no free subnet",
-            "Give one with --subnet, or remove networks that nobody uses",
-        )
-    if not ipv6:
-        return (str(subnet),)
-    unique = hashlib.blake2s(id.encode(), digest_size=7).digest()
-    local = ipaddress.IPv6Network((b"\xfd" + unique + bytes(8), 64))
-    return str(subnet), str(local)
+            return subnet
+    raise Exhausted(
+        f"the address pool {POOL}",
+        "has no free subnet",
+        "Give one with --subnet, or remove networks that nobody uses",
+    )
 
 
 def first_gateway(subnet: str, given: Sequence[str]) -> str:

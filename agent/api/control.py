@@ -140,6 +140,7 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
             vni=request.vni,
             encrypted=request.encrypted,
             ipv6=request.ipv6,
+            ipv6_only=request.ipv6_only,
             options=dict(request.options),
             labels=dict(request.labels),
         )

@@ -54,6 +54,7 @@ def network() -> None:
 @click.option("--gateway", "gateways", multiple=True, metavar="IP", help="[the first address]")
 @click.option("--ip-range", default="", metavar="CIDR", help="choose addresses only from here")
 @click.option("--ipv6", is_flag=True, help="without --subnet: an IPv6 one too")
+@click.option("--ipv6-only", is_flag=True, help="without --subnet: an IPv6 one alone")
 @click.option("--internal", is_flag=True, help="no way out through the hosts")
 @click.option("--mtu", default=0, help="[what fits through the underlay]")
 @click.option("--vni", default=0, help="[a free one]")
@@ -70,6 +71,7 @@ def create(
     gateways: tuple[str, ...],
     ip_range: str,
     ipv6: bool,
+    ipv6_only: bool,
     internal: bool,
     mtu: int,
     vni: int,
@@ -94,6 +96,7 @@ def create(
             vni=vni,
             encrypted=encrypted,
             ipv6=ipv6,
+            ipv6_only=ipv6_only,
             options=pairs(options, "-O"),
             labels=pairs(labels, "--label"),
             wait=wait,

@@ -35,6 +35,9 @@ def testbed(context: click.Context, prefix: str) -> None:
 @testbed.command()
 @click.option("--hosts", type=int, default=None, metavar="N", help="how many [3]")
 @click.option("--ipv6", is_flag=True, help="IPv6 on the wire too")
+@click.option(
+    "--underlay", type=click.Choice(("4", "6")), default="4", help="IP version between agents [4]"
+)
 @click.option("--docker", is_flag=True, help="not in this version")
 @click.option("--no-agents", is_flag=True, help="only the hosts and the wire")
 @output_option
@@ -43,6 +46,7 @@ def up(
     chosen: dict[str, str],
     hosts: int | None,
     ipv6: bool,
+    underlay: str,
     docker: bool,
     no_agents: bool,
     output: str,
@@ -52,6 +56,7 @@ def up(
     Testbed.up(
         hosts,
         ipv6=ipv6,
+        underlay=int(underlay),
         docker=docker,
         with_agents=not no_agents,
         prefix=chosen["prefix"],

@@ -62,7 +62,7 @@ class Networks(Records):
         id = self._new_id()
         if spec.subnets:
             check_subnets(spec.subnets, taken)
-        subnets = spec.subnets or choose_subnets(id, spec.ipv6, taken)
+        subnets = spec.subnets or choose_subnets(id, spec.ipv4, spec.ipv6, taken)
         gateways = tuple(first_gateway(subnet, spec.gateways) for subnet in subnets)
         now = self.clock()
         stamp = self.hybrid.next(now)

@@ -69,7 +69,7 @@ class ListNodesReply(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[_types_pb2.Node, _Mapping]]] = ...) -> None: ...
 
 class CreateNetworkRequest(_message.Message):
-    __slots__ = ("name", "driver", "subnets", "gateways", "ip_range", "internal", "mtu", "vni", "encrypted", "options", "labels", "wait", "ipv6")
+    __slots__ = ("name", "driver", "subnets", "gateways", "ip_range", "internal", "mtu", "vni", "encrypted", "options", "labels", "wait", "ipv6", "ipv6_only")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +97,7 @@ class CreateNetworkRequest(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
     IPV6_FIELD_NUMBER: _ClassVar[int]
+    IPV6_ONLY_FIELD_NUMBER: _ClassVar[int]
     name: str
     driver: str
     subnets: _containers.RepeatedScalarFieldContainer[str]
@@ -110,7 +111,8 @@ class CreateNetworkRequest(_message.Message):
     labels: _containers.ScalarMap[str, str]
     wait: Wait
     ipv6: bool
-    def __init__(self, name: _Optional[str] = ..., driver: _Optional[str] = ..., subnets: _Optional[_Iterable[str]] = ..., gateways: _Optional[_Iterable[str]] = ..., ip_range: _Optional[str] = ..., internal: _Optional[bool] = ..., mtu: _Optional[int] = ..., vni: _Optional[int] = ..., encrypted: _Optional[bool] = ..., options: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., ipv6: _Optional[bool] = ...) -> None: ...
+    ipv6_only: bool
+    def __init__(self, name: _Optional[str] = ..., driver: _Optional[str] = ..., subnets: _Optional[_Iterable[str]] = ..., gateways: _Optional[_Iterable[str]] = ..., ip_range: _Optional[str] = ..., internal: _Optional[bool] = ..., mtu: _Optional[int] = ..., vni: _Optional[int] = ..., encrypted: _Optional[bool] = ..., options: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., ipv6: _Optional[bool] = ..., ipv6_only: _Optional[bool] = ...) -> None: ...
 
 class ListNetworksRequest(_message.Message):
     __slots__ = ()

@@ -59,6 +59,7 @@ class Testbed:
         hosts: int | None = None,
         *,
         ipv6: bool = False,
+        underlay: int = 4,
         docker: bool = False,
         with_agents: bool = True,
         agent_options: Sequence[str] = (),
@@ -67,6 +68,9 @@ class Testbed:
         show: Say = lambda _: None,
     ) -> Testbed:
         """Make a testbed, or start what one that is there lacks.
+
+        With `ipv6` the wire has IPv6 beside IPv4; with `underlay` 6 it has, and the agents reach
+        each other by it, VXLAN included.
 
         `say` is told how far it is, `show` the lines by which hosts joined.
 
@@ -81,15 +85,16 @@ class Testbed:
             )
         if hosts is not None and not 1 <= hosts <= HOSTS_MAX:
             raise Invalid(f"--hosts {hosts}", "is out of range", f"Use 1 to {HOSTS_MAX}")
+        ipv6 = ipv6 or underlay == 6
         bed = cls(prefix)
         state.create_directory(prefix)
         with state.locked(prefix):
             found = state.load(prefix)
             if found is None:
-                found = bed._build(hosts or HOSTS_DEFAULT, ipv6, agent_options)
+                found = bed._build(hosts or HOSTS_DEFAULT, ipv6, underlay, agent_options)
                 say(f"{len(found.hosts) - 1} hosts and a client, on one wire")
             else:
-                bed._check_same(found, hosts, ipv6)
+                bed._check_same(found, hosts, ipv6, underlay)
             if with_agents:
                 bed._start_missing(found, say, show)
         return bed
@@ -217,7 +222,7 @@ class Testbed:
     def _host(self, found: State, of: HostState) -> Host:
         return Host(self.prefix, found.token, of, found.ipv6)
 
-    def _build(self, count: int, ipv6: bool, agent_options: Sequence[str]) -> State:
+    def _build(self, count: int, ipv6: bool, underlay: int, agent_options: Sequence[str]) -> State:
         numbers = {f"h{n}": n for n in range(1, count + 1)} | {CLIENT: CLIENT_NUMBER}
         for name in ("fabric", *numbers):
             if self._fabric.exists(name):
@@ -230,6 +235,7 @@ class Testbed:
                 )
         hosts = [HostState(name, number) for name, number in numbers.items()]
         found = State(self.prefix, ipv6, hosts=hosts, agent_options=list(agent_options))
+        found.underlay = underlay
         state.save(found)
         try:
             state.prepare_machine(found)
@@ -263,13 +269,15 @@ class Testbed:
         finally:
             os.close(fd)
 
-    def _check_same(self, found: State, hosts: int | None, ipv6: bool) -> None:
+    def _check_same(self, found: State, hosts: int | None, ipv6: bool, underlay: int) -> None:
         count = len(found.hosts) - 1
         again = "Run 'vxmesh testbed down' first"
         if hosts not in (None, count):
             raise Conflict("the testbed", f"is up with {count} hosts, not {hosts}", again)
         if ipv6 and not found.ipv6:
             raise Conflict("the testbed", "is up without IPv6", again)
+        if underlay == 6 and found.underlay != 6:
+            raise Conflict("the testbed", "is up with an underlay of IPv4", again)
         for host in found.hosts:
             if not (host.mnt and Path(host.mnt).exists() and self._fabric.exists(host.name)):
                 raise Conflict(f"host {host.name}", "is damaged: a namespace is gone", again)
@@ -304,8 +312,8 @@ class Testbed:
         started = agents.start(
             host.name,
             host.namespaces,
-            host.address,
-            next((other.address for other in seeds if other.is_running), ""),
+            _underlay(found, host),
+            next((_underlay(found, other) for other in seeds if other.is_running), ""),
             found.join_token,
             found.agent_options,
             found.token,
@@ -367,6 +375,11 @@ def temporary(hosts: int = HOSTS_DEFAULT, *, prefix: str = "", **options: Any) -
         yield Testbed.up(hosts, prefix=prefix, **options)
     finally:
         take_down(prefix)
+
+
+def _underlay(found: State, host: Host) -> str:
+    """The address by which other agents reach this host's."""
+    return host.address6 if found.underlay == 6 else host.address
 
 
 def _pick(found: State, name: str, with_agent: bool = False) -> HostState:

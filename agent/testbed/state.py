@@ -52,6 +52,7 @@ class State:
     losses: dict[str, float] = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
     join_token: str = ""  # of the cluster that its agents make
+    underlay: int = 4  # IP version by which the agents reach each other
 
 
 def directory_of(prefix: str) -> Path:

@@ -73,8 +73,8 @@ class Backend:
         self.process: subprocess.Popen[str] | None = None
         self.pid = 0  # of the server itself; `exec` forks
 
-    def start(self) -> None:
-        words = [VXMESH, "exec", self.name, "--", "python", "-c", SERVER, self.name]
+    def start(self, server: str = SERVER) -> None:
+        words = [VXMESH, "exec", self.name, "--", "python", "-c", server, self.name]
         pipe = subprocess.PIPE
         self.process = self.world.host(self.host).popen(words, text=True, stdout=pipe)
         assert self.process.stdout

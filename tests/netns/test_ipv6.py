@@ -1,0 +1,104 @@
+"""Networks of IPv6 alone, over an underlay of IPv6: names, services, the way out, the MTU.
+
+What is written for both families is tested for both where it is; here there is no IPv4 to fall
+back on, neither inside nor between the hosts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from agent.testbed import Testbed, temporary
+from tests.netns.test_services import ASK, SERVER, Backend, ask, ready
+from tests.netns.world import World
+
+pytestmark = pytest.mark.netns
+SERVER6 = (
+    SERVER.replace("'0.0.0.0'", "'::'")
+    .replace(
+        " daemon_threads = True\n", " daemon_threads = True\n address_family = socket.AF_INET6\n"
+    )
+    .replace("import http.server, os, socketserver", "import http.server, os, socket, socketserver")
+)
+
+
+@pytest.fixture(scope="module")
+def bed6() -> Iterator[Testbed]:
+    """Two hosts whose agents reach each other by IPv6."""
+    with temporary(hosts=2, underlay=6) as made:
+        yield made
+
+
+@pytest.fixture
+def world(bed6: Testbed) -> Iterator[World]:
+    made = World(bed6)
+    yield made
+    made.clean()
+
+
+def test_workloads_reach_each_other_by_name_and_have_no_ipv4(world: World) -> None:
+    net = world.network("--ipv6-only")
+    [subnet] = world.read("h2", "network", "inspect", net)["subnets"]
+    assert ipaddress.IPv6Network(subnet).subnet_of(ipaddress.IPv6Network("fd00::/8"))
+    one, two = world.workload("h1", net), world.workload("h2", net)
+    shown = json.loads(world.inside("h1", one, "ip", "-j", "addr", "show", "eth0").stdout)
+    assert {a["family"] for a in shown[0]["addr_info"]} == {"inet6"}
+    conf = world.inside("h1", one, "cat", "/etc/resolv.conf").stdout
+    gateway = world.read("h1", "network", "inspect", net)["gateways"][0]
+    assert f"nameserver {gateway}\n" in conf and conf.count("nameserver") == 1
+    assert world.pings("h1", one, two) and world.pings("h2", two, f"{one}.{net}")
+    back = world.inside("h1", one, "getent", "hosts", world.address("h2", two))
+    assert f"{two}.{net}.vxmesh.internal" in back.stdout
+
+
+def test_the_mtu_is_what_fits_over_ipv6(world: World) -> None:
+    net = world.network("--ipv6-only")
+    one, two = world.workload("h1", net), world.workload("h2", net)
+    assert world.link("h1", one)["mtu"] == 1500 - 70
+    for size, passes in ((1430 - 48, True), (1430 - 47, False)):
+        done = world.inside("h1", one, "ping", "-c1", "-W1", "-M", "do", "-s", str(size), two)
+        assert (done.returncode == 0) == passes, done.stdout
+
+
+def test_traffic_leaves_as_the_hosts_unless_internal(world: World) -> None:
+    free = world.workload("h1", world.network("--ipv6-only"))
+    shut = world.workload("h1", world.network("--ipv6-only", "--internal"))
+    client = world.bed.client.address6
+    capture = world.bed.client.popen(
+        ["tcpdump", "-nni", "eth0", "-c", "1", "-l", "--immediate-mode", "ip6[40] == 128"],
+        stdout=-1, stderr=-1, text=True,
+    )  # fmt: skip
+    assert capture.stderr is not None
+    while "listening on" not in capture.stderr.readline():
+        assert capture.poll() is None
+    assert world.pings("h1", free, client)
+    out, _ = capture.communicate(timeout=10)
+    assert f"{world.host('h1').address6} > {client}" in out
+    assert not world.pings("h1", shut, client)
+
+
+def test_a_service_is_reached_by_name_and_published_port_and_sees_the_client(
+    world: World,
+) -> None:
+    net = world.network("--ipv6-only")
+    world.workload("h1", net, "client")
+    back = Backend(world, "h2", net, "back", "--label", "app=web")
+    back.start(SERVER6)
+    world.vx(
+        "h1", "service", "create", "web", "--network", net, "--port", "80:8000",
+        "--selector", "app=web", "--health", "tcp", "--health-interval", "0.5",
+        "--publish", "8080:80", "--wait=10",
+    )  # fmt: skip
+    world.wait(lambda: ready(world, "h1", "web") == {"back"}, "healthy")
+    assert ask(world, "h1", "client", "http://web/") == f"back {world.address('h1', 'client')}"
+    client = world.bed.client
+    for host in ("h1", "h2"):  # without a backend there, and with
+        done = client.run(["python", "-c", ASK, f"http://[{world.host(host).address6}]:8080/"])
+        assert done.returncode == 0, f"{host}: {done.stderr}"
+        assert done.stdout.strip() == f"back {client.address6}"
+    back.stop()
+    world.wait(lambda: ready(world, "h1", "web") == set(), "unhealthy", 5)
