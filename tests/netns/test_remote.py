@@ -90,7 +90,7 @@ def test_a_plugin_that_breaks_leaves_nothing_half_made(weird: Weird, broken: str
     assert world.read("h1", "endpoint", "ls") == []
     weird.start()
     world.wait(lambda: "DeleteEndpoint" in weird.calls(), "what was begun is undone")
-    assert world.vx("h1", "run", "--network", "odd", "--", "cat", "/sys/class/net/weird0/operstate")
+    assert world.vx("h1", "run", "--network", "odd", "--", "ip", "link", "show", "weird0")
 
 
 def test_what_a_dead_plugin_could_not_undo_is_undone_when_it_is_back(weird: Weird) -> None:
