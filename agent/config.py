@@ -88,6 +88,10 @@ class Settings:
     name_server_workers: int = field(
         default=1, metadata={"help": "processes of the name server, each with all names in memory"}
     )
+    plugin_dir: tuple[str, ...] = field(
+        default=("/run/docker/plugins", "/etc/docker/plugins", "/usr/lib/docker/plugins"),
+        metadata={"help": "where network plugins are looked for; may be repeated"},
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from agent.cluster.signing import seal_records
 from agent.config import CERT_LIFE, Settings, parse_duration
 from agent.core.membership import PRESETS
 from agent.datapath.guardrules import REASONS
+from agent.datapath.guests import Guests
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import KINDS, Repair
@@ -62,6 +63,9 @@ from agent.node import NodeState
 from agent.offences import Offences
 from agent.operations import Operations
 from agent.plan import Plan
+from agent.remote.client import Plugins
+from agent.remote.driver import RemoteDriver
+from agent.remote.ledger import Ledger
 from agent.serviceops import ServiceOperations
 from agent.serving import free_socket, serve_control, serve_metrics
 from agent.thisnode import Carrier, describe_node, watch_underlay
@@ -207,6 +211,14 @@ async def run(settings: Settings, reset_state: bool) -> None:
             settings.wireguard_rotate,
         )
         operations.encrypter = encryption
+        remote = RemoteDriver(
+            node,
+            peers,
+            Plugins(settings.plugin_dir),
+            Ledger(state_dir / "plugins.json"),
+            Guests(),
+        )
+        operations.remote = remote
         operations.adopt()
         ToKernel(node, plan, kernel)
         node.describe(me)
@@ -219,6 +231,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
                 "See whether another agent runs here with another --run-dir, and dmesg",
             ) from error
         stack.push_async_callback(kernel.stop)
+        remote.start()
+        stack.push_async_callback(remote.stop)
         watcher.start()
         stack.callback(watcher.stop)
         checker = HealthChecker(node)

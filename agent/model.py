@@ -411,3 +411,11 @@ def find_overlap(subnet: IPNetwork, others: Iterable[tuple[str, str]]) -> tuple[
         if other.version == subnet.version and subnet.overlaps(other):
             return name, cidr
     return None
+
+
+REMOTE = "remote:"  # a network's driver that begins so is a plugin by the name that follows
+
+
+def plugin_of(network: Network) -> str:
+    """The plugin that drives a network; empty if one of our own drivers does."""
+    return network.driver.removeprefix(REMOTE) if network.driver.startswith(REMOTE) else ""

@@ -26,6 +26,7 @@ from agent.model import (
     format_address,
     holds,
     parse_name,
+    plugin_of,
 )
 from agent.node import NodeState
 from agent.ports import PortHolder
@@ -62,6 +63,22 @@ class Encrypter(Protocol):
         """Return if this host can take part in encrypted networks; Unsupported says why not."""
 
 
+class RemoteDriver(Protocol):
+    """What remote/ offers for networks that a plugin drives."""
+
+    async def ensure_network(self, network: Network) -> None:
+        """Have the plugin make the network on this host, if it has not yet."""
+
+    async def attach(
+        self, sandbox: Sandbox, network: Network, spec: EndpointSpec, ifname: str
+    ) -> tuple[Endpoint, str]:
+        """Make an endpoint with the plugin's interface in `sandbox`, or leave nothing of it;
+        and what the interface is called there."""
+
+    async def settle(self) -> None:
+        """Have plugins undo what is not wanted any more."""
+
+
 class Operations:
     """Every changing call of this node."""
 
@@ -78,6 +95,7 @@ class Operations:
         self._durable = durable
         self.ports = PortHolder()
         self.encrypter: Encrypter | None = None
+        self.remote: RemoteDriver | None = None
 
     async def done(self, wait: float = 0.0, networks: Sequence[str] = ()) -> None:
         """Make what was changed last, and wait up to `wait` s for every live node's kernel.
@@ -126,6 +144,12 @@ class Operations:
         """Make a network."""
         await self._check_encryption(spec.encrypted, f"network {spec.name}")
         network = self.node.create_network(spec)
+        if self.remote and plugin_of(network):
+            try:
+                await self.remote.ensure_network(network)
+            except BaseException:
+                self.node.remove_network(network.id)
+                raise
         await self.done(wait, [network.id])
         return network
 
@@ -143,6 +167,8 @@ class Operations:
         ids = [self.node.find_network(ref).id for ref in refs]
         for id in ids:
             self.node.remove_network(id)
+        if self.remote:
+            await self.remote.settle()
         await self.done(wait, ids)
         return ids
 
@@ -326,6 +352,8 @@ class Operations:
         for id in ids:
             self.drop_sandbox(id)
         await self._kernel.settle()
+        if self.remote:
+            await self.remote.settle()
         await self.done(wait, networks)
         return ids
 
@@ -364,6 +392,8 @@ class Operations:
         self, sandbox: Sandbox, network: Network, spec: EndpointSpec, ifname: str
     ) -> Endpoint:
         """Make an endpoint with an interface in `sandbox`, or leave nothing of it."""
+        if self.remote and plugin_of(network):
+            return await self._attach_remote(self.remote, sandbox, network, spec, ifname)
         endpoint = await self._allocate(network.id, spec, sandbox.id)
         before = self.node.sandboxes.get(sandbox.id)
         sandbox = before or sandbox
@@ -383,6 +413,31 @@ class Operations:
             if endpoint.id in self.node.members[network.id].local:
                 self.node.remove_endpoints([endpoint.id])
             self._shrink({endpoint.id})
+            raise
+        return endpoint
+
+    async def _attach_remote(
+        self,
+        remote: RemoteDriver,
+        sandbox: Sandbox,
+        network: Network,
+        spec: EndpointSpec,
+        ifname: str,
+    ) -> Endpoint:
+        """The same with an interface of a plugin's: its name there is the plugin's choice."""
+        sandbox = self.node.sandboxes.get(sandbox.id) or sandbox
+        endpoint, name = await remote.attach(sandbox, network, spec, ifname)
+        try:
+            self.node.put_sandbox(
+                msgspec.structs.replace(
+                    sandbox,
+                    endpoints=(*sandbox.endpoints, endpoint.id),
+                    ifnames=(*sandbox.ifnames, name),
+                    default=sandbox.default or ("" if network.internal else endpoint.id),
+                )
+            )
+        except BaseException:
+            self.node.remove_endpoints([endpoint.id])
             raise
         return endpoint
 

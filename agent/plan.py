@@ -15,7 +15,7 @@ from agent.drivers import overlay, wireguard
 from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Rows, WireguardDevice
 from agent.drivers.frontends import frontends
-from agent.model import Network, format_address, holds, parse_address
+from agent.model import Network, format_address, holds, parse_address, plugin_of
 from agent.node import NodeState
 from agent.views import Change
 
@@ -268,7 +268,8 @@ class Plan:
     def bridges(self) -> Mapping[int, Bridge]:
         """All bridges that should exist: of the overlay networks with an endpoint here, and those
         with a service that is published here."""
-        return {n.vni: self._bridge(n) for n in self.node.present_networks()}
+        present = self.node.present_networks()
+        return {n.vni: self._bridge(n) for n in present if not plugin_of(n)}
 
     def bridge(self, vni: int) -> Bridge | None:
         """The bridge of a VNI, if it should exist."""
@@ -349,8 +350,9 @@ class Plan:
             if not sandbox.publishes:
                 continue
             endpoint = self.node.local_endpoint(sandbox.default)
-            if endpoint is None:
-                continue
+            held = self.node.catalogue.get(endpoint.network) if endpoint else None
+            if endpoint is None or held is None or plugin_of(held):
+                continue  # a plugin publishes ports itself
             apart = self._apart.get(endpoint.network, ())
             for publish in sandbox.publishes:
                 for address in endpoint.addresses:
@@ -400,7 +402,7 @@ class Plan:
 
     def _network(self, vni: int) -> Network | None:
         for network in self.node.present_networks():
-            if network.vni == vni:
+            if network.vni == vni and not plugin_of(network):
                 return network
         return None
 

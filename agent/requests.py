@@ -22,6 +22,7 @@ KNOWN_DRIVERS = ("overlay", "bridge", "macvlan", "host", "none")
 MTU_MIN_V4 = 68  # RFC 791
 MTU_MIN_V6 = 1280  # RFC 8200, section 5
 MTU_MAX = 65535 - model.VXLAN_OVERHEAD_V6
+_PLUGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _IFNAME = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
 
 
@@ -84,8 +85,10 @@ def parse_network(
     """Check each field of a network; Invalid or Unsupported names the first that is wrong."""
     name = model.parse_name(name, "network")
     driver = driver or "overlay"
-    if driver not in DRIVERS:
-        if driver in KNOWN_DRIVERS or driver.startswith("remote:"):
+    if driver.startswith(model.REMOTE):
+        _parse_plugin(driver)
+    elif driver not in DRIVERS:
+        if driver in KNOWN_DRIVERS:
             raise Unsupported(
                 f"driver {driver}", "is not in this version", "Use the overlay driver"
             )
@@ -155,6 +158,16 @@ def parse_network(
         encrypted,
         ipv4=not ipv6_only,
     )
+
+
+def _parse_plugin(driver: str) -> None:
+    """Invalid unless what follows remote: can be a plugin's name."""
+    if not _PLUGIN.match(driver.removeprefix(model.REMOTE)):
+        raise Invalid(
+            f"driver {model.shorten(driver)}",
+            "names no plugin",
+            "Write it as remote:NAME, where NAME.sock or NAME.spec is in /run/docker/plugins",
+        )
 
 
 def parse_endpoint(

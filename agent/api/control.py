@@ -21,7 +21,7 @@ from agent.core.resolvconf import resolv_conf
 from agent.departures import Departures
 from agent.encryption import Encryption
 from agent.errors import Exhausted, Invalid, Unsupported
-from agent.model import Network, Sandbox
+from agent.model import Network, Sandbox, plugin_of
 from agent.node import NodeState
 from agent.operations import Operations
 from agent.requests import parse_endpoint, parse_ifname, parse_network, parse_publish
@@ -302,7 +302,8 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
             network = self.node.catalogue.get(self.node.network_of(id))
             if network and network not in networks:
                 networks.append(network)
-        servers = networks[0].gateways if networks else ()
+        # At a plugin's gateways is no name server of ours.
+        servers = next((n.gateways for n in networks if not plugin_of(n)), ())
         names = [self.node.catalogue.name(n.id) for n in networks]
         return convert.sandbox(self.node, sandbox, resolv_conf(servers, names))
 

@@ -175,6 +175,11 @@ class Netlink(Routing):
         await request(self._route.link("set", index=index, **what))
 
     @in_thread
+    async def hand_over(self, index: int, name: str, netns: int) -> None:
+        """Move a device that is down into the namespace of file descriptor `netns`, as `name`."""
+        await request(self._route.link("set", index=index, ifname=name, net_ns_fd=netns))
+
+    @in_thread
     async def delete_link(self, index: int) -> None:
         """Delete a device; fine if it is gone."""
         try:

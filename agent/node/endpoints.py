@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import msgspec
+
 from agent.core.addresses import Range
 from agent.core.members import Member, Members
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound
@@ -104,6 +106,22 @@ class Endpoints(Networks):
                 members.drop(endpoint.id)
             self._network_of.pop(endpoint.id, None)
             self._release(endpoint)
+
+    def amend(self, endpoint: Endpoint, mac: bytes, sandbox: str) -> Endpoint:
+        """Give a reserved endpoint the MAC that its interface turned out to have; Conflict if
+        that is another's."""
+        members = self._members(endpoint.network)
+        holder = members.with_mac(mac)
+        if holder and holder.endpoint.id != endpoint.id:
+            raise Conflict(
+                f"MAC {format_mac(mac)}",
+                f"is taken by {holder.endpoint.name} on {self.node_name(holder.node)}",
+                "See why its plugin chose it",
+            )
+        fresh = msgspec.structs.replace(endpoint, mac=mac, sandbox=sandbox)
+        members.drop(endpoint.id)
+        members.put(fresh, self.me)
+        return fresh
 
     def commit(self, endpoints: Iterable[Endpoint]) -> None:
         """Make reserved endpoints known to all."""
