@@ -88,6 +88,9 @@ class Settings:
     name_server_workers: int = field(
         default=1, metadata={"help": "processes of the name server, each with all names in memory"}
     )
+    docker: bool = field(
+        default=False, metadata={"help": "be a network plugin of this host's Docker engines"}
+    )
 
 
 @dataclass(frozen=True, slots=True)
