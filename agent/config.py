@@ -92,6 +92,9 @@ class Settings:
         default=("/run/docker/plugins", "/etc/docker/plugins", "/usr/lib/docker/plugins"),
         metadata={"help": "where network plugins are looked for; may be repeated"},
     )
+    docker: bool = field(
+        default=False, metadata={"help": "be a network plugin of this host's Docker engines"}
+    )
 
 
 @dataclass(frozen=True, slots=True)

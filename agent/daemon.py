@@ -67,7 +67,7 @@ from agent.remote.client import Plugins
 from agent.remote.driver import RemoteDriver
 from agent.remote.ledger import Ledger
 from agent.serviceops import ServiceOperations
-from agent.serving import free_socket, serve_control, serve_metrics
+from agent.serving import free_socket, serve_control, serve_docker, serve_metrics
 from agent.thisnode import Carrier, describe_node, watch_underlay
 from agent.watcher import Watcher
 
@@ -299,6 +299,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
         )
         control.users = Users(identity, node)
         control.service_operations = ServiceOperations(node, peers, peers, operations.done)
+        if settings.docker:
+            await serve_docker(node, operations, state_dir, stack)
         await serve_control(control, settings, node, identity.keyring, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)

@@ -42,6 +42,9 @@ WIREGUARD_OVERHEAD_V6 = 80
 WIREGUARD_KEY = 32  # bytes; Curve25519
 WIREGUARD_KEYS_MAX = 4  # of one node; two while it changes them
 CLOSED_MAX = 16  # ports of one agent; it has a metrics and a control port
+# Where the interface of a sandbox waits that somebody else moves into the workload: our own
+# namespace, the host's. Such a sandbox is left as it is once its interface has been moved.
+HANDED_OUT = "/proc/self/ns/net"
 SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.md
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
@@ -19,6 +20,7 @@ import structlog
 from agent.allocator import Donors, with_space
 from agent.errors import Conflict, Invalid, NotFound, Timeout, Unsupported
 from agent.model import (
+    HANDED_OUT,
     Endpoint,
     Network,
     Publish,
@@ -275,6 +277,41 @@ class Operations:
             self._cluster,
             lambda: self.node.create_endpoint(network, spec, sandbox),
         )
+
+    async def hand_out(self, network: str, spec: EndpointSpec) -> tuple[Endpoint, str]:
+        """Make an endpoint whose interface waits in the host's namespace, and its name there.
+
+        Who asked moves it into the workload and furnishes it. It lives until it is removed.
+        """
+        found = self.node.find_network(network)
+        await self._check_encryption(found.encrypted, f"network {network}")
+        id = self._id()
+        sandbox = Sandbox(
+            id=id,
+            name=self._free_name(spec.name),
+            netns=HANDED_OUT,
+            inode=os.stat(HANDED_OUT).st_ino,  # noqa: PTH116 (proc: does not block)
+            pid=0,
+            start_time=0,
+            created=self.node.clock(),
+        )
+        ifname = f"vxd{id[:12]}"
+        endpoint = await self._attach(sandbox, found, spec, ifname)
+        await self.done()
+        return endpoint, ifname
+
+    def publish(self, endpoint: str, publishes: Sequence[Publish]) -> None:
+        """Have ports of this host lead to an endpoint that was handed out; none: no more.
+
+        Conflict names the port that something else holds; then none is published.
+        """
+        sandbox = next(s for s in self.node.sandboxes.values() if endpoint in s.endpoints)
+        self.ports.release(sandbox.id)
+        self.node.put_sandbox(msgspec.structs.replace(sandbox, publishes=()))
+        if publishes:
+            self.node.check_publishes(publishes)
+            self.ports.hold(sandbox.id, publishes)
+            self.node.put_sandbox(msgspec.structs.replace(sandbox, publishes=tuple(publishes)))
 
     # -- sandboxes --
 

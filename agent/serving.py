@@ -21,6 +21,7 @@ from agent.cluster.trust import Keyring, check_issued
 from agent.config import Settings, parse_listen
 from agent.errors import Conflict
 from agent.node import NodeState
+from agent.operations import Operations
 
 
 async def free_socket(path: Path) -> Path:
@@ -68,6 +69,19 @@ async def serve_control(
         tls = await server.listen(*address, keyring.control_context, believed)
         keyring.on_change.append(tls.recheck)
     await server.start()
+
+
+async def serve_docker(
+    node: NodeState, operations: Operations, state_dir: Path, stack: contextlib.AsyncExitStack
+) -> None:
+    """Be a network plugin of this host's Docker engines."""
+    from agent.api.docker.bindings import Bindings
+    from agent.api.docker.driver import Driver
+    from agent.api.docker.server import DockerPlugin  # aiohttp takes 0.2 s to import
+
+    plugin = DockerPlugin(Driver(node, operations, Bindings(state_dir)))
+    await plugin.start()
+    stack.push_async_callback(plugin.stop)
 
 
 async def serve_metrics(metrics: Metrics, where: str, stack: contextlib.AsyncExitStack) -> None:

@@ -325,8 +325,9 @@ class Networks:
         try:
             await self._own.set_port(index, flood=False, alias=f"{MARK}ep:{port.endpoint}")
             await self._bulk.add_static(index, port.mac)
-            await sandbox.furnish(fd, port, mtu, index)
-            await self._until_forwarding(port.device)
+            if not port.is_handed_out:
+                await sandbox.furnish(fd, port, mtu, index)
+                await self._until_forwarding(port.device)
         except BaseException:
             await self._bulk.delete_link(index)  # nothing is left half made
             raise
@@ -356,7 +357,7 @@ class Networks:
         for mac in astray:
             await self._bulk.drop_static(link.index, mac)
         changes = 0
-        if keep and (interior or port != old):
+        if keep and not port.is_handed_out and (interior or port != old):
             try:
                 changes = await sandbox.furnish(fd, port, held.bridge.mtu, link.index, old)
             except LookupError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent.drivers.balancing import Frontend, FrontendKey
-from agent.model import Publish
+from agent.model import HANDED_OUT, Publish
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,12 @@ class Port:
     inode: int  # which namespace is meant; another one at that path is not it
     ifname: str  # name of the end in the sandbox
     gateways: tuple[str, ...]  # default routes of the sandbox through this port; often empty
+
+    @property
+    def is_handed_out(self) -> bool:
+        """Whether the end in the sandbox is moved and furnished by somebody else, as Docker does:
+        we make the pair, and look at our own end only."""
+        return self.netns == HANDED_OUT
 
 
 @dataclass(frozen=True, slots=True)

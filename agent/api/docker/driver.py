@@ -1,0 +1,263 @@
+"""The NetworkDriver calls: an engine's networks and endpoints are made as ours.
+
+libnetwork makes an endpoint (CreateEndpoint), asks for its interface (Join), moves that into the
+container and gives it addresses and routes itself; so here an interface is handed out, and never
+looked into. Egress and published ports are ours too: no endpoint asks for docker_gwbridge.
+Source: libnetwork docs/remote.md. Opposite: server.py (HTTP), agent/operations.py.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import msgspec
+
+from agent.api.docker.bindings import Bindings, Bound
+from agent.errors import Invalid, NotFound
+from agent.model import Endpoint, Network, Publish, format_address, format_mac
+from agent.node import NodeState
+from agent.operations import Operations
+from agent.requests import parse_endpoint, parse_network
+
+GENERIC = "com.docker.network.generic"  # libnetwork netlabel: what -o gave
+INTERNAL = "com.docker.network.internal"
+IPV6 = "com.docker.network.enable_ipv6"
+PORTS = "com.docker.network.portmap"
+MTU = "com.docker.network.driver.mtu"
+OPTION = "vxmesh.network"  # -o: the network of ours that is meant
+LABEL = "docker.endpoint"  # of our endpoints: the engine's id
+PROTOCOLS = {6: "tcp", 17: "udp"}  # IANA protocol numbers
+PREFIX = "eth"  # libnetwork appends a number
+
+
+class Pool(msgspec.Struct, rename="pascal"):
+    """One subnet of a network, as the engine's IPAM chose it."""
+
+    pool: str = ""
+    gateway: str = ""
+
+
+class CreateNetwork(msgspec.Struct, rename={"id": "NetworkID", "options": "Options",
+                                            "ipv4": "IPv4Data", "ipv6": "IPv6Data"}):  # fmt: skip
+    """A network of the engine's."""
+
+    id: str
+    options: dict[str, Any] | None = None
+    ipv4: list[Pool] | None = None
+    ipv6: list[Pool] | None = None
+
+
+class OfNetwork(msgspec.Struct, rename={"id": "NetworkID"}):
+    """A call about one network."""
+
+    id: str
+
+
+class Interface(msgspec.Struct, rename={"address": "Address", "address6": "AddressIPv6",
+                                        "mac": "MacAddress"}):  # fmt: skip
+    """What an endpoint's interface is to have; empty: ours to choose."""
+
+    address: str = ""
+    address6: str = ""
+    mac: str = ""
+
+
+class OfEndpoint(msgspec.Struct, rename={"network": "NetworkID", "id": "EndpointID",
+                                         "interface": "Interface",
+                                         "options": "Options"}):  # fmt: skip
+    """A call about one endpoint."""
+
+    network: str
+    id: str
+    interface: Interface | None = None
+    options: dict[str, Any] | None = None
+
+
+class Driver:
+    """The methods have the names of the protocol's calls, and take and give its bodies."""
+
+    def __init__(self, node: NodeState, operations: Operations, bindings: Bindings) -> None:
+        self.node, self._operations, self._bindings = node, operations, bindings
+
+    async def get_capabilities(self, _: bytes) -> dict[str, Any]:
+        """Scope local: what ties the hosts together is our own, and no Swarm is needed."""
+        return {"Scope": "local", "ConnectivityScope": "global"}
+
+    async def create_network(self, body: bytes) -> dict[str, Any]:
+        """Make a network, or bind the one that -o vxmesh.network names."""
+        asked = _decode(body, CreateNetwork)
+        if not asked.id:
+            raise Invalid("NetworkID", "is missing")
+        options = asked.options or {}
+        given = {str(k): str(v) for k, v in (options.get(GENERIC) or {}).items()}
+        pools = [*(asked.ipv4 or ()), *(asked.ipv6 or ())]
+        wanted = given.pop(OPTION, "")
+        if wanted:
+            network = self.node.find_network(wanted)
+            for pool in pools:
+                _check_pool(network, pool)
+            self._bindings.put(asked.id, Bound(network.id, made=False))
+            return {}
+        mtu = given.pop(MTU, "0")
+        if not mtu.isdecimal():
+            raise Invalid(f"option {MTU}={mtu[:20]}", "is no number", "Give bytes, as 1400")
+        spec = parse_network(
+            f"docker-{asked.id[:12]}",
+            subnets=[pool.pool for pool in pools],
+            gateways=[pool.gateway.partition("/")[0] for pool in pools if pool.gateway],
+            internal=bool(options.get(INTERNAL)),
+            ipv6=bool(options.get(IPV6)),
+            mtu=int(mtu),
+            encrypted=given.pop("encrypted", "false").lower() in ("", "1", "true"),
+            options=given,
+        )
+        network = await self._operations.create_network(spec)
+        try:
+            self._bindings.put(asked.id, Bound(network.id, made=True))
+        except OSError:
+            await self._operations.remove_networks([network.id])
+            raise
+        return {}
+
+    async def delete_network(self, body: bytes) -> dict[str, Any]:
+        """Remove a network that was made for the engine's; one of -o vxmesh.network stays."""
+        asked = _decode(body, OfNetwork)
+        bound = self._bindings.get(asked.id)
+        if bound.made and self.node.catalogue.get(bound.network):
+            await self._operations.remove_networks([bound.network])
+        self._bindings.drop(asked.id)
+        return {}
+
+    async def create_endpoint(self, body: bytes) -> dict[str, Any]:
+        """Make an endpoint with the addresses that the engine's IPAM chose."""
+        asked = _decode(body, OfEndpoint)
+        if not asked.id:
+            raise Invalid("EndpointID", "is missing")
+        interface = asked.interface or Interface()
+        texts = [a.partition("/")[0] for a in (interface.address, interface.address6) if a]
+        spec = parse_endpoint(
+            f"docker-{asked.id[:12]}",
+            addresses=texts,
+            mac=interface.mac,
+            labels={LABEL: asked.id},
+        )
+        network = self._bindings.get(asked.network).network
+        endpoint, _ = await self._operations.hand_out(network, spec)
+        chosen: dict[str, str] = {}
+        if not interface.mac:
+            chosen["MacAddress"] = format_mac(endpoint.mac)
+        found = self.node.find_network(network)
+        for key, text, width in (("Address", interface.address, 4),
+                                 ("AddressIPv6", interface.address6, 16)):  # fmt: skip
+            own = next((a for a in endpoint.addresses if len(a) == width), None)
+            if own and not text:
+                chosen[key] = f"{format_address(own)}/{_prefix(found, own)}"
+        return {"Interface": chosen}
+
+    async def delete_endpoint(self, body: bytes) -> dict[str, Any]:
+        """Remove an endpoint; no error if it went already, or the engine would keep it for ever."""
+        asked = _decode(body, OfEndpoint)
+        try:
+            _, endpoint = self._find(asked)
+        except NotFound:
+            return {}
+        await self._operations.remove_endpoints([endpoint.id])
+        return {}
+
+    async def endpoint_oper_info(self, body: bytes) -> dict[str, Any]:
+        """Nothing but what the engine knows already."""
+        self._find(_decode(body, OfEndpoint))
+        return {"Value": {}}
+
+    async def join(self, body: bytes) -> dict[str, Any]:
+        """The interface that the engine is to move into the container, and its ways out."""
+        network, endpoint = self._find(_decode(body, OfEndpoint))
+        sandbox = self.node.sandboxes[endpoint.sandbox]
+        joined: dict[str, Any] = {
+            "InterfaceName": {"SrcName": sandbox.ifnames[0], "DstPrefix": PREFIX},
+            "DisableGatewayService": True,
+        }
+        if not network.internal:
+            for gateway in network.gateways:
+                joined["GatewayIPv6" if ":" in gateway else "Gateway"] = gateway
+        return joined
+
+    async def leave(self, body: bytes) -> dict[str, Any]:
+        """The engine takes the interface out by itself."""
+        _decode(body, OfEndpoint)
+        return {}
+
+    async def program_external_connectivity(self, body: bytes) -> dict[str, Any]:
+        """Publish the ports of -p."""
+        asked = _decode(body, OfEndpoint)
+        _, endpoint = self._find(asked)
+        mapped = (asked.options or {}).get(PORTS) or []
+        self._operations.publish(endpoint.id, [_publish(each) for each in mapped])
+        await self._operations.done()
+        return {}
+
+    async def revoke_external_connectivity(self, body: bytes) -> dict[str, Any]:
+        """Publish them no more."""
+        try:
+            _, endpoint = self._find(_decode(body, OfEndpoint))
+        except NotFound:
+            return {}
+        self._operations.publish(endpoint.id, [])
+        await self._operations.done()
+        return {}
+
+    async def discover_new(self, _: bytes) -> dict[str, Any]:
+        """Other hosts are found by our own agents."""
+        return {}
+
+    discover_delete = discover_new
+
+    def _find(self, asked: OfEndpoint) -> tuple[Network, Endpoint]:
+        network = self.node.find_network(self._bindings.get(asked.network).network)
+        members = self.node.members.get(network.id)
+        for endpoint in members.local.values() if members else ():
+            if endpoint.labels.get(LABEL) == asked.id and endpoint.sandbox in self.node.sandboxes:
+                return network, endpoint
+        raise NotFound(f"Docker's endpoint {asked.id[:12]}", "is not known to this agent")
+
+
+def _decode(body: bytes, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise Invalid("the request", f"is malformed ({error})") from None
+
+
+def _check_pool(network: Network, pool: Pool) -> None:
+    """Invalid if the engine would give out addresses that are not the network's."""
+    if pool.pool not in network.subnets:
+        raise Invalid(
+            f"subnet {pool.pool[:50]}",
+            f"is not that of network {network.name}",
+            "Give --subnet " + " --subnet ".join(network.subnets),
+        )
+    gateway = pool.gateway.partition("/")[0]
+    if gateway and gateway not in network.gateways:
+        raise Invalid(
+            f"gateway {gateway[:50]}",
+            f"is not that of network {network.name}",
+            "Give --gateway " + " --gateway ".join(network.gateways),
+        )
+
+
+def _prefix(network: Network, address: bytes) -> int:
+    parsed = ipaddress.ip_address(address)
+    subnets = map(ipaddress.ip_network, network.subnets)
+    return next((s.prefixlen for s in subnets if parsed in s), parsed.max_prefixlen)
+
+
+def _publish(mapped: dict[str, Any]) -> Publish:
+    protocol = PROTOCOLS.get(int(mapped.get("Proto") or 0), "")
+    host, target = int(mapped.get("HostPort") or 0), int(mapped.get("Port") or 0)
+    if not protocol:
+        raise Invalid("a published port", "is neither TCP nor UDP", "Publish one of these")
+    if not (0 < host < 65536 and 0 < target < 65536):
+        raise Invalid("a published port", "has no number", "Give both, as -p 8080:80")
+    address = str(mapped.get("HostIP") or "")
+    return Publish(host, target, protocol, "" if address in ("0.0.0.0", "::") else address)

@@ -1,0 +1,94 @@
+"""The plugin's socket: JSON over HTTP, as engines speak to it; failures are {"Err": …}.
+
+Only root may connect, as engines do: by this socket networks are made and removed.
+Source: docs.docker.com/engine/extend/plugin_api. Opposite: driver.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from agent.api.docker.driver import Driver
+from agent.errors import Conflict, VxmeshError
+
+log = structlog.get_logger()
+
+SOCKET = Path("/run/docker/plugins/vxmesh.sock")
+TYPE = "application/vnd.docker.plugins.v1.1+json"
+SHUTDOWN_WITHIN = 0.5  # s for a call under way when the agent stops
+Call = Callable[[bytes], Awaitable[dict[str, Any]]]
+
+
+class DockerPlugin:
+    """Serves engines of this host."""
+
+    def __init__(self, driver: Driver, path: Path = SOCKET) -> None:
+        self._path = path
+        app = web.Application()
+        app.router.add_post("/Plugin.Activate", _answering(_activate))
+        for name, call in {
+            "GetCapabilities": driver.get_capabilities,
+            "CreateNetwork": driver.create_network,
+            "DeleteNetwork": driver.delete_network,
+            "CreateEndpoint": driver.create_endpoint,
+            "DeleteEndpoint": driver.delete_endpoint,
+            "EndpointOperInfo": driver.endpoint_oper_info,
+            "Join": driver.join,
+            "Leave": driver.leave,
+            "ProgramExternalConnectivity": driver.program_external_connectivity,
+            "RevokeExternalConnectivity": driver.revoke_external_connectivity,
+            "DiscoverNew": driver.discover_new,
+            "DiscoverDelete": driver.discover_delete,
+        }.items():
+            app.router.add_post(f"/NetworkDriver.{name}", _answering(call))
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_WITHIN)
+
+    async def start(self) -> None:
+        """Listen, in the place of an agent that died; Conflict if that cannot be."""
+        await self._runner.setup()
+        try:
+            await asyncio.to_thread(_make_room, self._path)
+            await web.UnixSite(self._runner, str(self._path)).start()
+            os.chmod(self._path, 0o600)  # noqa: PTH101 (a system call that does not block)
+        except OSError as error:
+            await self._runner.cleanup()
+            raise Conflict(
+                f"socket {self._path}",
+                f"cannot be listened on ({error.strerror})",
+                "Free it, or start the agent without --docker",
+            ) from None
+
+    async def stop(self) -> None:
+        """Listen no more."""
+        await self._runner.cleanup()
+
+
+def _make_room(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _answering(call: Call) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            # Shielded: who asked may give up, and what was begun is done whole or not at all.
+            found = await asyncio.shield(call(await request.read()))
+        except VxmeshError as error:
+            return web.json_response({"Err": str(error)}, content_type=TYPE)
+        except Exception as error:
+            log.exception("docker.failed", call=request.path)
+            return web.json_response({"Err": f"vxmesh failed: {error!r}"}, content_type=TYPE)
+        return web.json_response(found, content_type=TYPE)
+
+    return answer
+
+
+async def _activate(_: bytes) -> dict[str, Any]:
+    return {"Implements": ["NetworkDriver"]}
