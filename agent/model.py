@@ -43,6 +43,7 @@ WIREGUARD_KEY = 32  # bytes; Curve25519
 WIREGUARD_KEYS_MAX = 4  # of one node; two while it changes them
 CLOSED_MAX = 16  # ports of one agent; it has a metrics and a control port
 SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.md
+BRIDGE = "bridge"  # the driver of networks that are on their creator alone
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
 
 
