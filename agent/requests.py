@@ -124,7 +124,7 @@ def parse_network(
     if driver == model.BRIDGE and (encrypted or vni):
         raise Invalid(
             f"network {name}",
-            f"of driver {driver} leaves no host, so it has no {'encryption' if encrypted else 'VNI'}",
+            f"of driver {driver} is on one host: it has no {'encryption' if encrypted else 'VNI'}",
             f"Leave --{'encrypted' if encrypted else 'vni'} out, or use the overlay driver",
         )
     spoof = (options or {}).get(model.SPOOF, "deny")
