@@ -12,7 +12,7 @@ from agent.core.catalogue import give_way
 from agent.core.members import Member
 from agent.core.services import Row, rows
 from agent.errors import Invalid, NotFound
-from agent.model import Endpoint, Network, Node, Sandbox, shorten
+from agent.model import BRIDGE, Endpoint, Network, Node, Sandbox, shorten
 from agent.servicemodel import Health, Service
 from agent.views import Status, Views
 
@@ -117,8 +117,9 @@ class Lookups(Views):
     def is_present(self, id: str) -> bool:
         """Whether a network is on this node: by an endpoint, or by a service published here."""
         members = self.members.get(id)
-        is_here = bool(members and members.local) or id in self._ingress
-        return is_here and self.catalogue.get(id) is not None
+        network = self.catalogue.get(id)
+        published = id in self._ingress and network is not None and network.driver != BRIDGE
+        return network is not None and (published or bool(members and members.local))
 
     def present_networks(self) -> list[Network]:
         """The networks that are on this node."""

@@ -46,6 +46,7 @@ CLOSED_MAX = 16  # ports of one agent; it has a metrics and a control port
 # namespace, the host's. Such a sandbox is left as it is once its interface has been moved.
 HANDED_OUT = "/proc/self/ns/net"
 SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.md
+BRIDGE = "bridge"  # the driver of networks that are on their creator alone
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agent.core.members import Members
-from agent.drivers import overlay, wireguard
+from agent.drivers import bridge, overlay, wireguard
 from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Rows, WireguardDevice
 from agent.drivers.frontends import frontends
-from agent.model import Network, format_address, holds, parse_address, plugin_of
+from agent.model import BRIDGE, Network, format_address, holds, parse_address, plugin_of
 from agent.node import NodeState
 from agent.views import Change
 
@@ -314,7 +314,10 @@ class Plan:
         return routers, dict.fromkeys(vips, mac)
 
     def _way(self, network: Network) -> dict[str, bytes]:
-        """Where the rows of a network lead, by node: never outside WireGuard if it is encrypted."""
+        """Where the rows of a network lead, by node: never outside WireGuard if it is encrypted,
+        and nowhere if it is this node's own."""
+        if network.driver == BRIDGE:
+            return {}
         return self._inner if network.encrypted else self._vteps
 
     def wireguard(self) -> tuple[WireguardDevice, ...]:
@@ -411,14 +414,12 @@ class Plan:
         local = self._members(network).local
         # By the sandboxes: announced endpoints can be many, and have no port.
         ids = (id for sandbox in node.sandboxes.values() for id in sandbox.endpoints)
-        return overlay.bridge(
-            network,
-            node.nodes[node.me],
-            node.nodes.values(),
-            [local[id] for id in ids if id in local],
-            node.sandboxes,
-            self._apart.get(network.id, frozenset()),
-        )
+        endpoints = [local[id] for id in ids if id in local]
+        apart = self._apart.get(network.id, frozenset())
+        me = node.nodes[node.me]
+        if network.driver == BRIDGE:
+            return bridge.bridge(network, me, endpoints, node.sandboxes, apart)
+        return overlay.bridge(network, me, node.nodes.values(), endpoints, node.sandboxes, apart)
 
 
 def _gateways(network: Network) -> frozenset[bytes]:

@@ -17,7 +17,7 @@ from agent import model
 from agent.core.bounds import ADDRESSES_MAX, SUBNETS_MAX
 from agent.errors import Invalid, Unsupported
 
-DRIVERS = ("overlay",)
+DRIVERS = ("overlay", model.BRIDGE)
 KNOWN_DRIVERS = ("overlay", "bridge", "macvlan", "host", "none")
 MTU_MIN_V4 = 68  # RFC 791
 MTU_MIN_V6 = 1280  # RFC 8200, section 5
@@ -90,7 +90,7 @@ def parse_network(
     elif driver not in DRIVERS:
         if driver in KNOWN_DRIVERS:
             raise Unsupported(
-                f"driver {driver}", "is not in this version", "Use the overlay driver"
+                f"driver {driver}", "is not in this version", f"Use one of {', '.join(DRIVERS)}"
             )
         raise Invalid(
             f"driver {model.shorten(driver)}", "is unknown", f"Use one of {', '.join(DRIVERS)}"
@@ -126,6 +126,12 @@ def parse_network(
                 "lies in none of the subnets",
                 "Write it as 10.1.0.64/26, with the --subnet that it is a part of",
             )
+    if driver == model.BRIDGE and (encrypted or vni):
+        raise Invalid(
+            f"network {name}",
+            f"of driver {driver} is on one host: it has no {'encryption' if encrypted else 'VNI'}",
+            f"Leave --{'encrypted' if encrypted else 'vni'} out, or use the overlay driver",
+        )
     spoof = (options or {}).get(model.SPOOF, "deny")
     if spoof not in ("allow", "deny"):
         raise Invalid(f"option spoof={model.shorten(spoof)}", "is unknown", "Use allow or deny")

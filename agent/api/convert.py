@@ -13,10 +13,10 @@ from agent.core.bounds import clip_time
 from agent.core.members import Member
 from agent.core.services import Row, taking
 from agent.departures import Handover
-from agent.drivers import overlay
+from agent.drivers import bridge, overlay
 from agent.drivers.wireguard import key_address
 from agent.encryption import without_key
-from agent.model import Network, Node, Publish, Sandbox, format_address, format_mac
+from agent.model import BRIDGE, Network, Node, Publish, Sandbox, format_address, format_mac
 from agent.node import NodeState, expelled_error
 from agent.rpc import control_pb2 as control
 from agent.rpc import types_pb2 as pb
@@ -109,7 +109,9 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
         gateways=value.gateways,
         ip_range=value.ip_range,
         vni=value.vni,
-        mtu=overlay.mtu(value, state.nodes.values()),
+        mtu=bridge.mtu(value, state.nodes.get(value.creator))
+        if value.driver == BRIDGE
+        else overlay.mtu(value, state.nodes.values()),
         internal=value.internal,
         encrypted=value.encrypted,
         options=value.options,

@@ -36,7 +36,12 @@ COMMAND = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 @click.option("--ip", "addresses", multiple=True, metavar="IP", help="[a free one]")
 @click.option("--alias", "aliases", multiple=True, help="a further name; may be shared")
 @click.option(
-    "--publish", "-p", "publishes", multiple=True, metavar="HOST:PORT[/udp]", help="open a port"
+    "--publish",
+    "-p",
+    "publishes",
+    multiple=True,
+    metavar="HOST:PORT[/udp]",
+    help="open a port, or a range of them",
 )
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE")
 @click.option("-d", "--detach", is_flag=True, help="in the background; prints its name")
@@ -58,7 +63,7 @@ def run(
     output: str,
 ) -> None:
     """Run a command in a sandbox of its own, which goes when the command ends."""
-    ports = [_parse_publish(text) for text in publishes]
+    ports = [port for text in publishes for port in _parse_publish(text)]
     log = f"{LOG_DIR}/{name or secrets.token_hex(6)}.log" if detach else ""
     child = _Child(command, detach, log)
     try:
@@ -268,13 +273,27 @@ def _reap(pid: int) -> int:
     return os.WEXITSTATUS(status)
 
 
-def _parse_publish(text: str) -> tuple[str, int, int, str]:
-    """[ADDRESS:]HOST:PORT[/PROTOCOL] as (address, host port, target port, protocol)."""
+def _parse_publish(text: str) -> list[tuple[str, int, int, str]]:
+    """[ADDRESS:]HOST:PORT[/PROTOCOL], each port one or a range as 8000-8010, as (address, host
+    port, target port, protocol) one by one."""
     ports, _, protocol = text.partition("/")
     address, _, rest = ports.rpartition(":")
     address, _, outer = address.rpartition(":")
-    if not (rest.isdigit() and outer.isdigit() and max(len(rest), len(outer)) <= 5):
+    hosts, targets = _parse_ports(outer), _parse_ports(rest)
+    if not hosts or len(hosts) != len(targets):
         raise Invalid(
-            f"--publish {text[:60]!r}", "is malformed", "Write it as 8080:80 or 10.0.0.5:53:53/udp"
+            f"--publish {text[:60]!r}",
+            "is malformed" if not (hosts and targets) else "has ranges of different lengths",
+            "Write it as 8080:80, 8000-8010:80-90 or 10.0.0.5:53:53/udp",
         )
-    return address.strip("[]"), int(outer), int(rest), protocol or "tcp"
+    bare, protocol = address.strip("[]"), protocol or "tcp"
+    return [(bare, h, t, protocol) for h, t in zip(hosts, targets, strict=True)]
+
+
+def _parse_ports(text: str) -> range:
+    """A port, or a range with both its ends; empty if `text` is neither."""
+    first, dash, last = text.partition("-")
+    ends = (first, last if dash else first)
+    if not all(end.isascii() and end.isdigit() and len(end) <= 5 for end in ends):
+        return range(0)
+    return range(int(ends[0]), int(ends[1]) + 1)

@@ -271,6 +271,8 @@ class Applier:
         return None
 
     async def _all_rows(self, vxlan: int, vni: int, fresh: bool, drift: bool) -> None:
+        if not vxlan:
+            return  # a network of this host alone
         rows = self._desired.all_rows(vni)
         if fresh:
             await self._bulk.write(vxlan, rows)
@@ -290,7 +292,7 @@ class Applier:
     async def rows(self, vni: int, macs: list[bytes], addresses: list[bytes]) -> None:
         """The rows of these keys. A chunk is written while the next one is pulled."""
         held = self.networks.held.get(vni)
-        if held is None:
+        if held is None or not held.vxlan:
             return
         writing: asyncio.Task[None] | None = None
         for start in range(0, max(len(macs), len(addresses)), CHUNK):
@@ -389,7 +391,7 @@ class Applier:
         """Put rows back that were deleted and are still wanted."""
         held = self.networks.held.get(vni)
         macs, addresses = list(macs), list(addresses)
-        if held is None:
+        if held is None or not held.vxlan:
             return
         for start in range(0, max(len(macs), len(addresses)), CHUNK):
             end = start + CHUNK
@@ -400,7 +402,7 @@ class Applier:
     async def correct(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
         """Make rows right that somebody added or changed."""
         held = self.networks.held.get(vni)
-        if held is not None:
+        if held is not None and held.vxlan:
             rows = self._not_asked(vni, macs, addresses)
             self._count_rows(vni, *await self._bulk.correct(held.vxlan, rows))
 

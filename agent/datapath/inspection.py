@@ -65,7 +65,7 @@ class Inspection:
         held = self._networks.held[vni]
         links = {link.index: link for link in await self._bulk.links(held.index)}
         ports = dict(held.ports.values())
-        if {held.index, held.vxlan, *ports.values()} - links.keys():
+        if {held.index, held.vxlan, *ports.values()} - links.keys() - {0}:
             return False
         if not all(self.is_right(link) for link in links.values()):
             return False

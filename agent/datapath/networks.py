@@ -39,7 +39,7 @@ class Held:
 
     bridge: Bridge  # its `ports` are not looked at; those below are
     index: int
-    vxlan: int
+    vxlan: int  # 0: none
     ports: dict[str, tuple[Port, int]] = field(default_factory=dict)  # and our end's index
 
 
@@ -63,11 +63,13 @@ class Networks:
         `links` are all devices by name, if they were just read. Conflict, OSError.
         """
         if links is None:
-            found = [await self._own.link(n) for n in (bridge.device, bridge.vxlan)]
+            found = [await self._own.link(n) for n in (bridge.device, bridge.vxlan) if n]
             links = {link.name: link for link in found if link}
         held = self.held.get(bridge.vni)
         index = await self._bridge(bridge, links.get(bridge.device))
-        vxlan, fresh = await self._vxlan(bridge, index, links.get(bridge.vxlan))
+        vxlan, fresh = 0, False
+        if bridge.vxlan:
+            vxlan, fresh = await self._vxlan(bridge, index, links.get(bridge.vxlan))
         if held and held.index != index:
             # The ports of a bridge that was deleted are on none; attaching finds them again.
             for _, port_index in held.ports.values():
@@ -78,7 +80,9 @@ class Networks:
             self.devices.pop(held.index, None)
             self.devices.pop(held.vxlan, None)
         self.held[bridge.vni] = Held(bridge, index, vxlan, ports)
-        self.devices[index] = self.devices[vxlan] = (bridge.vni, "")
+        self.devices[index] = (bridge.vni, "")
+        if vxlan:
+            self.devices[vxlan] = (bridge.vni, "")
         return fresh
 
     async def _bridge(self, bridge: Bridge, link: Link | None) -> int:
@@ -228,7 +232,8 @@ class Networks:
             return
         for _, index in held.ports.values():
             await self._delete(index)
-        await self._delete(held.vxlan)
+        if held.vxlan:
+            await self._delete(held.vxlan)
         await self._delete(held.index)
 
     def elsewhere(self, bridge: Bridge) -> int | None:
@@ -260,7 +265,7 @@ class Networks:
 
     async def sweep(self, links: Iterable[Link], wanted: Iterable[Bridge]) -> None:
         """Delete the devices that bear our mark and that nobody wants."""
-        keep = {name for b in wanted for name in (b.device, b.vxlan)}
+        keep = {name for b in wanted for name in (b.device, b.vxlan) if name}
         keep |= {port.device for b in wanted for port in b.ports.values()}
         for link in links:
             if link.alias.startswith((f"{MARK}net:", f"{MARK}ep:")) and link.name not in keep:

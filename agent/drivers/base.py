@@ -43,7 +43,7 @@ class Bridge:
     network: str  # network id: our mark on the devices
     vni: int
     device: str  # bridge
-    vxlan: str  # VXLAN device
+    vxlan: str  # VXLAN device; empty: none, the network is on this host alone
     mtu: int  # of the bridge, the ports and the VXLAN device, in bytes
     router_mac: bytes  # of the bridge itself, which answers for the gateways
     gateways: tuple[str, ...]  # interface notation, first address of each subnet as a rule

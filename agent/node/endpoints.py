@@ -12,7 +12,7 @@ import msgspec
 from agent.core.addresses import Range
 from agent.core.members import Member, Members
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound
-from agent.model import Endpoint, Network, format_address, format_mac
+from agent.model import BRIDGE, Endpoint, Network, format_address, format_mac
 from agent.node.networks import Networks
 from agent.node.records import Recording
 from agent.requests import EndpointSpec
@@ -48,6 +48,7 @@ class Endpoints(Networks):
         """
         self.check_stays()
         network = self.find_network(network_id)
+        self._check_home(network)
         endpoint = self._prepare(network, spec, sandbox)
         self._reserve(endpoint)
         self.commit([endpoint])
@@ -61,6 +62,7 @@ class Endpoints(Networks):
         """
         self.check_stays()
         network = self.find_network(network_id)
+        self._check_home(network)
         members, space = self._members(network.id), self.addresses[network.id].space
         owners = set(map(self.addresses[network.id].ring.owner, _addresses(specs)))
         if owners - {None, self.me}:
@@ -155,6 +157,16 @@ class Endpoints(Networks):
     def is_committed(self, id: str) -> bool:
         """Whether an endpoint of this node is more than reserved."""
         return bool(self.replica.get(self.me, ENDPOINT + id))
+
+    def _check_home(self, network: Network) -> None:
+        """InUse if a network is another node's own."""
+        if network.driver == BRIDGE and network.creator != self.me:
+            home = self.node_name(network.creator)
+            raise InUse(
+                f"network {self.catalogue.name(network.id)}",
+                f"is a bridge on {home}, and no other node can have endpoints in it",
+                f"Create them on {home}, or use an overlay network",
+            )
 
     def _prepare(
         self, network: Network, spec: EndpointSpec, sandbox: str, owned: bool = False
