@@ -49,7 +49,9 @@ def network() -> None:
 
 @network.command()
 @click.argument("name")
-@click.option("--driver", default="overlay", show_default=True, help="overlay, bridge, remote:PLUGIN")
+@click.option(
+    "--driver", default="overlay", show_default=True, help="overlay, bridge, remote:PLUGIN"
+)
 @click.option("--subnet", "subnets", multiple=True, metavar="CIDR", help="[a free one]")
 @click.option("--gateway", "gateways", multiple=True, metavar="IP", help="[the first address]")
 @click.option("--ip-range", default="", metavar="CIDR", help="choose addresses only from here")
