@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import subprocess
+from collections.abc import Callable
 
 from tests.netns.world import World
+
+
+def _answers(ask: Callable[[], subprocess.CompletedProcess[str]], with_: str) -> bool:
+    return ask().stdout.strip() == with_
 
 
 def test_a_bridge_is_on_the_node_that_made_it_alone(world: World) -> None:
@@ -39,11 +46,8 @@ def test_a_bridges_ports_are_published_one_by_one_and_in_ranges(world: World) ->
     )
     fetch = ("python3", "-c", asks)
     for port in (18081, 18090):
-        url = f"http://{h1}:{port}/"
-        world.wait(
-            lambda url=url: world.run("client", *fetch, url).stdout.strip() == client,
-            f"client reaches {url} and is seen itself",
-        )
+        ask = functools.partial(world.run, "client", *fetch, f"http://{h1}:{port}/")
+        world.wait(functools.partial(_answers, ask, client), f"client is seen itself at {port}")
     assert world.run("h1", *fetch, f"http://{h1}:18081/").stdout, "from the host itself"
     assert world.inside("h1", sandbox, *fetch, f"http://{h1}:18081/").stdout, "hairpin"
     assert world.run("client", *fetch, f"http://{h1}:18080/").returncode, "nobody listens there"
