@@ -233,7 +233,7 @@ class Notice(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 T = TypeVar("T")
-_WIDTHS = frozenset((4, 16))  # bytes of an address
+WIDTHS = frozenset((4, 16))  # bytes of an address
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -349,7 +349,7 @@ def parse_labels(pairs: dict[str, str], what: str = "label") -> dict[str, str]:
 def check_endpoint(value: Endpoint, id: str) -> None:
     """The same as `check_sound`, of what there is 100,000 of."""
     widths = map(len, value.addresses)
-    if value.id != id or len(value.mac) != 6 or not _WIDTHS.issuperset(widths):
+    if value.id != id or len(value.mac) != 6 or not WIDTHS.issuperset(widths):
         raise Invalid("record", f"is not sound: {shorten(repr(value), 120)}")
 
 

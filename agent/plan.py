@@ -7,7 +7,7 @@ What stands opposite: node.py before it, datapath/reconciler.py behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from agent.core.members import Members
@@ -143,7 +143,12 @@ class Plan:
     def _touch_services(self, change: Change, touched: Touched) -> None:
         """The frontends of services that lead elsewhere, or whose network is on this host now."""
         node, led = self.node, set(change.led)
-        looked_at = {c.network for c in change.endpoints for m in c[1:] if m and m.node == node.me}
+        me = node.me
+        looked_at = {
+            network
+            for network, old, new in change.endpoints
+            if (new and new.node == me) or (old and old.node == me)
+        }
         looked_at.update(change.networks)
         for id in change.led:
             service = node.services.get(id) or change.services.get(id)
@@ -276,7 +281,7 @@ class Plan:
         network = self._network(vni)
         return self._bridge(network) if network else None
 
-    def rows(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> Rows:
+    def rows(self, vni: int, macs: Collection[bytes], addresses: Collection[bytes]) -> Rows:
         """The desired rows of these keys."""
         network = self._network(vni)
         if network is None:
@@ -284,6 +289,8 @@ class Plan:
         found = overlay.rows(self._members(network), self._way(network), macs, addresses)
         gateways = _gateways(network)
         routers, vips = self._balanced(network)
+        if not routers and not vips and gateways.isdisjoint(addresses):
+            return found
         return Rows(
             [(mac, vtep or routers.get(mac)) for mac, vtep in found.fdb],
             [(a, None if a in gateways else m or vips.get(a)) for a, m in found.neighbours],

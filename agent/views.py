@@ -8,6 +8,7 @@ records.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -62,6 +63,7 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
 # Removals that are heeded; they are kept for good. A cluster that had so many nodes lost would
 # have had another one each day for a quarter of a century.
 REMOVALS_MAX = 10_000
+MANY = 64  # records at once from which on it pays to look at endpoints together
 log = structlog.get_logger()
 
 
@@ -151,6 +153,8 @@ class Views:
 
     def _apply(self, updates: list[Update], change: Change) -> set[str]:
         touched: set[str] = set()
+        if len(updates) >= MANY and self._take_many(updates, change):
+            return touched
         decode, take = _endpoint.decode, self._take_endpoint
         found: Any
         for origin, key, value in updates:
@@ -218,6 +222,42 @@ class Views:
                     stated[origin] = found
                 change.trust = True
         return touched
+
+    def _take_many(self, updates: Sequence[Update], change: Change) -> bool:
+        """Take a bulk of new endpoints of one node in one network; False, with nothing changed,
+        if it is anything else, or one of them has to be looked at by itself."""
+        origin = updates[0].origin
+        try:
+            endpoints = [
+                _endpoint.decode(value)
+                for node, key, value in updates
+                if value and key[:2] == ENDPOINT and node == origin
+            ]
+        except (msgspec.MsgspecError, ValueError):
+            return False
+        ids = [key[2:] for _, key, _ in updates]
+        if len(endpoints) < len(updates) or not bounds.are_plain(endpoints, ids):
+            return False
+        if not self._network_of.keys().isdisjoint(ids):
+            return False
+        fresh = self._take_fresh(endpoints, origin)
+        if fresh is None:
+            return False
+        network = endpoints[0].network
+        change.endpoints.extend([EndpointChange(network, None, member) for member in fresh])
+        return True
+
+    def _take_fresh(self, endpoints: Sequence[Endpoint], node: str) -> list[Member] | None:
+        """Add endpoints of one network of which nothing is known; see Members.put_fresh."""
+        network = endpoints[0].network
+        fresh = self._members(network).put_fresh(endpoints, node)
+        if fresh is None:
+            return None
+        self._network_of.update(dict.fromkeys([endpoint.id for endpoint in endpoints], network))
+        addresses = self.addresses.get(network)
+        if addresses:
+            addresses.space.take_all(a for endpoint in endpoints for a in endpoint.addresses)
+        return fresh
 
     def _check_endpoint(self, origin: str, value: Endpoint) -> None:
         """Invalid if another node's record would take what is not its to take."""

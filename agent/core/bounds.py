@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from collections.abc import Sequence
 
 import msgspec
 
@@ -20,6 +21,7 @@ from agent.model import (
     ALIASES_MAX,
     BARRED_DATA_PORTS,
     LABELS_MAX,
+    WIDTHS,
     Claims,
     Endpoint,
     Network,
@@ -89,6 +91,36 @@ def check_endpoint(value: Endpoint) -> None:
         parse_labels(value.labels)
     if value.sandbox:
         check_ids(value.sandbox)
+
+
+def are_plain(values: Sequence[Endpoint], ids: Sequence[str]) -> bool:
+    """Whether all of a bulk, of one network, are sound and within the bounds: what
+    `model.check_endpoint` and `check_endpoint` say of each, by looking at them together.
+
+    `ids` are those of their keys. False says only that each has to be looked at by itself.
+    """
+    names = [value.name for value in values]
+    macs = [value.mac for value in values]
+    text, id_text = "".join(names), "".join(ids)
+    bare = text.replace("-", "")
+    return (
+        [value.id for value in values] == ids
+        and {len(id) for id in ids} == {16}
+        and id_text.isascii()
+        and id_text.isalnum()
+        and len({value.network for value in values}) == 1
+        and bool(_ID.match(values[0].network))
+        and not any(value.aliases or value.labels or value.sandbox for value in values)
+        and bare.isascii()
+        and bare.isalnum()
+        and text == text.lower()
+        and all(0 < len(name) <= 63 and name[0] != "-" and name[-1] != "-" for name in names)
+        and {len(mac) for mac in macs} == {6}
+        and not any(mac[0] & 1 for mac in macs)
+        and _NO_MAC not in macs
+        and max([len(value.addresses) for value in values]) <= ADDRESSES_MAX
+        and WIDTHS.issuperset([len(one) for value in values for one in value.addresses])
+    )
 
 
 def _check_network(value: Network) -> None:

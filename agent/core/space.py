@@ -91,6 +91,7 @@ class Space:
                 high = min(high, int(range_.broadcast_address))
             if low <= high:
                 self._families[width].windows.append((low, high))
+        self._reserved = frozenset(number.to_bytes(width) for width, number in fixed)
         for width, number in fixed:
             masks = self._families[width].fixed
             block, offset = divmod(number, _BITS)
@@ -114,6 +115,12 @@ class Space:
         if not mask:
             family.order = None
         family.used[block] = mask | bit
+
+    def take_all(self, addresses: Iterable[bytes]) -> None:
+        """The same for many."""
+        take = self.take
+        for address in addresses:
+            take(address)
 
     def release(self, address: bytes) -> None:
         """One user less; it is free when the last one is gone. Nothing if it has none."""
@@ -143,9 +150,11 @@ class Space:
 
     def reserved(self, address: bytes) -> bool:
         """Whether no endpoint may have `address`."""
-        family = self._families.get(len(address))
-        block, offset = divmod(int.from_bytes(address), _BITS)
-        return family is not None and bool(family.fixed.get(block, 0) >> offset & 1)
+        return address in self._reserved
+
+    def reserves_any(self, addresses: Iterable[bytes]) -> bool:
+        """Whether no endpoint may have one of `addresses`."""
+        return not self._reserved.isdisjoint(addresses)
 
     def used_between(self, low: int, high: int, family: int) -> Iterator[int]:
         """The used addresses in low..high, sorted."""

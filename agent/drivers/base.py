@@ -8,7 +8,7 @@ What stands opposite: datapath/reconciler.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -127,7 +127,7 @@ class DesiredState(Protocol):
     def bridge(self, vni: int) -> Bridge | None:
         """One of them; None if it should not exist."""
 
-    def rows(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> Rows:
+    def rows(self, vni: int, macs: Collection[bytes], addresses: Collection[bytes]) -> Rows:
         """The desired rows of just these keys; None as value where there should be none."""
 
     def all_rows(self, vni: int) -> Rows:

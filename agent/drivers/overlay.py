@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from agent.core.members import Members
 from agent.drivers import wireguard
@@ -138,23 +138,23 @@ def _interface(address: str, subnets: Iterable[str]) -> str:
 
 
 def rows(
-    members: Members, vteps: Mapping[str, bytes], macs: Iterable[bytes], addresses: Iterable[bytes]
+    members: Members,
+    vteps: Mapping[str, bytes],
+    macs: Collection[bytes],
+    addresses: Collection[bytes],
 ) -> Rows:
     """What the VXLAN device should hold for these keys: None where nothing, or a local one.
 
     `vteps` are the addresses to send to of the other nodes by id, 4 or 16 bytes: those of the
     underlay, or inside WireGuard. A node that has none gets no rows.
     """
-    fdb: list[tuple[bytes, bytes | None]] = []
-    for mac in macs:
-        member = members.with_mac(mac)
-        fdb.append((mac, vteps.get(member.node) if member else None))
-    neighbours: list[tuple[bytes, bytes | None]] = []
-    for address in addresses:
-        member = members.with_address(address)
-        away = member is not None and member.node in vteps
-        neighbours.append((address, member.endpoint.mac if member and away else None))
-    return Rows(fdb, neighbours)
+    holders = zip(macs, members.with_macs(macs), strict=True)
+    fdb = [(mac, vteps.get(member.node) if member else None) for mac, member in holders]
+    holders = zip(addresses, members.with_addresses(addresses), strict=True)
+    return Rows(
+        fdb,
+        [(a, m.endpoint.mac if m and m.node in vteps else None) for a, m in holders],
+    )
 
 
 def all_rows(members: Members, vteps: Mapping[str, bytes]) -> Rows:

@@ -63,42 +63,39 @@ class Endpoints(Networks):
         self.check_stays()
         network = self.find_network(network_id)
         self._check_home(network)
-        members, space = self._members(network.id), self.addresses[network.id].space
         owners = set(map(self.addresses[network.id].ring.owner, _addresses(specs)))
         if owners - {None, self.me}:
             self._check_owned(network, _addresses(specs))
-        put, take, networks, me = members.put, space.take, self._network_of, self.me
-        ids = self.rng.randbytes(8 * len(specs)).hex()
-        services = self.services.of(network.id)
-        taken = {service.name for service in services}
-        virtual = {vip for service in services for vip in service.vips}
+        if None not in owners and self._are_whole(network, specs):
+            ids = self.rng.randbytes(8 * len(specs)).hex()
+            fresh = [
+                Endpoint(
+                    ids[at : at + 16], network.id, s.name, s.mac, s.addresses, s.aliases, s.labels
+                )
+                for at, s in zip(range(0, len(ids), 16), specs, strict=True)
+            ]
+            if self._take_fresh(fresh, self.me) is not None:
+                return fresh
         done: list[Endpoint] = []
         try:
-            for number, spec in enumerate(specs):
-                name, mac, given = spec.name, spec.mac, spec.addresses
-                # What is free and whole needs no more than this; the rest is looked at closely.
-                plain = mac and given and None not in owners  # all of them in a subnet
-                plain = plain and name not in members.by_name and mac not in members.by_mac
-                if services and plain:
-                    plain = taken.isdisjoint((name, *spec.aliases)) and virtual.isdisjoint(given)
-                for address in given:
-                    plain = (
-                        plain and address not in members.by_address and not space.reserved(address)
-                    )
-                if plain:
-                    id = ids[16 * number : 16 * number + 16]
-                    endpoint = Endpoint(id, network.id, name, mac, given, spec.aliases, spec.labels)
-                else:
-                    endpoint = self._prepare(network, spec, "", owned=True)
-                put(endpoint, me)
-                networks[endpoint.id] = network.id
-                for address in endpoint.addresses:
-                    take(address)
-                done.append(endpoint)
+            for spec in specs:  # something is taken, or left to us: what, is looked at closely
+                done.append(self._prepare(network, spec, "", owned=True))
+                self._reserve(done[-1])
         except BaseException:
             self.cancel(done)
             raise
         return done
+
+    def _are_whole(self, network: Network, specs: Sequence[EndpointSpec]) -> bool:
+        """Whether there is nothing to choose for any of them, and no service or gateway of the
+        network is in their way."""
+        addresses = self.addresses[network.id]
+        return (
+            bool(specs)
+            and not self.services.of(network.id)
+            and all(spec.mac and spec.addresses for spec in specs)
+            and not addresses.space.reserves_any(_addresses(specs))
+        )
 
     def cancel(self, endpoints: Iterable[Endpoint]) -> None:
         """Give back what was reserved and not committed."""
@@ -128,11 +125,10 @@ class Endpoints(Networks):
     def commit(self, endpoints: Iterable[Endpoint]) -> None:
         """Make reserved endpoints known to all."""
         with Recording(self) as change:
-            for endpoint in endpoints:
-                self._put(ENDPOINT + endpoint.id, endpoint)
-                change.endpoints.append(
-                    EndpointChange(endpoint.network, None, Member(endpoint, self.me))
-                )
+            self._put_all([(ENDPOINT + endpoint.id, endpoint) for endpoint in endpoints])
+            change.endpoints.extend(
+                [EndpointChange(e.network, None, Member(e, self.me)) for e in endpoints]
+            )
 
     def remove_endpoints(self, ids: Iterable[str]) -> list[str]:
         """Remove endpoints of this node; InUse if one lives elsewhere. All or none."""

@@ -281,10 +281,10 @@ class Networks(Records):
         super()._close(change)
         moved: dict[str, int] = {}
         for network, old, new in change.endpoints:
-            for member in (old, new):
-                if member:
-                    count = len(member.endpoint.addresses)
-                    moved[network] = moved.get(network, 0) + count
+            count = len(new.endpoint.addresses) if new else 0
+            if old:
+                count += len(old.endpoint.addresses)
+            moved[network] = moved.get(network, 0) + count
         for network in moved.keys() | change.networks.keys():
             addresses = self.addresses.get(network)
             if addresses is None:

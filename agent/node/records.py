@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import structlog
@@ -99,6 +99,10 @@ class Records(Lookups):
     def _put(self, key: str, value: msgspec.Struct) -> None:
         assert self._change is not None
         self._change.own.append(self.replica.put(key, encode(value)))
+
+    def _put_all(self, values: Iterable[tuple[str, msgspec.Struct]]) -> None:
+        assert self._change is not None
+        self._change.own += self.replica.put_all([(key, encode(value)) for key, value in values])
 
     def _delete(self, key: str) -> None:
         assert self._change is not None
