@@ -8,6 +8,7 @@ What stands opposite: node.py (state), datapath/ (kernel), cluster/ (other nodes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import time
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 
 POLL = 0.02  # s
 CHUNK = 2000  # endpoints a turn of the loop when there are many: some 10 ms of work
+COMMIT = 1000  # to be made known in one turn: as many as a peer is sent in one message
 
 
 class Kernel(Protocol):
@@ -240,8 +242,13 @@ class Operations:
         return len(reserved)
 
     async def _commit(self, reserved: Sequence[Endpoint]) -> None:
-        for start in range(0, len(reserved), CHUNK):
-            self.node.commit(reserved[start : start + CHUNK])
+        for start in range(0, len(reserved), COMMIT):
+            self.node.commit(reserved[start : start + COMMIT])
+            if start == 0:
+                # Peers are to be at work on the first while we are at the rest. If the disk
+                # fails, `done` will say so.
+                with contextlib.suppress(Exception):
+                    await self._durable()
             await asyncio.sleep(0)
 
     async def remove_endpoints(

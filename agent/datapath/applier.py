@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ from agent.errors import VxmeshError
 log = structlog.get_logger()
 
 CHECKS = 3  # of all tables in a row, while one was wrong: somebody may go on for ever
-CHUNK = 1000  # MACs and addresses pulled at once: 2 to 4 ms of the loop
+CHUNK = 1000  # MACs and addresses pulled at once: 1 to 2 ms of the loop
+AHEAD = 3  # chunks that wait for the thread, so that it has work while the loop is elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,20 +292,22 @@ class Applier:
         await self.networks.sweep(await self._own.links(), self._desired.bridges().values())
 
     async def rows(self, vni: int, macs: list[bytes], addresses: list[bytes]) -> None:
-        """The rows of these keys. A chunk is written while the next one is pulled."""
+        """The rows of these keys. Chunks are pulled while those before them are written."""
         held = self.networks.held.get(vni)
         if held is None or not held.vxlan:
             return
-        writing: asyncio.Task[None] | None = None
+        writing: deque[asyncio.Future[tuple[int, int]]] = deque()
+        failures: list[OSError] = []
         for start in range(0, max(len(macs), len(addresses)), CHUNK):
             end = start + CHUNK
             rows = self._desired.rows(vni, macs[start:end], addresses[start:end])
-            if writing:
-                await writing
-            writing = asyncio.create_task(self._bulk.write(held.vxlan, rows))
-            await asyncio.sleep(0)  # let it begin before the next chunk is pulled
-        if writing:
-            await writing
+            if len(writing) == AHEAD:
+                await _note_failure(writing.popleft(), failures)
+            writing.append(self._bulk.write(held.vxlan, rows))
+        for each in writing:
+            await _note_failure(each, failures)
+        if failures:
+            raise failures[0]
 
     async def tables(self) -> None:
         """The rules of both namespaces."""
@@ -494,6 +498,13 @@ def prepare(netns: Path) -> None:
     """Make our namespace, unless it is there."""
     namespaces.ensure(netns)
     namespaces.set_sysctls(netns, namespaces.OWN)
+
+
+async def _note_failure(writing: Awaitable[object], failures: list[OSError]) -> None:
+    try:
+        await writing
+    except OSError as error:
+        failures.append(error)
 
 
 def _without_ports(bridge: Bridge) -> Bridge:

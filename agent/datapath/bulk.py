@@ -64,12 +64,14 @@ class Bulk:
         self._pool.shutdown(wait=True)
         self._sock.close()
 
-    async def write(self, ifindex: int, rows: Rows) -> None:
-        """Make the rows so; None deletes. What is already gone is fine; OSError for the rest.
+    def write(self, ifindex: int, rows: Rows) -> asyncio.Future[tuple[int, int]]:
+        """Begin to make the rows so; None deletes. What is already gone is fine; OSError for the
+        rest. How many FDB and neighbour rows were written.
 
-        Every row is attempted, whatever becomes of the others.
+        Every row is attempted, whatever becomes of the others. Several writes that were begun
+        are done one after the other.
         """
-        await self._run(lambda: self._write(ifindex, rows, False))
+        return self._run(lambda: self._write(ifindex, rows, False))
 
     async def restore(self, ifindex: int, rows: Rows) -> tuple[int, int]:
         """Put back those rows that are not there; how many FDB and neighbour rows that were."""
@@ -138,8 +140,10 @@ class Bulk:
             if error.errno != errno.ENODEV:
                 raise
 
-    async def _run(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+    def _run(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Begin now, or after what was begun before; not only once the loop has its next turn,
+        which it may have a delta of a thousand records later."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, function)
 
     # -- in the thread --
 
