@@ -25,11 +25,12 @@ from agent.datapath.nft import DOOR, HOST_UPLINK, Elements, Ruleset
 
 TABLES = {4: "ip vxmesh", 6: "ip6 vxmesh"}  # `dup` is not to be had in tables of both
 
-# Later than filter (0) and whatever else people use; what local processes send comes by lo, and
+# What is untracked is VXLAN (nft.py), and for no published port. Later than filter (0) and whatever else people use; what local processes send comes by lo, and
 # is led to the doors by the chain `output`.
 _CHAINS = """\
 	chain input {{
 		type filter hook input priority 200; policy accept;
+		ct state untracked accept
 		iifname {{ "lo", "{uplink}" }} accept
 		{ip} daddr . meta l4proto . th dport @at goto admit
 		fib daddr type local meta l4proto . th dport @any goto admit

@@ -96,6 +96,7 @@ CHAINS = """\
 
 	chain from_ipv4 {
 		iifname . ether saddr . ip saddr != @addresses4 goto refuse_address
+		ip protocol tcp accept
 		udp dport 68 goto refuse_dhcp
 		icmp type redirect goto refuse_router
 		accept

@@ -52,7 +52,9 @@ OWN_CHAINS = f"""\
 	}}
 """
 
-# raw: route_localnet on the uplink, which lets the host reach a published port at 127.0.0.1,
+# raw: VXLAN itself is not tracked: it would cost every packet a look at the host's connections,
+# of which none are made by it.
+# from_inside: route_localnet on the uplink, which lets the host reach a published port at 127.0.0.1,
 # must not let a sandbox reach what listens there. Nor an agent at any address of this host; and,
 # though the guard of its port has looked already (guardrules.py), no other agent and no VXLAN:
 # here fragments have been put together.
@@ -60,18 +62,25 @@ OWN_CHAINS = f"""\
 # own, gets its answers from the host only if the host is who asked.
 # forward: nobody but the host itself gets into a sandbox, except through a published port.
 HOST_CHAINS = f"""\
+	chain from_inside {{
+		ip daddr 127.0.0.0/8 drop
+		udp dport @carriers counter name "guard_vxlan" drop
+		tcp dport @agent_ports fib daddr type local counter name "guard_agent" drop
+		ip daddr . tcp dport @agents4 counter name "guard_agent" drop
+		ip6 daddr . tcp dport @agents6 counter name "guard_agent" drop
+	}}
+
 	chain raw {{
 		type filter hook prerouting priority raw; policy accept;
-		iifname "{HOST_UPLINK}" ip daddr 127.0.0.0/8 drop
-		iifname "{HOST_UPLINK}" udp dport @carriers counter name "guard_vxlan" drop
-		iifname "{HOST_UPLINK}" tcp dport @agent_ports fib daddr type local \
-counter name "guard_agent" drop
-		iifname "{HOST_UPLINK}" ip daddr . tcp dport @agents4 counter name "guard_agent" drop
-		iifname "{HOST_UPLINK}" ip6 daddr . tcp dport @agents6 counter name "guard_agent" drop
+		iifname "{HOST_UPLINK}" goto from_inside
+		ip daddr . udp dport @tunnels4 notrack accept
+		ip6 daddr . udp dport @tunnels6 notrack accept
 	}}
 
 	chain raw_output {{
 		type filter hook output priority raw; policy accept;
+		ip saddr . udp dport @tunnels4 notrack accept
+		ip6 saddr . udp dport @tunnels6 notrack accept
 		meta mark {hex(UNTRACKED)} notrack
 	}}
 
@@ -126,12 +135,14 @@ counter name "guard_agent" drop
 # and VXLAN of an encrypted network (IPv6, its own port, the I flag of RFC 7348) even if a row of
 # somebody else's leads it elsewhere. The host's own processes have no business inside: skuid
 # matches what has a socket in this namespace, which the VXLAN packets of sandboxes have not.
+# IPv4, which none of this is about, is through at the first rule.
 # prerouting: a packet from outside that claims to have been inside, or wants in.
 # input: VXLAN of an encrypted network in the clear, to any address of the host. IPv6 fragments
 # pass one by one; the first bears the port (RFC 7112), and without it there is no packet.
 SEALED_CHAINS = """\
 	chain postrouting {{
 		type filter hook postrouting priority 300; policy accept;
+		meta nfproto ipv4 oifname != "{all}" accept
 		oifname {{ {devices} }} meta skuid 0-4294967294 drop
 		oifname {{ {devices} }} accept
 		ip6 daddr {prefix} drop
@@ -140,6 +151,7 @@ SEALED_CHAINS = """\
 
 	chain prerouting {{
 		type filter hook prerouting priority raw; policy accept;
+		meta nfproto ipv4 iifname != "{all}" accept
 		iifname {{ {devices} }} ip6 saddr {prefix} ip6 daddr {prefix} udp dport {port} accept
 		iifname {{ {devices} }} drop
 		ip6 daddr {prefix} drop
@@ -148,7 +160,7 @@ SEALED_CHAINS = """\
 
 	chain input {{
 		type filter hook input priority filter; policy accept;
-		iifname != {{ {devices} }} udp dport {port} drop
+		udp dport {port} iifname != {{ {devices} }} drop
 	}}
 
 	chain forward {{
@@ -226,6 +238,7 @@ def host(
     published ports of services: (map, key) -> value; with `at_once` whoever comes is led there
     before the host's input chains are asked (entrance.py).
     """
+    bridges = list(bridges)
     subnets = list(_collapse(s for b in bridges for s in b.open_subnets))
     maps: dict[str, dict[str, str]] = {"ports4": {}, "ports6": {}, "ports4_at": {}, "ports6_at": {}}
     for forward in forwards:
@@ -250,11 +263,27 @@ def host(
         at = f"{kind} . " if name.endswith("_at") else ""
         types = f"{at}inet_proto . inet_service : {kind} . inet_service"
         sets[name] = Elements(f"map {name} {{ type {types}; }}", elements)
+    sets |= _tunnels(bridges)
     sets["agent_ports"] = _set("agent_ports", "inet_service", {str(port) for port in closed.own})
     for name, keys in closed_elements(closed).items():
         sets[name] = Elements(f"set {name} {{ {CLOSED_SETS[name]} }}", dict.fromkeys(keys, ""))
     chains = HOST_CHAINS.replace(FROM_UPLINK, AT_ONCE) if at_once else HOST_CHAINS
     return Ruleset(sets, chains, counters=("guard_agent", "guard_vxlan"))
+
+
+def _tunnels(bridges: Iterable[Bridge]) -> dict[str, Elements]:
+    """Where VXLAN comes from and goes to on this host: VTEPs and ports."""
+    found: dict[int, set[str]] = {4: set(), 6: set()}
+    for bridge in bridges:
+        if bridge.vtep:
+            address = ipaddress.ip_address(bridge.vtep)
+            found[address.version].add(f"{address} . {bridge.data_port}")
+    return {
+        f"tunnels{version}": _set(
+            f"tunnels{version}", f"ipv{version}_addr . inet_service", found[version]
+        )
+        for version in (4, 6)
+    }
 
 
 CLOSED_SETS = {
@@ -280,7 +309,9 @@ def closed_elements(closed: Closed) -> dict[str, frozenset[str]]:
 def sealed(port: int) -> Ruleset:
     """The host's table that keeps the inside of WireGuard inside; `port` is VXLAN's in there."""
     devices = ", ".join(f'"{name}"' for name in wireguard.DEVICES)
-    chains = SEALED_CHAINS.format(devices=devices, prefix=wireguard.PREFIX, port=port)
+    chains = SEALED_CHAINS.format(
+        devices=devices, all=wireguard.DEVICES_MATCH, prefix=wireguard.PREFIX, port=port
+    )
     return Ruleset({}, chains, SEALED)
 
 

@@ -26,6 +26,7 @@ from agent.model import (
 # A ULA: fd, then "vxmwg" in ASCII. The same in every cluster: rules and routes for it are fixed.
 PREFIX = ipaddress.IPv6Network("fd76:786d:7767::/48")
 DEVICES = ("vxw0", "vxw1")  # by a key's generation, so that two in a row never meet
+DEVICES_MATCH = "vxw*"  # all of them, in rules: one comparison
 UNDERLAY_MTU = 1500  # of a node that has not said
 
 
