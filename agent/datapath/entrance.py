@@ -25,8 +25,9 @@ from agent.datapath.nft import DOOR, HOST_UPLINK, Elements, Ruleset
 
 TABLES = {4: "ip vxmesh", 6: "ip6 vxmesh"}  # `dup` is not to be had in tables of both
 
-# What is untracked is VXLAN (nft.py), and for no published port. Later than filter (0) and whatever else people use; what local processes send comes by lo, and
-# is led to the doors by the chain `output`.
+# Later than filter (0) and whatever else people use; what local processes send comes by lo, and
+# is led to the doors by the chain `output`. What is untracked is VXLAN (nft.py), which is for no
+# published port.
 _CHAINS = """\
 	chain input {{
 		type filter hook input priority 200; policy accept;

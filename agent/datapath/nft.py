@@ -54,10 +54,10 @@ OWN_CHAINS = f"""\
 
 # raw: VXLAN itself is not tracked: it would cost every packet a look at the host's connections,
 # of which none are made by it.
-# from_inside: route_localnet on the uplink, which lets the host reach a published port at 127.0.0.1,
-# must not let a sandbox reach what listens there. Nor an agent at any address of this host; and,
-# though the guard of its port has looked already (guardrules.py), no other agent and no VXLAN:
-# here fragments have been put together.
+# from_inside: route_localnet on the uplink, which lets the host reach a published port at
+# 127.0.0.1, must not let a sandbox reach what listens there. Nor an agent at any address of this
+# host; and, though the guard of its port has looked already (guardrules.py), no other agent and
+# no VXLAN: here fragments have been put together.
 # postrouting: a sandbox that uses a port published on its own host, its neighbour's or its
 # own, gets its answers from the host only if the host is who asked.
 # forward: nobody but the host itself gets into a sandbox, except through a published port.
