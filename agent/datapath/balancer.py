@@ -82,6 +82,10 @@ class Balancer:
         """Elements of the host's maps of published ports: (map, key) -> value."""
         return balancerules.doors({p: door for p, (_, door) in self._doors.items()})
 
+    def frontends(self) -> list[Frontend]:
+        """Those that there are."""
+        return [placed.frontend for placed in self._placed.values()]
+
     def ways(self) -> set[Way]:
         """All that connections may go by."""
         return {way for placed in self._placed.values() for way in _ways(placed)}

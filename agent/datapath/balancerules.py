@@ -13,6 +13,7 @@ Source: nft(8), numgen and jhash; kernel ip-sysctl.rst.
 from __future__ import annotations
 
 import ipaddress
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ BALANCE_TABLE = "inet vxmesh_balance"
 # (TRACKING), so what it calls invalid is no part of any connection.
 # refuse: what is still for a VIP or a door after `balance` has no backend, or no such port.
 # hairpin: a backend that reaches itself would answer itself; it sees the VIP instead.
+# counted: connections by service, which the mark tells, and backend. Chains for nat see the first
+# packet of a connection only, so that is what it costs.
 # echo: a VIP answers ping while it is there at all, as people expect of an address.
 CHAINS = f"""\
 	chain raw {{
@@ -67,6 +70,8 @@ parameter-problem }} accept
 
 	chain balance {{
 		type nat hook prerouting priority dstnat; policy accept;
+		ct mark set ip daddr . meta l4proto . th dport map @marks4
+		ct mark set ip6 daddr . meta l4proto . th dport map @marks6
 		ip daddr . meta l4proto . th dport vmap @services4
 		ip6 daddr . meta l4proto . th dport vmap @services6
 		ip daddr @vips4 icmp type echo-request redirect
@@ -75,6 +80,8 @@ parameter-problem }} accept
 
 	chain hairpin {{
 		type nat hook postrouting priority srcnat; policy accept;
+		ct status dnat ct mark . ip daddr @counted4
+		ct status dnat ct mark . ip6 daddr @counted6
 		ip saddr . ip daddr @selves4 ct status dnat snat ip to ct original ip daddr
 		ip6 saddr . ip6 daddr @selves6 ct status dnat snat ip6 to ct original ip6 daddr
 	}}
@@ -107,12 +114,14 @@ _CHOICE = {
     "spread": {4: "numgen random mod {size}", 6: "numgen random mod {size}"},
     "sticky": {4: "jhash ip saddr mod {size} seed 0x76", 6: "jhash ip6 saddr mod {size} seed 0x76"},
 }
-_ENTRIES = ("silent", "services", "slots")  # what each address and port of a service has
+_ENTRIES = ("silent", "marks", "services", "slots")  # what each address and port of a service has
 _SETS = {
     "vips": "set {name} {{ type {address}; }}",
     "backends": "set {name} {{ type {address} . inet_proto . inet_service; }}",
     "selves": "set {name} {{ type {address} . {address}; }}",
     "silent": "set {name} {{ type {address} . inet_proto . inet_service; }}",
+    "marks": "map {name} {{ type {address} . inet_proto . inet_service : mark; }}",
+    "counted": "set {name} {{ type mark . {address}; counter; }}",
     "services": "map {name} {{ type {address} . inet_proto . inet_service : verdict; }}",
     "slots": "map {name} {{ typeof {ip} daddr . meta l4proto . th dport . numgen random mod 65536 "
     ": {ip} daddr . th dport; }}",
@@ -169,13 +178,14 @@ def claims(placed: Placed) -> Claims:
     frontend = placed.frontend
     version, protocol = frontend.version, frontend.protocol
     found: dict[str, dict[str, str]] = {
-        f"{name}{version}": {} for name in ("vips", "backends", "selves", *_ENTRIES)
+        f"{name}{version}": {} for name in ("vips", "backends", "selves", "counted", *_ENTRIES)
     }
     targets = {}
     for backend in frontend.backends:
         address = format_address(backend.address)
         targets[backend.key] = f"{address} . {backend.port}"
         found[f"backends{version}"][f"{address} . {protocol} . {backend.port}"] = ""
+        found[f"counted{version}"][counted(frontend.service, backend.address)] = ""
         if backend.key in placed.local:
             found[f"selves{version}"][f"{address} . {address}"] = ""
     entries = [(DOOR[version], door) for door in placed.doors]
@@ -185,6 +195,7 @@ def claims(placed: Placed) -> Claims:
         entries.append((vip, frontend.port))
     for address, port in entries:
         key = f"{address} . {protocol} . {port}"
+        found[f"marks{version}"][key] = _mark(frontend.service)
         if placed.slots:
             kind = "sticky" if frontend.affinity else "spread"
             found[f"services{version}"][key] = f"goto {kind}_{len(placed.slots)}"
@@ -194,6 +205,17 @@ def claims(placed: Placed) -> Claims:
         elif not frontend.refuse:
             found[f"silent{version}"][key] = ""
     return found
+
+
+def counted(service: str, backend: bytes) -> str:
+    """The element that counts what a service (id) leads to a backend's address."""
+    return f"{_mark(service)} . {format_address(backend)}"
+
+
+def _mark(service: str) -> str:
+    """Its connections' mark, in our namespace. Two services have the same one by a chance of one
+    to 2^32; then what both lead to one backend is counted for both."""
+    return f"0x{zlib.crc32(service.encode()):08x}"
 
 
 def doors(published: Mapping[tuple[int, bytes, str, int], int]) -> dict[tuple[str, str], str]:

@@ -43,7 +43,7 @@ Pairs = Mapping[str, Mapping[str, str]]
 _ELEMENTS = re.compile(r"\b(?:set|map) (\S+) \{[^{}]*?(elements = \{([^{}]*)\})")
 _STATEFUL = re.compile(r" (?:limit|counter)\b.*", re.DOTALL)
 _COUNTER = re.compile(r"counter (\S+) \{\s*packets (\d+)")
-_COUNTED = re.compile(r'"([^"]+)"[^,{}]*?counter packets (\d+)')
+_COUNTED = re.compile(r"counter packets (\d+)")
 
 
 class _Listing(NamedTuple):
@@ -88,10 +88,10 @@ class Nftables:
         return {name: int(packets) for name, packets in _COUNTER.findall(listed)}
 
     async def counted(self, name: str) -> dict[str, int]:
-        """Of a set of interfaces with counters what each holds, in packets."""
+        """Of a set with counters what each element holds, in packets; VxmeshError if there is no
+        such set."""
         text = f"list set {self._table} {name}\n"
-        listed = await self._in_thread(lambda: self._command(text, 0))
-        return {device: int(packets) for device, packets in _COUNTED.findall(listed)}
+        return await self._in_thread(lambda: _counts(self._command(text, 0)))
 
     async def check(self, told: bool = False) -> bool:
         """Whether the table is as it was loaded; if it is not, it is loaded anew.
@@ -207,6 +207,17 @@ class Nftables:
 
 def _pairs(elements: frozenset[str] | Mapping[str, str] | None) -> dict[str, str]:
     return dict(elements) if isinstance(elements, Mapping) else dict.fromkeys(elements or (), "")
+
+
+def _counts(text: str) -> dict[str, int]:
+    """Element -> packets, of a set as it is listed with its counters."""
+    found = {}
+    for _, _, inside in _ELEMENTS.findall(text):
+        for element in inside.split(","):
+            if packets := _COUNTED.search(element):
+                key = " ".join(_STATEFUL.sub("", element).split())
+                found[key.strip('"')] = int(packets[1])
+    return found
 
 
 def _listed(element: tuple[str, str]) -> str:
