@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.netns.asker import KEPT, NEW, Account, Asker
 from tests.netns.test_services import Backend, ready
 from tests.netns.world import VXMESH, World
 from tests.netns.wrk import Load
@@ -24,7 +26,10 @@ PORT = 8480
 LEAST = (
     50  # requests for each backend that was replaced: of a busy machine, some hundred times that
 )
-HOSTS = ("h1", "h2", "h3", "h2")  # of the backends; the new one of each is on the next host
+TIMEOUT = 8.0  # s for a request, its connection included: longer than anything is to hang
+WINDOW = 1.0  # s
+WINDOWS = 20  # until one is to be without a failure
+HOSTS = ("h3", "h1", "h3", "h2")  # of the backends; the new one of each is on the next host
 
 
 class Served(Backend):
@@ -94,3 +99,64 @@ def test_all_backends_are_replaced_without_a_failed_request(world: World, keep_a
     assert sum(by_new) >= LEAST
     if not keep_alive:  # kept alive, where few connections go when another one ends is chance
         assert min(by_new) >= LEAST, "each new one had its share"
+
+
+def window(world: World) -> Account:
+    """What becomes of a second's requests."""
+    asker = Asker(world.bed.client.popen, url(world), TIMEOUT)
+    world.later(asker.kill)
+    time.sleep(WINDOW)
+    return asker.end()
+
+
+def until_none_fails(world: World) -> None:
+    """Window after window, until in one nothing fails; then nothing does in the next one either."""
+    for _ in range(WINDOWS):
+        if not window(world).failures:
+            break
+    else:
+        raise AssertionError(f"requests fail in {WINDOWS} windows of {WINDOW:g} s")
+    after = window(world)
+    assert after.failures == [] and after.requests > LEAST
+
+
+def report(account: Account, since: float) -> None:
+    """For people who look (pytest -s)."""
+    for kind in (KEPT, NEW):
+        failed = [f.ended - since for f in account.failures if f.kind == kind]
+        text = f"{len(failed)} failed, the last at {max(failed):.2f} s" if failed else "none failed"
+        print(f"\n{kind}: {text}", end="")
+    print(f"; slowest answer {account.slowest:.2f} s", end="")
+
+
+def test_when_a_backends_host_is_cut_off_failures_stop(world: World) -> None:
+    net = world.network("--subnet", "10.74.0.0/24")
+    made = serve(world, net)
+    lost = {one.name for one in made if one.host == "h3"}
+    asker = Asker(world.bed.client.popen, url(world), TIMEOUT)
+    world.later(asker.kill)
+    assert set(window(world).answers) == {one.name for one in made}
+    world.bed.cut("h3")
+    cut = time.monotonic()
+    until_none_fails(world)
+    through = asker.end()
+    assert not set(window(world).answers) & lost
+    # Those that were under way there are told so, and do not hang until their own patience ends.
+    told = [f for f in through.failures if f.kind == KEPT]  # half of 16 connections, by chance
+    assert told and {f.why for f in told} <= {"ConnectionResetError", "IncompleteReadError"}, told
+    report(through, cut)
+
+
+def test_when_a_backend_dies_no_new_connection_fails_after_a_look_at_it(world: World) -> None:
+    net = world.network("--subnet", "10.75.0.0/24")
+    made = serve(world, net)
+    asker = Asker(world.bed.client.popen, url(world), TIMEOUT)
+    world.later(asker.kill)
+    assert set(window(world).answers) == {one.name for one in made}
+    killed = time.monotonic()
+    made[0].stop()
+    until_none_fails(world)
+    through = asker.end()
+    # Who kept a connection to it lost that one only, and at once.
+    report(through, killed)
+    assert all(f.why != "TimeoutError" for f in through.failures), through.failures
