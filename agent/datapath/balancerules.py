@@ -130,8 +130,13 @@ _SETS = {
 Claims = Mapping[str, Mapping[str, str]]  # set or map -> key -> value, "" in a set
 
 # Of our namespace, once there are rules that track: for what is balanced there it is enough to
-# know which connection a packet belongs to; what it may say is its ends' affair.
-TRACKING = {"netfilter/nf_conntrack_tcp_be_liberal": "1"}
+# know which connection a packet belongs to; what it may say is its ends' affair. One that was reset
+# is forgotten after 1 s, when nothing of it is under way any more, and not after 10: a client that
+# takes its port again by then is led to the same backend, which may be one that was killed.
+TRACKING = {
+    "netfilter/nf_conntrack_tcp_be_liberal": "1",
+    "netfilter/nf_conntrack_tcp_timeout_close": "1",
+}
 
 
 def _chains() -> str:

@@ -11,8 +11,18 @@ from pathlib import Path
 import pytest
 
 from agent.datapath.conntrack import Conntrack, Entry, with_table
-from tests.netns.balancing_hosts import Client, Server, backend, frontend, network, serve
-from tests.netns.datapath_hosts import Fabric, opened
+from tests.netns.balancing_hosts import (
+    Client,
+    Server,
+    backend,
+    frontend,
+    listening,
+    network,
+    serve,
+)
+from tests.netns.datapath_hosts import Fabric, opened, until
+
+FORGOTTEN = 5.0  # s; the kernel's own time for it would be 10
 
 
 @pytest.fixture
@@ -69,4 +79,40 @@ async def test_a_new_connection_at_the_ports_of_an_old_one_is_not_deleted_in_its
         assert await asyncio.to_thread(delete, fabric.a.own, [same_id]) == []
         assert (await second.ask())[0] == "two", "it goes on"
         assert await asyncio.to_thread(delete, fabric.a.own, [entry]) == [entry]
+        second.close()
+
+
+async def test_a_client_that_comes_again_by_the_port_of_a_broken_connection_gets_a_living_backend(
+    fabric: Fabric,
+) -> None:
+    """A backend that is killed resets its connections; the port of one is soon taken again by a
+    client, and must not lead there: it is unhealthy by then."""
+    near, far = await network(fabric, fabric.a, fabric.b)
+    one, two = backend(fabric.a, 2), backend(fabric.b, 3)
+    serve(fabric.hosts, frontend(one, published=((b"", 8000),)))
+    await fabric.settle()
+    loop = asyncio.get_running_loop()
+    async with Server(far.path, "two"):
+        listener = listening(near.path, "0.0.0.0", 8080)
+        listener.setblocking(False)
+        first = await Client(fabric.outsider).connect("10.98.0.1", 8000)
+        accepted, _ = await loop.sock_accept(listener)
+        await loop.sock_sendall(first.sock, b"?\n")
+        while not accepted.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            await asyncio.sleep(0)
+        ends = first.sock.getsockname()
+        accepted.close()  # with something unread: reset, as when the process is killed
+        listener.close()
+        with pytest.raises(ConnectionResetError):
+            await first.wait()
+        first.close()
+        drained = replace(one, draining=True)
+        serve(fabric.hosts, frontend(drained, two, published=((b"", 8000),)))
+        await fabric.settle()
+        async with asyncio.timeout(FORGOTTEN):
+            await until(lambda: not balanced(fabric.a.own), "the old one is forgotten")
+        second = Client(fabric.outsider)
+        second.sock.bind(ends)
+        await second.connect("10.98.0.1", 8000)
+        assert (await second.ask())[0] == "two"
         second.close()
