@@ -137,7 +137,8 @@ class _Service:
         except BaseException:
             asking.kill()
             raise
-        assert set(accounts[0].answers) == {host.name for host in self._bed.hosts[1:]}
+        answers = accounts[0].answers
+        assert set(answers) == {host.name for host in self._bed.hosts[1:]}, f"answered: {answers}"
 
     def kill(self, name: str) -> None:
         """End a backend at once."""
