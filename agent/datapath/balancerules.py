@@ -206,7 +206,7 @@ def claims(placed: Placed) -> Claims:
             found[f"services{version}"][key] = f"goto {affinityrules.chain(size, placed.span)}"
             marks = {k: f"0x{token:08x}" for k, token in tokens(frontend.backends).items()}
             for slot, backend_key in enumerate(placed.slots):
-                found[f"sticky{version}"][f"{key} . {slot}"] = marks[backend_key]
+                found[f"sticky{version}"][f"{key} . 0x{slot:08x}"] = marks[backend_key]
             for backend in eligible(frontend, placed.local):
                 member = f"{key} . {marks[backend.key]}"
                 found[f"members{version}"][member] = targets[backend.key]

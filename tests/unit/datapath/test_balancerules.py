@@ -81,6 +81,14 @@ def test_the_table_with_services() -> None:
     golden("balance.nft", nft.render(rules))
 
 
+def test_the_table_made_anew_where_it_is_there_already() -> None:
+    """What is kept stays, and nothing of anybody else's."""
+    rules = balancerules.ruleset([balancerules.claims(Placed(HTTP, (ONE.key, TWO.key)))])
+    rules = replace(rules, chains=rules.chains.split("\tchain spread_3 ")[0])  # is enough to see
+    chains = {"balance", "stray", "spread_1", "stranger", "sticky_256_60000"}
+    golden("balance-renew.nft", nft.renew(rules, chains, {*rules.sets, "strange"}))
+
+
 def test_the_hosts_table_with_a_door() -> None:
     doors = balancerules.doors({Publication(4, b"", "udp", 53): 53})
     golden("host-doors.nft", nft.render(nft.host([WEB], FORWARDS, doors=doors)))
