@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 from agent.drivers.balancing import STICKY_SIZES
 
-CLIENTS_MOST = 65_536  # for each family, on a host: a full map takes some 8 MiB
+CLIENTS_MOST = 65_536  # for each family, on a host: a full map takes some 7 MiB
 KEPT = frozenset({"clients4", "clients6"})
 
 KEY = {4: "ip daddr . meta l4proto . th dport", 6: "ip6 daddr . meta l4proto . th dport"}

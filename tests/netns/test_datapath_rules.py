@@ -201,9 +201,9 @@ async def test_the_clients_that_the_kernel_knows_outlive_whatever_else_is_mended
             assert await balancer.table.check()
         for affinity in (60.0, 7.0, 0.0, 7.0):  # what is altered is what is then looked for
             for backends in ((ONE, replace(TWO, draining=True)), (ONE, replace(TWO, port=9)), ()):
-                change = replace(sticky, affinity=affinity, backends=backends)
-                await balancer.alter(by_id(change), NOBODY)
-                assert await balancer.table.check(), change
+                altered = replace(sticky, affinity=affinity, backends=backends)
+                await balancer.alter(by_id(altered), NOBODY)
+                assert await balancer.table.check(), altered
         await again.load(by_id(sticky, HTTP6, DNS), NOBODY)
         assert client in listed(netns) and "sticky_256_7000" not in listed(netns)
         run("nft", "flush", "ruleset", netns=netns)
