@@ -173,9 +173,9 @@ class Nftables:
             log.warning("nft.delta_refused", netns=str(self._netns), error=str(error))
             self._loaded = None
             self._load(ruleset)
-        else:
-            if chains:
-                self._listing = self._list(ruleset)
+            return
+        if chains:
+            self._listing = self._list(ruleset)
 
     def _update(self, before: Ruleset, ruleset: Ruleset) -> bool:
         """Change the elements only; False if that is not all, or nftables will not."""
