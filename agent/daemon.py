@@ -271,6 +271,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             refused=lambda: {**dict.fromkeys(REASONS, 0), **kernel.refused},
             records_refused=lambda: node.refused,
             health_checks=lambda: checker.count,
+            connections=kernel.connections,
         )
         metrics = Metrics(node, sources)
         await stack.enter_async_context(metrics.sampling())

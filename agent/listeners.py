@@ -261,8 +261,9 @@ class ToKernel:
             self._kernel.touch_wireguard()
         for vni in touched.bridges:
             self._kernel.touch_bridge(vni)
-        for vni, macs in touched.macs.items():
-            self._kernel.touch_rows(vni, macs, touched.addresses[vni])
+        for vni in touched.macs.keys() | touched.addresses.keys():
+            macs, addresses = touched.macs.get(vni, ()), touched.addresses.get(vni, ())
+            self._kernel.touch_rows(vni, macs, addresses)
         if touched.services:
             self._kernel.touch_services(touched.services)
         if touched.forwards:

@@ -32,18 +32,15 @@ def find_taken(publishes: Sequence[Publish]) -> list[Taken]:
     found = []
     for publish in publishes:
         for family in _families(publish):
-            with socket.socket(family, _kind(publish)) as probe:
-                try:
-                    if family == socket.AF_INET6:
-                        probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                    probe.bind((publish.host_address, publish.host_port))
-                except OSError as error:
-                    if error.errno == errno.EAFNOSUPPORT:
-                        continue
-                    is_foreign = error.errno == errno.EADDRNOTAVAIL
-                    why = "not its address" if is_foreign else (error.strerror or str(error))
-                    found.append(Taken(publish, why[:1].lower() + why[1:], is_foreign))
-                    break
+            try:
+                _bound(publish, family, is_probe=True).close()
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT:
+                    continue
+                is_foreign = error.errno == errno.EADDRNOTAVAIL
+                why = "not its address" if is_foreign else (error.strerror or str(error))
+                found.append(Taken(publish, why[:1].lower() + why[1:], is_foreign))
+                break
     return found
 
 
@@ -68,7 +65,7 @@ class PortHolder:
         taken: list[socket.socket] = []
         try:
             for publish in publishes:
-                taken.append(_bind(publish))
+                taken.append(_held(publish))
         except Conflict:
             for sock in taken:
                 sock.close()
@@ -82,16 +79,32 @@ class PortHolder:
             sock.close()
 
 
-def _bind(publish: Publish) -> socket.socket:
-    family = socket.AF_INET6 if ":" in publish.host_address else socket.AF_INET
-    sock = socket.socket(family, _kind(publish) | socket.SOCK_CLOEXEC)
+def _held(publish: Publish) -> socket.socket:
+    """Conflict if it cannot be had."""
     try:
-        sock.bind((publish.host_address, publish.host_port))
+        return _bound(publish, _families(publish)[0])
     except OSError as error:
-        sock.close()
         raise Conflict(
             f"port {publish.host_port}/{publish.protocol}",
             f"cannot be published on this host ({error.strerror})",
             "Stop what holds it, or choose another",
         ) from None
+
+
+def _bound(publish: Publish, family: socket.AddressFamily, is_probe: bool = False) -> socket.socket:
+    """A socket that has the port. OSError.
+
+    As a probe it overlooks connections over TCP that have ended (TIME_WAIT): nobody holds those. A
+    socket that is kept must not allow others what that takes, SO_REUSEADDR: see socket(7).
+    """
+    sock = socket.socket(family, _kind(publish) | socket.SOCK_CLOEXEC)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if is_probe and publish.protocol != "udp":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((publish.host_address, publish.host_port))
+    except OSError:
+        sock.close()
+        raise
     return sock

@@ -66,7 +66,7 @@ wireguard() { # what encrypted networks need: the kernel's, or else a process in
 
 need nft nftables ip iproute2 tcpdump tcpdump ping iputils-ping
 if [ "$what" = dev ]; then
-  need iperf3 iperf3 wireguard-go wireguard-go # tests kill the process, whatever the kernel has
+  need iperf3 iperf3 wrk wrk wireguard-go wireguard-go # tests kill the process, whatever the kernel has
 else
   # All but encrypted networks works without, and those say what they lack.
   (wireguard) || echo "setup: going on without wireguard-go: encrypted networks are refused" >&2

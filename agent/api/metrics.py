@@ -3,7 +3,8 @@
 Two sources: what is counted when it happens (`count`, or a notice of a kind in COUNTED), and
 what is looked at when somebody asks. The looking is done in the loop, which owns what is looked
 at; to make text of it takes 20 µs a series and is done in a thread. Every series is bounded by
-kinds or networks, never by endpoints. docs/metrics.md explains each.
+kinds or networks, never by endpoints, but for those that are backends of services.
+docs/metrics.md explains each.
 What stands opposite: metricserver.py and control.py, which hand it out; daemon.py, which says
 where to look.
 """
@@ -64,6 +65,10 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_resolver_failures_total": (("reason",), "Questions that got no proper answer."),
     "vxmesh_services": (("state",), "Services of the cluster: up, down, empty."),
     "vxmesh_service_backends": (("health",), "Backends of all services by health."),
+    "vxmesh_service_connections_total": (
+        ("network", "service", "backend"),
+        "Connections that this node led to a backend.",
+    ),
     "vxmesh_health_checks": ((), "Health checks that this node makes."),
     "vxmesh_health_changes_total": (("state",), "Endpoints of this node that came to a state."),
     "vxmesh_control_refused_total": (("reason",), "Attempts to use the agent that were refused."),
@@ -125,6 +130,8 @@ class Sources:
     refused: Callable[[], Mapping[str, int]] = dict  # frames by reason
     health_checks: Callable[[], int] = lambda: 0
     records_refused: Callable[[], Mapping[str, int]] = dict  # by reason
+    # By ids of service and endpoint.
+    connections: Callable[[], Awaitable[Mapping[tuple[str, str], int]]] | None = None
 
 
 class Metrics:
@@ -189,6 +196,7 @@ class Metrics:
         """All of it in Prometheus' text format, version 0.0.4."""
         values = self._look()
         await self._ask_resolver(values)
+        await self._ask_kernel(values)
         return await asyncio.to_thread(_render, values, self._process)
 
     def _look(self) -> Values:
@@ -247,6 +255,22 @@ class Metrics:
                 for key, (name, label) in RESOLVER.items():
                     values.setdefault(name, {})[(label,)] = counters.get(key, 0)
         values["vxmesh_resolver_up"] = {(): float(up)}
+
+    async def _ask_kernel(self, values: Values) -> None:
+        """What the kernel counts of services; nothing if it cannot be read now."""
+        if self.sources.connections is None:
+            return
+        with contextlib.suppress(VxmeshError):
+            counted = await self.sources.connections()
+            found: Counter[tuple[str, ...]] = Counter()
+            for (id, endpoint), count in counted.items():
+                service, home = self.node.services.get(id), self.node.network_of(endpoint)
+                members = self.node.members.get(home)
+                member = members.all.get(endpoint) if members else None
+                if service and member:  # else it has just gone
+                    name = self.node.catalogue.name(home)
+                    found[name, service.name, member.endpoint.name] += count
+            values["vxmesh_service_connections_total"] = {key: float(n) for key, n in found.items()}
 
 
 class _Once(Collector):

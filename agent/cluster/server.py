@@ -7,7 +7,6 @@ Behind front.py, which lets in only nodes of this cluster; each must be the one 
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -27,7 +26,9 @@ from agent.cluster.link import Impostor
 from agent.cluster.outside import ENROL, PEER, Handlers, OutsideServer
 from agent.cluster.refusals import Refusals
 from agent.errors import Conflict, Invalid
+from agent.model import Publish
 from agent.node import NodeState
+from agent.ports import find_taken
 from agent.rpc import peer_pb2 as pb
 
 SYNC = "/vxmesh.v1.Peer/Sync"
@@ -61,17 +62,12 @@ def split_address(text: str) -> str:
 
 def check_port(address: str, port: int) -> None:
     """Conflict if something else holds the port, or the address is not this host's."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            raise Conflict(
-                f"peer port {address}:{port}",
-                f"cannot be taken ({error.strerror})",
-                "Stop what holds it, or choose another with --port (and --advertise)",
-            ) from None
+    for taken in find_taken([Publish(port, port, "tcp", address)]):
+        raise Conflict(
+            f"peer port {address}:{port}",
+            f"cannot be taken ({taken.why})",
+            "Stop what holds it, or choose another with --port (and --advertise)",
+        )
 
 
 class Pings(Protocol):

@@ -35,6 +35,7 @@ from agent.datapath.nft import UPLINK
 from agent.datapath.nftables import Nftables
 from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
+from agent.datapath.tallies import Tallies
 from agent.datapath.uplink import Uplink
 from agent.datapath.waysback import WaysBack
 from agent.datapath.wireguard import Wireguard
@@ -111,6 +112,7 @@ class Applier:
             }
             self._guard = stack.enter_context(contextlib.closing(Guard(self._netns)))
             self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
+            self.tallies = Tallies(self.balancer)
             self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
             self.inspection = Inspection(self.networks, self._bulk)

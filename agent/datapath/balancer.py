@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.datapath import balancerules
+from agent.datapath import affinityrules, balancerules
 from agent.datapath.balancerules import BALANCE_TABLE, Claims, Placed
 from agent.datapath.nft import DOOR
 from agent.datapath.nftables import LIBRARY, Nftables
@@ -67,6 +67,7 @@ class Balancer:
         self._doors: dict[Publication, tuple[FrontendKey, int]] = {}
         self._local: frozenset[str] = frozenset()
         self._loaded = False
+        self._spans: frozenset[int] = frozenset()  # time-outs of affinity that have their chains
         self._owed = Outcome()  # of changes that did not get into the kernel
 
     def close(self) -> None:
@@ -81,6 +82,10 @@ class Balancer:
     def published(self) -> dict[tuple[str, str], str]:
         """Elements of the host's maps of published ports: (map, key) -> value."""
         return balancerules.doors({p: door for p, (_, door) in self._doors.items()})
+
+    def frontends(self) -> list[Frontend]:
+        """Those that there are."""
+        return [placed.frontend for placed in self._placed.values()]
 
     def ways(self) -> set[Way]:
         """All that connections may go by."""
@@ -134,11 +139,14 @@ class Balancer:
                     gone.setdefault(name, {})[text] = value
                 if now is not None:
                     come.setdefault(name, {})[text] = now
+        spans = frozenset(placed.span for placed in self._placed.values() if placed.span)
         if not self._loaded:
-            await self.table.load(balancerules.ruleset([self._all()]))
+            await self.table.load(balancerules.ruleset([self._all()], spans))
+            self._spans = spans
         elif come or gone:
             self._loaded = False  # whatever becomes of it
-            await self.table.alter(come, gone)
+            await self.table.alter(come, gone, affinityrules.chains(spans - self._spans))
+            self._spans |= spans
         self._loaded = True
         self._owed = Outcome()
         return outcome

@@ -2,8 +2,10 @@
 
 A packet to a VIP, or to a door (the port of our uplink to which the host leads a published
 one), is given one of the service's slots by chance, or by its client's address, and goes on to
-the backend that the slot leads to. Its source stays as it is. The chains never change; a
-frontend is elements of maps, and what one backend costs is its own slots.
+the backend that the slot leads to; with affinity, to that which its client had
+(affinityrules.py). Its source stays as it is. The chains never change, but for some that come
+with a new time-out of affinity; a frontend is elements of maps, and what one backend costs is its
+own slots.
 Only these packets, and the answers to them, are tracked.
 What stands opposite: balancer.py loads it; tests/unit/datapath/golden/ shows it whole;
 replies.py brings the answers back here.
@@ -13,11 +15,14 @@ Source: nft(8), numgen and jhash; kernel ip-sysctl.rst.
 from __future__ import annotations
 
 import ipaddress
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from agent.datapath import affinityrules
+from agent.datapath.affinityrules import KEY
 from agent.datapath.nft import DOOR, UNTRACKED, UPLINK, Elements, Ruleset
-from agent.drivers.balancing import SPREAD_SIZES, STICKY_SIZES, Frontend
+from agent.drivers.balancing import SPREAD_SIZES, Frontend, eligible, tokens
 from agent.model import format_address
 
 BALANCE_TABLE = "inet vxmesh_balance"
@@ -28,7 +33,10 @@ BALANCE_TABLE = "inet vxmesh_balance"
 # whoever waits for an answer to it waits no longer. Tracking is told to be liberal
 # (TRACKING), so what it calls invalid is no part of any connection.
 # refuse: what is still for a VIP or a door after `balance` has no backend, or no such port.
-# hairpin: a backend that reaches itself would answer itself; it sees the VIP instead.
+# hairpin: a backend that reaches itself would answer itself; it sees the VIP instead. A mark that
+# led to a backend (affinityrules.py) means nothing to what comes after.
+# counted: connections by service, which the mark tells, and backend. Chains for nat see the first
+# packet of a connection only, so that is what it costs.
 # echo: a VIP answers ping while it is there at all, as people expect of an address.
 CHAINS = f"""\
 	chain raw {{
@@ -67,6 +75,8 @@ parameter-problem }} accept
 
 	chain balance {{
 		type nat hook prerouting priority dstnat; policy accept;
+		ct mark set ip daddr . meta l4proto . th dport map @marks4
+		ct mark set ip6 daddr . meta l4proto . th dport map @marks6
 		ip daddr . meta l4proto . th dport vmap @services4
 		ip6 daddr . meta l4proto . th dport vmap @services6
 		ip daddr @vips4 icmp type echo-request redirect
@@ -75,6 +85,9 @@ parameter-problem }} accept
 
 	chain hairpin {{
 		type nat hook postrouting priority srcnat; policy accept;
+		ct status dnat ct mark . ip daddr @counted4
+		ct status dnat ct mark . ip6 daddr @counted6
+		meta mark set 0
 		ip saddr . ip daddr @selves4 ct status dnat snat ip to ct original ip daddr
 		ip6 saddr . ip6 daddr @selves6 ct status dnat snat ip6 to ct original ip6 daddr
 	}}
@@ -102,56 +115,69 @@ parameter-problem }} accept
 
 # Not by turns (numgen inc): one counter serves all services, so a client that asks two of them
 # in turn would find the same half of each one's backends for ever.
-_KEY = {4: "ip daddr . meta l4proto . th dport", 6: "ip6 daddr . meta l4proto . th dport"}
-_CHOICE = {
-    "spread": {4: "numgen random mod {size}", 6: "numgen random mod {size}"},
-    "sticky": {4: "jhash ip saddr mod {size} seed 0x76", 6: "jhash ip6 saddr mod {size} seed 0x76"},
-}
-_ENTRIES = ("silent", "services", "slots")  # what each address and port of a service has
+_ENTRIES = (
+    "silent",
+    "marks",
+    "services",
+    "slots",
+    "sticky",
+    "members",
+)  # what each address and port of a service has
 _SETS = {
     "vips": "set {name} {{ type {address}; }}",
     "backends": "set {name} {{ type {address} . inet_proto . inet_service; }}",
     "selves": "set {name} {{ type {address} . {address}; }}",
     "silent": "set {name} {{ type {address} . inet_proto . inet_service; }}",
+    "marks": "map {name} {{ type {address} . inet_proto . inet_service : mark; }}",
+    "counted": "set {name} {{ type mark . {address}; counter; }}",
     "services": "map {name} {{ type {address} . inet_proto . inet_service : verdict; }}",
-    "slots": "map {name} {{ typeof {ip} daddr . meta l4proto . th dport . numgen random mod 65536 "
-    ": {ip} daddr . th dport; }}",
+    "slots": "map {name} {{ typeof {key} . numgen random mod 65536 : {ip} daddr . th dport; }}",
 }
 
 Claims = Mapping[str, Mapping[str, str]]  # set or map -> key -> value, "" in a set
 
 # Of our namespace, once there are rules that track: for what is balanced there it is enough to
-# know which connection a packet belongs to; what it may say is its ends' affair.
-TRACKING = {"netfilter/nf_conntrack_tcp_be_liberal": "1"}
+# know which connection a packet belongs to; what it may say is its ends' affair. One that was reset
+# is forgotten after 1 s, when nothing of it is under way any more, and not after 10: a client that
+# takes its port again by then is led to the same backend, which may be one that was killed.
+TRACKING = {
+    "netfilter/nf_conntrack_tcp_be_liberal": "1",
+    "netfilter/nf_conntrack_tcp_timeout_close": "1",
+}
 
 
-def _chains() -> str:
+def _chains(spans: Iterable[int]) -> str:
     chains = [CHAINS]
-    for kind, sizes in (("spread", SPREAD_SIZES), ("sticky", STICKY_SIZES)):
-        for size in sizes:
-            rules = "".join(
-                f"\t\tdnat {ip} to {_KEY[v]} . {_CHOICE[kind][v].format(size=size)} map @slots{v}\n"
-                for v, ip in ((4, "ip"), (6, "ip6"))
-            )
-            chains.append(f"\n\tchain {kind}_{size} {{\n{rules}\t}}\n")
-    return "".join(chains)
+    for size in SPREAD_SIZES:
+        rules = "".join(
+            f"\t\tdnat {ip} to {KEY[v]} . numgen random mod {size} map @slots{v}\n"
+            for v, ip in ((4, "ip"), (6, "ip6"))
+        )
+        chains.append(f"\n\tchain spread_{size} {{\n{rules}\t}}\n")
+    return "".join(chains) + affinityrules.chains(spans)
 
 
-def ruleset(claims: Iterable[Claims]) -> Ruleset:
-    """The whole table, with the elements that are given."""
+def ruleset(claims: Iterable[Claims], spans: Iterable[int] = ()) -> Ruleset:
+    """The whole table, with the elements that are given.
+
+    `spans` are the time-outs of affinity, in ms, that frontends have.
+    """
     sets: dict[str, Elements] = {}
     for version, ip in ((4, "ip"), (6, "ip6")):
         for name, declaration in _SETS.items():
             full = f"{name}{version}"
-            text = declaration.format(name=full, ip=ip, address=f"ipv{version}_addr")
+            address = f"ipv{version}_addr"
+            text = declaration.format(name=full, ip=ip, address=address, key=KEY[version])
             sets[full] = Elements(text, {})
+        for name in affinityrules.SETS:
+            sets[f"{name}{version}"] = Elements(affinityrules.declaration(name, version), {})
     for one in claims:
         for name, elements in one.items():
             held = sets[name].elements
             assert isinstance(held, dict)
             held.update(elements)
     # A verdict's chain must be there before the element that leads to it.
-    return Ruleset(sets, _chains(), BALANCE_TABLE)
+    return Ruleset(sets, _chains(spans), BALANCE_TABLE, kept=affinityrules.KEPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +189,25 @@ class Placed:
     doors: tuple[int, ...] = ()  # the ports of our uplink that lead to it
     local: frozenset[str] = frozenset()  # those of its backends that are on this host
 
+    @property
+    def span(self) -> int:
+        """The time-out of its affinity, in ms; 0: none."""
+        return affinityrules.span(self.frontend.affinity) if self.frontend.affinity else 0
+
 
 def claims(placed: Placed) -> Claims:
     """What a frontend has in the sets and maps."""
     frontend = placed.frontend
     version, protocol = frontend.version, frontend.protocol
     found: dict[str, dict[str, str]] = {
-        f"{name}{version}": {} for name in ("vips", "backends", "selves", *_ENTRIES)
+        f"{name}{version}": {} for name in ("vips", "backends", "selves", "counted", *_ENTRIES)
     }
     targets = {}
     for backend in frontend.backends:
         address = format_address(backend.address)
         targets[backend.key] = f"{address} . {backend.port}"
         found[f"backends{version}"][f"{address} . {protocol} . {backend.port}"] = ""
+        found[f"counted{version}"][counted(frontend.service, backend.address)] = ""
         if backend.key in placed.local:
             found[f"selves{version}"][f"{address} . {address}"] = ""
     entries = [(DOOR[version], door) for door in placed.doors]
@@ -185,15 +217,34 @@ def claims(placed: Placed) -> Claims:
         entries.append((vip, frontend.port))
     for address, port in entries:
         key = f"{address} . {protocol} . {port}"
-        if placed.slots:
-            kind = "sticky" if frontend.affinity else "spread"
-            found[f"services{version}"][key] = f"goto {kind}_{len(placed.slots)}"
-            slots = found[f"slots{version}"]
+        found[f"marks{version}"][key] = _mark(frontend.service)
+        size = len(placed.slots)
+        if placed.span and size:
+            found[f"services{version}"][key] = f"goto {affinityrules.chain(size, placed.span)}"
+            marks = {k: f"0x{token:08x}" for k, token in tokens(frontend.backends).items()}
             for slot, backend_key in enumerate(placed.slots):
-                slots[f"{key} . {slot}"] = targets[backend_key]
+                found[f"sticky{version}"][f"{key} . 0x{slot:08x}"] = marks[backend_key]
+            for backend in eligible(frontend, placed.local):
+                member = f"{key} . {marks[backend.key]}"
+                found[f"members{version}"][member] = targets[backend.key]
+        elif size:
+            found[f"services{version}"][key] = f"goto spread_{size}"
+            for slot, backend_key in enumerate(placed.slots):
+                found[f"slots{version}"][f"{key} . {slot}"] = targets[backend_key]
         elif not frontend.refuse:
             found[f"silent{version}"][key] = ""
     return found
+
+
+def counted(service: str, backend: bytes) -> str:
+    """The element that counts what a service (id) leads to a backend's address."""
+    return f"{_mark(service)} . {format_address(backend)}"
+
+
+def _mark(service: str) -> str:
+    """Its connections' mark, in our namespace. Two services have the same one by a chance of one
+    to 2^32; then what both lead to one backend is counted for both."""
+    return f"0x{zlib.crc32(service.encode()):08x}"
 
 
 def doors(published: Mapping[tuple[int, bytes, str, int], int]) -> dict[tuple[str, str], str]:

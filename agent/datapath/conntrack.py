@@ -53,7 +53,7 @@ class Entry(NamedTuple):
     protocol: int  # IPPROTO_*
     original: Tuple
     reply: Tuple
-    raw: tuple[bytes, bytes]  # the original tuple and the id, as the kernel wrote them
+    raw: tuple[bytes, bytes]  # the reply tuple and the id, as the kernel wrote them
 
 
 class Conntrack:
@@ -141,7 +141,7 @@ def _read(data: bytes) -> Entry | None:
     if original is None or reply is None:
         return None
     protocol, there = _read_tuple(original)
-    return Entry(protocol, there, _read_tuple(reply)[1], (original, found.get(_ID, b"")))
+    return Entry(protocol, there, _read_tuple(reply)[1], (reply, found.get(_ID, b"")))
 
 
 def _read_tuple(data: bytes) -> tuple[int, Tuple]:
@@ -157,10 +157,12 @@ def _read_tuple(data: bytes) -> tuple[int, Tuple]:
 
 
 def _deletion(entry: Entry, family: int) -> bytes:
-    """By its id too: not another connection that has come to the same ports meanwhile."""
-    original, identity = entry.raw
+    """Not another connection that has come to the same ports meanwhile: that leads to another
+    backend, so what is answered to it is another tuple. The id alone would not do: it is made of
+    the original tuple and of a place in memory, and whoever takes the first gets the second."""
+    reply, identity = entry.raw
     body = struct.pack(">BBH", family, 0, 0)
-    body += _attribute(_ORIGINAL | 0x8000, original) + _attribute(_ID, identity)
+    body += _attribute(_REPLY | 0x8000, reply) + _attribute(_ID, identity)
     return HEADER.pack(HEADER.size + len(body), CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, 0, 0) + body
 
 

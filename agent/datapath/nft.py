@@ -11,7 +11,8 @@ Source: nft(8).
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from agent.drivers import wireguard
@@ -170,6 +171,7 @@ SEALED_CHAINS = """\
 	}}
 """
 
+_CHAIN = re.compile(r"^\s*chain (\S+) \{", re.MULTILINE)
 FROM_UPLINK, AT_ONCE = f'iifname "{HOST_UPLINK}" jump doors', "jump doors"
 
 
@@ -189,6 +191,8 @@ class Ruleset:
     chains: str
     table: str = TABLE
     counters: tuple[str, ...] = ()
+    # Sets and maps with elements of the kernel's own making, which outlive a new load.
+    kept: frozenset[str] = frozenset()
 
 
 def own(bridges: Iterable[Bridge]) -> Ruleset:
@@ -321,10 +325,26 @@ def render(ruleset: Ruleset) -> str:
     lines = [f"table {table}", f"delete table {table}", f"table {table} {{"]
     lines += [f"\tcounter {name} {{ }}" for name in ruleset.counters]
     lines += [f"\t{s.declaration}" for s in ruleset.sets.values()]
-    lines += ["", ruleset.chains.rstrip("\n"), "}"]
-    for name, elements in ruleset.sets.items():
-        lines += change("add", table, name, elements.elements)
+    lines += ["", ruleset.chains.rstrip("\n"), "}", *_fill(ruleset)]
     return "\n".join(lines) + "\n"
+
+
+def renew(ruleset: Ruleset, chains: Set[str], sets: Set[str]) -> str:
+    """The same for a table that is there, with these chains and sets: what is kept stays."""
+    table = ruleset.table
+    ours = set(_CHAIN.findall(ruleset.chains))
+    lines = [f"flush table {table}"]
+    lines += [f"delete set {table} {name}" for name in sorted(sets - ruleset.kept)]
+    lines += [f"delete chain {table} {name}" for name in sorted(chains - ours)]
+    lines += [f"table {table} {{"]
+    lines += [f"\t{s.declaration}" for s in ruleset.sets.values()]
+    lines += ["", ruleset.chains.rstrip("\n"), "}", *_fill(ruleset)]
+    return "\n".join(lines) + "\n"
+
+
+def _fill(ruleset: Ruleset) -> Iterator[str]:
+    for name, elements in ruleset.sets.items():
+        yield from change("add", ruleset.table, name, elements.elements)
 
 
 def delta(old: Ruleset, new: Ruleset) -> str:

@@ -16,12 +16,14 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
-from agent.datapath.nft import TABLE, Ruleset, change, delta, render
+from agent.datapath import tabledump
+from agent.datapath.nft import TABLE, Ruleset, change, delta, render, renew
 from agent.errors import Unsupported, VxmeshError
 from agent.syscalls import CLONE_NEWNET, set_thread_name, setns
 
@@ -43,13 +45,14 @@ Pairs = Mapping[str, Mapping[str, str]]
 _ELEMENTS = re.compile(r"\b(?:set|map) (\S+) \{[^{}]*?(elements = \{([^{}]*)\})")
 _STATEFUL = re.compile(r" (?:limit|counter)\b.*", re.DOTALL)
 _COUNTER = re.compile(r"counter (\S+) \{\s*packets (\d+)")
-_COUNTED = re.compile(r'"([^"]+)"[^,{}]*?counter packets (\d+)')
+_COUNTED = re.compile(r"counter packets (\d+)")
 
 
 class _Listing(NamedTuple):
     """A table as the kernel shows it: what order things are listed in is chance."""
 
-    words: list[str]  # all but the elements, sorted
+    # All but the elements, sorted; where some are kept, see tabledump.py.
+    words: list[str] | tabledump.Shape
     elements: dict[str, set[str]]  # set or map -> elements
 
 
@@ -73,13 +76,14 @@ class Nftables:
         """
         await self._in_thread(lambda: self._load(ruleset))
 
-    async def alter(self, come: Keys | Pairs, gone: Keys | Pairs) -> None:
+    async def alter(self, come: Keys | Pairs, gone: Keys | Pairs, chains: str = "") -> None:
         """Add and delete elements of sets and maps that were loaded; costs what the change is.
 
-        The elements are to be written as nft(8) lists them. VxmeshError if nftables refuses;
-        then `load` is to be called again.
+        The elements are to be written as nft(8) lists them. `chains` are new ones, with their
+        rules, beside those that were loaded: then the table is also looked at. VxmeshError if
+        nftables refuses; then `load` is to be called again.
         """
-        await self._in_thread(lambda: self._alter(come, gone))
+        await self._in_thread(lambda: self._alter(come, gone, chains))
 
     async def counters(self) -> dict[str, int]:
         """What the table's counters hold, in packets, by name; VxmeshError if it is not there."""
@@ -88,10 +92,10 @@ class Nftables:
         return {name: int(packets) for name, packets in _COUNTER.findall(listed)}
 
     async def counted(self, name: str) -> dict[str, int]:
-        """Of a set of interfaces with counters what each holds, in packets."""
+        """Of a set with counters what each element holds, in packets; VxmeshError if there is no
+        such set."""
         text = f"list set {self._table} {name}\n"
-        listed = await self._in_thread(lambda: self._command(text, 0))
-        return {device: int(packets) for device, packets in _COUNTED.findall(listed)}
+        return await self._in_thread(lambda: _counts(self._command(text, 0)))
 
     async def check(self, told: bool = False) -> bool:
         """Whether the table is as it was loaded; if it is not, it is loaded anew.
@@ -119,16 +123,33 @@ class Nftables:
     def _load(self, ruleset: Ruleset) -> None:
         before, self._loaded = self._loaded, None
         if before is None or not self._update(before, ruleset):
-            self._command(render(ruleset))
+            self._replace(ruleset)
         if before is None or before != ruleset:
-            self._listing = self._list()
+            self._listing = self._list(ruleset)
         self._loaded = ruleset
 
-    def _alter(self, come: Keys | Pairs, gone: Keys | Pairs) -> None:
+    def _replace(self, ruleset: Ruleset) -> None:
+        """The whole table, but for elements that are to be kept, if it can be kept."""
+        if ruleset.kept:
+            there = tabledump.read(self._netns, self._table)
+            if there.sets >= ruleset.kept:
+                try:
+                    self._command(renew(ruleset, there.chains, there.sets))
+                except VxmeshError as error:
+                    # The table is that of another version.
+                    log.warning("nft.not_kept", netns=str(self._netns), error=str(error))
+                else:
+                    return
+        self._command(render(ruleset))
+
+    def _alter(self, come: Keys | Pairs, gone: Keys | Pairs, chains: str) -> None:
         ruleset = self._loaded
         if ruleset is None:
             raise VxmeshError("firewall rules", "could not be loaded before")
         sets, lines = dict(ruleset.sets), []
+        if chains:
+            ruleset = self._loaded = replace(ruleset, chains=ruleset.chains + chains)
+            lines.append(f"table {self._table} {{{chains}}}")
         for name in come.keys() | gone.keys():
             elements = sets[name].elements
             assert isinstance(elements, dict)
@@ -152,9 +173,14 @@ class Nftables:
             log.warning("nft.delta_refused", netns=str(self._netns), error=str(error))
             self._loaded = None
             self._load(ruleset)
+            return
+        if chains:
+            self._listing = self._list(ruleset)
 
     def _update(self, before: Ruleset, ruleset: Ruleset) -> bool:
-        """Change the elements only; False if nftables will not."""
+        """Change the elements only; False if that is not all, or nftables will not."""
+        if before.chains != ruleset.chains:
+            return False
         text = delta(before, ruleset)
         if not text:
             return True
@@ -170,25 +196,36 @@ class Nftables:
         ruleset = self._loaded
         if ruleset is None:
             return True
-        same = self._list() == self._listing
+        same = self._list(ruleset) == self._listing
         # The binary is not our thread: of what it changes we are told, and would go on for ever.
         if not same or (told and self._run is not _run_binary):
             self._loaded = None
             self._load(ruleset)
         return same
 
-    def _list(self) -> _Listing:
+    def _list(self, ruleset: Ruleset) -> _Listing:
         """The table as it is; without a word if it is not there."""
-        try:
-            text = self._command(f"list table {self._table}\n")
-        except VxmeshError:
-            return _Listing([], {})
-        elements: dict[str, set[str]] = {}
-        for name, _, inside in _ELEMENTS.findall(text):
-            keys = (_STATEFUL.sub("", key) for key in inside.split(","))
-            elements[name] = {" ".join(key.split()) for key in keys}
+        if ruleset.kept:
+            return self._list_kept(ruleset)
+        text = self._show(f"table {self._table}")
         rest = _ELEMENTS.sub(lambda found: found[0].replace(found[2], ""), text)
-        return _Listing(sorted(rest.split()), elements)
+        return _Listing(sorted(rest.split()), _elements(text))
+
+    def _list_kept(self, ruleset: Ruleset) -> _Listing:
+        """The same without elements that are kept: set by set, or the library reads them all."""
+        shape = tabledump.read(self._netns, self._table)
+        elements: dict[str, set[str]] = {}
+        for name in sorted(shape.sets & (ruleset.sets.keys() - ruleset.kept)):
+            kind = ruleset.sets[name].declaration.split()[0]
+            elements |= _elements(self._show(f"{kind} {self._table} {name}"))
+        return _Listing(shape, elements)
+
+    def _show(self, what: str) -> str:
+        """What nft lists; nothing if it is not there."""
+        try:
+            return self._command(f"list {what}\n")
+        except VxmeshError:
+            return ""
 
     def _command(self, text: str, flags: int = STATELESS) -> str:
         if self._run is None:
@@ -207,6 +244,26 @@ class Nftables:
 
 def _pairs(elements: frozenset[str] | Mapping[str, str] | None) -> dict[str, str]:
     return dict(elements) if isinstance(elements, Mapping) else dict.fromkeys(elements or (), "")
+
+
+def _counts(text: str) -> dict[str, int]:
+    """Element -> packets, of a set as it is listed with its counters."""
+    found = {}
+    for _, _, inside in _ELEMENTS.findall(text):
+        for element in inside.split(","):
+            if packets := _COUNTED.search(element):
+                key = " ".join(_STATEFUL.sub("", element).split())
+                found[key.strip('"')] = int(packets[1])
+    return found
+
+
+def _elements(text: str) -> dict[str, set[str]]:
+    """Set or map -> the elements that a listing shows of it, for those that have any."""
+    found = {}
+    for name, _, inside in _ELEMENTS.findall(text):
+        keys = (_STATEFUL.sub("", key) for key in inside.split(","))
+        found[name] = {" ".join(key.split()) for key in keys}
+    return found
 
 
 def _listed(element: tuple[str, str]) -> str:

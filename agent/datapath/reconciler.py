@@ -176,6 +176,11 @@ class Reconciler:
         """How many frames the guards dropped, by reason; see guardrules.REASONS."""
         return self._applier.refusals.total if self._applier else Counter()
 
+    async def connections(self) -> dict[tuple[str, str], int]:
+        """Service and endpoint (ids) -> connections that the one led to the other from this host.
+        VxmeshError if they cannot be read now."""
+        return await self._applier.tallies.read() if self._applier else {}
+
     def failures(self) -> list[VxmeshError]:
         """What could not be applied and is being tried again."""
         return list(self._failures.items().values())

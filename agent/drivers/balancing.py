@@ -16,6 +16,7 @@ import hashlib
 import heapq
 import math
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -91,7 +92,8 @@ def assign(
     an assignment of the same service, is kept as far as that allows: a backend that goes moves
     its own slots only, one that comes takes slots for itself only. (When the number of slots
     changes with it, those that there are no longer move too.) With affinity, slots are chosen by
-    hash alone, so that all hosts choose the same, before and after they restart.
+    hash alone, so that all hosts choose the same, before and after they restart; they are for
+    clients that the kernel does not know yet.
     """
     able = [b for b in backends if b.weight > 0 and not b.draining]
     if not able:
@@ -101,6 +103,23 @@ def assign(
         wanted = len(able) * STICKY_SLOTS
         return _by_hash(weights, next((s for s in STICKY_SIZES if s >= wanted), STICKY_SIZES[-1]))
     return _by_quota(_quotas(weights), before)
+
+
+def tokens(backends: Sequence[Backend]) -> dict[str, int]:
+    """A number for each backend that is no other's of these, and not 0; by key.
+
+    It is the same on every host, after a restart, and whoever else is there; but for two whose
+    numbers would be the same, once in 2^32 pairs: then that of the second one is the next.
+    """
+    found: dict[str, int] = {}
+    used = {0}
+    for key in sorted(b.key for b in backends):
+        token = zlib.crc32(key.encode())
+        while token in used:
+            token = (token + 1) % 2**32
+        used.add(token)
+        found[key] = token
+    return found
 
 
 def _quotas(weights: dict[str, int]) -> dict[str, int]:

@@ -34,11 +34,11 @@ def mac_of(number: int) -> str:
 
 
 @contextlib.contextmanager
-def temporary_bed(prefix: str, *, with_agents: bool) -> Iterator[Testbed]:
-    """Two hosts of namespaces PREFIX-h1 and PREFIX-h2. What a killed run left goes first."""
+def temporary_bed(prefix: str, *, with_agents: bool, hosts: int = 2) -> Iterator[Testbed]:
+    """Hosts of namespaces PREFIX-h1, PREFIX-h2 … What a killed run left goes first."""
     take_down(prefix)
     try:
-        bed = Testbed.up(2, prefix=prefix, with_agents=with_agents)
+        bed = Testbed.up(hosts, prefix=prefix, with_agents=with_agents)
         try:
             yield bed
         except Exception as error:

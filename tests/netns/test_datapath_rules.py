@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -11,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from agent.datapath import nft
+from agent.datapath.balancer import Balancer
+from agent.datapath.balancerules import BALANCE_TABLE
 from agent.datapath.guard import Guard
-from agent.datapath.nftables import Nftables
+from agent.datapath.nftables import LIBRARY, Nftables
 from agent.drivers.base import Closed, Forward
 from agent.errors import VxmeshError
 from agent.model import Publish
 from tests.netns.datapath_hosts import run
+from tests.unit.datapath.test_balancerules import DNS, HTTP, HTTP6, NOBODY, ONE, TWO, by_id
 from tests.unit.datapath.test_guardrules import CLOSED, PORT
 from tests.unit.datapath.test_nft import DATABASE, FORWARDS, WEB
 
@@ -52,6 +56,11 @@ def table(netns: Path, request: pytest.FixtureRequest) -> Iterator[Nftables]:
 
 def listed(netns: Path) -> str:
     return run("nft", "list", "ruleset", netns=netns)
+
+
+def unordered(netns: Path) -> list[str]:
+    """The same without what passes by itself."""
+    return sorted(re.sub(r" expires [^\s,]+", "", listed(netns)).replace(",", "").split())
 
 
 def golden_listing(netns: Path, ruleset: nft.Ruleset) -> str:
@@ -162,3 +171,44 @@ async def test_a_guard_that_was_deleted_is_whole_after_the_next_change(netns: Pa
         assert set(await guard.table.counted("ports")) == {PORT.device, other.device}
     finally:
         guard.close()
+
+
+@pytest.mark.parametrize("library", [LIBRARY, "libnowhere.so"])
+async def test_the_clients_that_the_kernel_knows_outlive_whatever_else_is_mended(
+    netns: Path, library: str
+) -> None:
+    sticky = replace(HTTP, affinity=60.0)
+    client = "10.9.0.1 . 10.1.0.100 . tcp . 80"
+    table = BALANCE_TABLE.split()
+    balancer, again = Balancer(netns, library), Balancer(netns, library)
+    try:
+        await balancer.load(by_id(sticky, HTTP6, DNS), NOBODY)
+        element = f"{{ {client} timeout 30d : 0x1 }}"
+        run("nft", "add", "element", *table, "clients4", element, netns=netns)
+        before = unordered(netns)
+        assert await balancer.table.check()
+        for change in (
+            ("flush", "chain", *table, "balance"),
+            ("insert", "rule", *table, "balance", "accept"),
+            ("add", "chain", *table, "stranger"),
+            ("add", "map", *table, "strange", "{ type mark : mark; }"),
+            ("flush", "map", *table, "members4"),
+            ("add", "element", *table, "vips4", "{ 10.9.9.9 }"),
+        ):
+            run("nft", *change, netns=netns)
+            assert not await balancer.table.check(), change
+            assert unordered(netns) == before
+            assert await balancer.table.check()
+        for affinity in (60.0, 7.0, 0.0, 7.0):  # what is altered is what is then looked for
+            for backends in ((ONE, replace(TWO, draining=True)), (ONE, replace(TWO, port=9)), ()):
+                altered = replace(sticky, affinity=affinity, backends=backends)
+                await balancer.alter(by_id(altered), NOBODY)
+                assert await balancer.table.check(), altered
+        await again.load(by_id(sticky, HTTP6, DNS), NOBODY)
+        assert client in listed(netns) and "sticky_256_7000" not in listed(netns)
+        run("nft", "flush", "ruleset", netns=netns)
+        assert not await again.table.check()
+        assert client not in listed(netns) and await again.table.check()
+    finally:
+        balancer.close()
+        again.close()

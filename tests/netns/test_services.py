@@ -398,6 +398,39 @@ def test_connections_reach_backends_that_see_the_client(world: World) -> None:
     assert ask(world, "h1", "client", f"http://{node}:8080/").startswith("back ")
 
 
+def test_with_affinity_a_client_stays_at_every_node_when_backends_come(world: World) -> None:
+    net = world.network("--subnet", "10.72.0.0/24")
+    for host, name in (("h2", "one"), ("h3", "two")):
+        served(world, host, net, name)
+    world.vx(
+        "h1", "service", "create", "web", "--network", net, "--port", "80:8000",
+        "--publish", "8080:80", "--affinity", "client", "--affinity-timeout", "1800", "--wait=10",
+    )  # fmt: skip
+    nodes = {
+        host: world.read("h1", "node", "inspect", host)["address"].partition(":")[0]
+        for host in ("h1", "h2", "h3")
+    }
+    client = world.bed.client
+
+    def answers() -> list[str]:
+        urls = [f"http://{address}:8080/" for address in nodes.values()]
+        asked = [client.run(["python", "-c", ASK, url]) for url in urls]
+        return [done.stdout.partition(" ")[0] or done.stderr for done in asked]
+
+    world.vx("h1", "service", "backend", "add", "web", "one", "--wait=10")
+    assert answers() == ["one"] * 3
+    for host in nodes:
+        known = world.in_own(host, "nft", "list", "map", "inet", "vxmesh_balance", "clients4")
+        assert f"{client.address} . " in known and "timeout 30m" in known
+    world.vx("h3", "service", "backend", "add", "web", "two", "--weight", "100", "--wait=10")
+    assert answers() == ["one"] * 3
+    world.bed.kill("h1")
+    world.bed.start("h1")
+    assert answers() == ["one"] * 3
+    world.vx("h2", "service", "backend", "drain", "web", "one", "--wait=10")
+    assert answers() == ["two"] * 3
+
+
 def test_what_is_drained_loses_new_connections_only_until_its_time_is_up(world: World) -> None:
     net = world.network("--subnet", "10.71.0.0/24")
     world.workload("h1", net, "client")

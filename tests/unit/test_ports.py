@@ -6,8 +6,10 @@ import socket
 
 import pytest
 
+from agent.cluster.server import check_port
+from agent.errors import Conflict
 from agent.model import Publish
-from agent.ports import find_taken
+from agent.ports import PortHolder, find_taken
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
@@ -34,3 +36,36 @@ def test_what_something_holds_is_found(
 def test_an_address_that_is_not_the_hosts_is_told_apart() -> None:
     [taken] = find_taken([Publish(8080, 80, "tcp", "192.0.2.1")])
     assert taken.is_foreign
+
+
+@pytest.mark.parametrize("protocol", KINDS)
+def test_what_a_sandbox_holds_is_taken_until_it_is_released(protocol: str) -> None:
+    with socket.socket(socket.AF_INET, KINDS[protocol]) as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = Publish(chosen.getsockname()[1], 80, protocol, "127.0.0.1")
+    holder = PortHolder()
+    holder.hold("a", [port])
+    try:
+        assert [taken.publish for taken in find_taken([port])] == [port]
+        with pytest.raises(Conflict, match="in use"):
+            holder.hold("b", [port])
+    finally:
+        holder.release("a")
+    assert find_taken([port]) == []
+
+
+def test_a_connection_that_has_ended_holds_no_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = server.getsockname()
+        with socket.create_connection(where) as client:
+            accepted, _ = server.accept()
+            accepted.close()  # first: so it is this end that stays in TIME_WAIT
+            assert client.recv(1) == b""
+        port = Publish(where[1], 80, "tcp", "127.0.0.1")
+        assert [taken.publish for taken in find_taken([port])] == [port], "it listens"
+        with pytest.raises(Conflict, match="peer port 127"):
+            check_port(*where)
+    with socket.socket() as plain, pytest.raises(OSError):
+        plain.bind(where)  # what a look without regard to it would say
+    assert find_taken([port]) == []
+    check_port(*where)

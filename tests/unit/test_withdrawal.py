@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
 
 from agent.core.replica import Delta
+from agent.drivers.overlay import router_mac
 from agent.errors import Conflict
 from agent.feed import ToResolver
+from agent.listeners import ToKernel, Touch
 from agent.model import Endpoint, Network, Node, Sandbox
 from agent.node import NodeState
 from agent.plan import Plan
 from agent.requests import parse_endpoint, parse_network
 from agent.resolver.feed import Batch
+from agent.servicemodel import Port
+from agent.servicespec import ServiceSpec
 from agent.views import Change, Status
 
 GONE = Status("unreachable", "silent for 1.5 s", 1000.0, withdrawn=True)
@@ -122,3 +128,32 @@ def test_of_two_claims_that_of_a_node_that_is_there_counts(pair: Pair) -> None:
     pair.here.set_status("3" * 16, GONE)
     assert members.with_mac(pair.two.mac) == members.all[pair.two.id]
     assert members.with_address(pair.two.addresses[0]) == members.all[pair.two.id]
+
+
+class Rows:
+    """What the kernel is told to look at again."""
+
+    def __init__(self) -> None:
+        self.macs: list[bytes] = []
+
+    def touch_rows(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
+        self.macs += macs
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+def test_the_router_of_a_node_without_endpoints_that_returns_is_looked_at_again(pair: Pair) -> None:
+    """What it balances is answered through it, though no workload of the network is there."""
+    pair.there.remove_endpoints([pair.two.id])
+    send(pair.there, pair.here)
+    ports = (Port(80, 80),)
+    pair.here.create_service(ServiceSpec("s", pair.web.id, ports=ports))
+    kernel = Rows()
+    plan = Plan(pair.here)
+    plan.frontends()
+    ToKernel(pair.here, plan, cast(Touch, kernel))
+    for status in (GONE, THERE):
+        kernel.macs.clear()
+        pair.here.set_status(pair.there.me, status)
+        assert router_mac(pair.web.id, pair.there.me) in kernel.macs

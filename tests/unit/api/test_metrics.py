@@ -20,6 +20,8 @@ from agent.errors import Conflict, Unavailable
 from agent.model import Node
 from agent.node import NodeState
 from agent.requests import parse_endpoint, parse_network
+from agent.servicemodel import Port
+from agent.servicespec import ServiceSpec
 from agent.views import Status
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -141,9 +143,37 @@ async def test_the_loops_lag(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) 
                 await asyncio.sleep(0.001)
 
 
+async def test_connections_are_told_by_names(node: NodeState) -> None:
+    network = node.create_network(parse_network("net"))
+    for name in ("e", "f"):
+        node.create_endpoint(network.id, parse_endpoint(name))
+    service = node.create_service(ServiceSpec("web", network.id, ports=(Port(80, 80),)))
+    ids = [node.find_endpoint(name, network.id)[1].endpoint.id for name in ("e", "f")]
+
+    async def connections() -> Mapping[tuple[str, str], int]:
+        return {(service.id, ids[0]): 7, (service.id, ids[1]): 0, (service.id, "gone"): 3}
+
+    found = await look(Metrics(node, Sources(connections=connections)))
+    told = {labels: v for (name, labels), v in found.items() if "service_connections" in name}
+    assert told == {"e,net,web": 7, "f,net,web": 0}
+
+    async def unreadable() -> Mapping[tuple[str, str], int]:
+        raise Unavailable("the table", "is not there")
+
+    found = await look(Metrics(node, Sources(connections=unreadable)))
+    assert found["vxmesh_networks", ""] == 1, "the rest is told"
+
+
 async def test_the_documentation_has_all_that_there_is(node: NodeState, metrics: Metrics) -> None:
     network = node.create_network(parse_network("web"))
     node.create_endpoint(network.id, parse_endpoint("e"))
+    [endpoint] = node.members[network.id].all
+    service = node.create_service(ServiceSpec("s", network.id, ports=(Port(80, 80),)))
+
+    async def connections() -> Mapping[tuple[str, str], int]:
+        return {(service.id, endpoint): 1}
+
+    metrics.sources.connections = connections
     node.tell("a.b", "so that there is one of it")
     node.tell("join.refused", "and one of those", reason="wrong", count="1")
     rendered = parse((await metrics.text()).decode())

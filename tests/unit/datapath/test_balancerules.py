@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from zlib import crc32
 
 import pytest
 
@@ -38,12 +39,14 @@ class Table:
     def __init__(self) -> None:
         self.loads: list[Ruleset] = []
         self.changes: list[tuple[Any, Any]] = []
+        self.chains: list[str] = []
 
     async def load(self, ruleset: Ruleset) -> None:
         self.loads.append(ruleset)
 
-    async def alter(self, come: object, gone: object) -> None:
+    async def alter(self, come: object, gone: object, chains: str) -> None:
         self.changes.append((come, gone))
+        self.chains += [chains] if chains else []
 
 
 @pytest.fixture
@@ -74,7 +77,16 @@ def test_the_table_with_services() -> None:
         Placed(one, assign(one.backends, one.affinity > 0)[:4], doors, frozenset({"1" * 16}))
         for one, doors in ((HTTP, ()), (HTTP6, ()), (DNS, (53,)), (EMPTY, ()))
     ]
-    golden("balance.nft", nft.render(balancerules.ruleset(map(balancerules.claims, placed))))
+    rules = balancerules.ruleset(map(balancerules.claims, placed), {60_000})
+    golden("balance.nft", nft.render(rules))
+
+
+def test_the_table_made_anew_where_it_is_there_already() -> None:
+    """What is kept stays, and nothing of anybody else's."""
+    rules = balancerules.ruleset([balancerules.claims(Placed(HTTP, (ONE.key, TWO.key)))])
+    rules = replace(rules, chains=rules.chains.split("\tchain spread_3 ")[0])  # is enough to see
+    chains = {"balance", "stray", "spread_1", "stranger", "sticky_256_60000"}
+    golden("balance-renew.nft", nft.renew(rules, chains, {*rules.sets, "strange"}))
 
 
 def test_the_hosts_table_with_a_door() -> None:
@@ -103,6 +115,53 @@ async def test_one_backend_that_changes_costs_its_own_elements(
     }
     await balancer.alter(by_id(replace(HTTP, backends=(ONE, moved))), NOBODY)
     assert not table.changes and len(table.loads) == 1
+
+
+async def test_with_affinity_a_backend_that_moves_costs_one_element_of_what_leads_to_it(
+    balancer: Balancer, table: Table
+) -> None:
+    sticky = replace(HTTP, affinity=60.0)
+    await balancer.load(by_id(sticky), NOBODY)
+    assert len(table.loads[-1].sets["sticky4"].elements) == 256
+    moved = replace(TWO, port=8081)
+    await balancer.alter(by_id(replace(sticky, backends=(ONE, moved))), NOBODY)
+    come, gone = table.changes.pop()
+    member = f"10.1.0.100 . tcp . 80 . 0x{crc32(TWO.key.encode()):08x}"
+    assert gone == {
+        "members4": {member: "10.1.0.3 . 8080"},
+        "backends4": {"10.1.0.3 . tcp . 8080": ""},
+    }
+    assert come["members4"] == {member: "10.1.0.3 . 8081"}
+
+
+async def test_with_affinity_who_takes_no_connections_is_no_member_even_of_known_clients(
+    balancer: Balancer, table: Table
+) -> None:
+    sticky = replace(HTTP, affinity=60.0)
+    await balancer.load(by_id(sticky), NOBODY)
+    for change in ({"draining": True}, {"weight": 0}):
+        await balancer.alter(by_id(replace(sticky, backends=(ONE, replace(TWO, **change)))), NOBODY)
+        _, gone = table.changes.pop()
+        assert list(gone["members4"].values()) == ["10.1.0.3 . 8080"]
+        assert "backends4" not in gone  # those connections that there are go on
+        await balancer.alter(by_id(sticky), NOBODY)
+        come, _ = table.changes.pop()
+        assert list(come["members4"].values()) == ["10.1.0.3 . 8080"]
+
+
+async def test_a_time_out_of_affinity_has_its_chains_once(balancer: Balancer, table: Table) -> None:
+    await balancer.load(by_id(HTTP6), NOBODY)
+    assert "chain sticky_256_60000 {" in table.loads[-1].chains
+    same = replace(HTTP, affinity=60.0)
+    await balancer.alter(by_id(same), NOBODY)
+    assert not table.chains
+    for _ in range(2):
+        await balancer.alter(by_id(replace(same, affinity=1.5)), NOBODY)
+        come, _ = table.changes.pop()
+        assert come["services4"] == {"10.1.0.100 . tcp . 80": "goto sticky_256_1500"}
+        await balancer.alter(by_id(same), NOBODY)
+    (chains,) = table.chains
+    assert "chain sticky_4096_1500 {" in chains and "timeout 1s500ms" in chains
 
 
 async def test_a_backend_of_two_services_stays_until_both_are_gone(
@@ -179,7 +238,7 @@ async def test_a_backend_that_comes_to_this_host_is_preferred_there_from_then_on
 async def test_after_a_failure_the_whole_table_is_loaded(balancer: Balancer, table: Table) -> None:
     await balancer.load(by_id(HTTP), NOBODY)
 
-    async def fails(come: Mapping[str, object], gone: Mapping[str, object]) -> None:
+    async def fails(come: Mapping[str, object], gone: Mapping[str, object], _: str) -> None:
         raise OSError("refused")
 
     alter, table.alter = table.alter, fails  # type: ignore[method-assign,assignment]

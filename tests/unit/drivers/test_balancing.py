@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from zlib import crc32
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from agent.drivers.balancing import (
     FrontendKey,
     assign,
     eligible,
+    tokens,
 )
 
 
@@ -84,6 +86,21 @@ def test_with_affinity_shares_are_about_as_the_weights_say() -> None:
     counts = Counter(assign(backends(*[1] * 20, *[3] * 10), affinity=True))
     heavy = sum(counts[f"{i:016x}"] for i in range(20, 30))
     assert 0.5 < heavy / counts.total() < 0.7  # 0.6 is fair
+
+
+def test_a_backends_token_is_its_own_and_the_same_whoever_else_is_there() -> None:
+    many = backends(*[1] * 300)
+    found = tokens(many)
+    assert len({0, *found.values()}) == 301
+    assert tokens(many[7:8]) == {many[7].key: found[many[7].key]}
+    assert tokens(many[::-1]) == found
+
+
+def test_two_backends_whose_hashes_are_one_have_tokens_of_their_own() -> None:
+    keys = ("plumless", "buckeroo", "")  # the same CRC32; and that of nothing is 0
+    assert crc32(b"plumless") == crc32(b"buckeroo") and crc32(b"") == 0
+    found = tokens([Backend(b"", 80, 1, key) for key in keys])
+    assert len({0, *found.values()}) == 4
 
 
 def test_who_drains_or_has_no_weight_gets_no_slot() -> None:
