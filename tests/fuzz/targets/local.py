@@ -13,7 +13,7 @@ from unittest import mock
 
 from google.protobuf.message import DecodeError
 
-from agent import config, model, operations, requests
+from agent import config, model, requests, sandboxops
 from agent.api import errors
 from agent.api.control import Control
 from agent.api.watch import Watchers
@@ -178,8 +178,8 @@ def request(data: bytes) -> None:
             pass
 
     with (
-        mock.patch.object(operations, "identify", _identify),
-        mock.patch.object(operations, "is_alive", lambda sandbox: True),
+        mock.patch.object(sandboxops, "identify", _identify),
+        mock.patch.object(sandboxops, "is_alive", lambda sandbox: True),
         mock.patch.object(errors, "_unexpected", _raise),
     ):
         LOOP.run_until_complete(run())
