@@ -53,9 +53,12 @@ class RemoteDriver(Protocol):
 
     async def attach(
         self, sandbox: Sandbox, network: Network, spec: EndpointSpec, ifname: str
-    ) -> tuple[Endpoint, str]:
+    ) -> tuple[Endpoint, str, tuple[str, ...]]:
         """Make an endpoint with the plugin's interface in `sandbox`, or leave nothing of it;
-        and what the interface is called there."""
+        what the interface is called there, and its gateways."""
+
+    async def lead_out(self, sandbox: Sandbox, ifname: str, gateways: tuple[str, ...]) -> None:
+        """Have a sandbox's default routes go by a plugin's interface, and no more by ours."""
 
     async def settle(self) -> None:
         """Have plugins undo what is not wanted any more."""

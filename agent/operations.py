@@ -12,10 +12,9 @@ import functools
 from collections.abc import AsyncIterator, Sequence
 
 from agent.allocator import with_space
-from agent.errors import Conflict
 from agent.model import Endpoint, Network, plugin_of
 from agent.requests import EndpointSpec, NetworkSpec, parse_lines
-from agent.sandboxops import SandboxOperations
+from agent.sandboxops import SandboxOperations, check_not_lent
 
 CHUNK = 2000  # endpoints a turn of the loop when there are many: some 10 ms of work
 
@@ -61,19 +60,27 @@ class Operations(SandboxOperations):
     # -- endpoints --
 
     async def create_endpoint(
-        self, network: str, spec: EndpointSpec, netns: str = "", ifname: str = "", wait: float = 0.0
+        self,
+        network: str,
+        spec: EndpointSpec,
+        netns: str = "",
+        ifname: str = "",
+        wait: float = 0.0,
+        sandbox: str = "",
     ) -> Endpoint:
-        """Make an endpoint; with `netns` (name or path), an interface in that namespace."""
+        """Make an endpoint; with `netns` (name or path), an interface in that namespace, with
+        `sandbox` (name, id or prefix) in one that is there."""
         found = self.node.find_network(network)
         await self.check_encryption(found.encrypted, f"network {network}")
+        if sandbox:
+            endpoint = await self.connect(sandbox, found, spec, ifname)
+            await self.done(wait, [found.id])
+            return endpoint
         if not netns:
             endpoint = await self.allocate(found.id, spec, "")
             await self.done(wait, [found.id])
             return endpoint
-        sandbox = self.sandbox_at(netns, spec.name)
-        if ifname and ifname in sandbox.ifnames:
-            raise Conflict(f"interface {ifname}", "exists in that sandbox", "Choose another")
-        endpoint = await self.attach(sandbox, found, spec, ifname)
+        endpoint = await self.attach(self.sandbox_at(netns, spec.name), found, spec, ifname)
         await self.done(wait, [found.id])
         return endpoint
 
@@ -110,9 +117,18 @@ class Operations(SandboxOperations):
             await asyncio.sleep(0)
 
     async def remove_endpoints(
-        self, refs: Sequence[str], network: str = "", wait: float = 0.0, every: bool = False
+        self,
+        refs: Sequence[str],
+        network: str = "",
+        wait: float = 0.0,
+        every: bool = False,
+        *,
+        by_user: bool = False,
     ) -> list[str]:
-        """Remove endpoints of this node by name, id or prefix; with `every`, all in a network."""
+        """Remove endpoints of this node by name, id or prefix; with `every`, all in a network.
+
+        InUse if a user names one that a Docker engine has, which would not know of it.
+        """
         if every:
             found = self.node.find_network(network).id
             members = self.node.members.get(found)
@@ -121,10 +137,17 @@ class Operations(SandboxOperations):
         else:
             ids = []
             for ref in refs:
-                ids.append(self.node.find_endpoint(ref, network)[1].endpoint.id)
+                endpoint = self.node.find_endpoint(ref, network)[1].endpoint
+                sandbox = self.node.sandboxes.get(endpoint.sandbox)
+                if by_user and sandbox:
+                    check_not_lent(sandbox)
+                ids.append(endpoint.id)
                 await asyncio.sleep(0)  # a prefix is looked for among all
         networks = list(dict.fromkeys(self.node.network_of(id) for id in ids))
+        holders = self.holders(ids)
         await asyncio.shield(asyncio.ensure_future(self._remove(ids)))
+        if holders:
+            await self.follow(holders)
         await self.done(wait, networks)
         return ids
 

@@ -200,6 +200,15 @@ class Routing(Rtnetlink):
         )
 
     @in_thread
+    async def replace_route(self, destination: str, gateway: str, device: int) -> None:
+        """Have a route lead elsewhere, in one step: between, there is always one."""
+        await request(
+            self._route.route(
+                "replace", dst=destination, gateway=gateway, oif=device, proto=PROTOCOL
+            )
+        )
+
+    @in_thread
     async def delete_route(
         self, destination: str, gateway: str, device: int, *, any_protocol: bool = False
     ) -> None:
