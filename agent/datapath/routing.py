@@ -252,6 +252,17 @@ class Routing(Rtnetlink):
         return found
 
     @in_thread
+    async def tables_of(self, sources: Collection[str], mark: int) -> set[int]:
+        """The tables that rules lead what one of `sources` sends with `mark` to."""
+        found = set()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            answer = await request(self._route.rule("dump", family=family))
+            async for m in each(answer):
+                if m.get_attr("FRA_SRC") in sources and m.get_attr("FRA_FWMARK") == mark:
+                    found.add(int(m.get_attr("FRA_TABLE")))
+        return found
+
+    @in_thread
     async def set_lookup(
         self, verb: Literal["add", "del"], table: int, source: str, mark: int, priority: int
     ) -> None:

@@ -141,6 +141,19 @@ def test_the_way_out_is_taken_over_without_a_gap(world: World) -> None:
     assert not any("Deleted" in line for line in defaults), defaults
 
 
+def test_what_a_service_needs_in_a_sandbox_goes_with_the_interface(world: World) -> None:
+    a, b = world.network(), world.network("--ipv6")
+    one = world.workload("h1", a)
+    look = ("h1", one, "sh", "-c", "ip rule; ip -6 rule; nft list tables")
+    before = world.inside(*look).stdout
+    world.vx("h1", "service", "create", f"{b}-s", "--network", b, "--port", "80", "--wait=10")
+    for _ in range(2):
+        connect(world, "h1", one, b, "--wait=10")
+        world.wait(lambda: "vxmesh_replies" in world.inside(*look).stdout, "the way back is there")
+        world.vx("h1", "endpoint", "rm", one, "--network", b, "--wait=10")
+        world.wait(lambda: world.inside(*look).stdout == before, "the way back is gone")
+
+
 def test_each_family_has_its_default_by_the_first_that_has_it(world: World) -> None:
     a, b = world.network(), world.network("--ipv6-only")
     shut, dual = world.network("--internal", "--ipv6"), world.network("--ipv6")
