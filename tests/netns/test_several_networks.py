@@ -154,6 +154,30 @@ def test_what_a_service_needs_in_a_sandbox_goes_with_the_interface(world: World)
         world.wait(lambda: world.inside(*look).stdout == before, "the way back is gone")
 
 
+def test_a_published_port_follows_the_default_route(world: World) -> None:
+    a, b = world.network(), world.network()
+    name = f"{a}-web"
+    world.vx(
+        "h1", "run", "--network", a, "--name", name, "--publish", "18095:80", "-d", "--wait=10",
+        "--", "python3", "-m", "http.server", "80",
+    )  # fmt: skip
+    at = f"http://{world.host('h1').address}:18095/"
+    ask = f"import urllib.request as u; u.urlopen({at!r}, timeout=2)"
+
+    def answers() -> bool:
+        return world.run("client", "python3", "-c", ask).returncode == 0
+
+    world.wait(answers, "it answers by the first network")
+    connect(world, "h1", name, b, "--priority", "1", "--wait=10")
+    assert answers(), "by the second"
+    world.vx("h1", "endpoint", "rm", name, "--network", a, "--wait=10")
+    assert answers()
+    world.vx("h1", "endpoint", "rm", name, "--network", b, "--wait=10")
+    assert not answers()
+    connect(world, "h1", name, a, "--wait=10")
+    assert answers()
+
+
 def test_each_family_has_its_default_by_the_first_that_has_it(world: World) -> None:
     a, b = world.network(), world.network("--ipv6-only")
     shut, dual = world.network("--internal", "--ipv6"), world.network("--ipv6")
