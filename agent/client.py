@@ -171,9 +171,12 @@ class Client:
         labels: dict[str, str] | None = None,
         netns: str = "",
         ifname: str = "",
+        sandbox: str = "",
+        priority: int = 0,
         wait: float = 0.0,
     ) -> types.Endpoint:
-        """Make an endpoint; with `netns` (a name or path) an interface in that namespace."""
+        """Make an endpoint; with `netns` (a name or path) an interface in that namespace, with
+        `sandbox` in one that is there, while its workload runs."""
         request = pb.CreateEndpointRequest(
             network=network,
             name=name,
@@ -183,6 +186,8 @@ class Client:
             labels=labels,
             netns=netns,
             ifname=ifname,
+            sandbox=sandbox,
+            priority=_signed("--priority", priority),
             wait=_wait(wait),
         )
         return cast(types.Endpoint, await self._call(self._stub.CreateEndpoint, request))
@@ -314,11 +319,17 @@ class Client:
         addresses: Sequence[str] = (),
         aliases: Sequence[str] = (),
         labels: dict[str, str] | None = None,
+        macs: dict[str, str] | None = None,
+        defaults: Sequence[str] = (),
         publishes: Sequence[types.Publish] = (),
         log: str = "",
         wait: float = 0.0,
     ) -> types.Sandbox:
-        """Give the network namespace of a process an interface in each network."""
+        """Give the network namespace of a process an interface in each network.
+
+        `macs` are by network, or by "" if there is but one; `defaults` are those of the networks
+        that are to have the default routes, the first one first.
+        """
         request = pb.CreateSandboxRequest(
             name=name,
             networks=networks,
@@ -326,6 +337,8 @@ class Client:
             addresses=addresses,
             aliases=aliases,
             labels=labels,
+            macs=macs,
+            defaults=defaults,
             publishes=publishes,
             log=log,
             wait=_wait(wait),
@@ -443,6 +456,12 @@ def _from_details(data: bytes | str) -> VxmeshError:
 
 def _wait(seconds: float) -> pb.Wait | None:
     return pb.Wait(seconds=seconds) if seconds else None
+
+
+def _signed(what: str, number: int) -> int:
+    if abs(number) >= 1 << 31:
+        raise Invalid(f"{what} {number}", "is out of range", "Use a smaller number")
+    return number
 
 
 def _unsigned(what: str, number: int) -> int:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import msgspec
+
 from agent.core.catalogue import give_way
 from agent.core.members import Member
 from agent.core.services import Row, rows
+from agent.core.waysout import Way, lead, priorities
 from agent.errors import Invalid, NotFound
-from agent.model import BRIDGE, Endpoint, Network, Node, Sandbox, shorten
+from agent.model import BRIDGE, Endpoint, Network, Node, Sandbox, plugin_of, shorten
 from agent.servicemodel import Health, Service
 from agent.views import Status, Views
 
@@ -89,6 +92,25 @@ class Lookups(Views):
         """An endpoint of this node by its whole id."""
         members = self.members.get(self.network_of(id))
         return members.local.get(id) if members else None
+
+    def with_ways(self, sandbox: Sandbox) -> Sandbox:
+        """A sandbox with its default routes where they belong by what is known now.
+
+        As it is while the network of one of its interfaces is not known, after a start.
+        """
+        ways = []
+        for id, priority in zip(sandbox.endpoints, priorities(sandbox), strict=True):
+            endpoint = self.local_endpoint(id)
+            network = self.catalogue.get(endpoint.network) if endpoint else None
+            if endpoint is None:
+                continue
+            if network is None:
+                return sandbox
+            gateways = sandbox.lent.get(id, ()) if plugin_of(network) else network.gateways
+            led = {6 if ":" in gateway else 4 for gateway in gateways}
+            has = {6 if len(address) == 16 else 4 for address in endpoint.addresses}
+            ways.append(Way(id, priority, frozenset(() if network.internal else led & has)))
+        return msgspec.structs.replace(sandbox, default=lead(ways, 4), default6=lead(ways, 6))
 
     def node_name(self, id: str) -> str:
         """A node's name; its id if it is not known."""

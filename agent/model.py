@@ -169,7 +169,10 @@ class Sandbox(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ifnames: tuple[str, ...] = ()
     publishes: tuple[Publish, ...] = ()
     log: str = ""
-    default: str = ""  # the endpoint with the default route
+    default: str = ""  # the endpoint with the IPv4 default route; core/waysout.py chooses it
+    default6: str = ""  # and that with the one of IPv6
+    priorities: tuple[int, ...] = ()  # of the endpoints, for the default routes
+    lent: dict[str, tuple[str, ...]] = {}  # endpoint of a plugin's network -> its gateways
 
 
 class Removal(msgspec.Struct, frozen=True, array_like=True, gc=False):

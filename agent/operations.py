@@ -1,8 +1,8 @@
 """What callers ask for, from beginning to end: check, change the node, see it in the kernel.
 
 Each either does the whole of it or leaves nothing behind. api/ translates requests into these
-calls; the Docker plugin will make the same ones.
-What stands opposite: node.py (state), datapath/ (kernel), cluster/ (other nodes), store.py.
+calls; the Docker plugin makes the same ones. Here are those about networks and endpoints.
+What stands opposite: sandboxops.py (those about sandboxes), completion.py (how each ends).
 """
 
 from __future__ import annotations
@@ -10,143 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Sequence
 
-import msgspec
-import structlog
-
-from agent.allocator import Donors, with_space
-from agent.errors import Conflict, Invalid, NotFound, Timeout, Unsupported
-from agent.model import (
-    HANDED_OUT,
-    Endpoint,
-    Network,
-    Publish,
-    Sandbox,
-    format_address,
-    holds,
-    parse_name,
-    plugin_of,
-)
-from agent.node import NodeState
-from agent.ports import PortHolder
+from agent.allocator import with_space
+from agent.model import Endpoint, Network, plugin_of
 from agent.requests import EndpointSpec, NetworkSpec, parse_lines
-from agent.workload import Namespace, identify, is_alive
+from agent.sandboxops import SandboxOperations, check_not_lent
 
-log = structlog.get_logger()
-
-POLL = 0.02  # s
 CHUNK = 2000  # endpoints a turn of the loop when there are many: some 10 ms of work
 COMMIT = 1000  # to be made known in one turn: as many as a peer is sent in one message
 
 
-class Kernel(Protocol):
-    """What datapath/ offers to those who wait for it."""
-
-    async def settle(self, endpoint: str | None = None) -> None:
-        """Return when all that was touched is applied; raise what failed for `endpoint`."""
-
-
-class Cluster(Donors, Protocol):
-    """What cluster/ offers to those who wait for it."""
-
-    async def wait_applied(
-        self, version: int, seconds: float, networks: Sequence[str] = ()
-    ) -> dict[str, str]:
-        """The nodes that lack `version` of ours, or something of these networks, when the time
-        is up, and why."""
-
-
-class Encrypter(Protocol):
-    """What encryption.py offers."""
-
-    async def require(self) -> None:
-        """Return if this host can take part in encrypted networks; Unsupported says why not."""
-
-
-class RemoteDriver(Protocol):
-    """What remote/ offers for networks that a plugin drives."""
-
-    async def ensure_network(self, network: Network) -> None:
-        """Have the plugin make the network on this host, if it has not yet."""
-
-    async def attach(
-        self, sandbox: Sandbox, network: Network, spec: EndpointSpec, ifname: str
-    ) -> tuple[Endpoint, str]:
-        """Make an endpoint with the plugin's interface in `sandbox`, or leave nothing of it;
-        and what the interface is called there."""
-
-    async def settle(self) -> None:
-        """Have plugins undo what is not wanted any more."""
-
-
-class Operations:
-    """Every changing call of this node."""
-
-    def __init__(
-        self,
-        node: NodeState,
-        cluster: Cluster,
-        kernel: Kernel,
-        durable: Callable[[], Awaitable[None]],
-    ) -> None:
-        self.node = node
-        self._cluster = cluster
-        self._kernel = kernel
-        self._durable = durable
-        self.ports = PortHolder()
-        self.encrypter: Encrypter | None = None
-        self.remote: RemoteDriver | None = None
-
-    async def done(self, wait: float = 0.0, networks: Sequence[str] = ()) -> None:
-        """Make what was changed last, and wait up to `wait` s for every live node's kernel.
-
-        `networks` (ids) are those that it concerns: what is in another one's way on some node
-        is no reason to wait. Timeout names the nodes that lack it, and why.
-        """
-        version = self.node.replica.written()
-        await self._durable()
-        if not wait:
-            return
-        deadline = time.monotonic() + wait
-        try:
-            async with asyncio.timeout(wait):
-                await self._kernel.settle()
-                while self.node.applied(self.node.me) < version:
-                    await asyncio.sleep(POLL)  # something failed, and is being tried again
-                while self.node.why_withheld(networks):
-                    await asyncio.sleep(POLL)
-        except TimeoutError:
-            why = self.node.why_withheld(networks)
-            raise Timeout(
-                "the change",
-                f"is not in this node's kernel after {wait:g} s" + (f" ({why})" if why else ""),
-                "See its log",
-            ) from None
-        left = deadline - time.monotonic()
-        lacking = await self._cluster.wait_applied(version, left, networks)
-        if lacking:
-            names = ", ".join(sorted(self._lagging(id, why) for id, why in lacking.items()))
-            raise Timeout(
-                "the change",
-                f"was made, but is not in the kernel of {names} after {wait:g} s",
-                "It will be as soon as they can; see 'vxmesh node ls'",
-            )
-
-    def _lagging(self, id: str, why: str) -> str:
-        """A node that lacks a change, by name, and why, where that is known."""
-        if self.node.condition(id).state == "unreachable":
-            why = "its agent does not answer"
-        return self.node.node_name(id) + (f" ({why})" if why else "")
+class Operations(SandboxOperations):
+    """Every changing call of this node that is not about a service."""
 
     # -- networks --
 
     async def create_network(self, spec: NetworkSpec, wait: float = 0.0) -> Network:
         """Make a network."""
-        await self._check_encryption(spec.encrypted, f"network {spec.name}")
+        await self.check_encryption(spec.encrypted, f"network {spec.name}")
         network = self.node.create_network(spec)
         if self.remote and plugin_of(network):
             try:
@@ -156,15 +38,6 @@ class Operations:
                 raise
         await self.done(wait, [network.id])
         return network
-
-    async def _check_encryption(self, encrypted: bool, what: str) -> None:
-        """Unsupported if something encrypted cannot be on this host."""
-        if not encrypted or self.encrypter is None:
-            return
-        try:
-            await self.encrypter.require()
-        except Unsupported as error:
-            raise Unsupported(what, f"is encrypted, but {error.why}", error.fix) from None
 
     async def remove_networks(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
         """Remove networks; those that can go are gone even if a later one raises."""
@@ -189,28 +62,27 @@ class Operations:
     # -- endpoints --
 
     async def create_endpoint(
-        self, network: str, spec: EndpointSpec, netns: str = "", ifname: str = "", wait: float = 0.0
+        self,
+        network: str,
+        spec: EndpointSpec,
+        netns: str = "",
+        ifname: str = "",
+        wait: float = 0.0,
+        sandbox: str = "",
     ) -> Endpoint:
-        """Make an endpoint; with `netns` (name or path), an interface in that namespace."""
+        """Make an endpoint; with `netns` (name or path), an interface in that namespace, with
+        `sandbox` (name, id or prefix) in one that is there."""
         found = self.node.find_network(network)
-        await self._check_encryption(found.encrypted, f"network {network}")
-        if not netns:
-            endpoint = await self._allocate(found.id, spec, "")
+        await self.check_encryption(found.encrypted, f"network {network}")
+        if sandbox:
+            endpoint = await self.connect(sandbox, found, spec, ifname)
             await self.done(wait, [found.id])
             return endpoint
-        space = identify(netns)
-        sandbox = self._sandbox_in(space) or Sandbox(
-            id=self._id(),
-            name=self._free_name(spec.name),
-            netns=space.path,
-            inode=space.inode,
-            pid=0,
-            start_time=0,
-            created=self.node.clock(),
-        )
-        if ifname and ifname in sandbox.ifnames:
-            raise Conflict(f"interface {ifname}", "exists in that sandbox", "Choose another")
-        endpoint = await self._attach(sandbox, found, spec, ifname)
+        if not netns:
+            endpoint = await self.allocate(found.id, spec, "")
+            await self.done(wait, [found.id])
+            return endpoint
+        endpoint = await self.attach(self.sandbox_at(netns, spec.name), found, spec, ifname)
         await self.done(wait, [found.id])
         return endpoint
 
@@ -221,7 +93,7 @@ class Operations:
         rest is on its way, so an error may come before the end.
         """
         found = self.node.find_network(network)
-        await self._check_encryption(found.encrypted, f"network {network}")
+        await self.check_encryption(found.encrypted, f"network {network}")
         reserved: list[Endpoint] = []
         number = 1  # of the next line
         try:
@@ -252,9 +124,18 @@ class Operations:
             await asyncio.sleep(0)
 
     async def remove_endpoints(
-        self, refs: Sequence[str], network: str = "", wait: float = 0.0, every: bool = False
+        self,
+        refs: Sequence[str],
+        network: str = "",
+        wait: float = 0.0,
+        every: bool = False,
+        *,
+        by_user: bool = False,
     ) -> list[str]:
-        """Remove endpoints of this node by name, id or prefix; with `every`, all in a network."""
+        """Remove endpoints of this node by name, id or prefix; with `every`, all in a network.
+
+        InUse if a user names one that a Docker engine has, which would not know of it.
+        """
         if every:
             found = self.node.find_network(network).id
             members = self.node.members.get(found)
@@ -263,10 +144,17 @@ class Operations:
         else:
             ids = []
             for ref in refs:
-                ids.append(self.node.find_endpoint(ref, network)[1].endpoint.id)
+                endpoint = self.node.find_endpoint(ref, network)[1].endpoint
+                sandbox = self.node.sandboxes.get(endpoint.sandbox)
+                if by_user and sandbox:
+                    check_not_lent(sandbox)
+                ids.append(endpoint.id)
                 await asyncio.sleep(0)  # a prefix is looked for among all
         networks = list(dict.fromkeys(self.node.network_of(id) for id in ids))
+        holders = self.holders(ids)
         await asyncio.shield(asyncio.ensure_future(self._remove(ids)))
+        if holders:
+            await self.follow(holders)
         await self.done(wait, networks)
         return ids
 
@@ -276,270 +164,7 @@ class Operations:
                 self.node.remove_endpoints(ids[start : start + CHUNK])
                 await asyncio.sleep(0)
         finally:
-            self._shrink({id for id in ids if not self.node.network_of(id)})
-
-    async def _allocate(self, network: str, spec: EndpointSpec, sandbox: str) -> Endpoint:
-        return await with_space(
-            self.node,
-            self._cluster,
-            lambda: self.node.create_endpoint(network, spec, sandbox),
-        )
-
-    async def hand_out(self, network: str, spec: EndpointSpec) -> tuple[Endpoint, str]:
-        """Make an endpoint whose interface waits in the host's namespace, and its name there.
-
-        Who asked moves it into the workload and furnishes it. It lives until it is removed.
-        """
-        found = self.node.find_network(network)
-        await self._check_encryption(found.encrypted, f"network {network}")
-        id = self._id()
-        sandbox = Sandbox(
-            id=id,
-            name=self._free_name(spec.name),
-            netns=HANDED_OUT,
-            inode=os.stat(HANDED_OUT).st_ino,  # noqa: PTH116 (proc: does not block)
-            pid=0,
-            start_time=0,
-            created=self.node.clock(),
-        )
-        ifname = f"vxd{id[:12]}"
-        endpoint = await self._attach(sandbox, found, spec, ifname)
-        await self.done()
-        return endpoint, ifname
-
-    def publish(self, endpoint: str, publishes: Sequence[Publish]) -> None:
-        """Have ports of this host lead to an endpoint that was handed out; none: no more.
-
-        Conflict names the port that something else holds; then none is published.
-        """
-        sandbox = next(s for s in self.node.sandboxes.values() if endpoint in s.endpoints)
-        self.ports.release(sandbox.id)
-        self.node.put_sandbox(msgspec.structs.replace(sandbox, publishes=()))
-        if publishes:
-            self.node.check_publishes(publishes)
-            self.ports.hold(sandbox.id, publishes)
-            self.node.put_sandbox(msgspec.structs.replace(sandbox, publishes=tuple(publishes)))
-
-    # -- sandboxes --
-
-    async def create_sandbox(
-        self,
-        name: str,
-        networks: Sequence[str],
-        pid: int,
-        *,
-        spec: EndpointSpec,
-        publishes: Sequence[Publish] = (),
-        log: str = "",
-        wait: float = 0.0,
-    ) -> Sandbox:
-        """Give the network namespace of `pid` an interface in each of `networks`.
-
-        `spec` has the addresses, aliases and labels of the endpoints; each address goes to the
-        network that it belongs to. The sandbox lives as long as the process.
-        """
-        if not networks:
-            raise Invalid("sandbox", "has no network", "Give at least one --network")
-        found = [self.node.find_network(ref) for ref in dict.fromkeys(networks)]
-        for each in found:
-            await self._check_encryption(each.encrypted, f"network {each.name}")
-        space = identify(f"/proc/{pid}/ns/net", pid)
-        if self._sandbox_in(space):
-            raise Conflict(f"process {pid}", "is in a sandbox already", "Use that one")
-        name = self._free_name("sb") if not name else parse_name(name, "sandbox")
-        split = _split_addresses(found, spec)
-        sandbox = Sandbox(
-            id=self._id(),
-            name=name,
-            netns=space.path,
-            inode=space.inode,
-            pid=pid,
-            start_time=space.start_time,
-            created=self.node.clock(),
-            publishes=tuple(publishes),
-            log=log,
-        )
-        self.node.check_publishes(sandbox.publishes)
-        self.ports.hold(sandbox.id, sandbox.publishes)
-        try:
-            self.node.put_sandbox(sandbox)
-            for network, addresses in zip(found, split, strict=True):
-                own = msgspec.structs.replace(spec, name=name, addresses=addresses)
-                await self._attach(self.node.sandboxes[sandbox.id], network, own, "")
-            await self.done(wait, [n.id for n in found])
-        except Timeout as error:
-            self.drop_sandbox(sandbox.id)
-            why = f"{error.why}, so it was undone"
-            raise Timeout(
-                f"sandbox {name}", why, "Give --wait more time, or leave it out"
-            ) from None
-        except BaseException:
-            self.drop_sandbox(sandbox.id)
-            raise
-        if not is_alive(sandbox):
-            self.drop_sandbox(sandbox.id)
-            raise Conflict(f"process {pid}", "ended while its sandbox was made", "Start it again")
-        return self.node.sandboxes[sandbox.id]
-
-    async def remove_sandboxes(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
-        """Take the interfaces of sandboxes away; the processes in them are left alone.
-
-        Who is told NotFound, because it has just ended by itself, finds nothing of it in the
-        kernel either.
-        """
-        try:
-            ids = [self.node.find_sandbox(ref).id for ref in refs]
-        except NotFound:
-            await self._kernel.settle()
-            raise
-        networks = self._networks_of(ids)
-        for id in ids:
-            self.drop_sandbox(id)
-        await self._kernel.settle()
-        if self.remote:
-            await self.remote.settle()
-        await self.done(wait, networks)
-        return ids
-
-    def adopt(self, lives: Callable[[Sandbox], bool] = is_alive) -> None:
-        """At start: keep the sandboxes that live, with their ports; drop those that ended."""
-        for sandbox in list(self.node.sandboxes.values()):
-            if not lives(sandbox):
-                self.drop_sandbox(sandbox.id)
-                continue
-            try:
-                self.ports.hold(sandbox.id, sandbox.publishes)
-            except Conflict as error:
-                log.warning("port.lost", sandbox=sandbox.id, error=str(error))
-        held = {e for s in self.node.sandboxes.values() for e in s.endpoints}
-        # An endpoint that was stored before its sandbox, when the agent was killed in between.
-        stray = [
-            id
-            for members in self.node.members.values()
-            for id, endpoint in members.local.items()
-            if endpoint.sandbox and id not in held
-        ]
-        self.node.remove_endpoints(stray)
-
-    def drop_sandbox(self, id: str) -> None:
-        """A sandbox is gone: its endpoints, names and ports too. No error if it was already."""
-        self.ports.release(id)
-        self.node.drop_sandbox(id)
-
-    def lost_port(self, endpoint: str) -> None:
-        """The namespace that an endpoint's interface was in does not exist any more."""
-        for sandbox in list(self.node.sandboxes.values()):
-            if endpoint in sandbox.endpoints and not is_alive(sandbox):
-                self.drop_sandbox(sandbox.id)
-
-    async def _attach(
-        self, sandbox: Sandbox, network: Network, spec: EndpointSpec, ifname: str
-    ) -> Endpoint:
-        """Make an endpoint with an interface in `sandbox`, or leave nothing of it."""
-        if self.remote and plugin_of(network):
-            return await self._attach_remote(self.remote, sandbox, network, spec, ifname)
-        endpoint = await self._allocate(network.id, spec, sandbox.id)
-        before = self.node.sandboxes.get(sandbox.id)
-        sandbox = before or sandbox
-        taken = set(sandbox.ifnames)
-        free = (f"eth{i}" for i in range(len(taken) + 1) if f"eth{i}" not in taken)
-        try:
-            self.node.put_sandbox(
-                msgspec.structs.replace(
-                    sandbox,
-                    endpoints=(*sandbox.endpoints, endpoint.id),
-                    ifnames=(*sandbox.ifnames, ifname or next(free)),
-                    default=sandbox.default or ("" if network.internal else endpoint.id),
-                )
-            )
-            await self._kernel.settle(endpoint.id)
-        except BaseException:
-            if endpoint.id in self.node.members[network.id].local:
-                self.node.remove_endpoints([endpoint.id])
-            self._shrink({endpoint.id})
-            raise
-        return endpoint
-
-    async def _attach_remote(
-        self,
-        remote: RemoteDriver,
-        sandbox: Sandbox,
-        network: Network,
-        spec: EndpointSpec,
-        ifname: str,
-    ) -> Endpoint:
-        """The same with an interface of a plugin's: its name there is the plugin's choice."""
-        sandbox = self.node.sandboxes.get(sandbox.id) or sandbox
-        endpoint, name = await remote.attach(sandbox, network, spec, ifname)
-        try:
-            self.node.put_sandbox(
-                msgspec.structs.replace(
-                    sandbox,
-                    endpoints=(*sandbox.endpoints, endpoint.id),
-                    ifnames=(*sandbox.ifnames, name),
-                    default=sandbox.default or ("" if network.internal else endpoint.id),
-                )
-            )
-        except BaseException:
-            self.node.remove_endpoints([endpoint.id])
-            raise
-        return endpoint
-
-    def _shrink(self, endpoints: set[str]) -> None:
-        """Take endpoints out of their sandboxes; a sandbox of the user's with none left goes."""
-        for sandbox in list(self.node.sandboxes.values()):
-            kept = [
-                (e, i)
-                for e, i in zip(sandbox.endpoints, sandbox.ifnames, strict=True)
-                if e not in endpoints
-            ]
-            if len(kept) == len(sandbox.endpoints):
-                continue
-            if not kept and not sandbox.pid:
-                self.drop_sandbox(sandbox.id)
-                continue
-            self.node.put_sandbox(
-                msgspec.structs.replace(
-                    sandbox,
-                    endpoints=tuple(e for e, _ in kept),
-                    ifnames=tuple(i for _, i in kept),
-                    default="" if sandbox.default in endpoints else sandbox.default,
-                )
-            )
-
-    def _networks_of(self, sandboxes: Sequence[str]) -> list[str]:
-        ids = (e for id in sandboxes for e in self.node.sandboxes[id].endpoints)
-        return list(dict.fromkeys(self.node.network_of(id) for id in ids))
-
-    def _sandbox_in(self, space: Namespace) -> Sandbox | None:
-        for sandbox in self.node.sandboxes.values():
-            if sandbox.inode == space.inode and is_alive(sandbox):
-                return sandbox
-        return None
-
-    def _free_name(self, wanted: str) -> str:
-        taken = {s.name for s in self.node.sandboxes.values()}
-        if wanted != "sb" and wanted not in taken:
-            return wanted
-        while (name := f"{wanted[:50]}-{self._id()[:6]}") in taken:
-            pass
-        return name
-
-    def _id(self) -> str:
-        return self.node.rng.randbytes(8).hex()
-
-
-def _split_addresses(networks: Sequence[Network], spec: EndpointSpec) -> list[tuple[bytes, ...]]:
-    """For each network the addresses that lie in one of its subnets; Invalid if one is in none."""
-    split = [tuple(a for a in spec.addresses if holds(n.subnets, a)) for n in networks]
-    for address in spec.addresses:
-        if not any(address in part for part in split):
-            raise Invalid(
-                f"address {format_address(address)}",
-                "is in no subnet of the networks given",
-                "Use one of " + ", ".join(s for n in networks for s in n.subnets),
-            )
-    return split
+            self.shrink({id for id in ids if not self.node.network_of(id)})
 
 
 async def _whole_lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:

@@ -354,24 +354,34 @@ class Plan:
         return self.is_complete
 
     def forwards(self) -> tuple[Forward, ...]:
-        """The published ports of this node's sandboxes: to the default endpoint's address."""
+        """The published ports of this node's sandboxes: to the addresses of the endpoints that
+        have the default routes, by which the answers go."""
         found = []
         for sandbox in self.node.sandboxes.values():
             if not sandbox.publishes:
                 continue
-            endpoint = self.node.local_endpoint(sandbox.default)
-            held = self.node.catalogue.get(endpoint.network) if endpoint else None
-            if endpoint is None or held is None or plugin_of(held):
-                continue  # a plugin publishes ports itself
-            apart = self._apart.get(endpoint.network, ())
+            addresses = [
+                *self._published_at(sandbox.default, 4),
+                *self._published_at(sandbox.default6, 16),
+            ]
             for publish in sandbox.publishes:
-                for address in endpoint.addresses:
-                    if apart and holds(apart, address):
-                        continue  # on this host the address leads to another network
-                    text = format_address(address)
+                for text in addresses:
                     if not publish.host_address or (":" in publish.host_address) == (":" in text):
                         found.append(Forward(publish, text))
         return tuple(found)
+
+    def _published_at(self, id: str, width: int) -> list[str]:
+        """An endpoint's addresses of `width` bytes to which published ports can lead."""
+        endpoint = self.node.local_endpoint(id)
+        held = self.node.catalogue.get(endpoint.network) if endpoint else None
+        if endpoint is None or held is None or plugin_of(held):
+            return []  # a plugin publishes ports itself
+        apart = self._apart.get(endpoint.network, ())  # here these lead to another network
+        return [
+            format_address(address)
+            for address in endpoint.addresses
+            if len(address) == width and not (apart and holds(apart, address))
+        ]
 
     def closed(self) -> Closed:
         """The ports of all known agents."""

@@ -22,6 +22,7 @@ KNOWN_DRIVERS = ("overlay", "bridge", "macvlan", "host", "none")
 MTU_MIN_V4 = 68  # RFC 791
 MTU_MIN_V6 = 1280  # RFC 8200, section 5
 MTU_MAX = 65535 - model.VXLAN_OVERHEAD_V6
+PRIORITY_MAX = 32767  # of an interface, for its sandbox's default routes
 _PLUGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _IFNAME = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
 
@@ -53,6 +54,7 @@ class EndpointSpec(msgspec.Struct, frozen=True, gc=False):
     mac: bytes = b""
     aliases: tuple[str, ...] = ()
     labels: dict[str, str] = {}
+    priority: int = 0  # for its sandbox's default routes; the highest has them
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -183,8 +185,13 @@ def parse_endpoint(
     mac: str = "",
     aliases: Sequence[str] = (),
     labels: dict[str, str] | None = None,
+    priority: int = 0,
 ) -> EndpointSpec:
     """Check each field of an endpoint; Invalid names the first that is wrong."""
+    if abs(priority) > PRIORITY_MAX:
+        raise Invalid(
+            f"priority {priority}", "is out of range", f"Use -{PRIORITY_MAX} to {PRIORITY_MAX}"
+        )
     if len(aliases) > model.ALIASES_MAX:
         raise Invalid(
             f"endpoint {model.shorten(name)}",
@@ -203,6 +210,7 @@ def parse_endpoint(
         model.parse_mac(mac) if mac else b"",
         tuple(dict.fromkeys(model.parse_name(a, "alias") for a in aliases)),
         model.parse_labels(labels) if labels else {},
+        priority,
     )
 
 

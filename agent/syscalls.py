@@ -22,6 +22,8 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 32, 4096, 16384, 1 << 18, 1 << 19
 MNT_DETACH = 2
 _PR_SET_NAME = 15
+_NR_OPENAT2 = 437  # on every architecture; Linux 5.6
+_RESOLVE_IN_ROOT = 0x10  # linux/openat2.h
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Linux 4.13
 _NGROUPS_MAX = 65536  # linux/limits.h
 
@@ -72,6 +74,15 @@ def mount(
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     _check(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+
+
+def open_in_root(root: int, path: str, flags: int) -> int:
+    """A file descriptor of `path` as a process whose root directory is `root` finds it, symbolic
+    links included; see openat2(2)."""
+    how = struct.pack("QQQ", flags, 0, _RESOLVE_IN_ROOT)
+    fd = int(_libc.syscall(_NR_OPENAT2, root, os.fsencode(path), how, len(how)))
+    _check(min(fd, 0), f"openat2 {path}")
+    return fd
 
 
 def set_thread_name(name: str) -> None:

@@ -19,6 +19,7 @@ from agent.model import Sandbox
 
 NS_GET_NSTYPE = 0xB703
 NETNS_DIR = "/run/netns"
+TMPFS = "vxmesh"  # what the tmpfs with a sandbox's resolv.conf is called in its list of mounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,51 @@ def is_alive(sandbox: Sandbox) -> bool:
         return False
 
 
+def tell_resolver(pid: int, start_time: int, content: str) -> bool:
+    """Have the /etc/resolv.conf that `own_resolver` gave a process say `content` from now on.
+
+    False if the process has ended, or sees another file there: no file but ours is written.
+    """
+    try:
+        root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if syscalls.start_time(pid) != start_time:
+            return False
+        file = syscalls.open_in_root(root, "etc/resolv.conf", os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return False
+    finally:
+        os.close(root)
+    try:
+        if not (stat.S_ISREG(os.fstat(file).st_mode) and _is_own_tmpfs(pid, file)):
+            return False
+        writable = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            text = content.encode()
+            # In this order no reader finds it empty.
+            os.pwrite(writable, text, 0)
+            os.ftruncate(writable, len(text))
+        finally:
+            os.close(writable)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+def _is_own_tmpfs(pid: int, file: int) -> bool:
+    """Whether an open file lies on what `own_resolver` mounted; proc(5), fdinfo and mountinfo."""
+    info = Path(f"/proc/self/fdinfo/{file}").read_text().split()
+    mount = info[info.index("mnt_id:") + 1]
+    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+        if line.split(" ", 1)[0] == mount:
+            return line.partition(" - ")[2].split()[:2] == ["tmpfs", TMPFS]
+    return False
+
+
 def own_resolver(content: str) -> None:
     """Give the calling process a mount namespace in which /etc/resolv.conf says `content`.
 
@@ -90,7 +136,7 @@ def own_resolver(content: str) -> None:
         raise FileNotFoundError(2, f"this host has no {target} to cover; make an empty one")
     with tempfile.TemporaryDirectory() as directory:
         syscalls.mount(
-            "vxmesh", directory, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=64k"
+            TMPFS, directory, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=64k"
         )
         file = Path(directory, "resolv.conf")
         file.write_text(content)

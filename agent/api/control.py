@@ -13,15 +13,14 @@ import grpc.aio
 from agent.api import convert
 from agent.api.errors import reports, reports_stream
 from agent.api.metrics import Metrics
-from agent.api.requests import refs_of, wait_of
+from agent.api.requests import all_of, refs_of, wait_of
 from agent.api.services import ServiceControl
 from agent.api.watch import Watchers
 from agent.core.members import Member
-from agent.core.resolvconf import resolv_conf
 from agent.departures import Departures
 from agent.encryption import Encryption
 from agent.errors import Exhausted, Invalid, Unsupported
-from agent.model import Network, Sandbox, plugin_of
+from agent.model import Network, Sandbox, parse_mac
 from agent.node import NodeState
 from agent.operations import Operations
 from agent.requests import parse_endpoint, parse_ifname, parse_network, parse_publish
@@ -175,19 +174,28 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
     async def CreateEndpoint(
         self, request: pb.CreateEndpointRequest, context: Context
     ) -> types.Endpoint:
+        name = request.name
+        if request.sandbox and not name:
+            name = self.node.find_sandbox(request.sandbox).name
         spec = parse_endpoint(
-            request.name,
+            name,
             addresses=request.addresses,
             mac=request.mac,
             aliases=request.aliases,
             labels=dict(request.labels),
+            priority=request.priority,
         )
         if request.ifname:
             parse_ifname(request.ifname)
-            if not request.netns:
-                raise Invalid("--ifname", "has no namespace to be in", "Give --netns as well")
+        if request.sandbox and request.netns:
+            raise Invalid("--netns", "does not go with --sandbox", "Give one of them")
+        if not (request.sandbox or request.netns):
+            for flag, given in (("--ifname", request.ifname), ("--priority", request.priority)):
+                if given:
+                    fix = "Give --sandbox or --netns as well"
+                    raise Invalid(flag, "has no namespace to be in", fix)
         endpoint = await self.operations.create_endpoint(
-            request.network, spec, request.netns, request.ifname, wait_of(request)
+            request.network, spec, request.netns, request.ifname, wait_of(request), request.sandbox
         )
         return convert.endpoint(self.node, Member(endpoint, self.node.me))
 
@@ -249,7 +257,7 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
     @reports
     async def RemoveEndpoint(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
         ids = await self.operations.remove_endpoints(
-            refs_of(request.refs), request.network, wait_of(request), request.all
+            refs_of(request.refs), request.network, wait_of(request), request.all, by_user=True
         )
         return pb.RemoveReply(removed=ids)
 
@@ -271,9 +279,11 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
         ]
         sandbox = await self.operations.create_sandbox(
             request.name,
-            refs_of(request.networks),
+            all_of(request.networks),
             request.pid,
             spec=spec,
+            macs={ref: parse_mac(mac) for ref, mac in request.macs.items()},
+            defaults=all_of(request.defaults),
             publishes=publishes,
             log=request.log,
             wait=wait_of(request),
@@ -297,15 +307,7 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
         return pb.RemoveReply(removed=ids)
 
     def _sandbox(self, sandbox: Sandbox) -> types.Sandbox:
-        networks: list[Network] = []
-        for id in sandbox.endpoints:
-            network = self.node.catalogue.get(self.node.network_of(id))
-            if network and network not in networks:
-                networks.append(network)
-        # At a plugin's gateways is no name server of ours.
-        servers = next((n.gateways for n in networks if not plugin_of(n)), ())
-        names = [self.node.catalogue.name(n.id) for n in networks]
-        return convert.sandbox(self.node, sandbox, resolv_conf(servers, names))
+        return convert.sandbox(self.node, sandbox, self.operations.resolv_conf(sandbox))
 
     # -- names, changes --
 

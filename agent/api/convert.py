@@ -12,6 +12,7 @@ from cryptography import x509
 from agent.core.bounds import clip_time
 from agent.core.members import Member
 from agent.core.services import Row, taking
+from agent.core.waysout import priorities
 from agent.departures import Handover
 from agent.drivers import bridge, overlay
 from agent.drivers.wireguard import key_address
@@ -266,4 +267,20 @@ def sandbox(state: NodeState, value: Sandbox, resolv_conf: str) -> pb.Sandbox:
         publishes=[publish(p) for p in value.publishes],
         resolv_conf=resolv_conf,
         log=value.log,
+        interfaces=[
+            pb.Interface(
+                name=ifname,
+                endpoint=id,
+                network=state.catalogue.name(state.network_of(id)),
+                priority=priority,
+                default_routes=[
+                    family
+                    for family, led in (("ipv4", value.default), ("ipv6", value.default6))
+                    if led == id
+                ],
+            )
+            for id, ifname, priority in zip(
+                value.endpoints, value.ifnames, priorities(value), strict=True
+            )
+        ],
     )

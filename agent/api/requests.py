@@ -24,6 +24,11 @@ def wait_of(request: Any) -> float:
 
 def refs_of(refs: Sequence[str]) -> list[str]:
     """What a request names, each once; Invalid if that is too much for one."""
+    return list(dict.fromkeys(all_of(refs)))
+
+
+def all_of(refs: Sequence[str]) -> list[str]:
+    """The same, where what is named twice is for somebody else to judge."""
     if len(refs) > REFS_MAX:
         raise Invalid("the request", f"names {len(refs)} objects", f"Name {REFS_MAX} at a time")
-    return list(dict.fromkeys(refs))
+    return list(refs)

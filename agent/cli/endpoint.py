@@ -41,13 +41,20 @@ def endpoint() -> None:
 
 @endpoint.command()
 @click.option("--network", required=True, metavar="NET")
-@click.option("--name", required=True)
+@click.option("--name", default="", help="needed without --sandbox [the sandbox's]")
 @click.option("--ip", "addresses", multiple=True, metavar="IP", help="[a free one]")
 @click.option("--mac", default="", help="[made from the address]")
 @click.option("--alias", "aliases", multiple=True, help="a further name; may be shared")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE")
 @click.option("--netns", default="", metavar="NAME|PATH", help="put an interface there")
+@click.option("--sandbox", default="", metavar="SB", help="put one there while it runs")
 @click.option("--ifname", default="", help="its name [the next free of eth0, eth1 …]")
+@click.option(
+    "--priority",
+    default=0,
+    metavar="N",
+    help="the highest has the default routes, of equals the oldest [0]",
+)
 @wait_option
 @host_option
 @output_option
@@ -59,12 +66,16 @@ def create(
     aliases: tuple[str, ...],
     labels: tuple[str, ...],
     netns: str,
+    sandbox: str,
     ifname: str,
+    priority: int,
     wait: float,
     host: str,
     output: str,
 ) -> None:
     """Make an endpoint; prints its id."""
+    if not name and not sandbox:
+        raise click.UsageError("Missing option '--name'.")
     made = call(
         host,
         lambda client: client.create_endpoint(
@@ -76,6 +87,8 @@ def create(
             labels=pairs(labels, "--label"),
             netns=netns,
             ifname=ifname,
+            sandbox=sandbox,
+            priority=priority,
             wait=wait,
         ),
     )

@@ -31,9 +31,30 @@ COMMAND = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 @click.command(context_settings=COMMAND)
-@click.option("--network", required=True, metavar="NET[,NET2]", help="eth0 is in the first")
+@click.option(
+    "--network",
+    "networks",
+    required=True,
+    multiple=True,
+    metavar="NET[,NET2]",
+    help="eth0 is in the first, eth1 in the second …",
+)
 @click.option("--name", default="", help="of the sandbox and its endpoints [made up]")
 @click.option("--ip", "addresses", multiple=True, metavar="IP", help="[a free one]")
+@click.option(
+    "--mac",
+    "macs",
+    multiple=True,
+    metavar="[NET=]MAC",
+    help="with several networks: in which [made from the address]",
+)
+@click.option(
+    "--default",
+    "defaults",
+    multiple=True,
+    metavar="NET[,NET2]",
+    help="has the default routes; the next if it has none [the first that leads outside]",
+)
 @click.option("--alias", "aliases", multiple=True, help="a further name; may be shared")
 @click.option(
     "--publish",
@@ -50,9 +71,11 @@ COMMAND = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 @host_option
 @output_option
 def run(
-    network: str,
+    networks: tuple[str, ...],
     name: str,
     addresses: tuple[str, ...],
+    macs: tuple[str, ...],
+    defaults: tuple[str, ...],
     aliases: tuple[str, ...],
     publishes: tuple[str, ...],
     labels: tuple[str, ...],
@@ -63,6 +86,7 @@ def run(
     output: str,
 ) -> None:
     """Run a command in a sandbox of its own, which goes when the command ends."""
+    given = _parse_macs(macs)
     ports = [port for text in publishes for port in _parse_publish(text)]
     log = f"{LOG_DIR}/{name or secrets.token_hex(6)}.log" if detach else ""
     child = _Child(command, detach, log)
@@ -75,9 +99,11 @@ def run(
             host,
             lambda client: client.create_sandbox(
                 child.pid,
-                [n for n in network.split(",") if n],
+                _split(networks),
                 name=name,
                 addresses=addresses,
+                macs=given,
+                defaults=_split(defaults),
                 aliases=aliases,
                 labels=pairs(labels, "--label"),
                 publishes=[
@@ -271,6 +297,22 @@ def _reap(pid: int) -> int:
     if os.WIFSIGNALED(status):
         return 128 + os.WTERMSIG(status)
     return os.WEXITSTATUS(status)
+
+
+def _split(values: Sequence[str]) -> list[str]:
+    """What is given by one flag with commas, by several, or both."""
+    return [part for value in values for part in value.split(",") if part]
+
+
+def _parse_macs(values: Sequence[str]) -> dict[str, str]:
+    """Network -> MAC of NET=MAC; of a bare MAC by an empty name."""
+    macs: dict[str, str] = {}
+    for value in values:
+        network, _, mac = value.rpartition("=")
+        if network in macs:
+            raise Invalid(f"--mac {value[:60]}", "is the second", "Write each as NET=MAC")
+        macs[network] = mac
+    return macs
 
 
 def _parse_publish(text: str) -> list[tuple[str, int, int, str]]:

@@ -11,7 +11,7 @@ import os
 
 from agent.datapath import namespaces
 from agent.datapath.netlink import Netlink
-from agent.datapath.sandbox import DEFAULT, LOOPBACK
+from agent.datapath.sandbox import LOOPBACK, lead_out
 from agent.errors import Conflict, NotFound
 from agent.model import Sandbox, format_mac
 
@@ -62,7 +62,7 @@ class Guests:
                 for destination, hop in sorted(routes, key=lambda route: bool(route[1])):
                     await box.add_route(destination, hop, index)
                 for gateway in gateways:
-                    await box.add_route(DEFAULT[":" in gateway], gateway, index)
+                    await lead_out(box, index, gateway, sandbox.netns)
                 found = await box.link(name)
                 return bytes.fromhex(found.mac.replace(":", "")) if found else mac
         except OSError as error:
@@ -71,6 +71,22 @@ class Guests:
                 f"cannot be made {name} of the sandbox ({error.strerror or error})",
                 "See whether that name is taken, and what the plugin answers",
             ) from None
+        finally:
+            os.close(fd)
+
+    async def lead_out(self, sandbox: Sandbox, name: str, gateways: tuple[str, ...]) -> None:
+        """Have default routes of `sandbox` go by an interface that was moved in; fine if it is
+        gone. OSError."""
+        fd = _open(sandbox.netns, sandbox.inode)
+        if fd < 0:
+            return
+        try:
+            async with Netlink(f"/proc/self/fd/{fd}") as box:
+                link = await box.link(name)
+                if link is None:
+                    return
+                for gateway in gateways:
+                    await lead_out(box, link.index, gateway, sandbox.netns)
         finally:
             os.close(fd)
 

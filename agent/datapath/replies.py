@@ -136,15 +136,25 @@ def _words(text: str) -> list[str]:
 
 
 @in_thread
-async def clear(fd: int, port: Port) -> None:
-    """Take the way back of a port out of the namespace `fd`; fine if it is not there."""
+async def clear(fd: int, port: Port, is_gone: bool = False) -> None:
+    """Take the way back of a port out of the namespace `fd`; fine if it is not there.
+
+    With `is_gone` its interface was taken out already, and another one may have its name.
+    """
     path = f"/proc/self/fd/{fd}"
     async with Netlink(path) as box:
-        link = await box.link(port.ifname)
-        if link is None:
-            return
-        for (source, mark), priority in (await box.lookups(TABLE_BASE + link.index)).items():
-            await box.set_lookup("del", TABLE_BASE + link.index, source, mark, priority)
-    name = table_name(link.index)
-    text = "".join(f"table {f} {name}\ndelete table {f} {name}\n" for f in ("inet", "netdev"))
-    await asyncio.to_thread(in_netns, path, lambda: run_here(text))
+        link = None if is_gone else await box.link(port.ifname)
+        sources = {a.split("/")[0] for a in port.addresses}
+        led = await box.tables_of(sources, FLAG)
+        indexes = {table - TABLE_BASE for table in led if table > TABLE_BASE}
+        indexes |= {link.index} if link else set()
+        for index in indexes:
+            for (source, mark), priority in (await box.lookups(TABLE_BASE + index)).items():
+                await box.set_lookup("del", TABLE_BASE + index, source, mark, priority)
+    text = "".join(
+        f"table {family} {name}\ndelete table {family} {name}\n"
+        for name in map(table_name, sorted(indexes))
+        for family in ("inet", "netdev")
+    )
+    if text:
+        await asyncio.to_thread(in_netns, path, lambda: run_here(text))

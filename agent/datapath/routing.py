@@ -200,6 +200,15 @@ class Routing(Rtnetlink):
         )
 
     @in_thread
+    async def replace_route(self, destination: str, gateway: str, device: int) -> None:
+        """Have a route lead elsewhere, in one step: between, there is always one."""
+        await request(
+            self._route.route(
+                "replace", dst=destination, gateway=gateway, oif=device, proto=PROTOCOL
+            )
+        )
+
+    @in_thread
     async def delete_route(
         self, destination: str, gateway: str, device: int, *, any_protocol: bool = False
     ) -> None:
@@ -240,6 +249,17 @@ class Routing(Rtnetlink):
                 if m.get_attr("FRA_TABLE") == table:
                     key = (m.get_attr("FRA_SRC") or "", m.get_attr("FRA_FWMARK") or 0)
                     found[key] = m.get_attr("FRA_PRIORITY") or 0
+        return found
+
+    @in_thread
+    async def tables_of(self, sources: Collection[str], mark: int) -> set[int]:
+        """The tables that rules lead what one of `sources` sends with `mark` to."""
+        found = set()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            answer = await request(self._route.rule("dump", family=family))
+            async for m in each(answer):
+                if m.get_attr("FRA_SRC") in sources and m.get_attr("FRA_FWMARK") == mark:
+                    found.add(int(m.get_attr("FRA_TABLE")))
         return found
 
     @in_thread

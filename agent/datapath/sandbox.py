@@ -14,6 +14,7 @@ import structlog
 
 from agent.datapath import namespaces
 from agent.datapath.netlink import Link, Netlink
+from agent.datapath.routing import PROTOCOL
 from agent.datapath.rtnetlink import in_thread
 from agent.drivers.base import Port
 from agent.errors import Conflict, Invalid, NotFound
@@ -112,19 +113,28 @@ async def _link(box: Netlink, link: Link, port: Port, mtu: int) -> int:
 
 async def _routes(box: Netlink, link: Link, port: Port, old: Port | None) -> int:
     for gateway in old.gateways if old else ():
-        if gateway not in port.gateways:
+        family = 6 if ":" in gateway else 4
+        if gateway not in port.gateways and family not in port.handed_on:
             await box.delete_route(DEFAULT[":" in gateway], gateway, link.index)
-    changes = 0
-    for gateway in port.gateways:
-        destination = DEFAULT[":" in gateway]
-        try:
-            await box.add_route(destination, gateway, link.index)
-            changes += 1
-        except OSError as error:
-            if error.errno != errno.EEXIST:
-                raise
-            there = [r for r in await box.routes() if r.destination == destination]
-            if not any(r.gateway == gateway and r.device == link.index for r in there):
-                # Not ours to replace: whoever made the namespace gave it a way out already.
-                log.warning("sandbox.has_default_route", netns=port.netns, gateway=gateway)
-    return changes
+    return sum([await lead_out(box, link.index, g, port.netns) for g in port.gateways])
+
+
+async def lead_out(box: Netlink, index: int, gateway: str, netns: str) -> bool:
+    """Have the default route of the gateway's family go there, in place of one of ours that goes
+    elsewhere; True if it did not yet. `netns` is for the log."""
+    destination = DEFAULT[":" in gateway]
+    try:
+        await box.add_route(destination, gateway, index)
+        return True
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            raise
+    there = [r for r in await box.routes() if r.destination == destination]
+    if any(r.gateway == gateway and r.device == index for r in there):
+        return False
+    if any(r.protocol == PROTOCOL for r in there):
+        await box.replace_route(destination, gateway, index)
+        return True
+    # Not ours to replace: whoever made the namespace gave it a way out already.
+    log.warning("sandbox.has_default_route", netns=netns, gateway=gateway)
+    return False

@@ -46,9 +46,8 @@ class WaysBack:
         present = {e for held in self._held.values() for e in held.ports}
         for endpoint in self._done.keys() - wanted.keys():
             port, _, _ = self._done.pop(endpoint)
-            if endpoint in present:
-                with contextlib.suppress(VxmeshError, OSError):  # the sandbox is going
-                    await self._clear(port)
+            with contextlib.suppress(VxmeshError, OSError):  # the sandbox is going
+                await self._clear(port, endpoint not in present)
         missing = [(e, vni, what) for e, (vni, what) in wanted.items() if self._done.get(e) != what]
         for start in range(0, len(missing), TOGETHER):
             attempts = (
@@ -74,10 +73,10 @@ class WaysBack:
         await _furnish(port, gateways)
         self._done[endpoint] = what
 
-    async def _clear(self, port: Port) -> None:
+    async def _clear(self, port: Port, is_gone: bool) -> None:
         fd = sandbox.open_netns(port)
         try:
-            await replies.clear(fd, port)
+            await replies.clear(fd, port, is_gone)
         finally:
             os.close(fd)
 

@@ -28,6 +28,9 @@ class Port:
     inode: int  # which namespace is meant; another one at that path is not it
     ifname: str  # name of the end in the sandbox
     gateways: tuple[str, ...]  # default routes of the sandbox through this port; often empty
+    # The families whose default route another port has, or takes over in one step: what this one
+    # had is left to that.
+    handed_on: tuple[int, ...] = ()
 
     @property
     def is_handed_out(self) -> bool:

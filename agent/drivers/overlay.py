@@ -16,6 +16,7 @@ import ipaddress
 from collections.abc import Collection, Iterable, Mapping
 
 from agent.core.members import Members
+from agent.core.waysout import led_by
 from agent.drivers import wireguard
 from agent.drivers.base import Bridge, Closed, Port, Rows
 from agent.model import (
@@ -123,7 +124,12 @@ def _port(network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Port:
         netns=sandbox.netns,
         inode=sandbox.inode,
         ifname=sandbox.ifnames[position],
-        gateways=network.gateways if sandbox.default == endpoint.id else (),
+        gateways=led_by(sandbox, endpoint.id, network.gateways),
+        handed_on=tuple(
+            family
+            for family, default in ((4, sandbox.default), (6, sandbox.default6))
+            if default not in ("", endpoint.id)
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from agent.core.replica import ORIGINS_MAX, Delta, Record
 from agent.core.replica import Change as Update
 from agent.core.seals import REASONS, Seal, Unproven
+from agent.core.waysout import renewed
 from agent.errors import Conflict
 from agent.model import ONLY, Node, Sandbox, TokenState, Trust
 from agent.node.departures import Departures
@@ -182,7 +183,7 @@ class NodeState(Departures):
         """Take back what was stored before the last stop, before anything else is called."""
         records = list(records)
         self.replica.restore(records, version, floor)
-        self.sandboxes = {s.id: s for s in sandboxes}
+        self.sandboxes = {s.id: renewed(s) for s in sandboxes}
         change = Change()
         self.apply([Update(self.me, r.key, r.value) for r in records if r.value], change)
         self._forget_removed(change)
@@ -251,7 +252,7 @@ class NodeState(Departures):
             if other.name == sandbox.name and other.id != sandbox.id:
                 raise Conflict(f"sandbox {sandbox.name}", "exists", "Choose another --name")
         with Recording(self) as change:
-            self.sandboxes[sandbox.id] = sandbox
+            self.sandboxes[sandbox.id] = self.with_ways(sandbox)
             change.sandboxes.add(sandbox.id)
 
     def drop_sandbox(self, id: str) -> None:
@@ -279,6 +280,11 @@ class NodeState(Departures):
                     self._drop_endpoint(id, change)
                 self.leave_network(network)
         if change.networks:
+            for sandbox in self.sandboxes.values():
+                fresh = self.with_ways(sandbox)
+                if fresh != sandbox:
+                    self.sandboxes[sandbox.id] = fresh
+                    change.sandboxes.add(sandbox.id)
             self.settle_conflicts()
         if change.services:
             self.settle_services()

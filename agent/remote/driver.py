@@ -13,9 +13,11 @@ import asyncio
 import contextlib
 from typing import Any, Protocol
 
+import msgspec
 import structlog
 
 from agent.allocator import Donors, with_space
+from agent.core.waysout import led_by, with_interface
 from agent.drivers import remote
 from agent.errors import InUse, VxmeshError
 from agent.model import Endpoint, Network, Sandbox, plugin_of
@@ -43,6 +45,9 @@ class Interfaces(Protocol):
         routes: tuple[tuple[str, str], ...],
     ) -> bytes:
         """Move a plugin's interface into a sandbox; its MAC."""
+
+    async def lead_out(self, sandbox: Sandbox, name: str, gateways: tuple[str, ...]) -> None:
+        """Have default routes of a sandbox go by an interface that was moved in."""
 
     async def move_out(self, netns: str, inode: int, name: str, source: str) -> None:
         """Give it back to the host under its old name; fine if it is gone."""
@@ -104,9 +109,9 @@ class RemoteDriver:
 
     async def attach(
         self, sandbox: Sandbox, network: Network, spec: EndpointSpec, ifname: str
-    ) -> tuple[Endpoint, str]:
+    ) -> tuple[Endpoint, str, tuple[str, ...]]:
         """Make an endpoint with the plugin's interface in `sandbox`, or leave nothing of it;
-        and what the interface is called there."""
+        what the interface is called there, and its gateways."""
         await self.ensure_network(network)
 
         def reserve() -> list[Endpoint]:
@@ -116,7 +121,7 @@ class RemoteDriver:
         owner = f"ep:{network.id}:{endpoint.id}"
         try:
             async with self._making(owner):
-                return await self._connect(owner, sandbox, network, endpoint, spec.mac, ifname)
+                return await self._connect(owner, sandbox, network, endpoint, spec, ifname)
         except BaseException:
             if not self._node.is_committed(endpoint.id):
                 self._node.cancel([endpoint])
@@ -128,10 +133,10 @@ class RemoteDriver:
         sandbox: Sandbox,
         network: Network,
         endpoint: Endpoint,
-        mac: bytes,
+        spec: EndpointSpec,
         ifname: str,
-    ) -> tuple[Endpoint, str]:
-        plugin = plugin_of(network)
+    ) -> tuple[Endpoint, str, tuple[str, ...]]:
+        plugin, mac = plugin_of(network), spec.mac
         body = remote.endpoint_request(network, endpoint, mac)
         answer = await self._do(owner, plugin, "CreateEndpoint", body, "DeleteEndpoint")
         mac = remote.parse_created(answer, plugin, network, body["Interface"]) or mac
@@ -143,7 +148,9 @@ class RemoteDriver:
         answer = await self._do(owner, plugin, "Join", body, "Leave")
         joined = remote.parse_join(answer, plugin)
         name = ifname or remote.free_name(sandbox, joined.prefix)
-        is_default = not network.internal and sandbox.default in ("", endpoint.id)
+        there = with_interface(sandbox, endpoint.id, name, spec.priority)
+        there = msgspec.structs.replace(there, lent={**sandbox.lent, endpoint.id: joined.gateways})
+        led = led_by(self._node.with_ways(there), endpoint.id, joined.gateways)
         if joined.source:
             place = {"netns": sandbox.netns, "inode": sandbox.inode}
             step = Step("", "move_out", {**place, "name": name, "source": joined.source})
@@ -154,10 +161,10 @@ class RemoteDriver:
                 name,
                 tuple(remote.with_prefix(network, a) for a in endpoint.addresses),
                 mac,
-                joined.gateways if is_default else (),
+                led,
                 joined.routes,
             )
-        if is_default and sandbox.publishes:
+        if led and sandbox.publishes:
             body = {
                 **remote.ids(network.id, endpoint.id),
                 "Options": remote.connectivity_options(sandbox.publishes),
@@ -172,7 +179,11 @@ class RemoteDriver:
                 )
         endpoint = self._node.amend(endpoint, mac or endpoint.mac, sandbox.id)
         self._node.commit([endpoint])
-        return endpoint, name
+        return endpoint, name, joined.gateways
+
+    async def lead_out(self, sandbox: Sandbox, ifname: str, gateways: tuple[str, ...]) -> None:
+        """Have a sandbox's default routes go by a plugin's interface, and no more by ours."""
+        await self._interfaces.lead_out(sandbox, ifname, gateways)
 
     # -- doing and undoing --
 

@@ -131,7 +131,7 @@ class PruneNetworksRequest(_message.Message):
     def __init__(self, wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...
 
 class CreateEndpointRequest(_message.Message):
-    __slots__ = ("network", "name", "addresses", "mac", "aliases", "labels", "netns", "ifname", "wait")
+    __slots__ = ("network", "name", "addresses", "mac", "aliases", "labels", "netns", "ifname", "wait", "sandbox", "priority")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +148,8 @@ class CreateEndpointRequest(_message.Message):
     NETNS_FIELD_NUMBER: _ClassVar[int]
     IFNAME_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
+    SANDBOX_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     network: str
     name: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -157,7 +159,9 @@ class CreateEndpointRequest(_message.Message):
     netns: str
     ifname: str
     wait: Wait
-    def __init__(self, network: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., mac: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., netns: _Optional[str] = ..., ifname: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...
+    sandbox: str
+    priority: int
+    def __init__(self, network: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., mac: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., netns: _Optional[str] = ..., ifname: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., sandbox: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class AnnounceRequest(_message.Message):
     __slots__ = ("header", "lines")
@@ -196,8 +200,15 @@ class ListEndpointsReply(_message.Message):
     def __init__(self, endpoints: _Optional[_Iterable[_Union[_types_pb2.Endpoint, _Mapping]]] = ...) -> None: ...
 
 class CreateSandboxRequest(_message.Message):
-    __slots__ = ("name", "networks", "pid", "addresses", "aliases", "labels", "publishes", "log", "wait")
+    __slots__ = ("name", "networks", "pid", "addresses", "aliases", "labels", "publishes", "log", "wait", "macs", "defaults")
     class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class MacsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +224,8 @@ class CreateSandboxRequest(_message.Message):
     PUBLISHES_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
     WAIT_FIELD_NUMBER: _ClassVar[int]
+    MACS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     networks: _containers.RepeatedScalarFieldContainer[str]
     pid: int
@@ -222,7 +235,9 @@ class CreateSandboxRequest(_message.Message):
     publishes: _containers.RepeatedCompositeFieldContainer[_types_pb2.Publish]
     log: str
     wait: Wait
-    def __init__(self, name: _Optional[str] = ..., networks: _Optional[_Iterable[str]] = ..., pid: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., publishes: _Optional[_Iterable[_Union[_types_pb2.Publish, _Mapping]]] = ..., log: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...
+    macs: _containers.ScalarMap[str, str]
+    defaults: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., networks: _Optional[_Iterable[str]] = ..., pid: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., publishes: _Optional[_Iterable[_Union[_types_pb2.Publish, _Mapping]]] = ..., log: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., macs: _Optional[_Mapping[str, str]] = ..., defaults: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListSandboxesRequest(_message.Message):
     __slots__ = ()

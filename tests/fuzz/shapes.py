@@ -26,7 +26,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 _INTEGERS = {
     Field.TYPE_UINT32: 32, Field.TYPE_UINT64: 64, Field.TYPE_FIXED32: 32, Field.TYPE_FIXED64: 64,
-    Field.TYPE_INT32: 31, Field.TYPE_INT64: 63,
+    Field.TYPE_INT32: 31, Field.TYPE_INT64: 63, Field.TYPE_SINT32: 31,
 }  # fmt: skip
 
 

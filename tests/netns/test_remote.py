@@ -79,6 +79,35 @@ def test_two_workloads_of_a_plugin_reach_each_other_and_nothing_is_left(weird: W
     ]  # fmt: skip
 
 
+def test_a_workload_is_connected_to_a_plugins_network_and_to_ours_by_order(weird: Weird) -> None:
+    world = weird.world
+    world.vx("h1", "network", "create", "odd", "--driver", "remote:weird")
+    ours = world.network()
+    one, two = world.workload("h1", ours), world.workload("h1", "odd")
+    gateways = [world.read("h1", "network", "inspect", n)["gateways"][0] for n in (ours, "odd")]
+
+    def lead() -> str:
+        return world.inside("h1", one, "ip", "route", "show", "default").stdout
+
+    join = ("endpoint", "create", "--sandbox", one, "--network")
+    world.vx("h1", *join, "odd")
+    assert f"via {gateways[0]} dev eth0" in lead()
+    assert world.pings("h1", one, world.address("h1", two, "odd"))
+    world.vx("h1", "endpoint", "rm", one, "--network", ours)
+    assert f"via {gateways[1]} dev weird0" in lead(), "by what the plugin said"
+    world.vx("h1", *join, ours, "--priority", "1")
+    assert f"via {gateways[0]} dev eth0" in lead()
+    world.vx("h1", "endpoint", "rm", one, "--network", "odd")
+    assert f"via {gateways[0]} dev eth0" in lead()
+    world.wait(lambda: weird.calls()[-1:] == ["DeleteEndpoint"], "the plugin is told")
+    world.vx("h1", *join, "odd", "--priority", "2")
+    assert f"via {gateways[1]} dev weird0" in lead()
+    assert world.pings("h1", one, world.address("h1", two, "odd"))
+    world.vx("h1", "endpoint", "rm", one, "--network", "odd")
+    assert f"via {gateways[0]} dev eth0" in lead()
+    assert world.pings("h1", one, one), "by name, at a name server of ours"
+
+
 @pytest.mark.parametrize("broken", ["lie:Join", "die:Join", "refuse:Join"])
 def test_a_plugin_that_breaks_leaves_nothing_half_made(weird: Weird, broken: str) -> None:
     world = weird.world

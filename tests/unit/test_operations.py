@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import pytest
 
 from agent.core.addresses import Range
-from agent.errors import NotFound
-from agent.model import Network, Node, Sandbox
+from agent.core.replica import Delta, Record
+from agent.errors import Conflict, InUse, NotFound
+from agent.model import HANDED_OUT, Endpoint, Network, Node, Sandbox, encode
 from agent.node import NodeState
 from agent.operations import Operations
+from agent.requests import EndpointSpec, parse_endpoint, parse_network
 
 
 class SlowKernel:
@@ -43,6 +45,22 @@ async def _durable() -> None:
     pass
 
 
+BOX, OTHER = "b" * 16, "c" * 16
+ME = Node("a" * 16, "n1", "10.99.0.1", 7946, "10.99.0.1", 4789, "0", 0.0, 1500)
+
+
+def make() -> tuple[NodeState, Operations]:
+    """A node with networks web, of IPv4, and db, and a sandbox in none."""
+    node = NodeState(ME, lambda: 1000.0, random.Random(1))
+    node.describe(ME)
+    kernel = SlowKernel()
+    kernel.settled.set()
+    node.create_network(parse_network("web", subnets=["10.1.0.0/24"]))
+    node.create_network(parse_network("db", subnets=["10.2.0.0/24"]))
+    node.put_sandbox(Sandbox(BOX, "box", "/proc/1/ns/net", 1, 1, 1, 0.0))
+    return node, Operations(node, Alone(), kernel, _durable)
+
+
 async def test_a_sandbox_that_has_just_ended_is_out_of_the_kernel_when_its_rm_returns() -> None:
     # `vxmesh run` asks for it after its command ended; the watcher may have been quicker, and
     # the bridge was then still there when `run` returned.
@@ -60,3 +78,70 @@ async def test_a_sandbox_that_has_just_ended_is_out_of_the_kernel_when_its_rm_re
     kernel.settled.set()
     with pytest.raises(NotFound):
         await removing
+
+
+async def test_a_sandbox_is_connected_and_disconnected_by_order() -> None:
+    node, operations = make()
+    web = await operations.create_endpoint("web", parse_endpoint("box"), sandbox="box")
+    db = await operations.create_endpoint("db", parse_endpoint("box", priority=1), sandbox=BOX)
+    box = node.sandboxes[BOX]
+    assert (box.endpoints, box.ifnames, box.default) == ((web.id, db.id), ("eth0", "eth1"), db.id)
+    await operations.remove_endpoints([db.id])
+    assert node.sandboxes[BOX].default == web.id
+    await operations.remove_endpoints([web.id])
+    assert node.sandboxes[BOX].endpoints == (), "and its workload lives"
+    again = await operations.create_endpoint("db", parse_endpoint("box"), sandbox="box")
+    assert (node.sandboxes[BOX].ifnames, node.sandboxes[BOX].default) == (("eth0",), again.id)
+
+
+async def test_a_container_of_dockers_is_connected_by_docker_alone() -> None:
+    node, operations = make()
+    held, _ = await operations.hand_out(node.find_network("web").id, parse_endpoint("docker-1"))
+    name = node.sandboxes[held.sandbox].name
+    with pytest.raises(InUse, match="Docker engine"):
+        await operations.create_endpoint("db", parse_endpoint("x"), sandbox=name)
+    with pytest.raises(InUse, match="docker network disconnect"):
+        await operations.remove_endpoints([held.id], by_user=True)
+    assert node.sandboxes[held.sandbox].netns == HANDED_OUT
+    assert node.local_endpoint(held.id) == held
+    await operations.remove_endpoints([held.id])
+    assert held.sandbox not in node.sandboxes, "the engine may"
+
+
+async def test_networks_of_one_sandbox_do_not_overlap() -> None:
+    node, operations = make()
+    web = node.find_network("web")
+    # Made elsewhere at the same time as `web`, which is older.
+    twin = Network("f" * 16, "twin", "overlay", ("10.1.0.0/16",), ("10.1.0.1",), "", 77, 0, False,
+                   False, {}, {}, 1.0, OTHER, web.stamp + 1, False, web.born + 1)  # fmt: skip
+    node.merge(Delta(OTHER, 0, 1, [Record(f"w/{twin.id}", 1, encode(twin))]))
+    assert node.find_network("twin").subnets == ("10.1.0.0/16",)
+    await operations.create_endpoint("web", parse_endpoint("box"), sandbox="box")
+    before = node.sandboxes[BOX]
+    with pytest.raises(Conflict, match="overlaps that of network web"):
+        await operations.create_endpoint("twin", parse_endpoint("box"), sandbox="box")
+    assert node.sandboxes[BOX] == before
+    with pytest.raises(Conflict, match="is in network web already"):
+        await operations.create_endpoint("web", parse_endpoint("other"), sandbox="box")
+    assert len(node.members[web.id].local) == 1
+
+
+@pytest.mark.parametrize("when", ["while an address is asked for", "while it is made"])
+async def test_a_sandbox_that_ends_while_it_is_connected_stays_ended(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, operations = make()
+
+    async def allocate(network: str, spec: EndpointSpec, sandbox: str) -> Endpoint:
+        if "asked" in when:
+            operations.drop_sandbox(BOX)
+        return node.create_endpoint(network, spec, sandbox)
+
+    async def settle(endpoint: str | None = None) -> None:
+        operations.drop_sandbox(BOX)
+
+    monkeypatch.setattr(operations, "allocate", allocate)
+    monkeypatch.setattr(operations._kernel, "settle", settle)
+    with pytest.raises(NotFound, match="has ended meanwhile"):
+        await operations.create_endpoint("web", parse_endpoint("box"), sandbox="box")
+    assert not node.sandboxes and not node.members[node.find_network("web").id].local

@@ -13,7 +13,7 @@ from unittest import mock
 
 from google.protobuf.message import DecodeError
 
-from agent import config, model, operations, requests
+from agent import config, model, requests, sandboxops
 from agent.api import errors
 from agent.api.control import Control
 from agent.api.watch import Watchers
@@ -44,6 +44,7 @@ CONTROL = Known({
     "ip_range": ("", "10.3.0.64/26"), "mtu": (0, 1450), "vni": (0, 77), "node": ("", "h1"),
     "addresses": ("10.1.0.20", "10.1.0.21", "fd00:1::20"), "mac": ("", "02:00:5e:00:53:07"),
     "aliases": ("a1", "a2"), "netns": ("", "ns1"), "ifname": ("", "eth0"), "pid": (1, 77),
+    "sandbox": ("", "", "one"), "priority": (0, 1), "defaults": ("web", "db"),
     "host_port": (80, 8080), "target_port": (80,), "protocol": ("", "tcp", "udp"),
     "host_address": ("", "10.99.0.1"), "type": ("", "A"), "since": (0,), "seconds": (0.0, 0.0, 1.0),
     "right": ("read",), "key": ("k1", "k2", "a.b/c"),
@@ -178,8 +179,8 @@ def request(data: bytes) -> None:
             pass
 
     with (
-        mock.patch.object(operations, "identify", _identify),
-        mock.patch.object(operations, "is_alive", lambda sandbox: True),
+        mock.patch.object(sandboxops, "identify", _identify),
+        mock.patch.object(sandboxops, "is_alive", lambda sandbox: True),
         mock.patch.object(errors, "_unexpected", _raise),
     ):
         LOOP.run_until_complete(run())

@@ -10,6 +10,7 @@ import pytest
 from agent.core.bounds import check_bounds
 from agent.core.members import Members
 from agent.core.replica import Delta, Record
+from agent.core.waysout import without
 from agent.drivers import overlay
 from agent.drivers.balancing import Frontend
 from agent.errors import Invalid
@@ -138,6 +139,48 @@ def test_published_ports_lead_to_the_default_endpoint(world: World) -> None:
     (forward,) = world.plan.forwards()
     assert (forward.publish.host_port, forward.publish.target_port) == (8080, 80)
     assert forward.address == "10.1.0.2" and made.addresses == (bytes([10, 1, 0, 2]),)
+
+
+def test_each_family_leaves_by_an_interface_of_its_own(world: World) -> None:
+    six = world.state.create_network(parse_network("six", subnets=["fd00:6::/64"]))
+    shut = world.state.create_network(
+        parse_network("shut", subnets=["10.3.0.0/24", "fd00:3::/64"], internal=True)
+    )
+    made = [
+        world.state.create_endpoint(network.id, parse_endpoint("w"), "5" * 16)
+        for network in (shut, world.web, six)
+    ]
+    ids = tuple(each.id for each in made)
+    box = Sandbox("5" * 16, "w", "/proc/9/ns/net", 9, 9, 9, 0.0, ids, ("eth0", "eth1", "eth2"),
+                  (Publish(8080, 80),))  # fmt: skip
+    world.state.put_sandbox(box)
+
+    def gateways() -> list[tuple[str, ...]]:
+        ports = {k: v for b in world.plan.bridges().values() for k, v in b.ports.items()}
+        return [ports[id].gateways if id in ports else () for id in ids]
+
+    assert gateways() == [(), ("10.1.0.1",), ("fd00:6::1",)]
+    ports = {k: v for b in world.plan.bridges().values() for k, v in b.ports.items()}
+    assert [ports[id].handed_on for id in ids] == [(4, 6), (6,), (4,)]
+    assert [f.address for f in world.plan.forwards()] == ["10.1.0.2", "fd00:6::2"]
+    world.state.remove_endpoints([ids[1]])
+    world.state.put_sandbox(without(world.state.sandboxes[box.id], {ids[1]}))
+    assert gateways() == [(), (), ("fd00:6::1",)]
+    assert [f.address for f in world.plan.forwards()] == ["fd00:6::2"]
+
+
+def test_a_network_that_is_removed_elsewhere_takes_its_default_route_along(world: World) -> None:
+    other = world.state.create_network(parse_network("other", subnets=["10.2.0.0/24"]))
+    first = world.state.create_endpoint(other.id, parse_endpoint("w"), "5" * 16)
+    second = world.state.create_endpoint(world.web.id, parse_endpoint("w"), "5" * 16)
+    world.state.put_sandbox(
+        Sandbox("5" * 16, "w", "/x", 9, 9, 9, 0.0, (first.id, second.id), ("eth0", "eth1"))
+    )
+    assert world.state.sandboxes["5" * 16].default == first.id
+    gone = msgspec.structs.replace(other, deleted=True, stamp=other.stamp + 1)
+    world.told((f"w/{other.id}", encode(gone)))
+    assert world.state.catalogue.get(other.id) is None
+    assert world.state.sandboxes["5" * 16].default == second.id
 
 
 def test_the_mtu_follows_the_underlay_and_its_family(world: World) -> None:

@@ -1,0 +1,427 @@
+"""Changing calls about sandboxes: made, kept over a restart, given interfaces, taken apart.
+
+What stands opposite: completion.py (how each ends), operations.py (the other calls), workload.py
+(namespaces), datapath/sandbox.py (what is in them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import msgspec
+import structlog
+
+from agent.completion import Completion, RemoteDriver
+from agent.core.resolvconf import resolv_conf
+from agent.core.waysout import led_by, with_interface, without
+from agent.errors import Conflict, InUse, Invalid, NotFound, Timeout
+from agent.model import (
+    HANDED_OUT,
+    Endpoint,
+    Network,
+    Publish,
+    Sandbox,
+    find_overlap,
+    format_address,
+    format_mac,
+    holds,
+    parse_name,
+    parse_subnet,
+    plugin_of,
+)
+from agent.requests import EndpointSpec
+from agent.workload import Namespace, identify, is_alive, tell_resolver
+
+log = structlog.get_logger()
+
+
+class SandboxOperations(Completion):
+    """Every changing call that is about a sandbox."""
+
+    async def create_sandbox(
+        self,
+        name: str,
+        networks: Sequence[str],
+        pid: int,
+        *,
+        spec: EndpointSpec,
+        macs: Mapping[str, bytes] | None = None,
+        defaults: Sequence[str] = (),
+        publishes: Sequence[Publish] = (),
+        log: str = "",
+        wait: float = 0.0,
+    ) -> Sandbox:
+        """Give the network namespace of `pid` an interface in each of `networks`.
+
+        `spec` has the addresses, aliases and labels of the endpoints; each address goes to the
+        network that it belongs to. `macs` are by network, by "" of the only one; `defaults` those
+        of the networks that are to have the default routes, the first one first. The sandbox
+        lives as long as the process.
+        """
+        if not networks:
+            raise Invalid("sandbox", "has no network", "Give at least one --network")
+        found = self._find_each(networks, "--network")
+        chosen = self._find_macs(found, macs or {})
+        order = self._find_each(defaults, "--default", found)
+        for each in found:
+            await self.check_encryption(each.encrypted, f"network {each.name}")
+        space = identify(f"/proc/{pid}/ns/net", pid)
+        if self._sandbox_in(space):
+            raise Conflict(f"process {pid}", "is in a sandbox already", "Use that one")
+        name = self._free_name("sb") if not name else parse_name(name, "sandbox")
+        split = _split_addresses(found, spec)
+        sandbox = Sandbox(
+            id=self._id(),
+            name=name,
+            netns=space.path,
+            inode=space.inode,
+            pid=pid,
+            start_time=space.start_time,
+            created=self.node.clock(),
+            publishes=tuple(publishes),
+            log=log,
+        )
+        self.node.check_publishes(sandbox.publishes)
+        self.ports.hold(sandbox.id, sandbox.publishes)
+        try:
+            self.node.put_sandbox(sandbox)
+            for network, addresses in zip(found, split, strict=True):
+                if sandbox.id not in self.node.sandboxes:
+                    raise _ended(pid)
+                own = msgspec.structs.replace(
+                    spec,
+                    name=name,
+                    addresses=addresses,
+                    mac=chosen.get(network.id, b""),
+                    priority=len(order) - order.index(network) if network in order else 0,
+                )
+                await self.attach(self.node.sandboxes[sandbox.id], network, own, "")
+            await self.done(wait, [n.id for n in found])
+        except Timeout as error:
+            self.drop_sandbox(sandbox.id)
+            why = f"{error.why}, so it was undone"
+            raise Timeout(
+                f"sandbox {name}", why, "Give --wait more time, or leave it out"
+            ) from None
+        except BaseException:
+            self.drop_sandbox(sandbox.id)
+            raise
+        if not is_alive(sandbox):
+            self.drop_sandbox(sandbox.id)
+            raise _ended(pid)
+        return self.node.sandboxes[sandbox.id]
+
+    async def remove_sandboxes(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
+        """Take the interfaces of sandboxes away; the processes in them are left alone.
+
+        Who is told NotFound, because it has just ended by itself, finds nothing of it in the
+        kernel either.
+        """
+        try:
+            ids = [self.node.find_sandbox(ref).id for ref in refs]
+        except NotFound:
+            await self._kernel.settle()
+            raise
+        networks = self._networks_of(ids)
+        for id in ids:
+            self.drop_sandbox(id)
+        await self._kernel.settle()
+        if self.remote:
+            await self.remote.settle()
+        await self.done(wait, networks)
+        return ids
+
+    def adopt(self, lives: Callable[[Sandbox], bool] = is_alive) -> None:
+        """At start: keep the sandboxes that live, with their ports; drop those that ended."""
+        for sandbox in list(self.node.sandboxes.values()):
+            if not lives(sandbox):
+                self.drop_sandbox(sandbox.id)
+                continue
+            try:
+                self.ports.hold(sandbox.id, sandbox.publishes)
+            except Conflict as error:
+                log.warning("port.lost", sandbox=sandbox.id, error=str(error))
+        held = {e for s in self.node.sandboxes.values() for e in s.endpoints}
+        # An endpoint that was stored before its sandbox, when the agent was killed in between.
+        stray = [
+            id
+            for members in self.node.members.values()
+            for id, endpoint in members.local.items()
+            if endpoint.sandbox and id not in held
+        ]
+        self.node.remove_endpoints(stray)
+
+    def drop_sandbox(self, id: str) -> None:
+        """A sandbox is gone: its endpoints, names and ports too. No error if it was already."""
+        self.ports.release(id)
+        self.node.drop_sandbox(id)
+
+    def lost_port(self, endpoint: str) -> None:
+        """The namespace that an endpoint's interface was in does not exist any more."""
+        for sandbox in list(self.node.sandboxes.values()):
+            if endpoint in sandbox.endpoints and not is_alive(sandbox):
+                self.drop_sandbox(sandbox.id)
+
+    # -- handed out --
+
+    async def hand_out(self, network: str, spec: EndpointSpec) -> tuple[Endpoint, str]:
+        """Make an endpoint whose interface waits in the host's namespace, and its name there.
+
+        Who asked moves it into the workload and furnishes it. It lives until it is removed.
+        """
+        found = self.node.find_network(network)
+        await self.check_encryption(found.encrypted, f"network {network}")
+        id = self._id()
+        sandbox = Sandbox(
+            id=id,
+            name=self._free_name(spec.name),
+            netns=HANDED_OUT,
+            inode=os.stat(HANDED_OUT).st_ino,  # noqa: PTH116 (proc: does not block)
+            pid=0,
+            start_time=0,
+            created=self.node.clock(),
+        )
+        ifname = f"vxd{id[:12]}"
+        endpoint = await self.attach(sandbox, found, spec, ifname)
+        await self.done()
+        return endpoint, ifname
+
+    def publish(self, endpoint: str, publishes: Sequence[Publish]) -> None:
+        """Have ports of this host lead to an endpoint that was handed out; none: no more.
+
+        Conflict names the port that something else holds; then none is published.
+        """
+        sandbox = next(s for s in self.node.sandboxes.values() if endpoint in s.endpoints)
+        self.ports.release(sandbox.id)
+        self.node.put_sandbox(msgspec.structs.replace(sandbox, publishes=()))
+        if publishes:
+            self.node.check_publishes(publishes)
+            self.ports.hold(sandbox.id, publishes)
+            self.node.put_sandbox(msgspec.structs.replace(sandbox, publishes=tuple(publishes)))
+
+    # -- their interfaces --
+
+    async def connect(
+        self, ref: str, network: Network, spec: EndpointSpec, ifname: str = ""
+    ) -> Endpoint:
+        """Give a sandbox that is there, while its workload runs, an interface more."""
+        sandbox = self.node.find_sandbox(ref)
+        check_not_lent(sandbox)
+        endpoint = await self.attach(sandbox, network, spec, ifname)
+        await self.follow([sandbox.id])
+        if self.node.local_endpoint(endpoint.id) is None:
+            raise NotFound(f"sandbox {sandbox.name}", "has ended meanwhile", "Start it again")
+        return endpoint
+
+    async def attach(
+        self, sandbox: Sandbox, network: Network, spec: EndpointSpec, ifname: str
+    ) -> Endpoint:
+        """Make an endpoint with an interface in `sandbox`, or leave nothing of it."""
+        is_kept = sandbox.id in self.node.sandboxes
+        self._check_fits(sandbox, network, ifname)
+        if self.remote and plugin_of(network):
+            return await self._attach_remote(self.remote, sandbox, network, spec, ifname)
+        endpoint = await self.allocate(network.id, spec, sandbox.id)
+        try:
+            # Another node may have been asked for the address, which takes time.
+            if is_kept and sandbox.id not in self.node.sandboxes:
+                raise NotFound(f"sandbox {sandbox.name}", "has ended meanwhile", "Start it again")
+            sandbox = self.node.sandboxes.get(sandbox.id) or sandbox
+            self._check_fits(sandbox, network, ifname, endpoint.id)
+            taken = set(sandbox.ifnames)
+            free = (f"eth{i}" for i in range(len(taken) + 1) if f"eth{i}" not in taken)
+            name = ifname or next(free)
+            self.node.put_sandbox(with_interface(sandbox, endpoint.id, name, spec.priority))
+            await self._kernel.settle(endpoint.id)
+        except BaseException:
+            if endpoint.id in self.node.members[network.id].local:
+                self.node.remove_endpoints([endpoint.id])
+            self.shrink({endpoint.id})
+            raise
+        return endpoint
+
+    async def _attach_remote(
+        self,
+        remote: RemoteDriver,
+        sandbox: Sandbox,
+        network: Network,
+        spec: EndpointSpec,
+        ifname: str,
+    ) -> Endpoint:
+        """The same with an interface of a plugin's: its name there is the plugin's choice."""
+        sandbox = self.node.sandboxes.get(sandbox.id) or sandbox
+        endpoint, name, gateways = await remote.attach(sandbox, network, spec, ifname)
+        sandbox = self.node.sandboxes.get(sandbox.id) or sandbox
+        try:
+            fresh = with_interface(sandbox, endpoint.id, name, spec.priority)
+            lent = {**sandbox.lent, endpoint.id: gateways}
+            self.node.put_sandbox(msgspec.structs.replace(fresh, lent=lent))
+        except BaseException:
+            self.node.remove_endpoints([endpoint.id])
+            raise
+        return endpoint
+
+    def _check_fits(
+        self, sandbox: Sandbox, network: Network, ifname: str, besides: str = ""
+    ) -> None:
+        """Conflict if a sandbox cannot have an interface in `network`; `besides` is that one."""
+        if ifname and ifname in sandbox.ifnames:
+            raise Conflict(f"interface {ifname}", "exists in that sandbox", "Choose another")
+        for id in sandbox.endpoints:
+            held = self.node.catalogue.get(self.node.network_of(id))
+            if held is None or id == besides:
+                continue
+            if held.id == network.id:
+                raise Conflict(
+                    f"sandbox {sandbox.name}",
+                    f"is in network {self.node.catalogue.name(network.id)} already",
+                    "Use an alias for another name, or remove that endpoint first",
+                )
+            for subnet in network.subnets:
+                clash = find_overlap(parse_subnet(subnet), [(held.name, s) for s in held.subnets])
+                if clash:
+                    raise Conflict(
+                        f"subnet {subnet} of network {self.node.catalogue.name(network.id)}",
+                        f"overlaps that of network {self.node.catalogue.name(held.id)}, in which "
+                        f"sandbox {sandbox.name} is",
+                        "Use networks whose subnets are apart",
+                    )
+
+    def holders(self, endpoints: Collection[str]) -> list[str]:
+        """The sandboxes (ids) that any of these endpoints is in."""
+        wanted = set(endpoints)
+        return [
+            sandbox.id
+            for sandbox in self.node.sandboxes.values()
+            if not wanted.isdisjoint(sandbox.endpoints)
+        ]
+
+    async def follow(self, sandboxes: Sequence[str]) -> None:
+        """Have what runs in sandboxes whose interfaces changed see that: default routes by
+        plugins' interfaces, and the name server to ask."""
+        await self._kernel.settle()
+        for id in sandboxes:
+            sandbox = self.node.sandboxes.get(id)
+            if sandbox is None or sandbox.netns == HANDED_OUT:
+                continue
+            if self.remote:
+                for endpoint, gateways in sandbox.lent.items():
+                    led = led_by(sandbox, endpoint, gateways)
+                    if led:
+                        name = sandbox.ifnames[sandbox.endpoints.index(endpoint)]
+                        await self.remote.lead_out(sandbox, name, led)
+            if sandbox.pid:
+                text = self.resolv_conf(sandbox)
+                pid, started = sandbox.pid, sandbox.start_time
+                await asyncio.to_thread(tell_resolver, pid, started, text)
+
+    def resolv_conf(self, sandbox: Sandbox) -> str:
+        """What /etc/resolv.conf is to say in a sandbox."""
+        networks: list[Network] = []
+        for id in sandbox.endpoints:
+            network = self.node.catalogue.get(self.node.network_of(id))
+            if network and network not in networks:
+                networks.append(network)
+        # At a plugin's gateways is no name server of ours.
+        servers = next((n.gateways for n in networks if not plugin_of(n)), ())
+        return resolv_conf(servers, [self.node.catalogue.name(n.id) for n in networks])
+
+    def shrink(self, endpoints: set[str]) -> None:
+        """Take endpoints out of their sandboxes; a sandbox of the user's with none left goes."""
+        for id in self.holders(endpoints):
+            sandbox = without(self.node.sandboxes[id], endpoints)
+            if sandbox.endpoints or sandbox.pid:
+                self.node.put_sandbox(sandbox)
+            else:
+                self.drop_sandbox(id)
+
+    def _find_each(
+        self, refs: Sequence[str], flag: str, among: Sequence[Network] | None = None
+    ) -> list[Network]:
+        """Networks by what they are called, each once and, if given, one of `among`."""
+        found: list[Network] = []
+        for ref in refs:
+            network = self.node.find_network(ref)
+            if network in found:
+                raise Invalid(f"{flag} {ref}", "is given twice", "Give each network once")
+            if among is not None and network not in among:
+                raise Invalid(f"{flag} {ref}", "is none of the networks given", "See --network")
+            found.append(network)
+        return found
+
+    def _find_macs(
+        self, networks: Sequence[Network], macs: Mapping[str, bytes]
+    ) -> dict[str, bytes]:
+        """Network id -> the MAC that was asked for."""
+        if "" in macs and (len(networks) > 1 or len(macs) > 1):
+            raise Invalid(
+                f"--mac {format_mac(macs[''])}",
+                "does not say in which of the networks",
+                "Write it as NET=MAC",
+            )
+        refs = [ref or networks[0].id for ref in macs]
+        found = self._find_each(refs, "--mac", networks)
+        return {n.id: mac for n, mac in zip(found, macs.values(), strict=True)}
+
+    def _networks_of(self, sandboxes: Sequence[str]) -> list[str]:
+        ids = (e for id in sandboxes for e in self.node.sandboxes[id].endpoints)
+        return list(dict.fromkeys(self.node.network_of(id) for id in ids))
+
+    def sandbox_at(self, netns: str, wanted: str) -> Sandbox:
+        """The sandbox of a namespace (name or path); if it has none, a new one, not yet kept."""
+        space = identify(netns)
+        return self._sandbox_in(space) or Sandbox(
+            id=self._id(),
+            name=self._free_name(wanted),
+            netns=space.path,
+            inode=space.inode,
+            pid=0,
+            start_time=0,
+            created=self.node.clock(),
+        )
+
+    def _sandbox_in(self, space: Namespace) -> Sandbox | None:
+        for sandbox in self.node.sandboxes.values():
+            if sandbox.inode == space.inode and is_alive(sandbox):
+                return sandbox
+        return None
+
+    def _free_name(self, wanted: str) -> str:
+        taken = {s.name for s in self.node.sandboxes.values()}
+        if wanted != "sb" and wanted not in taken:
+            return wanted
+        while (name := f"{wanted[:50]}-{self._id()[:6]}") in taken:
+            pass
+        return name
+
+    def _id(self) -> str:
+        return self.node.rng.randbytes(8).hex()
+
+
+def check_not_lent(sandbox: Sandbox) -> None:
+    """InUse if somebody else connects and disconnects a sandbox."""
+    if sandbox.netns == HANDED_OUT:
+        raise InUse(
+            f"sandbox {sandbox.name}",
+            "is that of a container of this host's Docker engine",
+            "Use 'docker network connect' and 'docker network disconnect'",
+        )
+
+
+def _ended(pid: int) -> Conflict:
+    return Conflict(f"process {pid}", "ended while its sandbox was made", "Start it again")
+
+
+def _split_addresses(networks: Sequence[Network], spec: EndpointSpec) -> list[tuple[bytes, ...]]:
+    """For each network the addresses that lie in one of its subnets; Invalid if one is in none."""
+    split = [tuple(a for a in spec.addresses if holds(n.subnets, a)) for n in networks]
+    for address in spec.addresses:
+        if not any(address in part for part in split):
+            raise Invalid(
+                f"address {format_address(address)}",
+                "is in no subnet of the networks given",
+                "Use one of " + ", ".join(s for n in networks for s in n.subnets),
+            )
+    return split
