@@ -162,8 +162,12 @@ def remove(prefix: str, made: list[str]) -> None:
             syscalls.umount(str(directory), syscalls.MNT_DETACH)
         if directory.is_dir():
             directory.rmdir()
-        if not _others(prefix):
-            fabric.undo(made)
+        others = _others(prefix)
+        if others and not any(other.docker for other in others):
+            made = [entry for entry in made if entry.endswith(f" {ENGINE_CONFIG}")]
+        elif others:
+            made = []
+        fabric.undo(made)
 
 
 def _others(prefix: str) -> list[State]:
