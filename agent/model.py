@@ -265,6 +265,22 @@ def parse_name(text: str, what: str) -> str:
     return name
 
 
+def parse_alias(text: str) -> str:
+    """A name that may have underscores inside as well, as those of Compose have; Invalid if
+    it is none."""
+    try:
+        parse_name(text.replace("_", "x"), "alias")
+        if text[0] != "_":
+            return text.lower()
+    except Invalid:
+        pass
+    raise Invalid(
+        f"alias name {shorten(text)}",
+        "is no label of a name",
+        "Use 1 to 63 letters, digits, hyphens and underscores, beginning with a letter or digit",
+    )
+
+
 def parse_mac(text: str) -> bytes:
     """Six bytes from aa:bb:cc:dd:ee:ff; Invalid if malformed, multicast or zero."""
     if not _MAC.match(text):

@@ -278,6 +278,15 @@ class Operations:
             lambda: self.node.create_endpoint(network, spec, sandbox),
         )
 
+    async def hold_address(self, network: str, family: int, address: bytes = b"") -> bytes:
+        """Keep `address`, or a free one of `family`, for an endpoint that is to come."""
+        found = self.node.find_network(network)
+        return await with_space(
+            self.node,
+            self._cluster,
+            lambda: self.node.hold_address(found.id, family, address),
+        )
+
     async def hand_out(self, network: str, spec: EndpointSpec) -> tuple[Endpoint, str]:
         """Make an endpoint whose interface waits in the host's namespace, and its name there.
 

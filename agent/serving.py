@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography import x509
@@ -72,16 +73,30 @@ async def serve_control(
 
 
 async def serve_docker(
-    node: NodeState, operations: Operations, state_dir: Path, stack: contextlib.AsyncExitStack
+    operations: Operations,
+    settings: Settings,
+    is_complete: Callable[[], bool],
+    stack: contextlib.AsyncExitStack,
 ) -> None:
-    """Be a network plugin of this host's Docker engines."""
+    """Be a network plugin of this host's Docker engine, and keep its networks the cluster's.
+
+    `is_complete`: whether this node has heard of all that the others know.
+    """
     from agent.api.docker.bindings import Bindings
     from agent.api.docker.driver import Driver
+    from agent.api.docker.engine import Engine
+    from agent.api.docker.ipam import Ipam
+    from agent.api.docker.mirror import Mirror
     from agent.api.docker.server import DockerPlugin  # aiohttp takes 0.2 s to import
 
-    plugin = DockerPlugin(Driver(node, operations, Bindings(state_dir)))
+    bindings, ipam = Bindings(Path(settings.state_dir)), Ipam(operations)
+    plugin = DockerPlugin(Driver(operations.node, operations, bindings, ipam), ipam)
     await plugin.start()
     stack.push_async_callback(plugin.stop)
+    engine = await stack.enter_async_context(Engine(Path(settings.docker_socket)))
+    mirror = Mirror(operations, bindings, engine, is_complete)
+    mirror.start()
+    stack.push_async_callback(mirror.stop)
 
 
 async def serve_metrics(metrics: Metrics, where: str, stack: contextlib.AsyncExitStack) -> None:

@@ -16,6 +16,7 @@ import structlog
 from aiohttp import web
 
 from agent.api.docker.driver import Driver
+from agent.api.docker.ipam import Ipam
 from agent.errors import Conflict, VxmeshError
 
 log = structlog.get_logger()
@@ -29,7 +30,7 @@ Call = Callable[[bytes], Awaitable[dict[str, Any]]]
 class DockerPlugin:
     """Serves engines of this host."""
 
-    def __init__(self, driver: Driver, path: Path = SOCKET) -> None:
+    def __init__(self, driver: Driver, ipam: Ipam, path: Path = SOCKET) -> None:
         self._path = path
         app = web.Application()
         app.router.add_post("/Plugin.Activate", _answering(_activate))
@@ -48,6 +49,15 @@ class DockerPlugin:
             "DiscoverDelete": driver.discover_delete,
         }.items():
             app.router.add_post(f"/NetworkDriver.{name}", _answering(call))
+        for name, call in {
+            "GetCapabilities": ipam.get_capabilities,
+            "GetDefaultAddressSpaces": ipam.get_default_address_spaces,
+            "RequestPool": ipam.request_pool,
+            "ReleasePool": ipam.release_pool,
+            "RequestAddress": ipam.request_address,
+            "ReleaseAddress": ipam.release_address,
+        }.items():
+            app.router.add_post(f"/IpamDriver.{name}", _answering(call))
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_WITHIN)
 
     async def start(self) -> None:
@@ -91,4 +101,4 @@ def _answering(call: Call) -> Callable[[web.Request], Awaitable[web.Response]]:
 
 
 async def _activate(_: bytes) -> dict[str, Any]:
-    return {"Implements": ["NetworkDriver"]}
+    return {"Implements": ["NetworkDriver", "IpamDriver"]}

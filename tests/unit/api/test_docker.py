@@ -10,6 +10,7 @@ from aiohttp import ClientSession, UnixConnector
 
 from agent.api.docker.bindings import Bindings
 from agent.api.docker.driver import Driver
+from agent.api.docker.ipam import Ipam
 from agent.api.docker.server import DockerPlugin
 from agent.model import Node
 from agent.node import NodeState
@@ -42,8 +43,9 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
     node = NodeState(me, lambda: 1000.0, random.Random(1))
     node.describe(me)
     operations = Operations(node, None, Settled(), _durable)  # type: ignore[arg-type]
+    ipam = Ipam(operations)
     path = tmp_path / "plugins/vxmesh.sock"
-    plugin = DockerPlugin(Driver(node, operations, Bindings(tmp_path)), path)
+    plugin = DockerPlugin(Driver(node, operations, Bindings(tmp_path), ipam), ipam, path)
     await plugin.start()
     async with ClientSession(connector=UnixConnector(str(path))) as session:
         yield Engine(session, node)
@@ -51,7 +53,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
 
 
 async def test_a_network_and_an_endpoint_live_from_activation_to_deletion(engine: Engine) -> None:
-    assert await engine.call("Plugin.Activate") == {"Implements": ["NetworkDriver"]}
+    assert await engine.call("Plugin.Activate") == {"Implements": ["NetworkDriver", "IpamDriver"]}
     assert (await engine.call("NetworkDriver.GetCapabilities"))["Scope"] == "local"
     pool = {"Pool": "10.5.0.0/24", "Gateway": "10.5.0.1/24"}
     assert await engine.call("NetworkDriver.CreateNetwork", NetworkID=NET, IPv4Data=[pool]) == {}
