@@ -56,6 +56,7 @@ class Bridge:
     # none of them, and nothing of them goes to the host or comes from there.
     apart: frozenset[str] = frozenset()
     encrypted: bool = False  # its VXLAN packets go inside WireGuard and nowhere else
+    asked: bool = False  # name servers elsewhere that are asked from it: ours is to answer
     spoof: bool = False  # its sandboxes may send with others' MACs and addresses
 
     @property

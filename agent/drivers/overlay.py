@@ -109,6 +109,7 @@ def bridge(
         ports=ports,
         apart=apart,
         encrypted=network.encrypted,
+        asked=any(port.is_handed_out for port in ports.values()),
         spoof=network.options.get(SPOOF) == "allow",
     )
 
