@@ -46,6 +46,9 @@ CLOSED_MAX = 16  # ports of one agent; it has a metrics and a control port
 # namespace, the host's. Such a sandbox is left as it is once its interface has been moved.
 HANDED_OUT = "/proc/self/ns/net"
 SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.md
+# Label of endpoints: those of one node that bear the same are of one workload, as when an engine
+# makes an endpoint for each network that a container is in.
+WORKLOAD = "docker.container"
 BRIDGE = "bridge"  # the driver of networks that are on their creator alone
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
 

@@ -24,7 +24,7 @@ from agent import syscalls
 from agent.errors import Timeout, Unsupported, VxmeshError
 from agent.testbed import processes
 from agent.testbed.agents import POLL, Started, answers, tail
-from agent.testbed.host import Host
+from agent.testbed.host import BIN, Host
 from agent.testbed.namespaces import mount_points
 from agent.testbed.state import ENGINE_CONFIG, HostState
 
@@ -61,6 +61,7 @@ def start(prefix: str, host: Host, of: HostState) -> Started:
     """Start a host's engine; `of` gets its process. It may take a second until it answers."""
     dockerd = programs()["dockerd"]
     host.call(_own_config)
+    _link_client(host)
     _wait_for_containerd(host)
     (host.run_dir / SOCKET).unlink(missing_ok=True)
     log = host.directory / "dockerd.log"
@@ -75,6 +76,14 @@ def start(prefix: str, host: Host, of: HostState) -> Started:
     pid = processes.spawn(host.namespaces, command, env, "/", log)
     of.engine, of.engine_start = pid, syscalls.start_time(pid)
     return Started(host.name, pid, of.engine_start, host.run_dir / SOCKET, log, offset)
+
+
+def _link_client(host: Host) -> None:
+    """Have the client that belongs to the engine found first."""
+    link = host.run_dir / Path(BIN).name / "docker"
+    link.parent.mkdir(exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(programs()["docker"])
 
 
 def _own_config() -> None:

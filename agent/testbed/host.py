@@ -19,6 +19,7 @@ from agent.testbed.state import HostState
 
 CANNOT_RUN = 126  # exit statuses, as sh has them
 NOT_FOUND = 127
+BIN = "/run/docker-bin"  # of a host: the client of its engine is there
 DOCKER_HOST = "unix:///run/docker.sock"  # of a host's engine, as it calls it
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class Host:
         base = {**os.environ, **(extra or {})}
         if self.engine:
             base["DOCKER_HOST"] = DOCKER_HOST
+            base["PATH"] = os.pathsep.join([BIN, base.get("PATH", os.defpath)])
         return processes.environment(base, self.name, self.token, own)
 
     def call(self, function: Callable[[], T]) -> T:

@@ -65,12 +65,8 @@ def test_engines_and_agents_that_were_away_catch_up(world: DockerWorld) -> None:
     world.docker("h1", "network", "create", "-d", "vxmesh", "comes")
     world.bed.start("h2")
     world.bed.start("h3")
-    for host in HOSTS:
-        world.wait(
-            lambda host=host: sorted(world.networks(host)) == ["comes", "stays"],
-            f"{host} has what there is",
-            20,
-        )
+    right = lambda: all(sorted(world.networks(h)) == ["comes", "stays"] for h in HOSTS)  # noqa: E731
+    world.wait(right, "all have what there is", 20)
 
 
 def test_what_is_removed_while_the_agent_is_away_is_removed(world: DockerWorld) -> None:

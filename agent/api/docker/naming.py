@@ -21,13 +21,12 @@ from agent.api.docker.bindings import Bindings
 from agent.api.docker.driver import LABEL
 from agent.api.docker.engine import Engine
 from agent.errors import Conflict, Invalid, NotFound, VxmeshError
-from agent.model import ALIASES_MAX, LABELS_MAX, parse_alias, parse_labels
+from agent.model import ALIASES_MAX, LABELS_MAX, WORKLOAD, parse_alias, parse_labels
 from agent.node import NodeState
 
 log = structlog.get_logger()
 
-CONTAINER = "docker.container"  # label of endpoints: the engine's id of who has it, shortened
-SHORT = 12  # digits, as `docker ps` shows
+SHORT = 12  # digits of an id, as `docker ps` shows
 AT_ONCE = 32  # containers that are asked about
 # Of tools, for themselves: of no use to select by.
 TOOLS = ("com.docker.", "org.opencontainers.", "desktop.docker.")
@@ -122,4 +121,4 @@ class Naming:
             if not str(key).startswith(TOOLS) and len(found) < LABELS_MAX - 2:
                 with contextlib.suppress(Invalid):
                     found |= parse_labels({str(key): str(value)})
-        return found | {CONTAINER: str(container["Id"])[:SHORT]}
+        return found | {WORKLOAD: str(container["Id"])[:SHORT]}

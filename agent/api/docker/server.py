@@ -91,13 +91,18 @@ def _answering(call: Call) -> Callable[[web.Request], Awaitable[web.Response]]:
             # Shielded: who asked may give up, and what was begun is done whole or not at all.
             found = await asyncio.shield(call(await request.read()))
         except VxmeshError as error:
-            return web.json_response({"Err": str(error)}, content_type=TYPE)
+            return _refusal(str(error))
         except Exception as error:
             log.exception("docker.failed", call=request.path)
-            return web.json_response({"Err": f"vxmesh failed: {error!r}"}, content_type=TYPE)
+            return _refusal(f"vxmesh failed: {error!r}")
         return web.json_response(found, content_type=TYPE)
 
     return answer
+
+
+def _refusal(why: str) -> web.Response:
+    """An engine looks for `Err` in what a network driver answers, for `Error` in an IPAM's."""
+    return web.json_response({"Err": why, "Error": why}, content_type=TYPE)
 
 
 async def _activate(_: bytes) -> dict[str, Any]:
