@@ -84,11 +84,12 @@ def _open(
         sock.setblocking(False)
         if listen.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        with contextlib.suppress(PermissionError):  # then only what is ours is answered for
-            if listen.family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+        if ipaddress.ip_address(listen.address).is_unspecified:
+            with contextlib.suppress(PermissionError):  # then only at addresses of our own
+                if listen.family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+                else:
+                    sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)

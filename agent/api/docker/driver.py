@@ -9,6 +9,8 @@ Source: libnetwork docs/remote.md. Opposite: server.py (HTTP), agent/operations.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,13 +33,23 @@ from agent.api.docker.bodies import (
 )
 from agent.api.docker.ipam import Ipam
 from agent.errors import Conflict, Invalid, NotFound
-from agent.model import Endpoint, Network, Publish, format_address, format_mac
+from agent.model import (
+    Endpoint,
+    Network,
+    Publish,
+    format_address,
+    format_mac,
+    holds,
+    parse_address,
+)
 from agent.node import NodeState
 from agent.operations import Operations
 from agent.requests import parse_endpoint, parse_network
 
 LABEL = "docker.endpoint"  # of our endpoints: the engine's id
 PROTOCOLS = {6: "tcp", 17: "udp"}  # IANA protocol numbers
+# libnetwork resolvconf: whom containers ask where the host's resolv.conf names nobody.
+DEFAULT_RESOLVERS = ("8.8.8.8", "8.8.4.4")
 PREFIX = "eth"  # libnetwork appends a number
 
 
@@ -49,6 +61,7 @@ class Driver:
     ) -> None:
         self.node, self._operations = node, operations
         self._bindings, self._ipam = bindings, ipam
+        self.resolv_conf = Path("/etc/resolv.conf")
 
     async def get_capabilities(self, _: bytes) -> dict[str, Any]:
         """Scope local: what ties the hosts together is our own, and no Swarm is needed."""
@@ -159,10 +172,23 @@ class Driver:
             "InterfaceName": {"SrcName": sandbox.ifnames[0], "DstPrefix": PREFIX},
             "DisableGatewayService": True,
         }
-        if not network.internal:
+        if network.internal:
+            joined["StaticRoutes"] = _to_resolvers(network, self._resolvers())
+        else:
             for gateway in network.gateways:
                 joined["GatewayIPv6" if ":" in gateway else "Gateway"] = gateway
         return joined
+
+    def _resolvers(self) -> list[str]:
+        """The name servers that the engine's containers ask for what the engine does not know:
+        as it does, those of the host without loopback addresses, or else Google's."""
+        try:
+            lines = self.resolv_conf.read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        words = [line.split() for line in lines]
+        found = [w[1] for w in words if len(w) > 1 and w[0] == "nameserver"]
+        return [a for a in found if _is_elsewhere(a)] or list(DEFAULT_RESOLVERS)
 
     async def leave(self, body: bytes) -> dict[str, Any]:
         """The engine takes the interface out by itself."""
@@ -218,6 +244,25 @@ def _check_pool(network: Network, pool: Pool) -> None:
             f"is not that of network {network.name}",
             "Give --gateway " + " --gateway ".join(network.gateways),
         )
+
+
+def _is_elsewhere(address: str) -> bool:
+    try:
+        return not ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _to_resolvers(network: Network, resolvers: Iterable[str]) -> list[dict[str, Any]]:
+    """Routes of a container in a network without a way out: to the name servers that it asks, and
+    in whose place ours answers. Nothing else gets through."""
+    gateways = {":" in gateway: gateway for gateway in reversed(network.gateways)}
+    return [
+        {"Destination": f"{a}/{128 if ':' in a else 32}", "RouteType": 0,
+         "NextHop": gateways[":" in a]}
+        for a in dict.fromkeys(resolvers)
+        if (":" in a) in gateways and not holds(network.subnets, parse_address(a))
+    ]  # fmt: skip
 
 
 def _prefix(network: Network, address: bytes) -> int:
