@@ -20,6 +20,7 @@ from agent.api.refusals import Refusals
 from agent.api.server import ControlServer
 from agent.cluster.trust import Keyring, check_issued
 from agent.config import Settings, parse_listen
+from agent.datapath.firewall import let_through
 from agent.errors import Conflict
 from agent.node import NodeState
 from agent.operations import Operations
@@ -94,7 +95,7 @@ async def serve_docker(
     await plugin.start()
     stack.push_async_callback(plugin.stop)
     engine = await stack.enter_async_context(Engine(Path(settings.docker_socket)))
-    mirror = Mirror(operations, bindings, engine, is_complete)
+    mirror = Mirror(operations, bindings, engine, is_complete, let_through)
     mirror.start()
     stack.push_async_callback(mirror.stop)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+
+import pytest
 
 from agent.testbed.engines import IMAGE
 from tests.docker.world import DockerWorld
@@ -80,7 +84,18 @@ def test_labels_of_containers_choose_the_backends_of_services(world: DockerWorld
     assert '"two"' in backends
 
 
-def test_the_clients_address_is_kept_by_published_ports(world: DockerWorld) -> None:
+@pytest.mark.parametrize("policy", ["ACCEPT", "DROP"])
+def test_published_ports_and_the_way_out_whatever_is_forwarded(
+    world: DockerWorld, policy: str
+) -> None:
+    # DROP is what an engine sets that starts before anything else forwards.
+    if policy == "DROP":
+        world.bed.kill("h1", engine=True)
+    assert world.run("h1", "iptables", "-P", "FORWARD", policy).returncode == 0
+    world.later(lambda: world.run("h1", "iptables", "-P", "FORWARD", "ACCEPT"))
+    if policy == "DROP":
+        assert world.run("h1", "iptables", "-F", "DOCKER-USER").returncode == 0
+        world.bed.start("h1")
     world.docker("h1", "network", "create", "-d", "vxmesh", "web")
     serve = "echo hello > /var/www/index.html; httpd -f -v -h /var/www"
     world.docker(
@@ -92,3 +107,16 @@ def test_the_clients_address_is_kept_by_published_ports(world: DockerWorld) -> N
     world.wait(lambda: client.run(["curl", "-sm2", url]).stdout == "hello\n", "it is served")
     log = world.run("h1", "docker", "logs", "www")
     assert client.address in log.stdout + log.stderr
+    answering = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=8000)"
+    server = client.popen([sys.executable, "-c", answering], stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        ask = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {client.address} 8000"
+
+        def answered() -> str:
+            return world.try_docker("h1", "exec", "www", "sh", "-c", ask).stdout
+
+        world.wait(lambda: "200 OK" in answered(), "the outside is reached")
+    finally:
+        server.kill()
+        server.wait()

@@ -44,11 +44,13 @@ class Mirror:
         bindings: Bindings,
         engine: Engine,
         is_complete: Callable[[], bool],
+        let_through: Callable[[], object],
     ) -> None:
-        """`is_complete`: whether this node has heard of all that the others know."""
+        """`is_complete`: whether this node has heard of all that the others know; `let_through`
+        opens the firewall that the engine may have made, and may block."""
         self._node, self._operations = operations.node, operations
         self._bindings, self._engine = bindings, engine
-        self._is_complete = is_complete
+        self._is_complete, self._let_through = is_complete, let_through
         self._naming = Naming(operations.node, bindings, engine)
         self._settled = set(bindings.all())  # what the engine has had time to list
         self._destroyed: dict[str, None] = {}  # Docker's ids
@@ -140,6 +142,7 @@ class Mirror:
 
     async def _once(self) -> bool:
         """Compare, and do what is to be done; whether all of it could be."""
+        await asyncio.to_thread(self._let_through)
         complete = self._is_complete()
         listed = await self._engine.networks()
         self._settled.update(str(n["Id"]) for n in listed)
