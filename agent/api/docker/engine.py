@@ -18,6 +18,7 @@ import msgspec
 from agent.errors import Unavailable, VxmeshError
 
 TIMEOUT = 30.0  # s for one answer; a busy engine takes seconds
+STARTING = 300.0  # s for one about a container, which is given once that has started
 EVENT_MAX = 1 << 20  # bytes of one event
 NOTHING: dict[str, Any] = {}
 
@@ -49,7 +50,6 @@ class Engine:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(str(self.path), limit=0),
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT),
             read_bufsize=EVENT_MAX,
         )
         return self
@@ -99,7 +99,7 @@ class Engine:
     async def container(self, id: str) -> dict[str, Any] | None:
         """All about one; None if there is none. It waits while that is being started."""
         try:
-            return dict(await self._call("GET", f"/containers/{id}/json"))
+            return dict(await self._call("GET", f"/containers/{id}/json", within=STARTING))
         except Refused as error:
             if error.status == 404:
                 return None
@@ -128,10 +128,13 @@ class Engine:
             raise self._away(error) from None
         raise self._away("it ended")
 
-    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    async def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, within: float = TIMEOUT
+    ) -> Any:
         assert self._session
+        url, timeout = f"http://docker{path}", aiohttp.ClientTimeout(total=within)
         try:
-            async with self._session.request(method, f"http://docker{path}", json=body) as answer:
+            async with self._session.request(method, url, json=body, timeout=timeout) as answer:
                 text = await answer.text()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._away(error) from None
@@ -145,7 +148,9 @@ class Engine:
         return found
 
     def _away(self, why: object) -> Unavailable:
-        return Unavailable(f"the engine at {self.path}", f"does not answer ({why})", "Start it")
+        return Unavailable(
+            f"the engine at {self.path}", f"does not answer ({why or 'in time'})", "Start it"
+        )
 
 
 def _read_event(line: bytes) -> Event | None:

@@ -27,7 +27,9 @@ from agent.node import NodeState
 log = structlog.get_logger()
 
 SHORT = 12  # digits of an id, as `docker ps` shows
-AT_ONCE = 32  # containers that are asked about
+AT_ONCE = 256  # containers that are asked about: as a rule each waits for its own start
+TRIES = 10
+AGAIN = 1.0  # s
 # Of tools, for themselves: of no use to select by.
 TOOLS = ("com.docker.", "org.opencontainers.", "desktop.docker.")
 
@@ -76,15 +78,19 @@ class Naming:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _look_at(self, id: str) -> None:
-        try:
-            async with self._turn:
-                container = await self._engine.container(id)
-            if container:
-                self.take(container)
-        except VxmeshError as error:
-            log.warning("docker.unnamed", container=id[:SHORT], error=str(error))
-        except Exception:
-            log.exception("docker.fault", container=id[:SHORT])
+        for _ in range(TRIES):
+            try:
+                async with self._turn:
+                    container = await self._engine.container(id)
+                if container:
+                    self.take(container)
+                return
+            except VxmeshError as error:
+                log.warning("docker.unnamed", container=id[:SHORT], error=str(error))
+            except Exception:
+                log.exception("docker.fault", container=id[:SHORT])
+                return
+            await asyncio.sleep(AGAIN)
 
     def take(self, container: Mapping[str, Any]) -> None:
         """Name the endpoints of a container, as inspect tells of it."""
