@@ -173,6 +173,11 @@ class Sandbox(msgspec.Struct, frozen=True, array_like=True, gc=False):
     publishes: tuple[Publish, ...] = ()
     log: str = ""
     default: str = ""  # the endpoint with the default route
+    # Where the interface was moved that was handed out, once that is known: path and inode of the
+    # namespace, and the interface's name there.
+    moved_to: str = ""
+    moved_inode: int = 0
+    moved_name: str = ""
 
 
 class Removal(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -9,7 +9,7 @@ What stands opposite: datapath/reconciler.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agent.drivers.balancing import Frontend, FrontendKey
@@ -28,12 +28,24 @@ class Port:
     inode: int  # which namespace is meant; another one at that path is not it
     ifname: str  # name of the end in the sandbox
     gateways: tuple[str, ...]  # default routes of the sandbox through this port; often empty
+    moved: tuple[str, int, str] | None = None  # path, inode and name where it was moved to
 
     @property
     def is_handed_out(self) -> bool:
         """Whether the end in the sandbox is moved and furnished by somebody else, as Docker does:
         we make the pair, and look at our own end only."""
         return self.netns == HANDED_OUT
+
+    @property
+    def inside(self) -> Port | None:
+        """The same port where its interface is by now; None: it waits to be moved, or nobody has
+        said where it was moved to."""
+        if not self.is_handed_out:
+            return self
+        if self.moved is None:
+            return None
+        netns, inode, ifname = self.moved
+        return replace(self, netns=netns, inode=inode, ifname=ifname, moved=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,9 @@ def _port(network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Port:
         inode=sandbox.inode,
         ifname=sandbox.ifnames[position],
         gateways=network.gateways if sandbox.default == endpoint.id else (),
+        moved=(sandbox.moved_to, sandbox.moved_inode, sandbox.moved_name)
+        if sandbox.moved_to
+        else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -74,14 +73,6 @@ def test_a_container_in_two_networks_sees_the_names_of_both(world: DockerWorld) 
     assert address_by(world, "h3", "two", "three") == ""
     world.docker("h1", "network", "disconnect", "aside", "one")
     world.wait(lambda: address_by(world, "h1", "one", "three") == "", "three is seen no more")
-
-
-def test_labels_of_containers_choose_the_backends_of_services(world: DockerWorld) -> None:
-    pair(world, "--label", "app=api")
-    world.vx("h1", "service", "create", "api", "--network", "web", "--port", "80",
-             "--selector", "app=api")  # fmt: skip
-    backends = json.dumps(world.read("h1", "service", "inspect", "api")["backends"])
-    assert '"two"' in backends
 
 
 @pytest.mark.parametrize("policy", ["ACCEPT", "DROP"])

@@ -51,7 +51,7 @@ class Mirror:
         self._node, self._operations = operations.node, operations
         self._bindings, self._engine = bindings, engine
         self._is_complete, self._let_through = is_complete, let_through
-        self._naming = Naming(operations.node, bindings, engine)
+        self._naming = Naming(operations, bindings, engine)
         self._settled = set(bindings.all())  # what the engine has had time to list
         self._destroyed: dict[str, None] = {}  # Docker's ids
         self._is_there = False
@@ -118,7 +118,7 @@ class Mirror:
             self._woken.set()
         elif event.kind == "network" and event.action == "connect":
             self._naming.look_at(event.attributes.get("container", ""))
-        elif event.kind == "container" and event.action == "rename":
+        elif event.kind == "container" and event.action.startswith(("rename", "health_status")):
             self._naming.look_at(event.id)
 
     # -- what is to be done --

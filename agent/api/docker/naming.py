@@ -21,8 +21,9 @@ from agent.api.docker.bindings import Bindings
 from agent.api.docker.driver import LABEL
 from agent.api.docker.engine import Engine
 from agent.errors import Conflict, Invalid, NotFound, VxmeshError
-from agent.model import ALIASES_MAX, LABELS_MAX, WORKLOAD, parse_alias, parse_labels
-from agent.node import NodeState
+from agent.model import ALIASES_MAX, LABELS_MAX, WORKLOAD, Endpoint, parse_alias, parse_labels
+from agent.operations import Operations
+from agent.servicemodel import HEALTHY, REASON_MAX, UNHEALTHY
 
 log = structlog.get_logger()
 
@@ -56,11 +57,26 @@ def names_of(container: Mapping[str, Any], attached: Mapping[str, Any]) -> tuple
     return label_from(name or str(container["Id"])[:SHORT]), list(dict.fromkeys(aliases))
 
 
+def health_of(container: Mapping[str, Any]) -> tuple[str, str]:
+    """What a container's HEALTHCHECK says, in our words, and why: one that is still starting gets
+    no connections yet. Both empty: it has none."""
+    told = (container.get("State") or {}).get("Health") or {}
+    status = str(told.get("Status", ""))
+    if status == HEALTHY:
+        return HEALTHY, ""
+    if status not in (UNHEALTHY, "starting"):
+        return "", ""
+    output = str((told.get("Log") or [{}])[-1].get("Output", "")) if status == UNHEALTHY else status
+    reason = "".join(c if c.isprintable() else " " for c in output).strip()
+    return UNHEALTHY, reason[:REASON_MAX]
+
+
 class Naming:
     """Gives endpoints of the engine's containers their names."""
 
-    def __init__(self, node: NodeState, bindings: Bindings, engine: Engine) -> None:
-        self._node, self._bindings, self._engine = node, bindings, engine
+    def __init__(self, operations: Operations, bindings: Bindings, engine: Engine) -> None:
+        self._operations, self._node = operations, operations.node
+        self._bindings, self._engine = bindings, engine
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Semaphore(AT_ONCE)
 
@@ -83,7 +99,7 @@ class Naming:
                 async with self._turn:
                     container = await self._engine.container(id)
                 if container:
-                    self.take(container)
+                    await self.take(container)
                 return
             except VxmeshError as error:
                 log.warning("docker.unnamed", container=id[:SHORT], error=str(error))
@@ -92,23 +108,43 @@ class Naming:
                 return
             await asyncio.sleep(AGAIN)
 
-    def take(self, container: Mapping[str, Any]) -> None:
-        """Name the endpoints of a container, as inspect tells of it."""
+    async def take(self, container: Mapping[str, Any]) -> None:
+        """Name the endpoints of a container, as inspect tells of it, and say how it is."""
         networks = (container.get("NetworkSettings") or {}).get("Networks") or {}
         for attached in networks.values():
             bound = self._bindings.all().get(str(attached.get("NetworkID")))
-            if bound and attached.get("EndpointID"):
-                self._name(bound.network, container, attached)
+            endpoint = self._find(bound.network, attached) if bound else None
+            if endpoint:
+                # First: from when it has its labels on a service may choose it.
+                await self._place(endpoint, container)
+                self._tell_health(endpoint, container)
+                self._name(endpoint, container, attached)
+
+    def _find(self, network: str, attached: Mapping[str, Any]) -> Endpoint | None:
+        members = self._node.members.get(network)
+        docker = str(attached.get("EndpointID", ""))
+        local = members.local.values() if members and docker else ()
+        return next((e for e in local if e.labels.get(LABEL) == docker), None)
+
+    async def _place(self, endpoint: Endpoint, container: Mapping[str, Any]) -> None:
+        """Say where the engine has moved the interface."""
+        key = str((container.get("NetworkSettings") or {}).get("SandboxKey", ""))
+        pid = int((container.get("State") or {}).get("Pid", 0))
+        for path in (key, f"/proc/{pid}/ns/net" if pid else ""):
+            with contextlib.suppress(NotFound):
+                if path:
+                    await self._operations.moved(endpoint.id, path)
+                    return
+
+    def _tell_health(self, endpoint: Endpoint, container: Mapping[str, Any]) -> None:
+        state, reason = health_of(container)
+        with contextlib.suppress(NotFound):
+            self._node.tell_health(endpoint.id, state, reason)
 
     def _name(
-        self, network: str, container: Mapping[str, Any], attached: Mapping[str, Any]
+        self, endpoint: Endpoint, container: Mapping[str, Any], attached: Mapping[str, Any]
     ) -> None:
-        docker = str(attached["EndpointID"])
-        members = self._node.members.get(network)
-        local = members.local.values() if members else ()
-        endpoint = next((e for e in local if e.labels.get(LABEL) == docker), None)
-        if endpoint is None:
-            return  # it is gone by now
+        docker, network = endpoint.labels[LABEL], endpoint.network
         name, aliases = names_of(container, attached)
         labels = self._labels(container) | {LABEL: docker}
         services = self._node.services

@@ -9,7 +9,7 @@ import pytest
 
 from agent.api.docker.bindings import Bindings, Bound
 from agent.api.docker.engine import Engine
-from agent.api.docker.naming import Naming, label_from, names_of
+from agent.api.docker.naming import Naming, health_of, label_from, names_of
 from agent.errors import Invalid
 from agent.model import WORKLOAD, Endpoint
 from tests.unit.api.docker.conftest import Caller
@@ -54,7 +54,7 @@ async def endpoints(engine: Caller, *ids: str) -> Naming:
     for id in ids:
         made = await engine.call("NetworkDriver.CreateEndpoint", NetworkID=NET, EndpointID=id)
         assert "Interface" in made
-    return Naming(engine.node, engine.bindings, Engine(Path("/nowhere")))
+    return Naming(engine.operations, engine.bindings, Engine(Path("/nowhere")))
 
 
 def named(engine: Caller, id: str) -> Endpoint:
@@ -65,18 +65,20 @@ def named(engine: Caller, id: str) -> Endpoint:
 async def test_names_labels_and_a_name_that_is_taken(engine: Caller) -> None:
     one, two = "1" * 64, "2" * 64
     naming = await endpoints(engine, one, two)
-    naming.take(container("db", one, "data", **{"app": "x", "com.docker.compose.project": "p"}))
+    await naming.take(
+        container("db", one, "data", **{"app": "x", "com.docker.compose.project": "p"})
+    )
     first = named(engine, one)
     assert (first.name, first.aliases) == ("db", ("box", "d" * 12, "data"))
     assert first.labels == {"docker.endpoint": one, WORKLOAD: "d" * 12, "app": "x"}
-    naming.take(container("db", two))
+    await naming.take(container("db", two))
     second = named(engine, two)
     assert second.name == "db-" + "2" * 12 and second.aliases[0] == "db"
     revision = engine.node.revision
-    naming.take(container("db", two))
+    await naming.take(container("db", two))
     assert engine.node.revision == revision  # what was told is no change
-    naming.take(container("other", one))
-    naming.take(container("db", two))
+    await naming.take(container("other", one))
+    await naming.take(container("db", two))
     assert named(engine, two).name == "db"
     assert {"db", "other"} == {
         e.name for m in engine.node.members.values() for e in m.local.values()
@@ -85,12 +87,39 @@ async def test_names_labels_and_a_name_that_is_taken(engine: Caller) -> None:
 
 async def test_who_is_gone_or_not_ours_is_passed_over(engine: Caller) -> None:
     naming = await endpoints(engine)
-    naming.take(container("db", "3" * 64))
+    await naming.take(container("db", "3" * 64))
     other = container("db", "3" * 64)
     other["NetworkSettings"]["Networks"]["web"]["NetworkID"] = "f" * 64
-    naming.take(other)
-    naming.take({"Id": CONTAINER})
+    await naming.take(other)
+    await naming.take({"Id": CONTAINER})
     assert all(not m.local for m in engine.node.members.values())
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        (None, ("", "")),
+        ({"Status": "none"}, ("", "")),
+        ({"Status": "healthy", "Log": [{"Output": "x"}]}, ("healthy", "")),
+        ({"Status": "starting"}, ("unhealthy", "starting")),
+        ({"Status": "unhealthy", "Log": None}, ("unhealthy", "")),
+        ({"Status": "unhealthy", "Log": [{"Output": "a"}, {"Output": " b\n" + "c" * 999}]},
+         ("unhealthy", "b " + "c" * 118)),
+    ],
+)  # fmt: skip
+def test_what_a_healthcheck_says(told: Any, found: tuple[str, str]) -> None:
+    assert health_of({"State": {"Health": told}}) == found
+
+
+async def test_health_is_told_of_the_endpoint(engine: Caller) -> None:
+    one = "1" * 64
+    naming = await endpoints(engine, one)
+    for status, state in (("starting", "unhealthy"), ("healthy", "healthy"), ("none", "")):
+        await naming.take(container("db", one) | {"State": {"Health": {"Status": status}}})
+        (members,) = engine.node.members.values()
+        (member,) = members.all.values()
+        health = engine.node.health_of(member)
+        assert (health.told if health else "") == state
 
 
 def test_bindings_outlive_the_agent(tmp_path: Path) -> None:
