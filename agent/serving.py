@@ -24,6 +24,7 @@ from agent.datapath.firewall import let_through
 from agent.errors import Conflict
 from agent.node import NodeState
 from agent.operations import Operations
+from agent.serviceops import ServiceOperations
 
 
 async def free_socket(path: Path) -> Path:
@@ -77,6 +78,7 @@ async def serve_docker(
     operations: Operations,
     settings: Settings,
     is_complete: Callable[[], bool],
+    services: ServiceOperations,
     stack: contextlib.AsyncExitStack,
 ) -> None:
     """Be a network plugin of this host's Docker engine, and keep its networks the cluster's.
@@ -87,6 +89,7 @@ async def serve_docker(
     from agent.api.docker.driver import Driver
     from agent.api.docker.engine import Engine
     from agent.api.docker.ipam import Ipam
+    from agent.api.docker.labelled import Labelled
     from agent.api.docker.mirror import Mirror
     from agent.api.docker.server import DockerPlugin  # aiohttp takes 0.2 s to import
 
@@ -98,6 +101,9 @@ async def serve_docker(
     mirror = Mirror(operations, bindings, engine, is_complete, let_through)
     mirror.start()
     stack.push_async_callback(mirror.stop)
+    labelled = Labelled(operations.node, services)
+    labelled.start()
+    stack.push_async_callback(labelled.stop)
 
 
 async def serve_metrics(metrics: Metrics, where: str, stack: contextlib.AsyncExitStack) -> None:

@@ -64,3 +64,19 @@ def test_a_healthcheck_is_our_health(world: DockerWorld) -> None:
     world.wait(lambda: health() == "healthy", "it is healthy")
     world.docker("h2", "exec", "one", "rm", "/ok")
     world.wait(lambda: health() == "unhealthy", "it is not any more")
+
+
+def test_labels_alone_make_a_service_across_hosts(world: DockerWorld) -> None:
+    network(world)
+    labels = ("--label", "vxmesh.service=api", "--label", "vxmesh.publish=8089:80")
+    for host, name in (("h2", "one"), ("h3", "two")):
+        server(world, host, name, *labels)
+    url = f"http://{world.host('h1').address}:8089/"
+    world.wait(lambda: answers(world, url) == {"one", "two"}, "both answer at h1's port", 20)
+    assert [s["name"] for s in world.read("h1", "service", "ls")] == ["api"]
+    client = world.bed.client.address
+    log = world.run("h3", "docker", "logs", "two")
+    assert client in log.stdout + log.stderr
+    for host, name in (("h2", "one"), ("h3", "two")):
+        world.docker(host, "rm", "-f", name)
+    world.wait(lambda: world.read("h1", "service", "ls") == [], "it is gone", 30)

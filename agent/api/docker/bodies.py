@@ -22,6 +22,8 @@ ADDRESS_TYPE = "RequestAddressType"
 NETWORK = "vxmesh.network"  # -o, --ipam-opt: the network of ours that is meant
 # -o: it stands for one that was made on another host, and goes from all hosts if it is removed.
 FOLLOWS = "vxmesh.follows"
+# Labels of containers.
+SERVICE, SERVICE_PORT, SERVICE_PUBLISH = "vxmesh.service", "vxmesh.port", "vxmesh.publish"
 
 T = TypeVar("T")
 
@@ -31,6 +33,7 @@ class Pool(msgspec.Struct, rename="pascal"):
 
     pool: str = ""
     gateway: str = ""
+    address_space: str = ""
 
 
 class CreateNetwork(msgspec.Struct, rename={"id": "NetworkID", "options": "Options",

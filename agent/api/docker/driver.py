@@ -31,7 +31,7 @@ from agent.api.docker.bodies import (
     Pool,
     read,
 )
-from agent.api.docker.ipam import Ipam
+from agent.api.docker.ipam import SPACE, Ipam
 from agent.errors import Conflict, Invalid, NotFound
 from agent.model import (
     Endpoint,
@@ -41,6 +41,7 @@ from agent.model import (
     format_mac,
     holds,
     parse_address,
+    parse_subnet,
 )
 from agent.node import NodeState
 from agent.operations import Operations
@@ -89,7 +90,7 @@ class Driver:
             f"docker-{asked.id[:12]}",
             subnets=[pool.pool for pool in pools],
             gateways=[pool.gateway.partition("/")[0] for pool in pools if pool.gateway],
-            ip_range=self._ipam.part_of([pool.pool for pool in pools]),
+            ip_range=self._ipam.part_of([pool.pool for pool in pools]) or _upper_half(pools),
             internal=bool(options.get(INTERNAL)),
             ipv6=bool(options.get(IPV6)),
             mtu=int(mtu),
@@ -244,6 +245,19 @@ def _check_pool(network: Network, pool: Pool) -> None:
             f"is not that of network {network.name}",
             "Give --gateway " + " --gateway ".join(network.gateways),
         )
+
+
+def _upper_half(pools: Iterable[Pool]) -> str:
+    """Where we choose addresses if the engine's own IPAM does so too, from below; empty: anywhere.
+
+    It takes the lowest one that is free, again and again, also if that was refused.
+    """
+    for pool in pools:
+        if pool.address_space != SPACE and pool.pool:
+            subnet = parse_subnet(pool.pool)
+            if subnet.version == 4:
+                return str(list(subnet.subnets())[1]) if subnet.prefixlen <= 29 else ""
+    return ""
 
 
 def _is_elsewhere(address: str) -> bool:

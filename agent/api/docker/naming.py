@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 
 from agent.api.docker.bindings import Bindings
+from agent.api.docker.bodies import SERVICE
 from agent.api.docker.driver import LABEL
 from agent.api.docker.engine import Engine
 from agent.errors import Conflict, Invalid, NotFound, VxmeshError
@@ -148,8 +149,10 @@ class Naming:
         name, aliases = names_of(container, attached)
         labels = self._labels(container) | {LABEL: docker}
         services = self._node.services
-        aliases = [a for a in aliases if not services.named(network, a)]
-        for wanted in (name, f"{name[:50].strip('-')}-{docker[:SHORT]}"):
+        asked = labels.get(SERVICE, "").lower()  # that name is the service's own, once it is made
+        aliases = [a for a in aliases if a != asked and not services.named(network, a)]
+        names = [name, f"{name[:50].strip('-')}-{docker[:SHORT]}"]
+        for wanted in names[name == asked :]:
             rest = [alias for alias in aliases if alias != wanted][:ALIASES_MAX]
             with contextlib.suppress(Conflict, NotFound):
                 self._node.rename_endpoint(endpoint.id, wanted, rest, labels)

@@ -199,6 +199,25 @@ async def test_an_internal_network_leads_to_name_servers_only(
         assert [(r["Destination"], r["NextHop"]) for r in joined["StaticRoutes"]] == found
 
 
+@pytest.mark.parametrize(
+    ("pool", "space", "chosen_in"),
+    [
+        ("10.5.0.0/24", "LocalDefault", "10.5.0.128/25"),
+        ("10.5.0.0/24", "vxmesh", ""),
+        ("10.5.0.0/30", "LocalDefault", ""),
+        ("fd00:5::/64", "LocalDefault", ""),
+    ],
+)
+async def test_where_the_engine_chooses_from_below_we_choose_from_the_middle_up(
+    engine: Caller, pool: str, space: str, chosen_in: str
+) -> None:
+    data = [{"Pool": pool, "AddressSpace": space}]
+    made = await engine.call("NetworkDriver.CreateNetwork", NetworkID=NET, IPv4Data=data)
+    assert made == {}
+    (network,) = engine.node.catalogue.all()
+    assert network.ip_range == chosen_in
+
+
 async def test_a_subnet_that_is_taken_tells_of_our_ipam(engine: Caller) -> None:
     await network(engine)
     again = await engine.call("NetworkDriver.CreateNetwork", NetworkID="d" * 64, IPv4Data=[POOL])
