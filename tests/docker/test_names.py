@@ -95,7 +95,7 @@ def test_published_ports_and_the_way_out_whatever_is_forwarded(
     )  # fmt: skip
     url = f"http://{world.host('h1').address}:8080/"
     client = world.bed.client
-    world.wait(lambda: client.run(["curl", "-sm2", url]).stdout == "hello\n", "it is served")
+    world.wait(lambda: world.fetched(url) == ["hello"], "it is served")
     log = world.run("h1", "docker", "logs", "www")
     assert client.address in log.stdout + log.stderr
     answering = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=8000)"

@@ -22,8 +22,7 @@ def network(world: DockerWorld) -> None:
 
 def answers(world: DockerWorld, url: str, count: int = 12) -> set[str]:
     """Who answers the client, outside, a number of times; "" if nobody does."""
-    ask = f"for i in $(seq {count}); do curl -sm2 {url} || echo; done"
-    return set(world.bed.client.run(["sh", "-c", ask], timeout=60).stdout.split("\n")[:-1])
+    return set(world.fetched(url, count))
 
 
 def test_containers_of_two_hosts_behind_one_address_and_one_port(world: DockerWorld) -> None:

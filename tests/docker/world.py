@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from typing import Any
 
 from agent.testbed.engines import IMAGE
 from tests.netns.world import Failed, World
 
 COMMAND_TIMEOUT = 60.0  # s; two cores have three engines to run, and more tests beside them
+# A connection each, as curl makes them.
+FETCH = """
+import json, sys, urllib.request
+def fetch():
+    try:
+        return urllib.request.urlopen(sys.argv[1], timeout=2).read().decode().strip()
+    except OSError:
+        return ""
+print(json.dumps([fetch() for _ in range(int(sys.argv[2]))]))
+"""
 FOREVER = ["sleep", "3600"]
 
 
@@ -31,6 +42,11 @@ class DockerWorld(World):
         more = ["--stop-timeout", "0", *options, IMAGE, *FOREVER]
         self.docker(host, "run", "-d", "--network", network, "--name", name, *more)
         return name
+
+    def fetched(self, url: str, count: int = 1) -> list[str]:
+        """What the client, outside, gets from there, a number of times; "" where nobody answers."""
+        done = self.bed.client.run([sys.executable, "-c", FETCH, url, str(count)], timeout=60)
+        return list(json.loads(done.stdout))
 
     def clean(self) -> None:
         """Take away containers and networks, then what the rest of a test made."""

@@ -8,6 +8,7 @@ import pytest
 
 from agent.api.docker import labelled
 from agent.api.docker.labelled import MADE, Labelled, ports_of, wanted_by
+from agent.core.replica import Delta
 from agent.errors import Invalid
 from agent.model import WORKLOAD, Network, Node
 from agent.node import NodeState
@@ -49,14 +50,25 @@ async def _done(wait: float = 0.0, networks: object = ()) -> None:
     pass
 
 
+def exchange(one: NodeState, two: NodeState) -> None:
+    """Each hears all that the other has written."""
+    for source, target in ((one, two), (two, one)):
+        source.replica.publish(source.replica.written())
+        known = target.version(source.me)
+        records = source.since(source.me, known)
+        assert target.merge(Delta(source.me, known, source.version(source.me), records))
+
+
 class Place:
     """A node with a network, whose containers ask for services."""
 
-    def __init__(self) -> None:
-        me = Node("a" * 16, "n1", "10.99.0.1", 7946, "10.99.0.1", 4789, "0", 0.0, 1500)
-        self.node = NodeState(me, lambda: 1000.0, random.Random(1))
+    def __init__(self, letter: str = "a", number: int = 1) -> None:
+        address = f"10.99.0.{number}"
+        me = Node(letter * 16, f"n{number}", address, 7946, address, 4789, "0", 0.0, 1500)
+        self.node = NodeState(me, lambda: 1000.0 + number, random.Random(number))
         self.node.describe(me)
-        self.web: Network = self.node.create_network(parse_network("web"))
+        if number == 1:
+            self.web: Network = self.node.create_network(parse_network("web"))
         operations = ServiceOperations(self.node, None, Asker(), _done)  # type: ignore[arg-type]
         self.labelled = Labelled(self.node, operations)
 
@@ -99,6 +111,27 @@ async def test_from_the_first_container_to_the_last(
     monkeypatch.setattr(labelled, "GRACE", 0.0)
     await place.labelled._once()
     assert place.services() == {}
+
+
+async def test_of_two_that_were_made_at_once_the_older_one_stays() -> None:
+    one, two = Place("a", 1), Place("b", 2)
+    exchange(one.node, two.node)  # the network, of one
+    assert one.node.donate(one.web.id, two.node.me, 4, []) == ""
+    exchange(one.node, two.node)
+    two.web = one.web
+    for place in (one, two):
+        place.container(f"c{place.node.me[0]}", service="api", port="80")
+        await place.labelled._once()
+        assert list(place.services()) == ["api"]
+    exchange(one.node, two.node)
+    assert len(one.services()) == 2  # the younger one under another name
+    for place in (one, two, one, two):
+        await place.labelled._once()
+        exchange(one.node, two.node)
+    assert one.services() == two.services() == {"api": (Port(80, 80),)}
+    (service,) = one.node.services.all()
+    assert service.creator == one.node.me
+    assert len(one.node.backends_of(service, 1000.0)) == 2
 
 
 async def test_services_of_others_are_left_alone(place: Place) -> None:
