@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two at a time, whole files: what is on the kernel waits more than it works.
 PARALLEL := -n 2 --dist loadfile
-.PHONY: up down test lint unit sim netns bench generate setup setup-dev fuzz clean
+.PHONY: up down test lint unit sim netns docker bench generate setup setup-dev fuzz clean
 
 up: setup
 	@scripts/demo.sh
@@ -19,7 +19,7 @@ setup-dev:
 	@scripts/setup.sh dev
 
 test: setup-dev lint
-	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/sim tests/fuzz tests/netns
+	$(BIN)/python -m pytest $(PARALLEL) tests/unit tests/sim tests/fuzz tests/netns tests/docker
 
 lint: setup-dev
 	$(BIN)/ruff format --check agent tests
@@ -28,7 +28,7 @@ lint: setup-dev
 	$(BIN)/lint-imports --no-cache
 	scripts/generate.sh --check
 
-unit sim netns: setup-dev
+unit sim netns docker: setup-dev
 	$(BIN)/python -m pytest tests/$@
 
 bench: setup-dev

@@ -132,6 +132,15 @@ class Completion:
         except Unsupported as error:
             raise Unsupported(what, f"is encrypted, but {error.why}", error.fix) from None
 
+    async def hold_address(self, network: str, family: int, address: bytes = b"") -> bytes:
+        """Keep `address`, or a free one of `family`, for an endpoint that is to come."""
+        found = self.node.find_network(network)
+        return await with_space(
+            self.node,
+            self._cluster,
+            lambda: self.node.hold_address(found.id, family, address),
+        )
+
     async def allocate(self, network: str, spec: EndpointSpec, sandbox: str) -> Endpoint:
         return await with_space(
             self.node,

@@ -93,7 +93,10 @@ class Settings:
         metadata={"help": "where network plugins are looked for; may be repeated"},
     )
     docker: bool = field(
-        default=False, metadata={"help": "be a network plugin of this host's Docker engines"}
+        default=False, metadata={"help": "be a network plugin of this host's Docker engine"}
+    )
+    docker_socket: str = field(
+        default="/run/docker.sock", metadata={"help": "where that engine is asked, with --docker"}
     )
 
 
@@ -217,7 +220,7 @@ def _check(values: dict[str, Any]) -> None:
     if values["token"] and values["token_file"]:
         raise Invalid("setting token_file", "says what token says as well", "Give one of the two")
     parse_duration("setting cert_life", values["cert_life"], CERT_LIFE)
-    for directory in ("state_dir", "run_dir"):
+    for directory in ("state_dir", "run_dir", "docker_socket"):
         if not os.path.isabs(values[directory]):  # noqa: PTH117
             raise Invalid(f"setting {directory}", "is not absolute", "Give a whole path")
 

@@ -301,7 +301,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
         control.users = Users(identity, node)
         control.service_operations = ServiceOperations(node, peers, peers, operations.done)
         if settings.docker:
-            await serve_docker(node, operations, state_dir, stack)
+            services = control.service_operations
+            await serve_docker(operations, settings, lambda: plan.is_complete, services, stack)
         await serve_control(control, settings, node, identity.keyring, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)

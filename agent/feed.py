@@ -17,7 +17,7 @@ from agent.core.nametables import ServiceBackend, ServicePort
 from agent.core.question import parse_question, reverse_prefix
 from agent.core.services import taking
 from agent.errors import Invalid
-from agent.model import Network, format_address, holds
+from agent.model import WORKLOAD, Endpoint, Network, format_address, holds
 from agent.node import NodeState
 from agent.resolver.client import ResolverClient
 from agent.resolver.feed import Batch, ServiceRow, State, View
@@ -62,10 +62,20 @@ class ToResolver:
         networks: set[str] = set()
         views: dict[bytes, tuple[str, ...]] = {}
         apart = self.node.gives_way()
-        for sandbox in self.node.sandboxes.values():
-            held = [e for e in map(self.node.local_endpoint, sandbox.endpoints) if e]
+        boxes = [
+            [e for e in map(self.node.local_endpoint, sandbox.endpoints) if e]
+            for sandbox in self.node.sandboxes.values()
+        ]
+        together: dict[str, list[Endpoint]] = {}  # of a workload that has a sandbox a network
+        for endpoint in (e for held in boxes for e in held if WORKLOAD in e.labels):
+            together.setdefault(endpoint.labels[WORKLOAD], []).append(endpoint)
+        for held in boxes:
+            workloads = {e.labels[WORKLOAD] for e in held if WORKLOAD in e.labels}
+            beside = [e for workload in workloads for e in together[workload]]
             seen = tuple(
-                dict.fromkeys(e.network for e in held if self.node.catalogue.get(e.network))
+                dict.fromkeys(
+                    e.network for e in (*held, *beside) if self.node.catalogue.get(e.network)
+                )
             )
             networks.update(seen)
             for endpoint in held:

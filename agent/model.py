@@ -46,6 +46,9 @@ CLOSED_MAX = 16  # ports of one agent; it has a metrics and a control port
 # namespace, the host's. Such a sandbox is left as it is once its interface has been moved.
 HANDED_OUT = "/proc/self/ns/net"
 SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.md
+# Label of endpoints: those of one node that bear the same are of one workload, as when an engine
+# makes an endpoint for each network that a container is in.
+WORKLOAD = "docker.container"
 BRIDGE = "bridge"  # the driver of networks that are on their creator alone
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
 
@@ -173,6 +176,11 @@ class Sandbox(msgspec.Struct, frozen=True, array_like=True, gc=False):
     default6: str = ""  # and that with the one of IPv6
     priorities: tuple[int, ...] = ()  # of the endpoints, for the default routes
     lent: dict[str, tuple[str, ...]] = {}  # endpoint of a plugin's network -> its gateways
+    # Where the interface was moved that was handed out, once that is known: path and inode of the
+    # namespace, and the interface's name there.
+    moved_to: str = ""
+    moved_inode: int = 0
+    moved_name: str = ""
 
 
 class Removal(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -266,6 +274,22 @@ def parse_name(text: str, what: str) -> str:
             "Use 1 to 63 letters, digits and hyphens, not a hyphen first or last",
         )
     return name
+
+
+def parse_alias(text: str) -> str:
+    """A name that may have underscores inside as well, as those of Compose have; Invalid if
+    it is none."""
+    try:
+        parse_name(text.replace("_", "x"), "alias")
+        if text[0] != "_":
+            return text.lower()
+    except Invalid:
+        pass
+    raise Invalid(
+        f"alias name {shorten(text)}",
+        "is no label of a name",
+        "Use 1 to 63 letters, digits, hyphens and underscores, beginning with a letter or digit",
+    )
 
 
 def parse_mac(text: str) -> bytes:

@@ -55,6 +55,7 @@ class EndpointSpec(msgspec.Struct, frozen=True, gc=False):
     aliases: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     priority: int = 0  # for its sandbox's default routes; the highest has them
+    held: bool = False  # its addresses are held for it (NodeState.hold_address)
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -208,7 +209,7 @@ def parse_endpoint(
         model.parse_name(name, "endpoint"),
         tuple(dict.fromkeys(model.parse_address(a) for a in addresses)),
         model.parse_mac(mac) if mac else b"",
-        tuple(dict.fromkeys(model.parse_name(a, "alias") for a in aliases)),
+        tuple(dict.fromkeys(model.parse_alias(a) for a in aliases)),
         model.parse_labels(labels) if labels else {},
         priority,
     )

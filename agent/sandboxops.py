@@ -32,7 +32,7 @@ from agent.model import (
     plugin_of,
 )
 from agent.requests import EndpointSpec
-from agent.workload import Namespace, identify, is_alive, tell_resolver
+from agent.workload import Namespace, find_interface, identify, is_alive, tell_resolver
 
 log = structlog.get_logger()
 
@@ -187,6 +187,19 @@ class SandboxOperations(Completion):
         endpoint = await self.attach(sandbox, found, spec, ifname)
         await self.done()
         return endpoint, ifname
+
+    async def moved(self, endpoint: str, netns: str) -> None:
+        """The interface of an endpoint that was handed out is in the namespace at path `netns` by
+        now. On return what balanced connections need there is in it."""
+        held = self.node.local_endpoint(endpoint)
+        sandbox = self.node.sandboxes.get(held.sandbox) if held else None
+        if held is None or sandbox is None or sandbox.netns != HANDED_OUT:
+            raise NotFound(f"endpoint {endpoint}", "was not handed out")
+        inode, name = await asyncio.to_thread(find_interface, netns, held.mac)
+        fresh = msgspec.structs.replace(sandbox, moved_to=netns, moved_inode=inode, moved_name=name)
+        if fresh != sandbox and sandbox.id in self.node.sandboxes:
+            self.node.put_sandbox(fresh)
+            await self._kernel.settle(endpoint)
 
     def publish(self, endpoint: str, publishes: Sequence[Publish]) -> None:
         """Have ports of this host lead to an endpoint that was handed out; none: no more.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography import x509
@@ -19,9 +20,11 @@ from agent.api.refusals import Refusals
 from agent.api.server import ControlServer
 from agent.cluster.trust import Keyring, check_issued
 from agent.config import Settings, parse_listen
+from agent.datapath.firewall import let_through
 from agent.errors import Conflict
 from agent.node import NodeState
 from agent.operations import Operations
+from agent.serviceops import ServiceOperations
 
 
 async def free_socket(path: Path) -> Path:
@@ -72,16 +75,35 @@ async def serve_control(
 
 
 async def serve_docker(
-    node: NodeState, operations: Operations, state_dir: Path, stack: contextlib.AsyncExitStack
+    operations: Operations,
+    settings: Settings,
+    is_complete: Callable[[], bool],
+    services: ServiceOperations,
+    stack: contextlib.AsyncExitStack,
 ) -> None:
-    """Be a network plugin of this host's Docker engines."""
+    """Be a network plugin of this host's Docker engine, and keep its networks the cluster's.
+
+    `is_complete`: whether this node has heard of all that the others know.
+    """
     from agent.api.docker.bindings import Bindings
     from agent.api.docker.driver import Driver
+    from agent.api.docker.engine import Engine
+    from agent.api.docker.ipam import Ipam
+    from agent.api.docker.labelled import Labelled
+    from agent.api.docker.mirror import Mirror
     from agent.api.docker.server import DockerPlugin  # aiohttp takes 0.2 s to import
 
-    plugin = DockerPlugin(Driver(node, operations, Bindings(state_dir)))
+    bindings, ipam = Bindings(Path(settings.state_dir)), Ipam(operations)
+    plugin = DockerPlugin(Driver(operations.node, operations, bindings, ipam), ipam)
     await plugin.start()
     stack.push_async_callback(plugin.stop)
+    engine = await stack.enter_async_context(Engine(Path(settings.docker_socket)))
+    mirror = Mirror(operations, bindings, engine, is_complete, let_through)
+    mirror.start()
+    stack.push_async_callback(mirror.stop)
+    labelled = Labelled(operations.node, services)
+    labelled.start()
+    stack.push_async_callback(labelled.stop)
 
 
 async def serve_metrics(metrics: Metrics, where: str, stack: contextlib.AsyncExitStack) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import stat
+import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from agent.errors import Conflict, Invalid, NotFound
 from agent.model import Sandbox
 
 NS_GET_NSTYPE = 0xB703
+SIOCGIFHWADDR = 0x8927
 NETNS_DIR = "/run/netns"
 TMPFS = "vxmesh"  # what the tmpfs with a sandbox's resolv.conf is called in its list of mounts
 
@@ -66,6 +69,29 @@ def identify(ref: str, pid: int = 0) -> Namespace:
             what, "is in the host's own network namespace", "Give it one of its own first"
         )
     return Namespace(path, inode, started)
+
+
+def find_interface(netns: str, mac: bytes) -> tuple[int, str]:
+    """The inode of the namespace at path `netns`, and the name of the interface there with `mac`.
+
+    NotFound if there is no such; netdevice(7).
+    """
+
+    def look() -> tuple[int, str]:
+        inode = Path("/proc/thread-self/ns/net").stat().st_ino
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for _, name in socket.if_nameindex():
+                request = struct.pack("16sH14x", name.encode(), 0)
+                found = fcntl.ioctl(sock, SIOCGIFHWADDR, request)
+                if found[18:24] == mac:
+                    return inode, name
+        raise NotFound(f"an interface with MAC {mac.hex(':')}", f"is not in {netns}")
+
+    try:
+        return syscalls.in_netns(netns, look)
+    except OSError as error:
+        what = f"network namespace {netns}"
+        raise NotFound(what, f"cannot be entered ({error.strerror})") from None
 
 
 def is_alive(sandbox: Sandbox) -> bool:

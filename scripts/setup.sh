@@ -67,6 +67,9 @@ wireguard() { # what encrypted networks need: the kernel's, or else a process in
 need nft nftables ip iproute2 tcpdump tcpdump ping iputils-ping
 if [ "$what" = dev ]; then
   need iperf3 iperf3 wrk wrk wireguard-go wireguard-go # tests kill the process, whatever the kernel has
+  # Engines are started by the tests. Where they cannot be had, those tests say so.
+  (without_services need dockerd docker.io busybox busybox-static) ||
+    echo "setup: going on without docker.io and busybox-static: tests/docker is skipped" >&2
 else
   # All but encrypted networks works without, and those say what they lack.
   (wireguard) || echo "setup: going on without wireguard-go: encrypted networks are refused" >&2

@@ -12,6 +12,7 @@ COLUMNS = [
     ("NAMESPACE", "namespace"),
     ("ADDRESS", "address"),
     ("AGENT", lambda h: h.get("agent")),
+    ("ENGINE", lambda h: h.get("engine")),
     ("LINK", "link"),
     ("CUT FROM", "cut_from"),
     ("LOSS", lambda h: f"{h['loss']:g} %"),
@@ -38,7 +39,9 @@ def testbed(context: click.Context, prefix: str) -> None:
 @click.option(
     "--underlay", type=click.Choice(("4", "6")), default="4", help="IP version between agents [4]"
 )
-@click.option("--docker", is_flag=True, help="not in this version")
+@click.option(
+    "--docker", is_flag=True, help="a Docker engine in each host, with vxmesh as its plugin"
+)
 @click.option("--no-agents", is_flag=True, help="only the hosts and the wire")
 @output_option
 @click.pass_obj
@@ -83,7 +86,10 @@ def status(chosen: dict[str, str], output: str) -> None:
     """Show the hosts."""
     found = Testbed.find(chosen["prefix"]).status()
     if output == "table":
-        emit_list([*found["hosts"], {"name": "client", **found["client"]}], COLUMNS, output)
+        columns = [
+            c for c in COLUMNS if c[0] != "ENGINE" or any("engine" in h for h in found["hosts"])
+        ]
+        emit_list([*found["hosts"], {"name": "client", **found["client"]}], columns, output)
     else:
         emit_object(found, output)
 
@@ -135,11 +141,12 @@ def loss(chosen: dict[str, str], host: str, percent: float, output: str) -> None
 
 @testbed.command()
 @click.argument("host")
+@click.option("--engine", is_flag=True, help="its Docker engine instead")
 @output_option
 @click.pass_obj
-def kill(chosen: dict[str, str], host: str, output: str) -> None:
+def kill(chosen: dict[str, str], host: str, engine: bool, output: str) -> None:
     """SIGKILL a host's agent, and nothing else of the host."""
-    Testbed.find(chosen["prefix"]).kill(host)
+    Testbed.find(chosen["prefix"]).kill(host, engine=engine)
 
 
 @testbed.command()
@@ -147,5 +154,5 @@ def kill(chosen: dict[str, str], host: str, output: str) -> None:
 @output_option
 @click.pass_obj
 def start(chosen: dict[str, str], host: str, output: str) -> None:
-    """Start a host's agent again, and wait until it serves."""
+    """Start a host's agent again, and its engine, and wait until they serve."""
     Testbed.find(chosen["prefix"]).start(host)

@@ -28,6 +28,7 @@ from agent.model import (
     Node,
     Removal,
     parse_address,
+    parse_alias,
     parse_labels,
     parse_name,
     parse_subnet,
@@ -86,7 +87,8 @@ def check_endpoint(value: Endpoint) -> None:
         raise Invalid("record", f"has the MAC {value.mac.hex(':')}, which is no station's")
     check_name(value.name)
     for alias in value.aliases:
-        check_name(alias)
+        if parse_alias(alias) != alias:
+            raise Invalid("record", f"has the alias {shorten(alias)}, which is not in lower case")
     if value.labels:
         parse_labels(value.labels)
     if value.sandbox:

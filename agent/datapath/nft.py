@@ -22,6 +22,7 @@ from agent.model import IPNetwork, format_address
 TABLE, SEALED = "inet vxmesh", "inet vxmesh_sealed"
 UPLINK, HOST_UPLINK = "uplink", "vxmesh0"
 UNTRACKED = 0x76786D75  # mark of packets of our own that are part of no connection (prods.py)
+ASKED = 0x76786D71  # mark of questions that our name server is to answer (questions.py)
 NOTHING_CLOSED = Closed()
 # Our ends of the uplink (uplink.py), to which the host leads the published ports of services.
 DOOR = {4: "169.254.83.2", 6: "fd76:786d:6573:6800::2"}
@@ -31,13 +32,22 @@ NO_DOORS: Mapping[tuple[str, str], str] = {}
 # packet and decide nothing. What comes over the uplink has passed the host's table, and a sandbox
 # is known by its bridge. What was balanced from there may go into internal networks too, and what
 # the host sends round to have it come in again goes straight back (entrance.py).
+# asked: after a service's VIP has become its backend; what is for a name server there goes there.
 OWN_CHAINS = f"""\
+	chain asked {{
+		type filter hook prerouting priority dstnat + 10; policy accept;
+		ct status dnat accept
+		iifname @asked udp dport 53 meta mark set {hex(ASKED)}
+		iifname @asked tcp dport 53 meta mark set {hex(ASKED)}
+	}}
+
 	chain input {{
 		type filter hook input priority filter; policy drop;
 		iifname "lo" accept
 		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
 		iifname . ip daddr @gateways4 accept
 		iifname . ip6 daddr @gateways6 accept
+		meta mark {hex(ASKED)} accept
 	}}
 
 	chain forward {{
@@ -198,16 +208,19 @@ class Ruleset:
 def own(bridges: Iterable[Bridge]) -> Ruleset:
     """The table of our namespace.
 
-    Input: a bridge's sandboxes reach that bridge's gateways and nothing else of ours.
+    Input: a bridge's sandboxes reach that bridge's gateways and nothing else of ours; but where
+    engines have containers, our name server is who answers, whoever is asked.
     Forward: never from one bridge to another; through the uplink only networks that are not
     internal, and only with a source of their own.
     """
     gateways: dict[int, set[str]] = {4: set(), 6: set()}
     egress: dict[int, set[str]] = {4: set(), 6: set()}
-    hairpin, open_ = set(), set()
+    hairpin, open_, asked = set(), set(), set()
     for bridge in bridges:
         name = f'"{bridge.device}"'
         hairpin.add(f"{name} . {name}")
+        if bridge.asked:
+            asked.add(name)
         for gateway in bridge.gateways:
             address = ipaddress.ip_interface(gateway).ip
             gateways[address.version].add(f"{name} . {address}")
@@ -223,6 +236,7 @@ def own(bridges: Iterable[Bridge]) -> Ruleset:
             "egress6": _set("egress6", "ifname . ipv6_addr; flags interval", egress[6]),
             "hairpin": _set("hairpin", "ifname . ifname", hairpin),
             "open": _set("open", "ifname", open_),
+            "asked": _set("asked", "ifname", asked),
         },
         OWN_CHAINS,
     )

@@ -23,8 +23,9 @@ IFA_F_NODAD = 0x02
 NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20  # linux/neighbour.h
 RTNH_F_ONLINK = 4
 IFA_F_NOPREFIXROUTE = 0x200
-RTN_UNICAST, RTN_UNREACHABLE = 1, 7
+RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 METRIC_LAST = 0xFF000000  # of a route that any other one to the same prefix is preferred to
+RT_SCOPE_HOST = 254
 RT_SCOPE_NOWHERE = 255  # of a route to delete: whichever it has
 
 
@@ -283,6 +284,42 @@ class Routing(Rtnetlink):
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOENT):
                 raise
+
+    @in_thread
+    async def set_local_default(self, table: int, device: int, ipv6: bool) -> None:
+        """Have what looks in `table` arrive here, whatever its destination."""
+        await request(
+            self._route.route(
+                "replace",
+                family=socket.AF_INET6 if ipv6 else socket.AF_INET,
+                dst="::/0" if ipv6 else "0.0.0.0/0",
+                oif=device,
+                table=table,
+                type=RTN_LOCAL,
+                scope=RT_SCOPE_HOST,
+                proto=PROTOCOL,
+            )
+        )
+
+    @in_thread
+    async def ensure_mark(self, mark: int, table: int, priority: int, ipv6: bool) -> int:
+        """A rule: what has just that mark looks in `table`; 1 if there was none."""
+        family = socket.AF_INET6 if ipv6 else socket.AF_INET
+        async for m in each(await request(self._route.rule("dump", family=family))):
+            if (m.get_attr("FRA_TABLE"), m.get_attr("FRA_FWMARK")) == (table, mark):
+                return 0
+        await request(
+            self._route.rule(
+                "add",
+                family=family,
+                table=table,
+                fwmark=mark,
+                fwmask=0xFFFFFFFF,
+                priority=priority,
+                protocol=PROTOCOL,
+            )
+        )
+        return 1
 
 
 def _routes(message: Any) -> list[Route]:

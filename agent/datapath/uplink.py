@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from agent.datapath import namespaces
+from agent.datapath import namespaces, questions
 from agent.datapath.linkstate import LinkState
 from agent.datapath.namespaces import SYSCTL
 from agent.datapath.netlink import Link, Netlink
@@ -98,6 +98,7 @@ class Uplink:
                 changes["link"] += 1
                 await side.set_link(link.index, state="up")
         changes["route"] += await self._default_routes()
+        changes["route"] += await questions.ensure(self._own, self.has_ipv6)
         return changes
 
     async def set_sysctls(self) -> int:

@@ -40,9 +40,10 @@ class WaysBack:
         for vni in networks:
             held = self._held.get(vni)
             for endpoint, (port, index) in held.ports.items() if held else ():
-                if port.is_handed_out:
+                inside = port.inside
+                if inside is None:
                     continue  # where it has gone is not known here
-                wanted[endpoint] = vni, (port, index, held.bridge.gateways if held else ())
+                wanted[endpoint] = vni, (inside, index, held.bridge.gateways if held else ())
         present = {e for held in self._held.values() for e in held.ports}
         for endpoint in self._done.keys() - wanted.keys():
             port, _, _ = self._done.pop(endpoint)

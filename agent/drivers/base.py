@@ -9,7 +9,7 @@ What stands opposite: datapath/reconciler.py.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agent.drivers.balancing import Frontend, FrontendKey
@@ -31,12 +31,24 @@ class Port:
     # The families whose default route another port has, or takes over in one step: what this one
     # had is left to that.
     handed_on: tuple[int, ...] = ()
+    moved: tuple[str, int, str] | None = None  # path, inode and name where it was moved to
 
     @property
     def is_handed_out(self) -> bool:
         """Whether the end in the sandbox is moved and furnished by somebody else, as Docker does:
         we make the pair, and look at our own end only."""
         return self.netns == HANDED_OUT
+
+    @property
+    def inside(self) -> Port | None:
+        """The same port where its interface is by now; None: it waits to be moved, or nobody has
+        said where it was moved to."""
+        if not self.is_handed_out:
+            return self
+        if self.moved is None:
+            return None
+        netns, inode, ifname = self.moved
+        return replace(self, netns=netns, inode=inode, ifname=ifname, moved=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,7 @@ class Bridge:
     # none of them, and nothing of them goes to the host or comes from there.
     apart: frozenset[str] = frozenset()
     encrypted: bool = False  # its VXLAN packets go inside WireGuard and nowhere else
+    asked: bool = False  # name servers elsewhere that are asked from it: ours is to answer
     spoof: bool = False  # its sandboxes may send with others' MACs and addresses
 
     @property

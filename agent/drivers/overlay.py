@@ -110,6 +110,7 @@ def bridge(
         ports=ports,
         apart=apart,
         encrypted=network.encrypted,
+        asked=any(port.is_handed_out for port in ports.values()),
         spoof=network.options.get(SPOOF) == "allow",
     )
 
@@ -130,6 +131,9 @@ def _port(network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Port:
             for family, default in ((4, sandbox.default), (6, sandbox.default6))
             if default not in ("", endpoint.id)
         ),
+        moved=(sandbox.moved_to, sandbox.moved_inode, sandbox.moved_name)
+        if sandbox.moved_to
+        else None,
     )
 
 

@@ -17,6 +17,7 @@ import structlog
 from agent.core.checking import Streak
 from agent.errors import VxmeshError
 from agent.health.probes import Prober, Target, Vanished
+from agent.model import HANDED_OUT
 from agent.node import NodeState
 from agent.servicemodel import HTTP, REASON_MAX, TCP, UNKNOWN, Check, Service, Verdict
 from agent.views import Change
@@ -112,11 +113,13 @@ class HealthChecker:
             sandbox = self.node.sandboxes.get(endpoint.sandbox) if endpoint else None
             if endpoint is None or sandbox is None or not endpoint.addresses:
                 continue
+            if sandbox.netns == HANDED_OUT and not sandbox.moved_to:
+                continue  # nobody has said where to look from
             found[id] = _Wanted(
                 check,
                 Target(
-                    sandbox.netns,
-                    sandbox.inode,
+                    sandbox.moved_to or sandbox.netns,
+                    sandbox.moved_inode or sandbox.inode,
                     endpoint.addresses[0],
                     port,
                     check.kind,

@@ -5,14 +5,15 @@ What stands opposite: agent/allocator.py, which has addresses donated when NeedS
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
 from agent.core.addresses import Range
 from agent.core.members import Member, Members
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound
-from agent.model import BRIDGE, Endpoint, Network, format_address, format_mac
+from agent.model import BRIDGE, Endpoint, Network, Node, format_address, format_mac
 from agent.node.networks import Networks
 from agent.node.records import Recording
 from agent.requests import EndpointSpec
@@ -37,6 +38,42 @@ class NeedSpace(Exception):
 
 class Endpoints(Networks):
     """The methods of a node that are about endpoints."""
+
+    def __init__(self, me: Node, clock: Callable[[], float], rng: random.Random) -> None:
+        super().__init__(me, clock, rng)
+        self._held: set[tuple[str, bytes]] = set()  # network, address
+
+    # -- addresses that are chosen before who is to have them is known --
+
+    def hold_address(self, network_id: str, family: int, address: bytes = b"") -> bytes:
+        """Keep `address`, or a free one of `family`, until an endpoint is made with it by a spec
+        that says `held`, or `let_go`. While it is held nobody gets it, on whichever node.
+
+        Raises as `create_endpoint` does. Not on disk: an agent's next life knows nothing of it.
+        """
+        self.check_stays()
+        network = self.find_network(network_id)
+        self._check_home(network)
+        if address:
+            self._check_static(network, self._members(network.id), address)
+            self._check_owned(network, [address])
+        else:
+            address = self._pick(network, family)
+        self._held.add((network.id, address))
+        self.addresses[network.id].space.take(address)
+        return address
+
+    def let_go(self, network_id: str, address: bytes) -> None:
+        """Hold an address no more; no error if it is not held."""
+        if (network_id, address) in self._held:
+            self._held.remove((network_id, address))
+            if network_id in self.addresses:
+                self.addresses[network_id].space.release(address)
+
+    def let_all_go(self) -> None:
+        """Hold nothing more: who asked for it is gone."""
+        for network, address in list(self._held):
+            self.let_go(network, address)
 
     # -- endpoints --
 
@@ -95,6 +132,7 @@ class Endpoints(Networks):
             and not self.services.of(network.id)
             and all(spec.mac and spec.addresses for spec in specs)
             and not addresses.space.reserves_any(_addresses(specs))
+            and not (self._held and any((network.id, a) in self._held for a in _addresses(specs)))
         )
 
     def cancel(self, endpoints: Iterable[Endpoint]) -> None:
@@ -120,6 +158,25 @@ class Endpoints(Networks):
         fresh = msgspec.structs.replace(endpoint, mac=mac, sandbox=sandbox)
         members.drop(endpoint.id)
         members.put(fresh, self.me)
+        return fresh
+
+    def rename_endpoint(
+        self, id: str, name: str, aliases: Sequence[str], labels: dict[str, str]
+    ) -> Endpoint:
+        """Give an endpoint of this node another name, aliases and labels; Conflict if the name is
+        another's, NotFound if there is no such endpoint."""
+        old = self.local_endpoint(id)
+        if old is None or not self.is_committed(id):
+            raise NotFound(f"endpoint {id}", "does not exist on this node")
+        fresh = msgspec.structs.replace(
+            old, name=name, aliases=tuple(dict.fromkeys(aliases)), labels=labels
+        )
+        if fresh == old:
+            return old
+        self._check_names(self.find_network(old.network), fresh.name, fresh.aliases, than=id)
+        with Recording(self) as change:
+            self._put(ENDPOINT + id, fresh)
+            self._take_endpoint(self.me, fresh, change)
         return fresh
 
     def commit(self, endpoints: Iterable[Endpoint]) -> None:
@@ -168,23 +225,7 @@ class Endpoints(Networks):
         self, network: Network, spec: EndpointSpec, sandbox: str, owned: bool = False
     ) -> Endpoint:
         members = self._members(network.id)
-        for other in members.with_name(spec.name):
-            if other.node in self.withdrawn:
-                continue  # what ran on a host that is gone may be started again elsewhere
-            raise Conflict(
-                f"endpoint {spec.name}",
-                f"exists in network {self.catalogue.name(network.id)} on "
-                f"{self.node_name(other.node)}",
-                "Choose another name, or use an alias, which may be shared",
-            )
-        for wanted in (spec.name, *spec.aliases):
-            if self.services.named(network.id, wanted):
-                raise Conflict(
-                    f"endpoint {spec.name}",
-                    f"would have the name of service {wanted} in network "
-                    f"{self.catalogue.name(network.id)}",
-                    "Choose another name",
-                )
+        self._check_names(network, spec.name, spec.aliases)
         if spec.mac:
             holder = members.with_mac(spec.mac)
             if holder:
@@ -194,7 +235,7 @@ class Endpoints(Networks):
                     "Choose another, or leave --mac out",
                 )
         for address in spec.addresses:
-            self._check_static(network, members, address)
+            self._check_static(network, members, address, spec.held)
         if not owned:
             self._check_owned(network, spec.addresses)
         chosen = list(spec.addresses)
@@ -215,7 +256,31 @@ class Endpoints(Networks):
             sandbox,
         )
 
-    def _check_static(self, network: Network, members: Members, address: bytes) -> None:
+    def _check_names(
+        self, network: Network, name: str, aliases: Iterable[str], than: str = ""
+    ) -> None:
+        """Conflict if a name is that of another endpoint `than` (id), or one is a service's."""
+        for other in self._members(network.id).with_name(name):
+            if other.node in self.withdrawn or other.endpoint.id == than:
+                continue  # what ran on a host that is gone may be started again elsewhere
+            raise Conflict(
+                f"endpoint {name}",
+                f"exists in network {self.catalogue.name(network.id)} on "
+                f"{self.node_name(other.node)}",
+                "Choose another name, or use an alias, which may be shared",
+            )
+        for wanted in (name, *aliases):
+            if self.services.named(network.id, wanted):
+                raise Conflict(
+                    f"endpoint {name}",
+                    f"would have the name of service {wanted} in network "
+                    f"{self.catalogue.name(network.id)}",
+                    "Choose another name",
+                )
+
+    def _check_static(
+        self, network: Network, members: Members, address: bytes, held: bool = False
+    ) -> None:
         text = format_address(address)
         space = self.addresses[network.id].space
         if self.addresses[network.id].ring.owner(address) is None:
@@ -229,6 +294,12 @@ class Endpoints(Networks):
             raise Conflict(
                 f"address {text}",
                 f"is taken by {holder.endpoint.name} on {self.node_name(holder.node)}",
+                "Choose another, or leave it out",
+            )
+        if (network.id, address) in self._held and not held:
+            raise Conflict(
+                f"address {text}",
+                "is being given to an endpoint on this node",
                 "Choose another, or leave it out",
             )
         service = self.services.with_address(network.id, address)
@@ -284,6 +355,7 @@ class Endpoints(Networks):
         space = self.addresses[endpoint.network].space
         for address in endpoint.addresses:
             space.take(address)
+            self.let_go(endpoint.network, address)
 
 
 def _addresses(specs: Iterable[EndpointSpec]) -> Iterator[bytes]:

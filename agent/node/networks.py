@@ -53,11 +53,7 @@ class Networks(Records):
                 f"{NETWORKS_MAX} of this node are there, and the others take no more",
                 "Remove some, or create it on another node",
             )
-        taken = [
-            (f"network {self.catalogue.name(n.id)}", s)
-            for n in self.catalogue.all()
-            for s in n.subnets
-        ] + [(f"a route of host {n.name}", r) for n in self.nodes.values() for r in n.routes]
+        taken = self._taken()
         self._check_mtu(spec)
         id = self._new_id()
         if spec.subnets:
@@ -89,6 +85,22 @@ class Networks(Records):
             self._take_network(self.me, network, change)
             self._state_claims(id)
         return network
+
+    def _taken(self) -> list[tuple[str, str]]:
+        """The subnets that no new network may overlap, and whose they are."""
+        networks = [(n, s) for n in self.catalogue.all() for s in n.subnets]
+        routes = [(n, r) for n in self.nodes.values() for r in n.routes]
+        return [(f"network {self.catalogue.name(n.id)}", s) for n, s in networks] + [
+            (f"a route of host {n.name}", r) for n, r in routes
+        ]
+
+    def choose_subnet(self, family: int, without: Iterable[str] = ()) -> str:
+        """A subnet that a network made now could have and that overlaps none of `without` either.
+
+        Exhausted or Conflict if there is none.
+        """
+        taken = [*self._taken(), *((subnet, subnet) for subnet in without)]
+        return choose_subnets(self._new_id(), family == 4, family == 6, taken)[0]
 
     def remove_network(self, id: str) -> None:
         """Remove a network; InUse names its endpoints, NotFound if there is none."""
@@ -126,6 +138,19 @@ class Networks(Records):
                 self._write_network(msgspec.structs.replace(network, deleted=True), change)
             self._state_claims(network.id)
             self.settle_conflicts()
+
+    def amend_network(self, id: str, name: str, labels: dict[str, str]) -> Network:
+        """Give a network another name and labels; Conflict if the name is another's."""
+        network = self.find_network(id)
+        other = self.catalogue.named(name)
+        if other and other.id != network.id:
+            raise Conflict(f"network {name}", "exists", "Choose another name")
+        if (network.name, network.labels) != (name, labels):
+            with Recording(self) as change:
+                fresh = msgspec.structs.replace(network, name=name, labels=labels)
+                self._write_network(fresh, change)
+                self.settle_conflicts()
+        return self.find_network(network.id)
 
     def _write_network(self, network: Network, change: Change) -> None:
         """Write a network's record under our own origin, above the one that counts now."""

@@ -8,6 +8,7 @@ What stands opposite: server.py, which reads and writes here.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -25,6 +26,8 @@ PORT = 53
 DEFAULT_LISTEN = ("0.0.0.0:53", "[::]:53")
 
 _IP_PKTINFO = 8  # linux/in.h; the socket module lacks it
+# linux/in.h, in6.h: to answer from an address that is not ours (datapath/questions.py).
+_IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 # linux/udp.h. Without it the kernel would make a hundred questions of one packet that an asker
 # sent with UDP_SEGMENT, past the limit that counts packets (datapath/guardrules.py).
 _SOL_UDP, _UDP_GRO = 17, 104
@@ -81,6 +84,12 @@ def _open(
         sock.setblocking(False)
         if listen.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if ipaddress.ip_address(listen.address).is_unspecified:
+            with contextlib.suppress(PermissionError):  # then only at addresses of our own
+                if listen.family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+                else:
+                    sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)

@@ -93,7 +93,7 @@ def wait_ready(agents: Sequence[Started]) -> None:
                 raise VxmeshError(
                     f"the agent of {agent.host}",
                     "ended while it started",
-                    _tail(agent),
+                    tail(agent),
                 )
             if answers(agent.socket):
                 left.remove(agent)
@@ -101,13 +101,14 @@ def wait_ready(agents: Sequence[Started]) -> None:
             raise Timeout(
                 f"the agent of {left[0].host}",
                 "does not open its socket",
-                _tail(left[0]),
+                tail(left[0]),
             )
         if left:
             time.sleep(POLL)
 
 
-def _tail(agent: Started) -> str:
+def tail(agent: Started) -> str:
+    """The end of what it said since it was started, for an error."""
     with agent.log.open("rb") as file:
         file.seek(agent.log_offset)
         lines = file.read().decode(errors="replace").splitlines()

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.errors import Conflict, Invalid, NotFound, Unsupported, VxmeshError
-from agent.testbed import agents, namespaces, processes, state
+from agent.errors import Conflict, Invalid, NotFound, VxmeshError
+from agent.testbed import agents, engines, namespaces, processes, state
 from agent.testbed.fabric import (
     CLIENT,
     CLIENT_NUMBER,
@@ -70,7 +70,7 @@ class Testbed:
         """Make a testbed, or start what one that is there lacks.
 
         With `ipv6` the wire has IPv6 beside IPv4; with `underlay` 6 it has, and the agents reach
-        each other by it, VXLAN included.
+        each other by it, VXLAN included. With `docker` each host has a Docker engine of its own.
 
         `say` is told how far it is, `show` the lines by which hosts joined.
 
@@ -80,9 +80,7 @@ class Testbed:
         """
         _require_root()
         if docker:
-            raise Unsupported(
-                "--docker", "Docker engines in the testbed come with the Docker plugin"
-            )
+            engines.programs()
         if hosts is not None and not 1 <= hosts <= HOSTS_MAX:
             raise Invalid(f"--hosts {hosts}", "is out of range", f"Use 1 to {HOSTS_MAX}")
         ipv6 = ipv6 or underlay == 6
@@ -91,12 +89,14 @@ class Testbed:
         with state.locked(prefix):
             found = state.load(prefix)
             if found is None:
-                found = bed._build(hosts or HOSTS_DEFAULT, ipv6, underlay, agent_options)
+                found = bed._build(hosts or HOSTS_DEFAULT, ipv6, underlay, docker, agent_options)
                 say(f"{len(found.hosts) - 1} hosts and a client, on one wire")
             else:
-                bed._check_same(found, hosts, ipv6, underlay)
+                bed._check_same(found, hosts, ipv6, underlay, docker)
             if with_agents:
                 bed._start_missing(found, say, show)
+            if found.docker:
+                bed._start_engines(found, say)
         return bed
 
     @classmethod
@@ -140,6 +140,8 @@ class Testbed:
                     "socket": host.target,
                     "log": str(host.log),
                 }
+                if found.docker:
+                    where["engine"] = "running" if host.is_engine_running else "stopped"
             described.append({**where, **link})
         client = described.pop()
         client.pop("name")
@@ -184,22 +186,30 @@ class Testbed:
                 found.losses[name] = share
             self._fabric.filter(found.cuts, found.losses)
 
-    def kill(self, name: str) -> None:
-        """SIGKILL a host's agent, and nothing else of the host; no error if it does not run."""
+    def kill(self, name: str, *, engine: bool = False) -> None:
+        """SIGKILL a host's agent, or its Docker engine, and nothing else of the host; no error if
+        it does not run."""
         with self._changing() as found:
             host = _pick(found, name, with_agent=True)
+            pid, started = host.agent, host.agent_start
+            if engine:
+                _require_docker(found)
+                pid, started = host.engine, host.engine_start
 
             def itself() -> list[int]:
-                return [host.agent] if processes.is_running(host.agent, host.agent_start) else []
+                return [pid] if processes.is_running(pid, started) else []
 
             processes.end(itself, grace=0)
 
     def start(self, name: str) -> None:
-        """Start a host's agent, and wait until it serves; no error if it runs."""
+        """Start a host's agent, and its Docker engine if it is to have one, and wait until they
+        serve; no error if they run."""
         with self._changing() as found:
             host = _pick(found, name, with_agent=True)
             if not self._host(found, host).is_running:
                 agents.wait_ready([self._start_agent(found, host)])
+            if found.docker and not self._host(found, host).is_engine_running:
+                engines.wait_ready([engines.start(self.prefix, self._host(found, host), host)])
 
     def down(self) -> list[int]:
         """End all that runs in the hosts and remove them; see take_down()."""
@@ -222,7 +232,9 @@ class Testbed:
     def _host(self, found: State, of: HostState) -> Host:
         return Host(self.prefix, found.token, of, found.ipv6)
 
-    def _build(self, count: int, ipv6: bool, underlay: int, agent_options: Sequence[str]) -> State:
+    def _build(
+        self, count: int, ipv6: bool, underlay: int, docker: bool, agent_options: Sequence[str]
+    ) -> State:
         numbers = {f"h{n}": n for n in range(1, count + 1)} | {CLIENT: CLIENT_NUMBER}
         for name in ("fabric", *numbers):
             if self._fabric.exists(name):
@@ -235,7 +247,7 @@ class Testbed:
                 )
         hosts = [HostState(name, number) for name, number in numbers.items()]
         found = State(self.prefix, ipv6, hosts=hosts, agent_options=list(agent_options))
-        found.underlay = underlay
+        found.underlay, found.docker = underlay, docker
         state.save(found)
         try:
             state.prepare_machine(found)
@@ -269,7 +281,9 @@ class Testbed:
         finally:
             os.close(fd)
 
-    def _check_same(self, found: State, hosts: int | None, ipv6: bool, underlay: int) -> None:
+    def _check_same(
+        self, found: State, hosts: int | None, ipv6: bool, underlay: int, docker: bool
+    ) -> None:
         count = len(found.hosts) - 1
         again = "Run 'vxmesh testbed down' first"
         if hosts not in (None, count):
@@ -278,6 +292,8 @@ class Testbed:
             raise Conflict("the testbed", "is up without IPv6", again)
         if underlay == 6 and found.underlay != 6:
             raise Conflict("the testbed", "is up with an underlay of IPv4", again)
+        if docker and not found.docker:
+            raise Conflict("the testbed", "is up without Docker engines", again)
         for host in found.hosts:
             if not (host.mnt and Path(host.mnt).exists() and self._fabric.exists(host.name)):
                 raise Conflict(f"host {host.name}", "is damaged: a namespace is gone", again)
@@ -304,6 +320,20 @@ class Testbed:
             agents.wait_joined({h.name: h.socket for h in hosts.values()}, JOIN_TIMEOUT)
             say(f"{len(hosts)} agents see each other")
 
+    def _start_engines(self, found: State, say: Say) -> None:
+        """Start the engines that do not run; after the agents, whose plugin they ask for."""
+        hosts = [h for h in found.hosts if h.name != CLIENT]
+        missing = [h for h in hosts if not self._host(found, h).is_engine_running]
+        fresh = [h.name for h in missing if not h.engine]
+        started = [engines.start(self.prefix, self._host(found, h), h) for h in missing]
+        state.save(found)
+        engines.wait_ready(started)
+        for engine in started:
+            say(f"{engine.host}: Docker engine runs, process {engine.pid}, log {engine.log}")
+        to_fill = [self._host(found, h) for h in hosts if h.name in fresh]
+        if to_fill and (image := engines.give_image(to_fill)):
+            say(f"each engine has an image {image}, made of this machine's")
+
     def _start_agent(self, found: State, state_of: HostState) -> agents.Started:
         host = self._host(found, state_of)
         others = [self._host(found, h) for h in found.hosts if h.name not in (CLIENT, host.name)]
@@ -315,7 +345,7 @@ class Testbed:
             _underlay(found, host),
             next((_underlay(found, other) for other in seeds if other.is_running), ""),
             found.join_token,
-            found.agent_options,
+            [*(["--docker"] if found.docker else []), *found.agent_options],
             found.token,
             host.socket,
             host.log,
@@ -356,10 +386,19 @@ def _dismantle(found: State) -> list[int]:
     def running_agents() -> list[int]:
         return [h.agent for h in found.hosts if processes.is_running(h.agent, h.agent_start)]
 
+    def running_engines() -> list[int]:
+        return [h.engine for h in found.hosts if processes.is_running(h.engine, h.engine_start)]
+
+    # Engines first, and at once: what they hold goes with the hosts, and they would start anew
+    # what ends.
+    processes.end(running_engines, 0)
     processes.end(running_agents, AGENT_GRACE)
+    processes.end(lambda: engines.containers(found.prefix)() if found.docker else [], 0)
     processes.end(ours, WORKLOAD_GRACE)
     strangers = processes.find_strangers([fabric.netns(name) for name in names], [os.getpid()])
     fabric.remove(names)
+    if found.docker:
+        engines.remove_cgroups(found.prefix)
     state.remove(found.prefix, found.made)
     return strangers
 
@@ -392,6 +431,11 @@ def _pick(found: State, name: str, with_agent: bool = False) -> HostState:
         "has no agent" if name == CLIENT else "is not in the testbed",
         f"Use one of {', '.join(host.name for host in there)}",
     )
+
+
+def _require_docker(found: State) -> None:
+    if not found.docker:
+        raise NotFound("the engine", "is not there", "Start the testbed with --docker")
 
 
 def _require_root() -> None:

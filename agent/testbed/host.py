@@ -19,6 +19,8 @@ from agent.testbed.state import HostState
 
 CANNOT_RUN = 126  # exit statuses, as sh has them
 NOT_FOUND = 127
+BIN = "/run/docker-bin"  # of a host: the client of its engine is there
+DOCKER_HOST = "unix:///run/docker.sock"  # of a host's engine, as it calls it
 
 T = TypeVar("T")
 
@@ -41,18 +43,28 @@ class Host:
         self.log = self.directory / "agent.log"
         self.pid = of.agent
         self._start_time = of.agent_start
-        self._token = token
+        self.engine = of.engine  # pid of its Docker engine; 0: none
+        self._engine_start = of.engine_start
+        self.token = token
 
     @property
     def is_running(self) -> bool:
         """Whether the agent that the testbed started runs, or another one answers."""
         return processes.is_running(self.pid, self._start_time) or agents.answers(self.socket)
 
+    @property
+    def is_engine_running(self) -> bool:
+        """Whether the Docker engine that the testbed started runs."""
+        return processes.is_running(self.engine, self._engine_start)
+
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """What a command in this host gets: the caller's environment and the way to its agent."""
         own = "" if self.name == CLIENT else agents.SOCKET
         base = {**os.environ, **(extra or {})}
-        return processes.environment(base, self.name, self._token, own)
+        if self.engine:
+            base["DOCKER_HOST"] = DOCKER_HOST
+            base["PATH"] = os.pathsep.join([BIN, base.get("PATH", os.defpath)])
+        return processes.environment(base, self.name, self.token, own)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in this host, in a throw-away thread. Its sockets stay in the host."""

@@ -24,6 +24,7 @@ from agent.testbed.namespaces import STATE_DIR, mount_points
 
 RUN_DIR = "/run/vxmesh-testbed"
 DEFAULT_PREFIX = "vxm"
+ENGINE_CONFIG = "/etc/docker"  # each host with an engine has its own there
 
 
 @dataclass
@@ -36,6 +37,8 @@ class HostState:
     holder: int = 0  # process that keeps the mount namespace, where a file cannot
     agent: int = 0
     agent_start: int = 0
+    engine: int = 0  # its Docker engine, if the testbed has some
+    engine_start: int = 0
 
 
 @dataclass
@@ -52,6 +55,7 @@ class State:
     losses: dict[str, float] = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
     join_token: str = ""  # of the cluster that its agents make
+    docker: bool = False  # each host has a Docker engine
     underlay: int = 4  # IP version by which the agents reach each other
 
 
@@ -144,6 +148,9 @@ def prepare_machine(state: State) -> None:
         if not Path(STATE_DIR).is_dir():
             Path(STATE_DIR).mkdir(mode=0o700, parents=True)
             state.made.append(f"directory {STATE_DIR}")
+        if state.docker and not Path(ENGINE_CONFIG).is_dir():
+            Path(ENGINE_CONFIG).mkdir(mode=0o700)
+            state.made.append(f"directory {ENGINE_CONFIG}")
         save(state)
 
 
@@ -155,8 +162,12 @@ def remove(prefix: str, made: list[str]) -> None:
             syscalls.umount(str(directory), syscalls.MNT_DETACH)
         if directory.is_dir():
             directory.rmdir()
-        if not _others(prefix):
-            fabric.undo(made)
+        others = _others(prefix)
+        if others and not any(other.docker for other in others):
+            made = [entry for entry in made if entry.endswith(f" {ENGINE_CONFIG}")]
+        elif others:
+            made = []
+        fabric.undo(made)
 
 
 def _others(prefix: str) -> list[State]:

@@ -149,6 +149,6 @@ def test_random_kills_leak_nothing(world: World) -> None:
     for host in HOSTS:
         world.wait(functools.partial(is_bare, world, host), f"{host}'s devices are gone")
         assert world.read(host, "endpoint", "ls") == world.read(host, "sandbox", "ls") == []
-    token = world.host("h1")._token  # of every process that was started in the testbed
+    token = world.host("h1").token  # of every process that was started in the testbed
     left = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes.find(token, [])]
     assert not [x for x in left if x.startswith(b"sleep")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from agent.core.members import Members
@@ -46,6 +47,78 @@ def web(node: NodeState) -> Network:
 
 def endpoint(node: NodeState, network: Network, name: str, **fields: object) -> Endpoint:
     return node.create_endpoint(network.id, parse_endpoint(name, **fields))  # type: ignore[arg-type]
+
+
+def test_an_address_that_is_held_is_nobodys_until_its_endpoint(
+    node: NodeState, web: Network
+) -> None:
+    space = node.addresses[web.id].space
+    held = node.hold_address(web.id, 4)
+    text = format_address(held)
+    with pytest.raises(Conflict, match="being given"):
+        node.hold_address(web.id, 4, held)
+    with pytest.raises(Conflict, match="being given"):
+        endpoint(node, web, "a", addresses=[text])
+    with pytest.raises(Conflict, match="being given"):
+        spec = parse_endpoint("a", addresses=[text], mac="02:00:00:00:00:01")
+        node.reserve(web.id, [spec])
+    assert endpoint(node, web, "b").addresses != (held,)
+    spec = msgspec.structs.replace(parse_endpoint("a", addresses=[text]), held=True)
+    made = node.create_endpoint(web.id, spec)
+    assert made.addresses == (held,) and space.used(held)
+    node.let_go(web.id, held)  # it is the endpoint's by now
+    assert space.used(held)
+    node.remove_endpoints([made.id])
+    assert not space.used(held)
+    for wanted in (b"", held):
+        address = node.hold_address(web.id, 4, wanted)
+        assert space.used(address)
+        node.let_all_go()
+        assert not space.used(address)
+    node.remove_endpoints([m.id for m in node.members[web.id].local.values()])
+    node.hold_address(web.id, 4)
+    node.remove_network(web.id)
+    node.let_all_go()
+
+
+def test_an_endpoint_gets_another_name(node: NodeState, web: Network) -> None:
+    one, two = endpoint(node, web, "one"), endpoint(node, web, "two")
+    other = make("n2")
+    send(node, other)
+    fresh = node.rename_endpoint(one.id, "new", ["x", "my_x"], {"a": "b"})
+    assert (fresh.name, fresh.aliases, fresh.labels) == ("new", ("x", "my_x"), {"a": "b"})
+    assert fresh.addresses == one.addresses
+    send(node, other)
+    assert [m.endpoint for m in other.members[web.id].with_name("new")] == [fresh]
+    assert not other.members[web.id].with_name("one")
+    with pytest.raises(Conflict, match="two: exists"):
+        node.rename_endpoint(one.id, "two", [], {})
+    with pytest.raises(NotFound):
+        other.rename_endpoint(two.id, "new2", [], {})
+
+
+def test_a_network_gets_another_name(node: NodeState, web: Network) -> None:
+    node.create_network(NetworkSpec("other"))
+    other = make("n2")
+    send(node, other)
+    held = endpoint(node, web, "one")
+    assert node.amend_network(web.id, "new", {"a": "b"}).name == "new"
+    send(node, other)
+    assert other.find_network("new").labels == {"a": "b"}
+    assert node.members[web.id].local == {held.id: held}
+    with pytest.raises(Conflict, match="exists"):
+        node.amend_network(web.id, "other", {})
+
+
+def test_a_subnet_for_a_network_to_come(node: NodeState, web: Network) -> None:
+    first = node.choose_subnet(4)
+    assert first.endswith("/20")
+    seen = {first}
+    for _ in range(20):
+        subnet = node.choose_subnet(4, seen)
+        assert subnet not in seen
+        seen.add(subnet)
+    assert node.choose_subnet(6).startswith("fd")
 
 
 def test_a_network_gets_what_was_not_given(node: NodeState) -> None:

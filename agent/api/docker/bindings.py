@@ -16,7 +16,8 @@ FILE = "docker.json"  # below the state directory
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """A network of ours, and whether it was made for the engine's and goes with it."""
+    """A network of ours, and whether it goes with the engine's: it was made for that, here or on
+    another host."""
 
     network: str
     made: bool
@@ -41,6 +42,10 @@ class Bindings:
                 "Remove it with 'docker network rm' and make it anew",
             )
         return bound
+
+    def all(self) -> dict[str, Bound]:
+        """The engine's id -> what it means."""
+        return dict(self._held)
 
     def put(self, docker: str, bound: Bound) -> None:
         """Bind. OSError if it cannot be kept."""

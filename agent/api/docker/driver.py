@@ -9,76 +9,60 @@ Source: libnetwork docs/remote.md. Opposite: server.py (HTTP), agent/operations.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from agent.api.docker.bindings import Bindings, Bound
-from agent.errors import Invalid, NotFound
-from agent.model import Endpoint, Network, Publish, format_address, format_mac
+from agent.api.docker.bodies import (
+    FOLLOWS,
+    GENERIC,
+    INTERNAL,
+    IPV6,
+    MTU,
+    NETWORK,
+    PORTS,
+    CreateNetwork,
+    Interface,
+    OfEndpoint,
+    OfNetwork,
+    Pool,
+    read,
+)
+from agent.api.docker.ipam import SPACE, Ipam
+from agent.errors import Conflict, Invalid, NotFound
+from agent.model import (
+    Endpoint,
+    Network,
+    Publish,
+    format_address,
+    format_mac,
+    holds,
+    parse_address,
+    parse_subnet,
+)
 from agent.node import NodeState
 from agent.operations import Operations
 from agent.requests import parse_endpoint, parse_network
 
-GENERIC = "com.docker.network.generic"  # libnetwork netlabel: what -o gave
-INTERNAL = "com.docker.network.internal"
-IPV6 = "com.docker.network.enable_ipv6"
-PORTS = "com.docker.network.portmap"
-MTU = "com.docker.network.driver.mtu"
-OPTION = "vxmesh.network"  # -o: the network of ours that is meant
 LABEL = "docker.endpoint"  # of our endpoints: the engine's id
 PROTOCOLS = {6: "tcp", 17: "udp"}  # IANA protocol numbers
+# libnetwork resolvconf: whom containers ask where the host's resolv.conf names nobody.
+DEFAULT_RESOLVERS = ("8.8.8.8", "8.8.4.4")
 PREFIX = "eth"  # libnetwork appends a number
-
-
-class Pool(msgspec.Struct, rename="pascal"):
-    """One subnet of a network, as the engine's IPAM chose it."""
-
-    pool: str = ""
-    gateway: str = ""
-
-
-class CreateNetwork(msgspec.Struct, rename={"id": "NetworkID", "options": "Options",
-                                            "ipv4": "IPv4Data", "ipv6": "IPv6Data"}):  # fmt: skip
-    """A network of the engine's."""
-
-    id: str
-    options: dict[str, Any] | None = None
-    ipv4: list[Pool] | None = None
-    ipv6: list[Pool] | None = None
-
-
-class OfNetwork(msgspec.Struct, rename={"id": "NetworkID"}):
-    """A call about one network."""
-
-    id: str
-
-
-class Interface(msgspec.Struct, rename={"address": "Address", "address6": "AddressIPv6",
-                                        "mac": "MacAddress"}):  # fmt: skip
-    """What an endpoint's interface is to have; empty: ours to choose."""
-
-    address: str = ""
-    address6: str = ""
-    mac: str = ""
-
-
-class OfEndpoint(msgspec.Struct, rename={"network": "NetworkID", "id": "EndpointID",
-                                         "interface": "Interface",
-                                         "options": "Options"}):  # fmt: skip
-    """A call about one endpoint."""
-
-    network: str
-    id: str
-    interface: Interface | None = None
-    options: dict[str, Any] | None = None
 
 
 class Driver:
     """The methods have the names of the protocol's calls, and take and give its bodies."""
 
-    def __init__(self, node: NodeState, operations: Operations, bindings: Bindings) -> None:
-        self.node, self._operations, self._bindings = node, operations, bindings
+    def __init__(
+        self, node: NodeState, operations: Operations, bindings: Bindings, ipam: Ipam
+    ) -> None:
+        self.node, self._operations = node, operations
+        self._bindings, self._ipam = bindings, ipam
+        self.resolv_conf = Path("/etc/resolv.conf")
 
     async def get_capabilities(self, _: bytes) -> dict[str, Any]:
         """Scope local: what ties the hosts together is our own, and no Swarm is needed."""
@@ -86,18 +70,18 @@ class Driver:
 
     async def create_network(self, body: bytes) -> dict[str, Any]:
         """Make a network, or bind the one that -o vxmesh.network names."""
-        asked = _decode(body, CreateNetwork)
+        asked = read(body, CreateNetwork)
         if not asked.id:
             raise Invalid("NetworkID", "is missing")
         options = asked.options or {}
         given = {str(k): str(v) for k, v in (options.get(GENERIC) or {}).items()}
         pools = [*(asked.ipv4 or ()), *(asked.ipv6 or ())]
-        wanted = given.pop(OPTION, "")
+        wanted = given.pop(NETWORK, "")
         if wanted:
             network = self.node.find_network(wanted)
             for pool in pools:
                 _check_pool(network, pool)
-            self._bindings.put(asked.id, Bound(network.id, made=False))
+            self._bindings.put(asked.id, Bound(network.id, made=bool(given.get(FOLLOWS))))
             return {}
         mtu = given.pop(MTU, "0")
         if not mtu.isdecimal():
@@ -106,13 +90,19 @@ class Driver:
             f"docker-{asked.id[:12]}",
             subnets=[pool.pool for pool in pools],
             gateways=[pool.gateway.partition("/")[0] for pool in pools if pool.gateway],
+            ip_range=self._ipam.part_of([pool.pool for pool in pools]) or _upper_half(pools),
             internal=bool(options.get(INTERNAL)),
             ipv6=bool(options.get(IPV6)),
             mtu=int(mtu),
             encrypted=given.pop("encrypted", "false").lower() in ("", "1", "true"),
             options=given,
         )
-        network = await self._operations.create_network(spec)
+        try:
+            network = await self._operations.create_network(spec)
+        except Conflict as error:
+            # The engine knows this host's subnets only, and would choose the same one again.
+            fix = "Give --ipam-driver vxmesh, which chooses one that no host uses, or --subnet"
+            raise Conflict(error.what, error.why, fix) from None
         try:
             self._bindings.put(asked.id, Bound(network.id, made=True))
         except OSError:
@@ -121,8 +111,12 @@ class Driver:
         return {}
 
     async def delete_network(self, body: bytes) -> dict[str, Any]:
-        """Remove a network that was made for the engine's; one of -o vxmesh.network stays."""
-        asked = _decode(body, OfNetwork)
+        """Remove a network that was made for the engine's; one of -o vxmesh.network stays.
+
+        InUse if it has endpoints, on whichever host; the engine forgets it all the same, and is
+        given it again (mirror.py).
+        """
+        asked = read(body, OfNetwork)
         bound = self._bindings.get(asked.id)
         if bound.made and self.node.catalogue.get(bound.network):
             await self._operations.remove_networks([bound.network])
@@ -131,7 +125,7 @@ class Driver:
 
     async def create_endpoint(self, body: bytes) -> dict[str, Any]:
         """Make an endpoint with the addresses that the engine's IPAM chose."""
-        asked = _decode(body, OfEndpoint)
+        asked = read(body, OfEndpoint)
         if not asked.id:
             raise Invalid("EndpointID", "is missing")
         interface = asked.interface or Interface()
@@ -142,6 +136,7 @@ class Driver:
             mac=interface.mac,
             labels={LABEL: asked.id},
         )
+        spec = msgspec.structs.replace(spec, held=True)
         network = self._bindings.get(asked.network).network
         endpoint, _ = await self._operations.hand_out(network, spec)
         chosen: dict[str, str] = {}
@@ -157,7 +152,7 @@ class Driver:
 
     async def delete_endpoint(self, body: bytes) -> dict[str, Any]:
         """Remove an endpoint; no error if it went already, or the engine would keep it for ever."""
-        asked = _decode(body, OfEndpoint)
+        asked = read(body, OfEndpoint)
         try:
             _, endpoint = self._find(asked)
         except NotFound:
@@ -167,30 +162,43 @@ class Driver:
 
     async def endpoint_oper_info(self, body: bytes) -> dict[str, Any]:
         """Nothing but what the engine knows already."""
-        self._find(_decode(body, OfEndpoint))
+        self._find(read(body, OfEndpoint))
         return {"Value": {}}
 
     async def join(self, body: bytes) -> dict[str, Any]:
         """The interface that the engine is to move into the container, and its ways out."""
-        network, endpoint = self._find(_decode(body, OfEndpoint))
+        network, endpoint = self._find(read(body, OfEndpoint))
         sandbox = self.node.sandboxes[endpoint.sandbox]
         joined: dict[str, Any] = {
             "InterfaceName": {"SrcName": sandbox.ifnames[0], "DstPrefix": PREFIX},
             "DisableGatewayService": True,
         }
-        if not network.internal:
+        if network.internal:
+            joined["StaticRoutes"] = _to_resolvers(network, self._resolvers())
+        else:
             for gateway in network.gateways:
                 joined["GatewayIPv6" if ":" in gateway else "Gateway"] = gateway
         return joined
 
+    def _resolvers(self) -> list[str]:
+        """The name servers that the engine's containers ask for what the engine does not know:
+        as it does, those of the host without loopback addresses, or else Google's."""
+        try:
+            lines = self.resolv_conf.read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        words = [line.split() for line in lines]
+        found = [w[1] for w in words if len(w) > 1 and w[0] == "nameserver"]
+        return [a for a in found if _is_elsewhere(a)] or list(DEFAULT_RESOLVERS)
+
     async def leave(self, body: bytes) -> dict[str, Any]:
         """The engine takes the interface out by itself."""
-        _decode(body, OfEndpoint)
+        read(body, OfEndpoint)
         return {}
 
     async def program_external_connectivity(self, body: bytes) -> dict[str, Any]:
         """Publish the ports of -p."""
-        asked = _decode(body, OfEndpoint)
+        asked = read(body, OfEndpoint)
         _, endpoint = self._find(asked)
         mapped = (asked.options or {}).get(PORTS) or []
         self._operations.publish(endpoint.id, [_publish(each) for each in mapped])
@@ -200,7 +208,7 @@ class Driver:
     async def revoke_external_connectivity(self, body: bytes) -> dict[str, Any]:
         """Publish them no more."""
         try:
-            _, endpoint = self._find(_decode(body, OfEndpoint))
+            _, endpoint = self._find(read(body, OfEndpoint))
         except NotFound:
             return {}
         self._operations.publish(endpoint.id, [])
@@ -222,13 +230,6 @@ class Driver:
         raise NotFound(f"Docker's endpoint {asked.id[:12]}", "is not known to this agent")
 
 
-def _decode(body: bytes, kind: type[Any]) -> Any:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise Invalid("the request", f"is malformed ({error})") from None
-
-
 def _check_pool(network: Network, pool: Pool) -> None:
     """Invalid if the engine would give out addresses that are not the network's."""
     if pool.pool not in network.subnets:
@@ -244,6 +245,38 @@ def _check_pool(network: Network, pool: Pool) -> None:
             f"is not that of network {network.name}",
             "Give --gateway " + " --gateway ".join(network.gateways),
         )
+
+
+def _upper_half(pools: Iterable[Pool]) -> str:
+    """Where we choose addresses if the engine's own IPAM does so too, from below; empty: anywhere.
+
+    It takes the lowest one that is free, again and again, also if that was refused.
+    """
+    for pool in pools:
+        if pool.address_space != SPACE and pool.pool:
+            subnet = parse_subnet(pool.pool)
+            if subnet.version == 4:
+                return str(list(subnet.subnets())[1]) if subnet.prefixlen <= 29 else ""
+    return ""
+
+
+def _is_elsewhere(address: str) -> bool:
+    try:
+        return not ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _to_resolvers(network: Network, resolvers: Iterable[str]) -> list[dict[str, Any]]:
+    """Routes of a container in a network without a way out: to the name servers that it asks, and
+    in whose place ours answers. Nothing else gets through."""
+    gateways = {":" in gateway: gateway for gateway in reversed(network.gateways)}
+    return [
+        {"Destination": f"{a}/{128 if ':' in a else 32}", "RouteType": 0,
+         "NextHop": gateways[":" in a]}
+        for a in dict.fromkeys(resolvers)
+        if (":" in a) in gateways and not holds(network.subnets, parse_address(a))
+    ]  # fmt: skip
 
 
 def _prefix(network: Network, address: bytes) -> int:

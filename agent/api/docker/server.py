@@ -16,6 +16,7 @@ import structlog
 from aiohttp import web
 
 from agent.api.docker.driver import Driver
+from agent.api.docker.ipam import Ipam
 from agent.errors import Conflict, VxmeshError
 
 log = structlog.get_logger()
@@ -29,7 +30,7 @@ Call = Callable[[bytes], Awaitable[dict[str, Any]]]
 class DockerPlugin:
     """Serves engines of this host."""
 
-    def __init__(self, driver: Driver, path: Path = SOCKET) -> None:
+    def __init__(self, driver: Driver, ipam: Ipam, path: Path = SOCKET) -> None:
         self._path = path
         app = web.Application()
         app.router.add_post("/Plugin.Activate", _answering(_activate))
@@ -48,6 +49,15 @@ class DockerPlugin:
             "DiscoverDelete": driver.discover_delete,
         }.items():
             app.router.add_post(f"/NetworkDriver.{name}", _answering(call))
+        for name, call in {
+            "GetCapabilities": ipam.get_capabilities,
+            "GetDefaultAddressSpaces": ipam.get_default_address_spaces,
+            "RequestPool": ipam.request_pool,
+            "ReleasePool": ipam.release_pool,
+            "RequestAddress": ipam.request_address,
+            "ReleaseAddress": ipam.release_address,
+        }.items():
+            app.router.add_post(f"/IpamDriver.{name}", _answering(call))
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_WITHIN)
 
     async def start(self) -> None:
@@ -81,14 +91,19 @@ def _answering(call: Call) -> Callable[[web.Request], Awaitable[web.Response]]:
             # Shielded: who asked may give up, and what was begun is done whole or not at all.
             found = await asyncio.shield(call(await request.read()))
         except VxmeshError as error:
-            return web.json_response({"Err": str(error)}, content_type=TYPE)
+            return _refusal(str(error))
         except Exception as error:
             log.exception("docker.failed", call=request.path)
-            return web.json_response({"Err": f"vxmesh failed: {error!r}"}, content_type=TYPE)
+            return _refusal(f"vxmesh failed: {error!r}")
         return web.json_response(found, content_type=TYPE)
 
     return answer
 
 
+def _refusal(why: str) -> web.Response:
+    """An engine looks for `Err` in what a network driver answers, for `Error` in an IPAM's."""
+    return web.json_response({"Err": why, "Error": why}, content_type=TYPE)
+
+
 async def _activate(_: bytes) -> dict[str, Any]:
-    return {"Implements": ["NetworkDriver"]}
+    return {"Implements": ["NetworkDriver", "IpamDriver"]}

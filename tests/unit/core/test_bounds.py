@@ -68,6 +68,8 @@ PAIRS: list[tuple[msgspec.Struct, dict[str, Any], dict[str, Any]]] = [
     (ENDPOINT, {"name": "one"}, {"name": "One"}),
     (ENDPOINT, {"name": "one"}, {"name": "one\x1b[2J"}),
     (ENDPOINT, {"aliases": ("a-b",)}, {"aliases": ("a.b",)}),
+    (ENDPOINT, {"aliases": ("a_b",)}, {"aliases": ("_a",)}),
+    (ENDPOINT, {"aliases": ("a_b",)}, {"aliases": ("A_b",)}),
     (ENDPOINT, {"mac": b"\2\0\0\0\0\0"}, {"mac": bytes(6)}),
     (ENDPOINT, {"mac": b"\xfe\0\0\0\0\0"}, {"mac": b"\xff" * 6}),
     (ENDPOINT, {"network": "a" * 64}, {"network": "a" * 65}),

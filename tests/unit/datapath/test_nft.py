@@ -30,9 +30,11 @@ WEB = Bridge(
     internal=False,
     vtep="192.0.2.1",
     data_port=4789,
+    asked=True,
 )
 DATABASE = replace(
     WEB,
+    asked=False,
     network="00000000000000bb",
     vni=4098,
     device="vxb4098",

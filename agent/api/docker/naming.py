@@ -1,0 +1,169 @@
+"""Names of containers for their endpoints: the engine tells them once a container is connected.
+
+An endpoint is made before the engine says for whom, under a name of its own; then it gets the
+container's name and, as aliases, its host name, its short id and what `--network-alias` or Compose
+gave it, as Docker's own resolver knows them. A name that another host's container has already
+stays with that one, and is an alias of both: who asks gets either, as for every alias.
+What stands opposite: mirror.py hears the events; core/names.py answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from agent.api.docker.bindings import Bindings
+from agent.api.docker.bodies import SERVICE
+from agent.api.docker.driver import LABEL
+from agent.api.docker.engine import Engine
+from agent.errors import Conflict, Invalid, NotFound, VxmeshError
+from agent.model import ALIASES_MAX, LABELS_MAX, WORKLOAD, Endpoint, parse_alias, parse_labels
+from agent.operations import Operations
+from agent.servicemodel import HEALTHY, REASON_MAX, UNHEALTHY
+
+log = structlog.get_logger()
+
+SHORT = 12  # digits of an id, as `docker ps` shows
+AT_ONCE = 256  # containers that are asked about: as a rule each waits for its own start
+TRIES = 10
+AGAIN = 1.0  # s
+# Of tools, for themselves: of no use to select by.
+TOOLS = ("com.docker.", "org.opencontainers.", "desktop.docker.")
+
+
+def label_from(name: str) -> str:
+    """A DNS label that is like `name`; Invalid if nothing of it can be in one."""
+    found = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:63].strip("-")
+    if not found:
+        raise Invalid(f"name {name[:40]!r}", "has nothing that a DNS label may have")
+    return found
+
+
+def names_of(container: Mapping[str, Any], attached: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The name of a container in a network, and its aliases: `attached` is what the engine's
+    inspect says of it there."""
+    name = str(container.get("Name", "")).lstrip("/")
+    wanted = [name, str((container.get("Config") or {}).get("Hostname", ""))]
+    wanted += [str(container["Id"])[:SHORT], *(attached.get("Aliases") or ())]
+    wanted += attached.get("DNSNames") or ()  # engines since 25 list all of them here
+    aliases: list[str] = []
+    for text in wanted:
+        with contextlib.suppress(Invalid, IndexError):  # such as have dots
+            aliases.append(parse_alias(str(text)))
+    return label_from(name or str(container["Id"])[:SHORT]), list(dict.fromkeys(aliases))
+
+
+def health_of(container: Mapping[str, Any]) -> tuple[str, str]:
+    """What a container's HEALTHCHECK says, in our words, and why: one that is still starting gets
+    no connections yet. Both empty: it has none."""
+    told = (container.get("State") or {}).get("Health") or {}
+    status = str(told.get("Status", ""))
+    if status == HEALTHY:
+        return HEALTHY, ""
+    if status not in (UNHEALTHY, "starting"):
+        return "", ""
+    output = str((told.get("Log") or [{}])[-1].get("Output", "")) if status == UNHEALTHY else status
+    reason = "".join(c if c.isprintable() else " " for c in output).strip()
+    return UNHEALTHY, reason[:REASON_MAX]
+
+
+class Naming:
+    """Gives endpoints of the engine's containers their names."""
+
+    def __init__(self, operations: Operations, bindings: Bindings, engine: Engine) -> None:
+        self._operations, self._node = operations, operations.node
+        self._bindings, self._engine = bindings, engine
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Semaphore(AT_ONCE)
+
+    def look_at(self, id: str) -> None:
+        """A container may have another name, or be in other networks."""
+        if id:
+            task = asyncio.create_task(self._look_at(id))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Look at nothing more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _look_at(self, id: str) -> None:
+        for _ in range(TRIES):
+            try:
+                async with self._turn:
+                    container = await self._engine.container(id)
+                if container:
+                    await self.take(container)
+                return
+            except VxmeshError as error:
+                log.warning("docker.unnamed", container=id[:SHORT], error=str(error))
+            except Exception:
+                log.exception("docker.fault", container=id[:SHORT])
+                return
+            await asyncio.sleep(AGAIN)
+
+    async def take(self, container: Mapping[str, Any]) -> None:
+        """Name the endpoints of a container, as inspect tells of it, and say how it is."""
+        networks = (container.get("NetworkSettings") or {}).get("Networks") or {}
+        for attached in networks.values():
+            bound = self._bindings.all().get(str(attached.get("NetworkID")))
+            endpoint = self._find(bound.network, attached) if bound else None
+            if endpoint:
+                # First: from when it has its labels on a service may choose it.
+                await self._place(endpoint, container)
+                self._tell_health(endpoint, container)
+                self._name(endpoint, container, attached)
+
+    def _find(self, network: str, attached: Mapping[str, Any]) -> Endpoint | None:
+        members = self._node.members.get(network)
+        docker = str(attached.get("EndpointID", ""))
+        local = members.local.values() if members and docker else ()
+        return next((e for e in local if e.labels.get(LABEL) == docker), None)
+
+    async def _place(self, endpoint: Endpoint, container: Mapping[str, Any]) -> None:
+        """Say where the engine has moved the interface."""
+        key = str((container.get("NetworkSettings") or {}).get("SandboxKey", ""))
+        pid = int((container.get("State") or {}).get("Pid", 0))
+        for path in (key, f"/proc/{pid}/ns/net" if pid else ""):
+            with contextlib.suppress(NotFound):
+                if path:
+                    await self._operations.moved(endpoint.id, path)
+                    return
+
+    def _tell_health(self, endpoint: Endpoint, container: Mapping[str, Any]) -> None:
+        state, reason = health_of(container)
+        with contextlib.suppress(NotFound):
+            self._node.tell_health(endpoint.id, state, reason)
+
+    def _name(
+        self, endpoint: Endpoint, container: Mapping[str, Any], attached: Mapping[str, Any]
+    ) -> None:
+        docker, network = endpoint.labels[LABEL], endpoint.network
+        name, aliases = names_of(container, attached)
+        labels = self._labels(container) | {LABEL: docker}
+        services = self._node.services
+        asked = labels.get(SERVICE, "").lower()  # that name is the service's own, once it is made
+        aliases = [a for a in aliases if a != asked and not services.named(network, a)]
+        names = [name, f"{name[:50].strip('-')}-{docker[:SHORT]}"]
+        for wanted in names[name == asked :]:
+            rest = [alias for alias in aliases if alias != wanted][:ALIASES_MAX]
+            with contextlib.suppress(Conflict, NotFound):
+                self._node.rename_endpoint(endpoint.id, wanted, rest, labels)
+                return
+
+    def _labels(self, container: Mapping[str, Any]) -> dict[str, str]:
+        """A container's labels as far as they are such as ours may be, to select services' backends
+        by; and its id."""
+        found: dict[str, str] = {}
+        for key, value in ((container.get("Config") or {}).get("Labels") or {}).items():
+            if not str(key).startswith(TOOLS) and len(found) < LABELS_MAX - 2:
+                with contextlib.suppress(Invalid):
+                    found |= parse_labels({str(key): str(value)})
+        return found | {WORKLOAD: str(container["Id"])[:SHORT]}

@@ -1,0 +1,89 @@
+"""Addresses: chosen by one ring for all engines, and as users say."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from agent.testbed.engines import IMAGE
+from tests.docker.world import DockerWorld
+
+OURS = ("-d", "vxmesh", "--ipam-driver", "vxmesh")
+MANY = 8
+
+
+def create(world: DockerWorld, *options: str) -> None:
+    """A network `web`, on h1 and h3."""
+    world.docker("h1", "network", "create", *options, "web")
+    world.wait(lambda: "web" in world.networks("h3"), "web is on h3")
+
+
+def test_as_the_user_says(world: DockerWorld) -> None:
+    create(world, *OURS, "--subnet", "10.20.0.0/24", "--gateway", "10.20.0.254",
+           "--ip-range", "10.20.0.128/26")  # fmt: skip
+    world.container("h1", "web", "one", "--ip", "10.20.0.7", "--mac-address", "02:00:00:00:00:07")
+    world.container("h3", "web", "two")
+    one, two = world.about("h1", "one", "web"), world.about("h3", "two", "web")
+    assert (one["IPAddress"], one["IPPrefixLen"]) == ("10.20.0.7", 24)
+    assert (one["MacAddress"], one["Gateway"]) == ("02:00:00:00:00:07", "10.20.0.254")
+    assert 128 <= int(two["IPAddress"].split(".")[3]) < 192
+    seen = world.docker("h1", "exec", "one", "cat", "/sys/class/net/eth0/address")
+    assert seen == "02:00:00:00:00:07"
+    assert "1 packets received" in world.docker("h3", "exec", "two", "ping", "-c1", "10.20.0.7")
+    done = world.try_docker(
+        "h3", "run", "--rm", "--network", "web", "--ip", "10.20.0.7", IMAGE, "true"
+    )
+    assert "10.20.0.7: is taken by one on h1" in done.stderr
+
+
+def test_a_subnet_is_chosen_that_no_host_uses(world: DockerWorld) -> None:
+    create(world, *OURS)
+    world.docker("h2", "network", "create", *OURS, "other")
+    world.later(lambda: world.try_docker("h2", "network", "rm", "other"))
+    subnets = [n["subnets"][0] for n in world.read("h1", "network", "ls")]
+    assert len(set(subnets)) == 2 and all(s.endswith("/20") for s in subnets)
+
+
+def test_ipv6(world: DockerWorld) -> None:
+    create(world, *OURS, "--ipv6")
+    world.container("h1", "web", "one")
+    address = world.about("h1", "one", "web")["GlobalIPv6Address"]
+    assert address.startswith("fd")
+    said = world.docker(
+        "h3", "run", "--rm", "--network", "web", IMAGE, "ping6", "-c1", "-w5", address
+    )
+    assert "1 packets received" in said
+
+
+def test_internal_has_no_way_out(world: DockerWorld) -> None:
+    create(world, *OURS, "--internal")
+    world.container("h1", "web", "one")
+    client = world.bed.client.address  # the hosts' name server, to which there is a route
+    assert world.try_docker("h1", "exec", "one", "ping", "-c1", "-W1", client).returncode
+    assert "default" not in world.docker("h1", "exec", "one", "ip", "route")
+    address = world.about("h1", "one", "web")["IPAddress"]
+    for target in (address, "one"):
+        said = world.docker("h3", "run", "--rm", "--network", "web", IMAGE, "ping", "-c1", target)
+        assert "1 packets received" in said
+
+
+def test_many_at_once_on_two_hosts_have_addresses_of_their_own(world: DockerWorld) -> None:
+    # Docker's own choice on h1, the first free one; h3's are of the ring.
+    create(world, "-d", "vxmesh", "--subnet", "10.21.0.0/26")
+    wanted = [(host, f"c{host}-{n}") for n in range(MANY) for host in ("h1", "h3")]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda one: world.container(one[0], "web", one[1]), wanted))
+    found = [world.about(host, name, "web")["IPAddress"] for host, name in wanted]
+    assert len(set(found)) == len(wanted)
+    world.wait(lambda: len(world.read("h2", "endpoint", "ls")) == len(wanted), "all are known")
+    told = {e["name"]: e["addresses"] for e in world.read("h2", "endpoint", "ls")}
+    assert told == {name: [a] for (_, name), a in zip(wanted, found, strict=True)}
+    for host, names in (("h1", "ch3-"), ("h3", "ch1-")):
+        # ping ends with 0 if it is answered; of all, one after the other.
+        loop = f"for n in $(seq 0 {MANY - 1}); do ping -c1 -W2 {names}$n || exit 1; done"
+        world.docker(host, "exec", f"c{host}-0", "sh", "-c", loop)
+    for host in ("h1", "h3"):
+        ids = world.docker(host, "ps", "-aq").split()
+        world.docker(host, "rm", "-f", *ids)
+    world.wait(lambda: world.read("h2", "endpoint", "ls") == [], "nothing is left")
+    used = world.read("h2", "network", "inspect", "web")
+    assert used["subnets"] == ["10.21.0.0/26"]

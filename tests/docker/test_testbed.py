@@ -1,0 +1,62 @@
+"""Engines of a testbed: one in each host, apart from the others, and nothing left of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.errors import Unsupported
+from agent.testbed import engines, take_down, temporary
+from agent.testbed.engines import IMAGE, containers
+from agent.testbed.namespaces import mount_points
+from agent.testbed.state import ENGINE_CONFIG, directory_of
+from tests.docker.world import DockerWorld
+
+
+def test_each_host_has_an_engine_of_its_own_with_an_image(world: DockerWorld) -> None:
+    ids = {world.docker(h.name, "info", "-f", "{{.ID}}") for h in world.bed.hosts}
+    assert len(ids) == 3
+    for host in world.bed.hosts:
+        said = world.docker(host.name, "run", "--rm", "--network", "none", IMAGE, "echo", host.name)
+        assert said == host.name
+    assert [h["engine"] for h in world.bed.status()["hosts"]] == ["running"] * 3
+
+
+def test_the_command_line_leads_to_a_hosts_engine(world: DockerWorld) -> None:
+    world.container("h2", "none", "only-here")
+    for host, seen in (("h1", ""), ("h2", "only-here")):
+        assert world.docker(host, "ps", "--format", "{{.Names}}") == seen
+
+
+def test_an_engine_that_was_killed_is_started_again(world: DockerWorld) -> None:
+    world.bed.kill("h3", engine=True)
+    assert not world.bed.host("h3").is_engine_running
+    assert world.try_docker("h3", "ps").returncode
+    world.bed.start("h3")
+    assert world.docker("h3", "ps", "-q") == ""
+
+
+def test_down_leaves_nothing_of_engines_and_containers() -> None:
+    had_config = Path(ENGINE_CONFIG).exists()
+    with temporary(hosts=1, docker=True) as bed:
+        world = DockerWorld(bed)
+        # One that does not heed SIGTERM, and would be started again by its engine.
+        world.container("h1", "bridge", "stays", "--restart", "always")
+        prefix, find = bed.prefix, containers(bed.prefix)
+        assert find()
+        bed.kill("h1", engine=True)  # the container goes on without it
+        assert find()
+    assert not find()
+    assert not [p for p in mount_points() if prefix in p] and not directory_of(prefix).exists()
+    assert had_config == Path(ENGINE_CONFIG).exists()
+    assert not [*Path("/sys/fs/cgroup").glob(f"**/{engines.cgroup_of(prefix)}")]
+    take_down(prefix)  # twice is no error
+
+
+def test_a_machine_without_docker_says_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(engines, "PATH", str(tmp_path))
+    with pytest.raises(Unsupported, match=r"apt-get install docker\.io"), temporary(1, docker=True):
+        pass

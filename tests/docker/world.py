@@ -1,0 +1,77 @@
+"""What tests do with the engines of a testbed: the netns tier's words, and `docker`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from agent.testbed.engines import IMAGE
+from tests.netns.world import Failed, World
+
+COMMAND_TIMEOUT = 60.0  # s; two cores have three engines to run, and more tests beside them
+# A connection each, as curl makes them.
+FETCH = """
+import json, sys, urllib.request
+def fetch():
+    try:
+        return urllib.request.urlopen(sys.argv[1], timeout=2).read().decode().strip()
+    except OSError:
+        return ""
+print(json.dumps([fetch() for _ in range(int(sys.argv[2]))]))
+"""
+FOREVER = ["sleep", "3600"]
+
+
+class DockerWorld(World):
+    """A testbed with engines, and what a test made on it."""
+
+    def try_docker(self, host: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.run(host, "docker", *words, timeout=COMMAND_TIMEOUT)
+
+    def docker(self, host: str, *words: str) -> str:
+        """A command to a host's engine; its stdout. Failed if it fails."""
+        done = self.try_docker(host, *words)
+        if done.returncode:
+            raise Failed(f"{host}: docker {' '.join(words)}: {done.returncode}: {done.stderr}")
+        return done.stdout.strip()
+
+    def container(self, host: str, network: str, name: str, *options: str) -> str:
+        """A container that sleeps; its name."""
+        more = ["--stop-timeout", "0", *options, IMAGE, *FOREVER]
+        self.docker(host, "run", "-d", "--network", network, "--name", name, *more)
+        return name
+
+    def fetched(self, url: str, count: int = 1) -> list[str]:
+        """What the client, outside, gets from there, a number of times; "" where nobody answers."""
+        done = self.bed.client.run([sys.executable, "-c", FETCH, url, str(count)], timeout=60)
+        return list(json.loads(done.stdout))
+
+    def clean(self) -> None:
+        """Take away containers and networks, then what the rest of a test made."""
+        for host in self.bed.hosts:
+            if not (host.is_running and host.is_engine_running):
+                self.bed.start(host.name)
+            ids = self.docker(host.name, "ps", "-aq").split()
+            if ids:
+                self.docker(host.name, "rm", "-f", *ids)
+        for host in self.bed.hosts:
+            for id in self.networks(host.name).values():
+                # Another host's removal may come before ours.
+                self.try_docker(host.name, "network", "rm", id)
+        super().clean()
+
+    def networks(self, host: str) -> dict[str, str]:
+        """The engine's networks of ours: name -> id."""
+        listed = self.docker(
+            host, "network", "ls", "--no-trunc", "--filter", "driver=vxmesh",
+            "--format", "{{.Name}} {{.ID}}",
+        )  # fmt: skip
+        return dict(line.split() for line in listed.splitlines())
+
+    def about(self, host: str, container: str, network: str) -> dict[str, Any]:
+        """What the engine says of a container in a network."""
+        text = self.docker(host, "inspect", "-f", "{{json .NetworkSettings.Networks}}", container)
+        found: dict[str, Any] = json.loads(text)[network]
+        return found
