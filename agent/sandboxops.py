@@ -7,6 +7,7 @@ What stands opposite: completion.py (how each ends), operations.py (the other ca
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -28,7 +29,6 @@ from agent.model import (
     format_mac,
     holds,
     parse_name,
-    parse_subnet,
     plugin_of,
 )
 from agent.requests import EndpointSpec
@@ -235,13 +235,11 @@ class SandboxOperations(Completion):
         is_kept = sandbox.id in self.node.sandboxes
         self._check_fits(sandbox, network, ifname)
         if self.remote and plugin_of(network):
-            return await self._attach_remote(self.remote, sandbox, network, spec, ifname)
+            return await self._attach_remote(self.remote, sandbox, network, spec, ifname, is_kept)
         endpoint = await self.allocate(network.id, spec, sandbox.id)
         try:
             # Another node may have been asked for the address, which takes time.
-            if is_kept and sandbox.id not in self.node.sandboxes:
-                raise NotFound(f"sandbox {sandbox.name}", "has ended meanwhile", "Start it again")
-            sandbox = self.node.sandboxes.get(sandbox.id) or sandbox
+            sandbox = self._still(sandbox, is_kept)
             self._check_fits(sandbox, network, ifname, endpoint.id)
             taken = set(sandbox.ifnames)
             free = (f"eth{i}" for i in range(len(taken) + 1) if f"eth{i}" not in taken)
@@ -262,12 +260,13 @@ class SandboxOperations(Completion):
         network: Network,
         spec: EndpointSpec,
         ifname: str,
+        is_kept: bool,
     ) -> Endpoint:
         """The same with an interface of a plugin's: its name there is the plugin's choice."""
         sandbox = self.node.sandboxes.get(sandbox.id) or sandbox
         endpoint, name, gateways = await remote.attach(sandbox, network, spec, ifname)
-        sandbox = self.node.sandboxes.get(sandbox.id) or sandbox
         try:
+            sandbox = self._still(sandbox, is_kept)
             fresh = with_interface(sandbox, endpoint.id, name, spec.priority)
             lent = {**sandbox.lent, endpoint.id: gateways}
             self.node.put_sandbox(msgspec.structs.replace(fresh, lent=lent))
@@ -275,6 +274,12 @@ class SandboxOperations(Completion):
             self.node.remove_endpoints([endpoint.id])
             raise
         return endpoint
+
+    def _still(self, sandbox: Sandbox, is_kept: bool) -> Sandbox:
+        """A sandbox as it is by now; NotFound if it was kept and has ended."""
+        if is_kept and sandbox.id not in self.node.sandboxes:
+            raise NotFound(f"sandbox {sandbox.name}", "has ended meanwhile", "Start it again")
+        return self.node.sandboxes.get(sandbox.id, sandbox)
 
     def _check_fits(
         self, sandbox: Sandbox, network: Network, ifname: str, besides: str = ""
@@ -293,7 +298,9 @@ class SandboxOperations(Completion):
                     "Use an alias for another name, or remove that endpoint first",
                 )
             for subnet in network.subnets:
-                clash = find_overlap(parse_subnet(subnet), [(held.name, s) for s in held.subnets])
+                clash = find_overlap(
+                    ipaddress.ip_network(subnet), [(held.name, s) for s in held.subnets]
+                )
                 if clash:
                     raise Conflict(
                         f"subnet {subnet} of network {self.node.catalogue.name(network.id)}",
@@ -324,11 +331,19 @@ class SandboxOperations(Completion):
                     led = led_by(sandbox, endpoint, gateways)
                     if led:
                         name = sandbox.ifnames[sandbox.endpoints.index(endpoint)]
-                        await self.remote.lead_out(sandbox, name, led)
+                        try:
+                            await self.remote.lead_out(sandbox, name, led)
+                        except OSError as error:
+                            log.warning("sandbox.not_led", sandbox=id, error=str(error))
             if sandbox.pid:
-                text = self.resolv_conf(sandbox)
-                pid, started = sandbox.pid, sandbox.start_time
-                await asyncio.to_thread(tell_resolver, pid, started, text)
+                await self._tell_resolver(id)
+
+    async def _tell_resolver(self, id: str) -> None:
+        """Have a sandbox's resolv.conf say what it is to say by now."""
+        told = ""
+        while (sandbox := self.node.sandboxes.get(id)) and told != self.resolv_conf(sandbox):
+            told = self.resolv_conf(sandbox)  # of two calls at once, who ends last looks again
+            await asyncio.to_thread(tell_resolver, sandbox.pid, sandbox.start_time, told)
 
     def resolv_conf(self, sandbox: Sandbox) -> str:
         """What /etc/resolv.conf is to say in a sandbox."""

@@ -143,7 +143,7 @@ def _is_own_tmpfs(pid: int, file: int) -> bool:
     """Whether an open file lies on what `own_resolver` mounted; proc(5), fdinfo and mountinfo."""
     info = Path(f"/proc/self/fdinfo/{file}").read_text().split()
     mount = info[info.index("mnt_id:") + 1]
-    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines():
         if line.split(" ", 1)[0] == mount:
             return line.partition(" - ")[2].split()[:2] == ["tmpfs", TMPFS]
     return False
