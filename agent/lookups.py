@@ -12,7 +12,7 @@ from agent.core.catalogue import give_way
 from agent.core.members import Member
 from agent.core.services import Row, rows
 from agent.errors import Invalid, NotFound
-from agent.model import BRIDGE, Endpoint, Network, Node, Sandbox, shorten
+from agent.model import OVERLAY, PREDEFINED, Endpoint, Network, Node, Sandbox, shorten
 from agent.servicemodel import Health, Service
 from agent.views import Status, Views
 
@@ -27,6 +27,12 @@ class Lookups(Views):
         named = self.catalogue.named(ref.lower())
         if named:
             return named
+        if ref.lower() in PREDEFINED:
+            raise Invalid(
+                f"network {ref.lower()}",
+                "is there by itself on each node, without endpoints and services",
+                f"Use it with 'vxmesh run --network {ref.lower()}' alone",
+            )
         return _by_prefix("network", ref, {n.id: n for n in self.catalogue.all()})
 
     def find_endpoint(self, ref: str, network: str = "") -> tuple[Network, Member]:
@@ -118,7 +124,7 @@ class Lookups(Views):
         """Whether a network is on this node: by an endpoint, or by a service published here."""
         members = self.members.get(id)
         network = self.catalogue.get(id)
-        published = id in self._ingress and network is not None and network.driver != BRIDGE
+        published = id in self._ingress and network is not None and network.driver == OVERLAY
         return network is not None and (published or bool(members and members.local))
 
     def present_networks(self) -> list[Network]:

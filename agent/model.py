@@ -46,7 +46,10 @@ CLOSED_MAX = 16  # ports of one agent; it has a metrics and a control port
 # namespace, the host's. Such a sandbox is left as it is once its interface has been moved.
 HANDED_OUT = "/proc/self/ns/net"
 SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.md
+OVERLAY = "overlay"  # the driver of networks over all hosts
 BRIDGE = "bridge"  # the driver of networks that are on their creator alone
+NONE, HOST = "none", "host"  # networks that each node has by itself, and their drivers
+PREDEFINED = (NONE, HOST)
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
 
 
@@ -170,6 +173,7 @@ class Sandbox(msgspec.Struct, frozen=True, array_like=True, gc=False):
     publishes: tuple[Publish, ...] = ()
     log: str = ""
     default: str = ""  # the endpoint with the default route
+    stack: str = ""  # none or host: made in that network, of which there are no endpoints
 
 
 class Removal(msgspec.Struct, frozen=True, array_like=True, gc=False):

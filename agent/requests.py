@@ -17,8 +17,8 @@ from agent import model
 from agent.core.bounds import ADDRESSES_MAX, SUBNETS_MAX
 from agent.errors import Invalid, Unsupported
 
-DRIVERS = ("overlay", model.BRIDGE)
-KNOWN_DRIVERS = ("overlay", "bridge", "macvlan", "host", "none")
+DRIVERS = (model.OVERLAY, model.BRIDGE)
+KNOWN_DRIVERS = ("macvlan", "ipvlan")
 MTU_MIN_V4 = 68  # RFC 791
 MTU_MIN_V6 = 1280  # RFC 8200, section 5
 MTU_MAX = 65535 - model.VXLAN_OVERHEAD_V6
@@ -31,7 +31,7 @@ class NetworkSpec:
     """A network to create."""
 
     name: str
-    driver: str = "overlay"
+    driver: str = model.OVERLAY
     subnets: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
     ip_range: str = ""
@@ -84,7 +84,17 @@ def parse_network(
 ) -> NetworkSpec:
     """Check each field of a network; Invalid or Unsupported names the first that is wrong."""
     name = model.parse_name(name, "network")
-    driver = driver or "overlay"
+    driver = driver or model.OVERLAY
+    if name in model.PREDEFINED:
+        raise Invalid(
+            f"network {name}", "is there by itself on each node", "Use it, or choose another name"
+        )
+    if driver in model.PREDEFINED:
+        raise Invalid(
+            f"driver {driver}",
+            "has one network, which is there by itself",
+            f"Use it: vxmesh run --network {driver}",
+        )
     if driver.startswith(model.REMOTE):
         _parse_plugin(driver)
     elif driver not in DRIVERS:
@@ -126,10 +136,10 @@ def parse_network(
                 "lies in none of the subnets",
                 "Write it as 10.1.0.64/26, with the --subnet that it is a part of",
             )
-    if driver == model.BRIDGE and (encrypted or vni):
+    if driver != model.OVERLAY and (encrypted or vni):
         raise Invalid(
             f"network {name}",
-            f"of driver {driver} is on one host: it has no {'encryption' if encrypted else 'VNI'}",
+            f"of driver {driver} has no VXLAN: it has no {'encryption' if encrypted else 'VNI'}",
             f"Leave --{'encrypted' if encrypted else 'vni'} out, or use the overlay driver",
         )
     spoof = (options or {}).get(model.SPOOF, "deny")

@@ -13,9 +13,13 @@ import msgspec
 import structlog
 
 from agent.completion import Completion, RemoteDriver
+from agent.drivers import host, none
 from agent.errors import Conflict, Invalid, NotFound, Timeout
 from agent.model import (
     HANDED_OUT,
+    HOST,
+    NONE,
+    PREDEFINED,
     Endpoint,
     Network,
     Publish,
@@ -29,6 +33,8 @@ from agent.requests import EndpointSpec
 from agent.workload import Namespace, identify, is_alive
 
 log = structlog.get_logger()
+
+_STACKS = {NONE: none.stack, HOST: host.stack}
 
 
 class SandboxOperations(Completion):
@@ -52,6 +58,8 @@ class SandboxOperations(Completion):
         """
         if not networks:
             raise Invalid("sandbox", "has no network", "Give at least one --network")
+        if any(ref.lower() in PREDEFINED for ref in networks):
+            return await self._create_apart(name, networks, pid, spec, publishes, log)
         found = [self.node.find_network(ref) for ref in dict.fromkeys(networks)]
         for each in found:
             await self.check_encryption(each.encrypted, f"network {each.name}")
@@ -92,6 +100,55 @@ class SandboxOperations(Completion):
             self.drop_sandbox(sandbox.id)
             raise Conflict(f"process {pid}", "ended while its sandbox was made", "Start it again")
         return self.node.sandboxes[sandbox.id]
+
+    async def _create_apart(
+        self,
+        name: str,
+        networks: Sequence[str],
+        pid: int,
+        spec: EndpointSpec,
+        publishes: Sequence[Publish],
+        log: str,
+    ) -> Sandbox:
+        """A sandbox in network none or host: it has no endpoint, and so nothing of one."""
+        stack = next(ref.lower() for ref in networks if ref.lower() in PREDEFINED)
+        if len(networks) > 1:
+            raise Invalid(f"network {stack}", "cannot be one of several", "Give it alone")
+        for what, given in (
+            ("--ip", spec.addresses),
+            ("--alias", spec.aliases),
+            ("--label", spec.labels),
+            ("--publish", publishes),
+        ):
+            if given:
+                raise Invalid(
+                    what,
+                    f"is an endpoint's, and in network {stack} is none",
+                    "Leave it out, or use another network",
+                )
+        space = identify(f"/proc/{pid}/ns/net", pid, host=stack == HOST)
+        if any(s.pid == pid for s in self.node.sandboxes.values() if is_alive(s)):
+            raise Conflict(f"process {pid}", "is in a sandbox already", "Use that one")
+        sandbox = Sandbox(
+            id=self._id(),
+            name=self._free_name("sb") if not name else parse_name(name, "sandbox"),
+            netns=space.path,
+            inode=space.inode,
+            pid=pid,
+            start_time=space.start_time,
+            created=self.node.clock(),
+            log=log,
+            stack=stack,
+        )
+        self.node.put_sandbox(sandbox)
+        try:
+            if self.furnish:
+                await self.furnish(_STACKS[stack](sandbox))
+            await self.done()
+        except BaseException:
+            self.drop_sandbox(sandbox.id)
+            raise
+        return sandbox
 
     async def remove_sandboxes(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
         """Take the interfaces of sandboxes away; the processes in them are left alone.
@@ -265,7 +322,14 @@ class SandboxOperations(Completion):
     def sandbox_at(self, netns: str, wanted: str) -> Sandbox:
         """The sandbox of a namespace (name or path); if it has none, a new one, not yet kept."""
         space = identify(netns)
-        return self._sandbox_in(space) or Sandbox(
+        there = self._sandbox_in(space)
+        if there and there.stack:
+            raise Conflict(
+                f"sandbox {there.name}",
+                f"is in network {there.stack}, which is never one of several",
+                "Make the endpoint in another sandbox",
+            )
+        return there or Sandbox(
             id=self._id(),
             name=self._free_name(wanted),
             netns=space.path,

@@ -266,4 +266,5 @@ def sandbox(state: NodeState, value: Sandbox, resolv_conf: str) -> pb.Sandbox:
         publishes=[publish(p) for p in value.publishes],
         resolv_conf=resolv_conf,
         log=value.log,
+        stack=value.stack,
     )

@@ -22,6 +22,7 @@ import click
 from agent import syscalls
 from agent.cli.output import emit_done, host_option, output_option, wait_option
 from agent.errors import Invalid, Unsupported, VxmeshError
+from agent.model import HOST
 from agent.workload import own_resolver
 
 CANNOT_RUN = 126  # as sh and docker have it
@@ -31,7 +32,12 @@ COMMAND = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 @click.command(context_settings=COMMAND)
-@click.option("--network", required=True, metavar="NET[,NET2]", help="eth0 is in the first")
+@click.option(
+    "--network",
+    required=True,
+    metavar="NET[,NET2]",
+    help="eth0 is in the first; none: loopback alone; host: this host's own",
+)
 @click.option("--name", default="", help="of the sandbox and its endpoints [made up]")
 @click.option("--ip", "addresses", multiple=True, metavar="IP", help="[a free one]")
 @click.option("--alias", "aliases", multiple=True, help="a further name; may be shared")
@@ -65,7 +71,7 @@ def run(
     """Run a command in a sandbox of its own, which goes when the command ends."""
     ports = [port for text in publishes for port in _parse_publish(text)]
     log = f"{LOG_DIR}/{name or secrets.token_hex(6)}.log" if detach else ""
-    child = _Child(command, detach, log)
+    child = _Child(command, detach, log, isolated=network.lower() != HOST)
     try:
         # Only now: gRPC must not have threads when the child is forked.
         from agent.cli.calls import call, pairs, to_dict
@@ -140,9 +146,10 @@ def _enter(pid: int, netns: str, resolv_conf: str, command: Sequence[str]) -> No
 
 
 class _Child:
-    """A process in new namespaces that waits to become the command."""
+    """A process in new namespaces (or not `isolated`) that waits to become the command."""
 
-    def __init__(self, command: Sequence[str], detach: bool, log: str) -> None:
+    def __init__(self, command: Sequence[str], detach: bool, log: str, isolated: bool) -> None:
+        self._isolated = isolated
         ready, self._ready = os.pipe()
         self._go, go = os.pipe()
         # A detached child is a grandchild, so that this process leaves no zombie to anyone.
@@ -178,7 +185,8 @@ class _Child:
 
     def _wait_and_become(self, command: Sequence[str], detach: bool, log: str) -> NoReturn:
         try:
-            syscalls.unshare(syscalls.CLONE_NEWNET)
+            if self._isolated:
+                syscalls.unshare(syscalls.CLONE_NEWNET)
             os.write(self._ready, f"{os.getpid()}\n".encode())
         except OSError as error:
             os.write(self._ready, f"{error}\n".encode())
@@ -190,7 +198,8 @@ class _Child:
         if not content:
             os._exit(1)  # the parent gave up, or was killed
         try:
-            own_resolver(content.decode())
+            if self._isolated:
+                own_resolver(content.decode())
             if detach:
                 _redirect(log)
         except OSError as error:

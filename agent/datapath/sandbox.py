@@ -15,7 +15,7 @@ import structlog
 from agent.datapath import namespaces
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.rtnetlink import in_thread
-from agent.drivers.base import Port
+from agent.drivers.base import Port, Stack
 from agent.errors import Conflict, Invalid, NotFound
 from agent.model import format_mac
 
@@ -25,7 +25,7 @@ LOOPBACK = 1  # the index of lo in every network namespace
 DEFAULT = {False: "0.0.0.0/0", True: "::/0"}
 
 
-def open_netns(port: Port) -> int:
+def open_netns(port: Port | Stack) -> int:
     """A file descriptor of the namespace that is meant. NotFound, Invalid."""
     what = f"namespace {port.netns}"
     try:
@@ -55,6 +55,20 @@ def taken(port: Port) -> Conflict:
         "exists already",
         "Choose another name with --ifname",
     )
+
+
+@in_thread
+async def set_up(stack: Stack) -> None:
+    """Make a stack so in which there is no interface of ours. NotFound, Invalid, OSError."""
+    if not stack.up:
+        return
+    fd = open_netns(stack)
+    try:
+        async with Netlink(f"/proc/self/fd/{fd}") as box:
+            for name in stack.up:
+                await box.set_link(await box.index(name), state="up")
+    finally:
+        os.close(fd)
 
 
 @in_thread

@@ -37,6 +37,15 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """The network stack of a workload that has no interface of ours."""
+
+    netns: str  # path of its network namespace
+    inode: int  # which namespace is meant
+    up: tuple[str, ...]  # devices of it that are to be up
+
+
+@dataclass(frozen=True, slots=True)
 class Bridge:
     """One network's bridge on this node and, for an overlay, the VXLAN device on it."""
 

@@ -192,7 +192,7 @@ class Publish(_message.Message):
     def __init__(self, host_address: _Optional[str] = ..., host_port: _Optional[int] = ..., target_port: _Optional[int] = ..., protocol: _Optional[str] = ...) -> None: ...
 
 class Sandbox(_message.Message):
-    __slots__ = ("id", "name", "node", "netns", "pid", "state", "created", "endpoints", "publishes", "resolv_conf", "log")
+    __slots__ = ("id", "name", "node", "netns", "pid", "state", "created", "endpoints", "publishes", "resolv_conf", "log", "stack")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +204,7 @@ class Sandbox(_message.Message):
     PUBLISHES_FIELD_NUMBER: _ClassVar[int]
     RESOLV_CONF_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
+    STACK_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     node: str
@@ -215,7 +216,8 @@ class Sandbox(_message.Message):
     publishes: _containers.RepeatedCompositeFieldContainer[Publish]
     resolv_conf: str
     log: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., node: _Optional[str] = ..., netns: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., created: _Optional[str] = ..., endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., publishes: _Optional[_Iterable[_Union[Publish, _Mapping]]] = ..., resolv_conf: _Optional[str] = ..., log: _Optional[str] = ...) -> None: ...
+    stack: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., node: _Optional[str] = ..., netns: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., created: _Optional[str] = ..., endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., publishes: _Optional[_Iterable[_Union[Publish, _Mapping]]] = ..., resolv_conf: _Optional[str] = ..., log: _Optional[str] = ..., stack: _Optional[str] = ...) -> None: ...
 
 class Service(_message.Message):
     __slots__ = ("id", "name", "network", "network_id", "vips", "mode", "ports", "selector", "affinity", "affinity_timeout", "health", "publish_on", "prefer_local", "all_unhealthy", "drain_timeout", "labels", "backends", "created", "creator", "state", "conflict")
