@@ -93,7 +93,12 @@ async def test_they_are_never_one_of_several(child: int) -> None:
 
 
 def test_they_are_there_by_themselves() -> None:
-    for words in ({"name": "none"}, {"name": "HOST"}, {"name": "x", "driver": "none"}):
+    cases: list[dict[str, Any]] = [
+        {"name": "none"},
+        {"name": "HOST"},
+        {"name": "x", "driver": "none"},
+    ]
+    for words in cases:
         with pytest.raises(Invalid, match="is there by itself"):
             parse_network(**words)
     node = _operations(Stacks()).node
