@@ -12,6 +12,7 @@ from agent.core.catalogue import give_way
 from agent.core.members import Member
 from agent.core.services import Row, rows
 from agent.errors import Invalid, NotFound
+from agent.lanmodel import host_side_name, is_host_side
 from agent.model import OVERLAY, PREDEFINED, Endpoint, Network, Node, Sandbox, shorten
 from agent.servicemodel import Health, Service
 from agent.views import Status, Views
@@ -95,6 +96,13 @@ class Lookups(Views):
         """An endpoint of this node by its whole id."""
         members = self.members.get(self.network_of(id))
         return members.local.get(id) if members else None
+
+    def host_side(self, network: str) -> Endpoint | None:
+        """The endpoint of this host's own interface in a network on its wire, if it has one."""
+        members = self.members.get(network)
+        named = members.with_name(host_side_name(self.nodes[self.me].name)) if members else ()
+        found = (m.endpoint for m in named if m.node == self.me and is_host_side(m.endpoint))
+        return next(found, None)
 
     def node_name(self, id: str) -> str:
         """A node's name; its id if it is not known."""

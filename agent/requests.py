@@ -15,10 +15,10 @@ import msgspec
 
 from agent import model
 from agent.core.bounds import ADDRESSES_MAX, SUBNETS_MAX
-from agent.errors import Invalid, Unsupported
+from agent.errors import Invalid
+from agent.lanmodel import LAN_DRIVERS, parse_lan
 
-DRIVERS = (model.OVERLAY, model.BRIDGE)
-KNOWN_DRIVERS = ("macvlan", "ipvlan")
+DRIVERS = (model.OVERLAY, model.BRIDGE, *LAN_DRIVERS)
 MTU_MIN_V4 = 68  # RFC 791
 MTU_MIN_V6 = 1280  # RFC 8200, section 5
 MTU_MAX = 65535 - model.VXLAN_OVERHEAD_V6
@@ -98,10 +98,6 @@ def parse_network(
     if driver.startswith(model.REMOTE):
         _parse_plugin(driver)
     elif driver not in DRIVERS:
-        if driver in KNOWN_DRIVERS:
-            raise Unsupported(
-                f"driver {driver}", "is not in this version", f"Use one of {', '.join(DRIVERS)}"
-            )
         raise Invalid(
             f"driver {model.shorten(driver)}", "is unknown", f"Use one of {', '.join(DRIVERS)}"
         )
@@ -142,6 +138,8 @@ def parse_network(
             f"of driver {driver} has no VXLAN: it has no {'encryption' if encrypted else 'VNI'}",
             f"Leave --{'encrypted' if encrypted else 'vni'} out, or use the overlay driver",
         )
+    if driver in LAN_DRIVERS:
+        parse_lan(driver, options or {})
     spoof = (options or {}).get(model.SPOOF, "deny")
     if spoof not in ("allow", "deny"):
         raise Invalid(f"option spoof={model.shorten(spoof)}", "is unknown", "Use allow or deny")

@@ -14,7 +14,8 @@ import structlog
 
 from agent.completion import Completion, RemoteDriver
 from agent.drivers import host, none
-from agent.errors import Conflict, Invalid, NotFound, Timeout
+from agent.errors import Conflict, Invalid, NotFound, Timeout, Unsupported
+from agent.lanmodel import HOST_SIDE, host_side_name, is_host_side, is_on_lan, parse_lan
 from agent.model import (
     HANDED_OUT,
     HOST,
@@ -79,6 +80,14 @@ class SandboxOperations(Completion):
             publishes=tuple(publishes),
             log=log,
         )
+        default = next((n for n in found if not n.internal), None)
+        if publishes and default and is_on_lan(default):
+            raise Invalid(
+                "--publish",
+                f"has no use in network {default.name}: who is on its wire reaches the workload "
+                "at its own address",
+                "Leave it out, or name another network first",
+            )
         self.node.check_publishes(sandbox.publishes)
         self.ports.hold(sandbox.id, sandbox.publishes)
         try:
@@ -181,12 +190,13 @@ class SandboxOperations(Completion):
             except Conflict as error:
                 log.warning("port.lost", sandbox=sandbox.id, error=str(error))
         held = {e for s in self.node.sandboxes.values() for e in s.endpoints}
+        self.release_host_sides()
         # An endpoint that was stored before its sandbox, when the agent was killed in between.
         stray = [
             id
             for members in self.node.members.values()
             for id, endpoint in members.local.items()
-            if endpoint.sandbox and id not in held
+            if endpoint.sandbox and id not in held and not is_host_side(endpoint)
         ]
         self.node.remove_endpoints(stray)
 
@@ -194,6 +204,7 @@ class SandboxOperations(Completion):
         """A sandbox is gone: its endpoints, names and ports too. No error if it was already."""
         self.ports.release(id)
         self.node.drop_sandbox(id)
+        self.release_host_sides()
 
     def lost_port(self, endpoint: str) -> None:
         """The namespace that an endpoint's interface was in does not exist any more."""
@@ -210,6 +221,12 @@ class SandboxOperations(Completion):
         """
         found = self.node.find_network(network)
         await self.check_encryption(found.encrypted, f"network {network}")
+        if is_on_lan(found):
+            raise Unsupported(
+                f"network {network}",
+                f"is of driver {found.driver}, whose interfaces cannot be handed out",
+                "Use the engine's own driver of that name",
+            )
         id = self._id()
         sandbox = Sandbox(
             id=id,
@@ -261,12 +278,39 @@ class SandboxOperations(Completion):
                 )
             )
             await self._kernel.settle(endpoint.id)
+            if is_on_lan(network):
+                await self._ensure_host_side(network)
         except BaseException:
             if endpoint.id in self.node.members[network.id].local:
                 self.node.remove_endpoints([endpoint.id])
             self.shrink({endpoint.id})
             raise
         return endpoint
+
+    async def _ensure_host_side(self, network: Network) -> None:
+        """The host's own interface in a network on its wire, where that is asked for.
+
+        It comes with the first workload here and goes with the last one.
+        """
+        if not parse_lan(network.driver, network.options).has_host_interface:
+            return
+        async with self._host_sides:
+            if self.node.host_side(network.id):
+                return
+            name = host_side_name(self.node.nodes[self.node.me].name)
+            made = await self.allocate(network.id, EndpointSpec(name), HOST_SIDE)
+            await self._kernel.settle(made.id)
+
+    def release_host_sides(self) -> None:
+        """Take away the host's own interfaces in networks without a workload here."""
+        for network in self.node.catalogue.all():
+            side = self.node.host_side(network.id) if is_on_lan(network) else None
+            if side is None:
+                continue
+            sandboxes = self.node.sandboxes.values()
+            used = (self.node.network_of(e) for s in sandboxes for e in s.endpoints)
+            if network.id not in used:
+                self.node.remove_endpoints([side.id])
 
     async def _attach_remote(
         self,
@@ -314,6 +358,7 @@ class SandboxOperations(Completion):
                     default="" if sandbox.default in endpoints else sandbox.default,
                 )
             )
+        self.release_host_sides()
 
     def _networks_of(self, sandboxes: Sequence[str]) -> list[str]:
         ids = (e for id in sandboxes for e in self.node.sandboxes[id].endpoints)

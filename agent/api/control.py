@@ -21,6 +21,7 @@ from agent.core.resolvconf import resolv_conf
 from agent.departures import Departures
 from agent.encryption import Encryption
 from agent.errors import Exhausted, Invalid, Unsupported
+from agent.lanmodel import is_on_lan
 from agent.model import Network, Sandbox, plugin_of
 from agent.node import NodeState
 from agent.operations import Operations
@@ -303,7 +304,8 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
             if network and network not in networks:
                 networks.append(network)
         # At a plugin's gateways is no name server of ours.
-        servers = next((n.gateways for n in networks if not plugin_of(n)), ())
+        ours = (n.gateways for n in networks if not (plugin_of(n) or is_on_lan(n)))
+        servers = next(ours, ())
         names = [self.node.catalogue.name(n.id) for n in networks]
         return convert.sandbox(self.node, sandbox, resolv_conf(servers, names))
 

@@ -27,6 +27,7 @@ from agent.datapath.bulk import Bulk
 from agent.datapath.connections import Connections
 from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
+from agent.datapath.lans import Lans
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.networks import Networks
@@ -111,6 +112,7 @@ class Applier:
             self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
             self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
+            self.lans = Lans(self._host, host_netns)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
             self._connections = Connections(self._netns, host_netns)
@@ -177,6 +179,8 @@ class Applier:
         links = await self._own.links()
         bridges = self._desired.bridges()
         await self.networks.sweep(links, bridges.values())
+        lans = self._desired.lans()
+        await self.attempt(("strangers", 0, ""), self.lans.sweep(lans.values()))
         await self.attempt(("guard", 0, ""), self.guard())
         look = Look({link.name: link for link in links}, interior, True, drift, gone=gone)
         for vni in self.in_turn(self.networks.held.keys() | bridges.keys()):
@@ -184,6 +188,11 @@ class Applier:
                 await self.mend(vni, look)
             else:
                 await self.attempt(("bridge", vni, ""), self.bridge(vni, look))
+        for vni in sorted(self.lans.held.keys() | lans.keys()):
+            if drift:
+                await self.mend_lan(vni, look)
+            else:
+                await self.attempt(("bridge", vni, ""), self.lan(vni, look))
 
     async def guard(self) -> None:
         """All ports that are to be, at once: what they send must not be lost at a restart."""
@@ -206,6 +215,10 @@ class Applier:
 
     async def bridge(self, vni: int, look: Look | None = None) -> None:
         """A network's devices and ports; only what is to change, unless there is a `look`."""
+        if vni in self.lans.held or self._desired.lan(vni):
+            await self.lan(vni, look)
+            if self._desired.lan(vni):
+                return
         bridge, held = self._desired.bridge(vni), self.networks.held.get(vni)
         if look is None and self._failures.stands(("bridge", vni, "")):
             look = Look(interior=True, rows=True, drift=False)
@@ -262,6 +275,52 @@ class Applier:
         if fresh or (look and look.rows):
             drift = look is not None and look.drift and not fresh
             await self.attempt(("rows", vni, ""), self._all_rows(held.vxlan, vni, fresh, drift))
+
+    async def lan(self, vni: int, look: Look | None = None) -> None:
+        """The same for a network that is on a wire of the host's."""
+        lan, held = self._desired.lan(vni), self.lans.held.get(vni)
+        if look is None and self._failures.stands(("bridge", vni, "")):
+            look = Look(interior=True, drift=False)
+        if held and (lan is None or held.lan.network != lan.network):
+            others = self._desired.lans().values()
+            now = next((o.vni for o in others if o.network == held.lan.network), vni)
+            if now != vni and now not in self.lans.held:
+                self.lans.renumber(vni, now)
+            else:
+                await self.lans.remove(vni)
+            held = None
+        if lan is None:
+            self._failures.forget(vni)
+            await self.lans.sweep(self._desired.lans().values())
+            return
+        before = dict(held.ports) if held else {}
+        asked = held is None or held.lan != lan
+        if asked or look:
+            await self.lans.ensure(lan)
+        held = self.lans.held[vni]
+        self._failures.forget(vni, lan.ports)
+        for endpoint in held.ports.keys() - lan.ports.keys():
+            await self.lans.detach(vni, endpoint)
+        for endpoint, port in lan.ports.items():
+            if look is None and held.ports.get(endpoint) == port:
+                continue
+            if look and look.gone and not sandbox.alive(port):
+                look.gone(endpoint)
+                continue
+            fixed = self.lans.fixed.copy()
+            await self.attempt(("port", vni, endpoint), self.lans.attach(vni, port))
+            if before.get(endpoint) != port:
+                self.lans.fixed = fixed  # it was asked for
+        if asked:
+            self.lans.fixed.clear()
+
+    async def mend_lan(self, vni: int, look: Look) -> None:
+        """The same, where whatever has to be changed is drift."""
+        self.lans.fixed.clear()
+        await self.attempt(("bridge", vni, ""), self.lan(vni, look))
+        held = self.lans.held.get(vni)
+        for kind, count in self.lans.fixed.items() if held else ():
+            self.repairs.add(kind, count, held.lan.network if held else "")
 
     def _renumbered(self, held: Bridge) -> int | None:
         """The VNI that a network has now, if it is still to be here and that is free."""
@@ -375,6 +434,9 @@ class Applier:
 
     async def audit(self, vni: int) -> None:
         """All of a network. As a rule all is right, which a few requests in a thread tell."""
+        if vni in self.lans.held:
+            await self.mend_lan(vni, Look(interior=True))
+            return
         held = self.networks.held.get(vni)
         if held is None:
             return

@@ -16,11 +16,12 @@ from agent.datapath import namespaces
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.rtnetlink import in_thread
 from agent.drivers.base import Port, Stack
-from agent.errors import Conflict, Invalid, NotFound
+from agent.errors import Conflict, Invalid, NotFound, VxmeshError
 from agent.model import format_mac
 
 log = structlog.get_logger()
 
+MARK = "vxmesh:"  # how the alias of what is ours begins
 LOOPBACK = 1  # the index of lo in every network namespace
 DEFAULT = {False: "0.0.0.0/0", True: "::/0"}
 
@@ -75,24 +76,64 @@ async def set_up(stack: Stack) -> None:
 async def furnish(fd: int, port: Port, mtu: int, peer: int, old: Port | None = None) -> int:
     """Make the sandbox's end as it should be; how many things were not.
 
-    `fd` is the namespace, `peer` the index of our end of the pair, `old` what the port was
-    before, whose addresses and routes go. LookupError if the other end is not there.
+    `fd` is the namespace, `peer` the index of our end of the pair or of the device that it
+    shares, `old` what the port was before, whose addresses and routes go. LookupError if the
+    sandbox's end is not there.
     """
     path = f"/proc/self/fd/{fd}"
     async with Netlink(path) as box:
         link = await box.link(port.ifname)
-        if link is None or not _is_ours(link, peer):
+        if link is None or not _is_ours(link, port, peer):
             raise LookupError(port.ifname)
-        if any(":" in a for a in port.addresses):
-            sysctls = {f"ipv6/conf/{port.ifname}/disable_ipv6": "0"}
+        sysctls = _sysctls(port)
+        if sysctls:
             await asyncio.to_thread(namespaces.set_sysctls, path, sysctls)
         changes = await _addresses(box, link, port, old)
         changes += await _link(box, link, port, mtu)
         return changes + await _routes(box, link, port, old)
 
 
-def _is_ours(link: Link | None, peer: int) -> bool:
-    return link is not None and link.kind == "veth" and link.peer == peer
+@in_thread
+async def remove(port: Port, peer: int) -> None:
+    """Delete an interface that shares the device with index `peer`; fine if it is gone."""
+    try:
+        fd = open_netns(port)
+    except VxmeshError:
+        return  # with its namespace it went
+    try:
+        async with Netlink(f"/proc/self/fd/{fd}") as box:
+            link = await box.link(port.ifname)
+            if link is not None and _is_ours(link, port, peer):
+                await box.delete_link(link.index)
+    finally:
+        os.close(fd)
+
+
+@in_thread
+async def mark(fd: int, port: Port) -> None:
+    """Give an interface that has just been made in namespace `fd` our mark."""
+    async with Netlink(f"/proc/self/fd/{fd}") as box:
+        await box.set_link(await box.index(port.ifname), ifalias=_mark(port))
+
+
+def _mark(port: Port) -> str:
+    return f"{MARK}ep:{port.endpoint}"
+
+
+def _is_ours(link: Link, port: Port, peer: int) -> bool:
+    # Of a pair our end has the mark; one without any is one whose agent died before it marked it.
+    marked = port.kind == "veth" or link.alias in (_mark(port), "")
+    return link.kind == port.kind and link.peer == peer and marked
+
+
+def _sysctls(port: Port) -> dict[str, str]:
+    """Those of an interface. On a wire of others' it has its own addresses alone: none by a
+    router's advertisement."""
+    has_ipv6 = any(":" in a for a in port.addresses)
+    of = f"ipv6/conf/{port.ifname}/"
+    if port.kind == "veth":
+        return {f"{of}disable_ipv6": "0"} if has_ipv6 else {}
+    return {f"{of}accept_ra": "0", f"{of}disable_ipv6": "0" if has_ipv6 else "1"}
 
 
 async def _addresses(box: Netlink, link: Link, port: Port, old: Port | None) -> int:
@@ -113,7 +154,7 @@ async def _link(box: Netlink, link: Link, port: Port, mtu: int) -> int:
     wrong: dict[str, object] = {}
     if link.mtu != mtu:
         wrong["mtu"] = mtu
-    if link.mac != format_mac(port.mac):
+    if port.mac and link.mac != format_mac(port.mac):
         wrong["address"] = format_mac(port.mac)
     if not link.up:
         wrong["state"] = "up"
@@ -127,18 +168,23 @@ async def _link(box: Netlink, link: Link, port: Port, mtu: int) -> int:
 async def _routes(box: Netlink, link: Link, port: Port, old: Port | None) -> int:
     for gateway in old.gateways if old else ():
         if gateway not in port.gateways:
-            await box.delete_route(DEFAULT[":" in gateway], gateway, link.index)
+            await box.delete_route(DEFAULT[":" in gateway], _hop(gateway), link.index)
     changes = 0
     for gateway in port.gateways:
         destination = DEFAULT[":" in gateway]
         try:
-            await box.add_route(destination, gateway, link.index)
+            await box.add_route(destination, _hop(gateway), link.index)
             changes += 1
         except OSError as error:
             if error.errno != errno.EEXIST:
                 raise
             there = [r for r in await box.routes() if r.destination == destination]
-            if not any(r.gateway == gateway and r.device == link.index for r in there):
+            if not any(r.gateway == _hop(gateway) and r.device == link.index for r in there):
                 # Not ours to replace: whoever made the namespace gave it a way out already.
                 log.warning("sandbox.has_default_route", netns=port.netns, gateway=gateway)
     return changes
+
+
+def _hop(gateway: str) -> str:
+    """The next hop; empty: none, all of it is on the link."""
+    return "" if gateway in ("0.0.0.0", "::") else gateway

@@ -89,7 +89,7 @@ def bridge(
     for endpoint in endpoints:
         sandbox = sandboxes.get(endpoint.sandbox)
         if sandbox and endpoint.id in sandbox.endpoints:
-            ports[endpoint.id] = _port(network, endpoint, sandbox)
+            ports[endpoint.id] = port(network, endpoint, sandbox)
     return Bridge(
         network=network.id,
         vni=network.vni,
@@ -113,7 +113,8 @@ def bridge(
     )
 
 
-def _port(network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Port:
+def port(network: Network, endpoint: Endpoint, sandbox: Sandbox, kind: str = "veth") -> Port:
+    """The interface of an endpoint in its sandbox, of that kind of device."""
     position = sandbox.endpoints.index(endpoint.id)
     return Port(
         endpoint=endpoint.id,
@@ -124,6 +125,7 @@ def _port(network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Port:
         inode=sandbox.inode,
         ifname=sandbox.ifnames[position],
         gateways=network.gateways if sandbox.default == endpoint.id else (),
+        kind=kind,
     )
 
 

@@ -12,7 +12,15 @@ import msgspec
 from agent.core.addresses import Range
 from agent.core.members import Member, Members
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound
-from agent.model import BRIDGE, Endpoint, Network, format_address, format_mac
+from agent.lanmodel import is_on_lan
+from agent.model import (
+    BRIDGE,
+    Endpoint,
+    Network,
+    format_address,
+    format_mac,
+    parse_address,
+)
 from agent.node.networks import Networks
 from agent.node.records import Recording
 from agent.requests import EndpointSpec
@@ -240,12 +248,22 @@ class Endpoints(Networks):
             raise Conflict(
                 f"address {text}", f"is that of service {service.name}", "Choose another"
             )
+        host = self._hosts_on(network).get(address)
+        if host:
+            raise Conflict(f"address {text}", f"is that of host {host} itself", "Choose another")
         if space.reserved(address):
             raise Conflict(
                 f"address {text}",
                 "is the gateway's, or no host's (first or last of its subnet)",
                 "Choose another",
             )
+
+    def _hosts_on(self, network: Network) -> dict[bytes, str]:
+        """The addresses that nodes themselves have on the wire of a network, and whose they are."""
+        if not is_on_lan(network):
+            return {}
+        nodes = self.nodes.values()
+        return {parse_address(a): node.name for node in nodes for a in (node.address, node.vtep)}
 
     def _check_owned(self, network: Network, addresses: Iterable[bytes]) -> None:
         foreign = self.addresses[network.id].foreign(addresses)
@@ -261,9 +279,11 @@ class Endpoints(Networks):
 
     def _pick(self, network: Network, family: int) -> bytes:
         addresses = self.addresses[network.id]
-        address = addresses.pick(family)
-        if address is not None:
-            return address
+        hosts = self._hosts_on(network)
+        while (address := addresses.pick(family)) is not None:
+            if address not in hosts:
+                return address
+            addresses.space.take(address)  # for good: it is in use, though by no endpoint
         donors = addresses.donors(family)
         if donors:
             label = f"an address in network {self.catalogue.name(network.id)}"

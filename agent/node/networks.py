@@ -20,6 +20,7 @@ from agent.core.fill import Fill
 from agent.core.overlaps import block
 from agent.drivers import overlay
 from agent.errors import Conflict, Exhausted, InUse, Invalid
+from agent.lanmodel import LAN_DRIVERS
 from agent.model import Network, Node, Notice, encode, format_address
 from agent.node.records import Recording, Records, log
 from agent.requests import MTU_MIN_V6, NetworkSpec
@@ -57,7 +58,10 @@ class Networks(Records):
             (f"network {self.catalogue.name(n.id)}", s)
             for n in self.catalogue.all()
             for s in n.subnets
-        ] + [(f"a route of host {n.name}", r) for n in self.nodes.values() for r in n.routes]
+        ]
+        if spec.driver not in LAN_DRIVERS:  # the subnet of one is what the hosts have there
+            nodes = self.nodes.values()
+            taken += [(f"a route of host {n.name}", r) for n in nodes for r in n.routes]
         self._check_mtu(spec)
         id = self._new_id()
         if spec.subnets:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from typing import Any
 
 from tests.netns.world import World
 
@@ -60,3 +62,166 @@ def test_what_networks_none_and_host_cannot_be_is_refused(world: World) -> None:
     ):
         refused = world.try_vx("h1", *words)
         assert refused.returncode == 2, (words, refused.stderr)
+
+
+SUBNET = "10.99.0.0/24"  # the testbed's wire (agent/testbed/fabric.py)
+
+
+def _lan(world: World, *options: str) -> str:
+    """A macvlan network on the hosts' own wire; the client is the gateway there."""
+    return world.network(
+        "--driver", "macvlan", "--subnet", SUBNET, "--ip-range", "10.99.0.128/25",
+        "--gateway", world.host("client").address, "-O", "parent=eth0", *options,
+    )  # fmt: skip
+
+
+def _device(world: World, name: str) -> Any:
+    """A device of h1, as `ip -j link` tells of it."""
+    return json.loads(world.run("h1", "ip", "-j", "link", "show", name).stdout)[0]
+
+
+def _reaches(world: World, host: str, target: str) -> bool:
+    return world.run(host, "ping", "-c", "1", "-W", "1", target).returncode == 0
+
+
+def test_workloads_of_macvlan_are_on_the_hosts_wire(world: World) -> None:
+    net = _lan(world)
+    one, two, far = (world.workload(h, net) for h in ("h1", "h1", "h2"))
+    client = world.host("client").address
+    for target in (world.address("h1", two), world.address("h1", far), client):
+        assert world.pings("h1", one, target), target
+    assert _reaches(world, "client", world.address("h1", one)), "from outside, straight"
+    assert _reaches(world, "h2", world.address("h1", one)), "from another host"
+    assert not _reaches(world, "h1", world.address("h1", one)), "not from its own host"
+    assert not world.pings("h1", one, world.host("h1").address)
+    routes = world.inside("h1", one, "ip", "route").stdout
+    assert f"default via {client}" in routes
+    [link] = json.loads(world.vx("h1", "exec", one, "--", "ip", "-d", "-j", "link", "show", "eth0"))
+    assert link["linkinfo"]["info_kind"] == "macvlan"
+    assert link["linkinfo"]["info_data"]["mode"] == "bridge"
+    assert link["address"] == world.read("h1", "endpoint", "inspect", one)["mac"]
+    assert not [n for n in world.links("h1") if n.startswith("vxb")], "nothing of it is in ours"
+
+
+def test_the_host_reaches_macvlan_by_an_interface_of_its_own(world: World) -> None:
+    net = _lan(world, "-O", "host-interface=true")
+    one, two = world.workload("h1", net), world.workload("h1", net)
+    far = world.workload("h2", net)
+    for name in (one, two, far):
+        assert _reaches(world, "h1", world.address("h1", name)), name
+    own = world.read("h1", "endpoint", "inspect", "host-h1")["addresses"][0]
+    assert world.pings("h1", one, own)
+    assert world.pings("h2", far, own), "from the wire too"
+    assert _reaches(world, "client", world.host("h1").address), "and the host where it was"
+    neighbours = world.run("client", "ip", "neigh", "show", world.host("h1").address).stdout
+    assert _device(world, "eth0")["address"] in neighbours
+    for name in (one, two):
+        world.vx("h1", "sandbox", "rm", name, "--wait=10")
+    assert "vxh" not in world.run("h1", "ip", "link").stdout
+    assert [e["name"] for e in world.read("h1", "endpoint", "ls")] == ["host-h2", far]
+
+
+def test_workloads_of_one_host_are_apart_in_mode_private(world: World) -> None:
+    net = _lan(world, "-O", "mode=private")
+    one, two, far = (world.workload(h, net) for h in ("h1", "h1", "h2"))
+    assert not world.pings("h1", one, world.address("h1", two))
+    assert world.pings("h1", one, world.address("h1", far))
+
+
+def test_macvlan_is_what_it_was_after_a_restart_and_when_it_was_changed(world: World) -> None:
+    net = _lan(world)
+    one, two = world.workload("h1", net), world.workload("h1", net)
+    target = world.address("h1", one)
+    before = world.link("h1", one)
+    world.bed.kill("h1")
+    assert _reaches(world, "client", target), "no agent is needed for traffic"
+    world.bed.start("h1")
+    assert world.link("h1", one)["ifindex"] == before["ifindex"], "it was left as it was"
+    world.vx("h1", "exec", one, "--", "ip", "link", "del", "eth0")
+    assert not _reaches(world, "client", target)
+    world.wait(lambda: _reaches(world, "client", target), "it is made again", 30)
+    world.vx("h1", "endpoint", "rm", one, "--wait=10")
+    links = json.loads(world.vx("h1", "exec", one, "--", "ip", "-j", "link"))
+    assert [link["ifname"] for link in links] == ["lo"], "gone, while its sandbox lives"
+    assert world.pings("h1", two, world.host("client").address)
+
+
+def test_a_namespace_of_the_users_can_be_on_the_wire(world: World) -> None:
+    net = _lan(world)
+    world.run("h1", "ip", "netns", "add", "vxt-mine")
+    world.later(lambda: world.run("h1", "ip", "netns", "del", "vxt-mine"))
+    world.vx(
+        "h1", "endpoint", "create", "--network", net, "--name", "mine", "--netns", "vxt-mine",
+        "--ip", "10.99.0.200", "--wait=10",
+    )  # fmt: skip
+    assert _reaches(world, "client", "10.99.0.200")
+    world.run("h1", "ip", "netns", "del", "vxt-mine")
+    world.wait(lambda: not world.read("h1", "endpoint", "ls"), "it goes with its namespace")
+
+
+def test_mode_passthru_gives_a_device_to_one_workload(world: World) -> None:
+    h1, client = world.host("h1"), world.host("client")
+    subprocess.run(
+        ["ip", "-n", h1.namespace, "link", "add", "eth1", "type", "veth", "peer", "name", "eth1",
+         "netns", client.namespace],
+        check=True,
+    )  # fmt: skip
+    world.later(lambda: h1.run(["ip", "link", "del", "eth1"]))
+    world.run("client", "ip", "addr", "add", "10.98.0.100/24", "dev", "eth1")
+    world.run("client", "ip", "link", "set", "eth1", "up")
+    net = world.network(
+        "--driver", "macvlan", "--subnet", "10.98.0.0/24", "--gateway", "10.98.0.100",
+        "-O", "parent=eth1", "-O", "mode=passthru",
+    )  # fmt: skip
+    done = world.try_vx("h1", "run", "--network", net, "--", "true")
+    assert "is down" in done.stderr
+    world.run("h1", "ip", "link", "set", "eth1", "up")
+    before = _device(world, "eth1")["address"]
+    one = world.workload("h1", net)
+    assert world.pings("h1", one, "10.98.0.100")
+    done = world.try_vx("h1", "run", "--network", net, "--", "true")
+    assert done.returncode and "in mode passthru" in done.stderr
+    world.vx("h1", "sandbox", "rm", one)
+    assert _device(world, "eth1")["address"] == before
+    world.run("h1", "ip", "link", "del", "eth1")
+    done = world.try_vx("h1", "run", "--network", net, "--", "true")
+    assert done.returncode and "is not on this host" in done.stderr
+
+
+def test_what_macvlan_cannot_be_is_refused(world: World) -> None:
+    create = ("network", "create", "nolan", "--driver", "macvlan", "--subnet", SUBNET)
+    for words, told in (
+        ((), "parent=eth1"),
+        (
+            ("-O", "parent=eth0", "-O", "mode=sideways"),
+            "Use one of bridge, private, vepa, passthru",
+        ),
+        (("-O", "parent=eth0", "--encrypted"), "has no encryption"),
+        (("-O", "parent=eth0", "--vni", "7"), "has no VNI"),
+        (("-O", "parent=eth0", "-O", "speed=high"), "is unknown"),
+        (("-O", "parent=eth0", "-O", "mode=vepa", "-O", "host-interface=true"), "Use mode bridge"),
+    ):
+        refused = world.try_vx("h1", *create, *words)
+        assert refused.returncode == 2 and told in refused.stderr, (words, refused.stderr)
+    net = _lan(world)
+    for call, told in (
+        (("run", "--network", net, "-p", "80:80", "--", "true"), "at its own address"),
+        (("run", "--network", net, "--ip", world.host("h2").address, "--", "true"), "of host h2"),
+        (("service", "create", "web", "--network", net, "--port", "80"), "whose driver is macvlan"),
+    ):
+        done = world.try_vx("h1", *call)
+        assert done.returncode and told in done.stderr, (call, done.stderr)
+    for parent, mode, told in (
+        ("eth7", "bridge", "is not on this host"),
+        ("eth0.20", "bridge", "no VLANs (8021q)"),
+        ("eth0", "passthru", "would cut off"),
+    ):
+        other = f"p-{parent.replace('.', '-')}-{mode}"
+        world.vx(
+            "h1", "network", "create", other, "--driver", "macvlan", "--subnet", "10.98.0.0/24",
+            "-O", f"parent={parent}", "-O", f"mode={mode}",
+        )  # fmt: skip
+        done = world.try_vx("h1", "run", "--network", other, "--", "true")
+        assert done.returncode and told in done.stderr, done.stderr
+        assert world.read("h1", "endpoint", "ls", "--network", other) == []
+        world.vx("h1", "network", "rm", other, "--wait=10")
