@@ -79,6 +79,8 @@ class Completion:
         self.ports = PortHolder()
         self.encrypter: Encrypter | None = None
         self.remote: RemoteDriver | None = None
+        # Returns when the name server has what was changed so far.
+        self.names_settled: Callable[[], Awaitable[None]] | None = None
         self._host_sides = asyncio.Lock()  # the host's interface in a network is made once
         # Makes a workload's stack so that has no interface of ours; NotFound, OSError.
         self.furnish: Callable[[Stack], Awaitable[None]] | None = None

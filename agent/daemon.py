@@ -245,6 +245,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(drains.stop)
         feed = ToResolver(node, run_dir, run_dir / NETNS, settings.name_server_workers)
         await feed.start()
+        operations.names_settled = feed.settle
         stack.push_async_callback(feed.stop)
         await storing.durable()
         await peers.start([split_address(seed) for seed in settings.join])

@@ -25,6 +25,9 @@ REACHED = (BRIDGE_MODE, L2)
 PARENT, MODE, HOST_INTERFACE = "parent", "mode", "host-interface"
 # In the place of a sandbox's id: the endpoint is the host's own interface in the network.
 HOST_SIDE = "host"
+# Where a sandbox on such a wire asks for names: on its own loopback, at an address that neither
+# Docker (127.0.0.11) nor systemd-resolved (127.0.0.53) has; and where that leads.
+NAMES_AT, NAMES_PORT_INSIDE = "127.0.83.53", 30053
 VLAN_MAX = 4094  # IEEE 802.1Q: 0 and 4095 are no VLANs
 _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
 

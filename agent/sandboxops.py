@@ -6,6 +6,8 @@ What stands opposite: completion.py (how each ends), operations.py (the other ca
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -35,6 +37,7 @@ from agent.workload import Namespace, identify, is_alive
 
 log = structlog.get_logger()
 
+NAMES_WITHIN = 2.0  # s; a sandbox without a name server is better than none
 _STACKS = {NONE: none.stack, HOST: host.stack}
 
 
@@ -280,6 +283,7 @@ class SandboxOperations(Completion):
             await self._kernel.settle(endpoint.id)
             if is_on_lan(network):
                 await self._ensure_host_side(network)
+                await self._wait_for_names()
         except BaseException:
             if endpoint.id in self.node.members[network.id].local:
                 self.node.remove_endpoints([endpoint.id])
@@ -300,6 +304,14 @@ class SandboxOperations(Completion):
             name = host_side_name(self.node.nodes[self.node.me].name)
             made = await self.allocate(network.id, EndpointSpec(name), HOST_SIDE)
             await self._kernel.settle(made.id)
+
+    async def _wait_for_names(self) -> None:
+        """For the name server to listen in a sandbox that reaches no gateway of ours: what asks
+        before is told that nobody does."""
+        if self.names_settled:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NAMES_WITHIN):
+                    await self.names_settled()
 
     def release_host_sides(self) -> None:
         """Take away the host's own interfaces in networks without a workload here."""

@@ -21,7 +21,7 @@ from agent.core.resolvconf import resolv_conf
 from agent.departures import Departures
 from agent.encryption import Encryption
 from agent.errors import Exhausted, Invalid, Unsupported
-from agent.lanmodel import is_on_lan
+from agent.lanmodel import NAMES_AT, is_on_lan
 from agent.model import Network, Sandbox, plugin_of
 from agent.node import NodeState
 from agent.operations import Operations
@@ -305,7 +305,9 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
                 networks.append(network)
         # At a plugin's gateways is no name server of ours.
         ours = (n.gateways for n in networks if not (plugin_of(n) or is_on_lan(n)))
-        servers = next(ours, ())
+        servers = [*next(ours, ())]
+        if any(map(is_on_lan, networks)):
+            servers.append(NAMES_AT)
         names = [self.node.catalogue.name(n.id) for n in networks]
         return convert.sandbox(self.node, sandbox, resolv_conf(servers, names))
 

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,11 @@ from agent.datapath.bulk import Bulk
 from agent.datapath.connections import Connections
 from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
+from agent.datapath.lanapplier import LanApplier
 from agent.datapath.lans import Lans
+from agent.datapath.look import Look
 from agent.datapath.monitor import Monitor
-from agent.datapath.netlink import Link, Netlink
+from agent.datapath.netlink import Netlink
 from agent.datapath.networks import Networks
 from agent.datapath.nft import UPLINK
 from agent.datapath.nftables import Nftables
@@ -47,18 +48,6 @@ log = structlog.get_logger()
 
 CHECKS = 3  # of all tables in a row, while one was wrong: somebody may go on for ever
 CHUNK = 1000  # MACs and addresses pulled at once: 2 to 4 ms of the loop
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How closely to look at what should be right already."""
-
-    links: Mapping[str, Link] | None = None  # all devices by name, if they were just read
-    interior: bool = False  # into the sandboxes too
-    rows: bool = False  # at all rows
-    drift: bool = True  # and count as repairs what differs
-    only: Collection[str] | None = None  # of the ports at those of these endpoints; None: at all
-    gone: Callable[[str], None] | None = None  # told of endpoints whose namespace is gone
 
 
 class Applier:
@@ -113,6 +102,7 @@ class Applier:
             self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
             self.lans = Lans(self._host, host_netns)
+            self.lan_applier = LanApplier(desired, self.lans, failures, self.repairs, self.attempt)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
             self._connections = Connections(self._netns, host_netns)
@@ -179,8 +169,7 @@ class Applier:
         links = await self._own.links()
         bridges = self._desired.bridges()
         await self.networks.sweep(links, bridges.values())
-        lans = self._desired.lans()
-        await self.attempt(("strangers", 0, ""), self.lans.sweep(lans.values()))
+        await self.attempt(("strangers", 0, ""), self.lan_applier.sweep())
         await self.attempt(("guard", 0, ""), self.guard())
         look = Look({link.name: link for link in links}, interior, True, drift, gone=gone)
         for vni in self.in_turn(self.networks.held.keys() | bridges.keys()):
@@ -188,11 +177,7 @@ class Applier:
                 await self.mend(vni, look)
             else:
                 await self.attempt(("bridge", vni, ""), self.bridge(vni, look))
-        for vni in sorted(self.lans.held.keys() | lans.keys()):
-            if drift:
-                await self.mend_lan(vni, look)
-            else:
-                await self.attempt(("bridge", vni, ""), self.lan(vni, look))
+        await self.lan_applier.compare(look, drift)
 
     async def guard(self) -> None:
         """All ports that are to be, at once: what they send must not be lost at a restart."""
@@ -216,7 +201,7 @@ class Applier:
     async def bridge(self, vni: int, look: Look | None = None) -> None:
         """A network's devices and ports; only what is to change, unless there is a `look`."""
         if vni in self.lans.held or self._desired.lan(vni):
-            await self.lan(vni, look)
+            await self.lan_applier.apply(vni, look)
             if self._desired.lan(vni):
                 return
         bridge, held = self._desired.bridge(vni), self.networks.held.get(vni)
@@ -275,52 +260,6 @@ class Applier:
         if fresh or (look and look.rows):
             drift = look is not None and look.drift and not fresh
             await self.attempt(("rows", vni, ""), self._all_rows(held.vxlan, vni, fresh, drift))
-
-    async def lan(self, vni: int, look: Look | None = None) -> None:
-        """The same for a network that is on a wire of the host's."""
-        lan, held = self._desired.lan(vni), self.lans.held.get(vni)
-        if look is None and self._failures.stands(("bridge", vni, "")):
-            look = Look(interior=True, drift=False)
-        if held and (lan is None or held.lan.network != lan.network):
-            others = self._desired.lans().values()
-            now = next((o.vni for o in others if o.network == held.lan.network), vni)
-            if now != vni and now not in self.lans.held:
-                self.lans.renumber(vni, now)
-            else:
-                await self.lans.remove(vni)
-            held = None
-        if lan is None:
-            self._failures.forget(vni)
-            await self.lans.sweep(self._desired.lans().values())
-            return
-        before = dict(held.ports) if held else {}
-        asked = held is None or held.lan != lan
-        if asked or look:
-            await self.lans.ensure(lan)
-        held = self.lans.held[vni]
-        self._failures.forget(vni, lan.ports)
-        for endpoint in held.ports.keys() - lan.ports.keys():
-            await self.lans.detach(vni, endpoint)
-        for endpoint, port in lan.ports.items():
-            if look is None and held.ports.get(endpoint) == port:
-                continue
-            if look and look.gone and not sandbox.alive(port):
-                look.gone(endpoint)
-                continue
-            fixed = self.lans.fixed.copy()
-            await self.attempt(("port", vni, endpoint), self.lans.attach(vni, port))
-            if before.get(endpoint) != port:
-                self.lans.fixed = fixed  # it was asked for
-        if asked:
-            self.lans.fixed.clear()
-
-    async def mend_lan(self, vni: int, look: Look) -> None:
-        """The same, where whatever has to be changed is drift."""
-        self.lans.fixed.clear()
-        await self.attempt(("bridge", vni, ""), self.lan(vni, look))
-        held = self.lans.held.get(vni)
-        for kind, count in self.lans.fixed.items() if held else ():
-            self.repairs.add(kind, count, held.lan.network if held else "")
 
     def _renumbered(self, held: Bridge) -> int | None:
         """The VNI that a network has now, if it is still to be here and that is free."""
@@ -435,7 +374,7 @@ class Applier:
     async def audit(self, vni: int) -> None:
         """All of a network. As a rule all is right, which a few requests in a thread tell."""
         if vni in self.lans.held:
-            await self.mend_lan(vni, Look(interior=True))
+            await self.lan_applier.mend(vni, Look(interior=True))
             return
         held = self.networks.held.get(vni)
         if held is None:

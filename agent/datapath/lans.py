@@ -13,17 +13,18 @@ Source: Linux drivers/net/macvlan.c, drivers/net/ipvlan, net/8021q.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from agent.datapath import namespaces, sandbox
+from agent.datapath import namespaces, nameway, sandbox
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.sandbox import MARK
 from agent.drivers.base import HostSide, Lan, Port
-from agent.errors import Conflict, NotFound, Unsupported
+from agent.errors import Conflict, NotFound, Unsupported, VxmeshError
 from agent.lanmodel import PASSTHRU
 from agent.model import format_mac
 
@@ -201,6 +202,8 @@ class Lans:
             )
         fd = sandbox.open_netns(port)
         try:
+            if old is None:
+                await nameway.furnish(fd)
             try:
                 self.fixed["port"] += bool(await self._furnish(fd, port, held.mtu, held.index, old))
             except LookupError:
@@ -273,7 +276,7 @@ class Lans:
     async def detach(self, vni: int, endpoint: str) -> None:
         """Delete an interface of a sandbox, if it is still there."""
         held = self.held[vni]
-        await sandbox.remove(held.ports.pop(endpoint), held.index)
+        await self._let_go(held.ports.pop(endpoint), held.index)
 
     async def remove(self, vni: int) -> None:
         """Delete all of a network; its sub-interface is `sweep`'s."""
@@ -281,10 +284,22 @@ class Lans:
         if held is None:
             return
         for port in held.ports.values():
-            await sandbox.remove(port, held.index)
+            await self._let_go(port, held.index)
         side = held.lan.host_side
         if side:
             await self._delete(side.device, f"{HOST_MARK}{side.endpoint}")
+
+    async def _let_go(self, port: Port, parent: int) -> None:
+        """Delete a sandbox's interface, and with the last one the way to the name server."""
+        await sandbox.remove(port, parent)
+        if any(o.inode == port.inode for held in self.held.values() for o in held.ports.values()):
+            return
+        with contextlib.suppress(VxmeshError, OSError):  # the sandbox is gone, or going
+            fd = sandbox.open_netns(port)
+            try:
+                await nameway.clear(fd)
+            finally:
+                os.close(fd)
 
     def renumber(self, old: int, new: int) -> None:
         """A network goes by another VNI now, which changes nothing in the kernel."""

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import structlog
 
-from agent.datapath.applier import Applier, Look, prepare
+from agent.datapath.applier import Applier, prepare
 from agent.datapath.backlog import Backlog, Failures, Key, add_rows
 from agent.datapath.cleanup import remove_everything
 from agent.datapath.drift import Drift
+from agent.datapath.look import Look
 from agent.datapath.monitor import RECEIVE_BUFFER, Events, Monitor
 from agent.datapath.mountwatch import MountWatch
 from agent.datapath.refusals import Refusal

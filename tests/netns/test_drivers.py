@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from typing import Any
 
-from tests.netns.world import World
+from tests.netns.world import VXMESH, World
 
 
 def test_network_none_is_loopback_alone(world: World) -> None:
@@ -186,6 +187,84 @@ def test_mode_passthru_gives_a_device_to_one_workload(world: World) -> None:
     world.run("h1", "ip", "link", "del", "eth1")
     done = world.try_vx("h1", "run", "--network", net, "--", "true")
     assert done.returncode and "is not on this host" in done.stderr
+
+
+LOOK_UP = """\
+import socket, sys
+print(socket.getaddrinfo(sys.argv[1], None, socket.AF_INET)[0][4][0])
+"""
+# A workload that is a name server itself, on all its addresses, by UDP and TCP.
+NAME_SERVER = """\
+import socket
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(("", 53))
+tcp = socket.create_server(("", 53))
+print("bound", flush=True)
+udp.recv(1)
+"""
+
+
+def _looked_up(world: World, host: str, sandbox: str, name: str) -> str:
+    return world.inside(host, sandbox, "python3", "-c", LOOK_UP, name).stdout.strip()
+
+
+def test_names_are_asked_on_the_sandboxs_own_loopback(world: World) -> None:
+    net, other = _lan(world), world.network()
+    one, far = world.workload("h1", net), world.workload("h2", net)
+    apart = world.workload("h1", other)
+    both = world.workload("h1", f"{other},{net}")
+    done = world.try_vx("h1", "run", "--network", net, "--", "python3", "-c", LOOK_UP, far)
+    assert done.stdout.strip() == world.address("h2", far), "from its first moment on"
+    assert _looked_up(world, "h1", one, far) == world.address("h2", far)
+    assert _looked_up(world, "h2", far, f"{one}.{net}") == world.address("h1", one)
+    assert _looked_up(world, "h1", one, apart) == "", "of its own networks only"
+    assert _looked_up(world, "h1", both, apart) == world.address("h1", apart)
+    assert _looked_up(world, "h1", both, far) == world.address("h2", far)
+    asks = "import dns.message as m, dns.query as q, sys; print(q.tcp(m.make_query(sys.argv[1],"
+    asks += " 'A'), '127.0.83.53', 2).answer[0][0])"
+    told = world.inside("h1", one, sys.executable, "-c", asks, f"{far}.")
+    assert told.stdout.strip() == world.address("h2", far), told.stderr
+    pid = str(world.read("h1", "sandbox", "inspect", one)["pid"])
+    world.bed.kill("h1")
+    enter = ("nsenter", "-t", pid, "-n", "-m", "python3", "-c", LOOK_UP, far)
+    assert world.run("h1", *enter).stdout.strip() == world.address("h2", far), "without the agent"
+    world.bed.start("h1")
+    late = world.workload("h2", net)
+    world.wait(
+        lambda: _looked_up(world, "h1", one, late) == world.address("h2", late), "a name that came"
+    )
+
+
+def test_a_workload_on_the_wire_can_be_a_name_server(world: World) -> None:
+    net = _lan(world)
+    one = world.workload("h1", net)
+    process = world.host("h1").popen(
+        [VXMESH, "exec", one, "--", "python3", "-c", NAME_SERVER], stdout=subprocess.PIPE, text=True
+    )
+    world.later(process.kill)
+    assert process.stdout and process.stdout.readline() == "bound\n"
+    assert _looked_up(world, "h1", one, one) == world.address("h1", one)
+    connect = "import socket, sys; socket.create_connection((sys.argv[1], 53), 2)"
+    reached = world.run("client", "python3", "-c", connect, world.address("h1", one))
+    assert reached.returncode == 0, reached.stderr
+    inside = world.inside("h1", one, "nft", "list", "tables").stdout
+    assert "vxmesh_names" in inside
+    world.vx("h1", "sandbox", "rm", one, "--wait=10")
+    pid = process.pid
+    left = world.run("h1", "nsenter", f"--net=/proc/{pid}/ns/net", "nft", "list", "tables")
+    assert "vxmesh_names" not in left.stdout
+
+
+def test_a_sandbox_on_the_wire_ends_with_its_workload_though_no_agent_runs(world: World) -> None:
+    net = _lan(world)
+    one = world.workload("h1", net)
+    target, [found] = world.address("h1", one), world.read("h1", "sandbox", "ls")
+    world.bed.kill("h1")
+    assert _reaches(world, "client", target)
+    world.run("h1", "kill", str(found["pid"]))
+    world.wait(lambda: not _reaches(world, "client", target), "the kernel takes it apart")
+    world.bed.start("h1")
+    assert world.read("h1", "endpoint", "ls") == []
 
 
 def test_what_macvlan_cannot_be_is_refused(world: World) -> None:
