@@ -66,6 +66,8 @@ class ToResolver:
         views: dict[bytes, View] = {}
         apart = self.node.gives_way()
         for sandbox in self.node.sandboxes.values():
+            if sandbox.stack:
+                continue  # it asks whom the host asks
             held = [e for e in map(self.node.local_endpoint, sandbox.endpoints) if e]
             seen = tuple(
                 dict.fromkeys(e.network for e in held if self.node.catalogue.get(e.network))

@@ -173,7 +173,7 @@ class Sandbox(msgspec.Struct, frozen=True, array_like=True, gc=False):
     publishes: tuple[Publish, ...] = ()
     log: str = ""
     default: str = ""  # the endpoint with the default route
-    stack: str = ""  # none or host: made in that network, of which there are no endpoints
+    stack: str = ""  # none or host: made in that network; its endpoints have no interface
 
 
 class Removal(msgspec.Struct, frozen=True, array_like=True, gc=False):

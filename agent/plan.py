@@ -428,7 +428,8 @@ class Plan:
         """The endpoints of a network that sandboxes here have."""
         local = self._members(network).local
         # By the sandboxes: announced endpoints can be many, and have no port.
-        ids = (id for sandbox in self.node.sandboxes.values() for id in sandbox.endpoints)
+        boxes = (s for s in self.node.sandboxes.values() if not s.stack)  # else no interface
+        ids = (id for sandbox in boxes for id in sandbox.endpoints)
         return [local[id] for id in ids if id in local]
 
     def _lan(self, network: Network) -> Lan | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import structlog
@@ -63,7 +63,7 @@ class SandboxOperations(Completion):
         if not networks:
             raise Invalid("sandbox", "has no network", "Give at least one --network")
         if any(ref.lower() in PREDEFINED for ref in networks):
-            return await self._create_apart(name, networks, pid, spec, publishes, log)
+            return await self._create_apart(name, networks, pid, spec, publishes, log, wait)
         found = [self.node.find_network(ref) for ref in dict.fromkeys(networks)]
         for each in found:
             await self.check_encryption(each.encrypted, f"network {each.name}")
@@ -121,17 +121,26 @@ class SandboxOperations(Completion):
         spec: EndpointSpec,
         publishes: Sequence[Publish],
         log: str,
+        wait: float,
     ) -> Sandbox:
-        """A sandbox in network none or host: it has no endpoint, and so nothing of one."""
-        stack = next(ref.lower() for ref in networks if ref.lower() in PREDEFINED)
-        if len(networks) > 1:
-            raise Invalid(f"network {stack}", "cannot be one of several", "Give it alone")
-        for what, given in (
-            ("--ip", spec.addresses),
-            ("--alias", spec.aliases),
-            ("--label", spec.labels),
-            ("--publish", publishes),
-        ):
+        """A sandbox in network none or host, which has no interface of ours.
+
+        After host may come overlay networks, in which the workload has a name and the node's own
+        address.
+        """
+        stack, others = networks[0].lower(), list(dict.fromkeys(networks[1:]))
+        if stack not in PREDEFINED or (stack == NONE and others):
+            raise Invalid(
+                "networks none and host",
+                "cannot be some of several",
+                "Give none alone, and host first: the others are those it is known in",
+            )
+        known_in = [self.node.find_network(ref).id for ref in others]
+        refused: list[tuple[str, Collection[object]]]
+        refused = [("--ip", spec.addresses), ("--publish", publishes)]
+        if not known_in:
+            refused += [("--alias", spec.aliases), ("--label", spec.labels)]
+        for what, given in refused:
             if given:
                 raise Invalid(
                     what,
@@ -156,7 +165,16 @@ class SandboxOperations(Completion):
         try:
             if self.furnish:
                 await self.furnish(_STACKS[stack](sandbox))
-            await self.done()
+            own = msgspec.structs.replace(spec, name=sandbox.name)
+            for network in known_in:
+                made = self.node.create_host_endpoint(network, own, sandbox.id)
+                sandbox = msgspec.structs.replace(
+                    sandbox,
+                    endpoints=(*sandbox.endpoints, made.id),
+                    ifnames=(*sandbox.ifnames, ""),
+                )
+                self.node.put_sandbox(sandbox)
+            await self.done(wait, known_in)
         except BaseException:
             self.drop_sandbox(sandbox.id)
             raise

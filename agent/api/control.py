@@ -299,7 +299,7 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
 
     def _sandbox(self, sandbox: Sandbox) -> types.Sandbox:
         networks: list[Network] = []
-        for id in sandbox.endpoints:
+        for id in () if sandbox.stack else sandbox.endpoints:
             network = self.node.catalogue.get(self.node.network_of(id))
             if network and network not in networks:
                 networks.append(network)

@@ -36,7 +36,7 @@ COMMAND = {"ignore_unknown_options": True, "allow_interspersed_args": False}
     "--network",
     required=True,
     metavar="NET[,NET2]",
-    help="eth0 is in the first; none: loopback alone; host: this host's own",
+    help="eth0 is in the first; none: loopback alone; host: this host's own stack, known in NET2",
 )
 @click.option("--name", default="", help="of the sandbox and its endpoints [made up]")
 @click.option("--ip", "addresses", multiple=True, metavar="IP", help="[a free one]")
@@ -71,7 +71,7 @@ def run(
     """Run a command in a sandbox of its own, which goes when the command ends."""
     ports = [port for text in publishes for port in _parse_publish(text)]
     log = f"{LOG_DIR}/{name or secrets.token_hex(6)}.log" if detach else ""
-    child = _Child(command, detach, log, isolated=network.lower() != HOST)
+    child = _Child(command, detach, log, isolated=network.lower().split(",")[0] != HOST)
     try:
         # Only now: gRPC must not have threads when the child is forked.
         from agent.cli.calls import call, pairs, to_dict

@@ -11,10 +11,11 @@ import msgspec
 
 from agent.core.addresses import Range
 from agent.core.members import Member, Members
-from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound
+from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound, Unsupported
 from agent.lanmodel import is_on_lan
 from agent.model import (
     BRIDGE,
+    OVERLAY,
     Endpoint,
     Network,
     format_address,
@@ -58,6 +59,40 @@ class Endpoints(Networks):
         network = self.find_network(network_id)
         self._check_home(network)
         endpoint = self._prepare(network, spec, sandbox)
+        self._reserve(endpoint)
+        self.commit([endpoint])
+        return endpoint
+
+    def create_host_endpoint(self, network_id: str, spec: EndpointSpec, sandbox: str) -> Endpoint:
+        """Make an endpoint of a workload that is in this node's own stack: it has the node's
+        address, no interface, and nothing of the network's addresses. Unsupported, Conflict."""
+        self.check_stays()
+        network = self.find_network(network_id)
+        why = ""
+        if network.driver != OVERLAY:
+            why = f"whose driver is {network.driver}"
+        elif network.internal or network.encrypted:
+            why = "which is " + ("internal" if network.internal else "encrypted")
+        if why:
+            raise Unsupported(
+                f"endpoint {spec.name}",
+                f"of a workload in network host cannot be in {network.name}, {why}: its workloads "
+                "would have to leave it to reach a node",
+                "Use an overlay network that is neither internal nor encrypted",
+            )
+        self._check_names(network, spec)
+        mac = b"\x06" + self.rng.randbytes(5)  # of nothing: records have one
+        address = parse_address(self.nodes[self.me].vtep)
+        endpoint = Endpoint(
+            self._new_id(),
+            network.id,
+            spec.name,
+            mac,
+            (address,),
+            spec.aliases,
+            spec.labels,
+            sandbox,
+        )
         self._reserve(endpoint)
         self.commit([endpoint])
         return endpoint
@@ -180,23 +215,7 @@ class Endpoints(Networks):
         self, network: Network, spec: EndpointSpec, sandbox: str, owned: bool = False
     ) -> Endpoint:
         members = self._members(network.id)
-        for other in members.with_name(spec.name):
-            if other.node in self.withdrawn:
-                continue  # what ran on a host that is gone may be started again elsewhere
-            raise Conflict(
-                f"endpoint {spec.name}",
-                f"exists in network {self.catalogue.name(network.id)} on "
-                f"{self.node_name(other.node)}",
-                "Choose another name, or use an alias, which may be shared",
-            )
-        for wanted in (spec.name, *spec.aliases):
-            if self.services.named(network.id, wanted):
-                raise Conflict(
-                    f"endpoint {spec.name}",
-                    f"would have the name of service {wanted} in network "
-                    f"{self.catalogue.name(network.id)}",
-                    "Choose another name",
-                )
+        self._check_names(network, spec)
         if spec.mac:
             holder = members.with_mac(spec.mac)
             if holder:
@@ -226,6 +245,26 @@ class Endpoints(Networks):
             spec.labels,
             sandbox,
         )
+
+    def _check_names(self, network: Network, spec: EndpointSpec) -> None:
+        """Conflict if an endpoint or a service of the network has a name already."""
+        for other in self._members(network.id).with_name(spec.name):
+            if other.node in self.withdrawn:
+                continue  # what ran on a host that is gone may be started again elsewhere
+            raise Conflict(
+                f"endpoint {spec.name}",
+                f"exists in network {self.catalogue.name(network.id)} on "
+                f"{self.node_name(other.node)}",
+                "Choose another name, or use an alias, which may be shared",
+            )
+        for wanted in (spec.name, *spec.aliases):
+            if self.services.named(network.id, wanted):
+                raise Conflict(
+                    f"endpoint {spec.name}",
+                    f"would have the name of service {wanted} in network "
+                    f"{self.catalogue.name(network.id)}",
+                    "Choose another name",
+                )
 
     def _check_static(self, network: Network, members: Members, address: bytes) -> None:
         text = format_address(address)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from tests.netns.world import VXMESH, World
@@ -42,6 +44,59 @@ def test_network_host_is_the_hosts_own_stack(world: World) -> None:
     assert world.run("client", *ask).returncode == 0
     world.run("h1", "kill", str(found["pid"]))
     world.wait(lambda: not world.read("h1", "sandbox", "ls"), "it goes with its workload")
+
+
+TELL = """\
+import http.server as h
+class Tell(h.BaseHTTPRequestHandler):
+    def do_GET(s):
+        s.send_response(200); s.end_headers(); s.wfile.write(b"HERE")
+h.ThreadingHTTPServer(("", 18099), Tell).serve_forever()
+"""
+FETCH = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=2).read().decode())"
+
+
+def _fetched(world: World, where: Callable[..., Any], url: str) -> str:
+    return str(where("python3", "-c", FETCH, url).stdout.strip())
+
+
+def _is_up(world: World, service: str) -> bool:
+    return bool(world.read("h1", "service", "inspect", service)["state"] == "up")
+
+
+def test_a_workload_of_a_host_is_a_services_backend_at_the_nodes_address(world: World) -> None:
+    net = world.network()
+    boxes = [(host, world.workload(host, net)) for host in ("h1", "h2")]
+    inside = [functools.partial(world.inside, host, box) for host, box in boxes]
+    outside, on_host = functools.partial(world.run, "client"), functools.partial(world.run, "h1")
+    for host in ("h1", "h2"):
+        world.vx(
+            "h1", "service", "create", f"web{host}", "--network", net, "--port", "80:18099",
+            "--publish", f"180{host[1]}0:80", "--selector", f"at={host}", "--health", "http:/",
+            "--wait=10",
+        )  # fmt: skip
+        world.vx(
+            host, "run", "--network", f"host,{net}", "--name", f"own{host}", "--label",
+            f"at={host}", "-d", "--wait=10", "--", "python3", "-c", TELL.replace("HERE", host),
+        )  # fmt: skip
+        assert world.address(host, f"own{host}", net) == world.host(host).address
+        world.wait(functools.partial(_is_up, world, f"web{host}"), "its own node finds it healthy")
+    for host in ("h1", "h2"):
+        for where in inside:
+            fetch = functools.partial(_fetched, world, where, f"http://web{host}/")
+            world.wait(functools.partial(_says, fetch, host), f"web{host} by its virtual address")
+            assert _fetched(world, where, f"http://own{host}:18099/") == host, "by its own name"
+        for entrance in ("h1", "h2", "h3"):
+            url = f"http://{world.host(entrance).address}:180{host[1]}0/"
+            assert _fetched(world, outside, url) == host, url
+        url = f"http://127.0.0.1:180{host[1]}0/"
+        assert _fetched(world, on_host, url) == host, "the host itself"
+    world.vx("h2", "sandbox", "rm", "ownh2", "--wait=10")
+    assert world.read("h1", "service", "inspect", "webh2")["backends"] == []
+
+
+def _says(fetch: Callable[[], str], what: str) -> bool:
+    return fetch() == what
 
 
 def test_a_command_in_network_host_gives_its_status_and_leaves_nothing(world: World) -> None:

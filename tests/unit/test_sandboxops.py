@@ -15,6 +15,7 @@ from agent.errors import Conflict, Invalid, Unsupported
 from agent.model import Node, Publish
 from agent.node import NodeState
 from agent.operations import Operations
+from agent.plan import Plan
 from agent.requests import EndpointSpec, parse_network
 from agent.servicespec import ServiceSpec
 from tests.unit.test_operations import Alone, SlowKernel
@@ -87,9 +88,50 @@ async def test_what_needs_an_endpoint_is_refused_there(
         await _operations(Stacks()).create_sandbox("web", [network], child, **what)
 
 
-async def test_they_are_never_one_of_several(child: int) -> None:
-    with pytest.raises(Invalid, match="network none: cannot be one of several"):
-        await _operations(Stacks()).create_sandbox("web", ["x", "none"], child, spec=BARE)
+@pytest.mark.parametrize("networks", [["x", "none"], ["none", "x"], ["x", "host"]])
+async def test_they_are_never_one_of_several(networks: list[str], child: int) -> None:
+    operations = _operations(Stacks())
+    operations.node.create_network(parse_network("x"))
+    with pytest.raises(
+        Invalid, match=r"cannot be some of several. Give none alone, and host first"
+    ):
+        await operations.create_sandbox("web", networks, child, spec=BARE)
+
+
+async def test_a_workload_of_the_host_can_be_known_in_overlay_networks(child: int) -> None:
+    operations = _operations(Stacks())
+    node = operations.node
+    net = node.create_network(parse_network("x"))
+    spec = EndpointSpec("unnamed", labels={"app": "web"}, aliases=("www",))
+    made = await operations.create_sandbox("web", ["host", "x"], child, spec=spec)
+    [member] = node.members[net.id].with_name("web")
+    assert (member.endpoint.addresses, member.endpoint.labels) == (
+        (b"\x0a\x63\0\1",), {"app": "web"},
+    )  # fmt: skip
+    assert made.endpoints == (member.endpoint.id,)
+    bridge = Plan(node).bridge(net.vni)
+    assert bridge and not bridge.ports, "there is no interface"
+    assert node.addresses[net.id].space.usage(4)[1] == 0, "nothing of the network's is used"
+    operations.drop_sandbox(made.id)
+    assert not node.members[net.id].all
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ({"internal": True}, "which is internal"),
+        ({"encrypted": True}, "which is encrypted"),
+        ({"driver": "bridge"}, "whose driver is bridge"),
+    ],
+)
+async def test_but_not_where_its_workloads_cannot_reach_a_node(
+    words: dict[str, Any], why: str, child: int
+) -> None:
+    operations = _operations(Stacks())
+    operations.node.create_network(parse_network("x", **words))
+    with pytest.raises(Unsupported, match=why):
+        await operations.create_sandbox("web", ["host", "x"], child, spec=BARE)
+    assert not operations.node.sandboxes
 
 
 def test_they_are_there_by_themselves() -> None:
