@@ -50,14 +50,17 @@ TELL = """\
 import http.server as h
 class Tell(h.BaseHTTPRequestHandler):
     def do_GET(s):
-        s.send_response(200); s.end_headers(); s.wfile.write(b"HERE")
+        s.send_response(200)
+        s.end_headers()
+        s.wfile.write(b"HERE " + s.client_address[0].encode())
 h.ThreadingHTTPServer(("", 18099), Tell).serve_forever()
 """
 FETCH = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=2).read().decode())"
 
 
-def _fetched(world: World, where: Callable[..., Any], url: str) -> str:
-    return str(where("python3", "-c", FETCH, url).stdout.strip())
+def _fetched(where: Callable[..., Any], url: str) -> list[str]:
+    """Which host answers, and whom it sees as client; empty if none does."""
+    return list(where("python3", "-c", FETCH, url).stdout.split())
 
 
 def _is_up(world: World, service: str) -> bool:
@@ -81,21 +84,22 @@ def test_a_workload_of_a_host_is_a_services_backend_at_the_nodes_address(world: 
         )  # fmt: skip
         assert world.address(host, f"own{host}", net) == world.host(host).address
         world.wait(functools.partial(_is_up, world, f"web{host}"), "its own node finds it healthy")
+    addresses = {host: world.host(host).address for host in ("h1", "h2", "h3")}
     for host in ("h1", "h2"):
-        for where in inside:
-            fetch = functools.partial(_fetched, world, where, f"http://web{host}/")
-            world.wait(functools.partial(_says, fetch, host), f"web{host} by its virtual address")
-            assert _fetched(world, where, f"http://own{host}:18099/") == host, "by its own name"
-        for entrance in ("h1", "h2", "h3"):
-            url = f"http://{world.host(entrance).address}:180{host[1]}0/"
-            assert _fetched(world, outside, url) == host, url
-        url = f"http://127.0.0.1:180{host[1]}0/"
-        assert _fetched(world, on_host, url) == host, "the host itself"
+        for (at, box), where in zip(boxes, inside, strict=True):
+            seen = world.address(at, box) if at == host else addresses[at]
+            for url in (f"http://web{host}/", f"http://own{host}:18099/"):
+                fetch = functools.partial(_fetched, where, url)
+                world.wait(functools.partial(_says, fetch, [host, seen]), f"{url} from {at}")
+        for entrance, address in addresses.items():
+            found = _fetched(outside, f"http://{address}:180{host[1]}0/")
+            assert found == [host, "169.254.83.2" if entrance == host else address]
+        assert _fetched(on_host, f"http://127.0.0.1:180{host[1]}0/")[:1] == [host]
     world.vx("h2", "sandbox", "rm", "ownh2", "--wait=10")
     assert world.read("h1", "service", "inspect", "webh2")["backends"] == []
 
 
-def _says(fetch: Callable[[], str], what: str) -> bool:
+def _says(fetch: Callable[[], list[str]], what: list[str]) -> bool:
     return fetch() == what
 
 
