@@ -363,3 +363,21 @@ def test_what_macvlan_cannot_be_is_refused(world: World) -> None:
         assert done.returncode and told in done.stderr, done.stderr
         assert world.read("h1", "endpoint", "ls", "--network", other) == []
         world.vx("h1", "network", "rm", other, "--wait=10")
+
+
+def test_ipvlan_is_there_or_its_absence_is_said(world: World) -> None:
+    world.vx(
+        "h1", "network", "create", "ipv", "--driver", "ipvlan", "--subnet", SUBNET,
+        "--ip-range", "10.99.0.128/25", "-O", "parent=eth0",
+    )  # fmt: skip
+    probe = ("ip", "link", "add", "link", "eth0", "name", "probe", "type", "ipvlan")
+    has_it = world.run("h1", *probe).returncode == 0
+    world.run("h1", "ip", "link", "del", "probe")
+    done = world.try_vx("h1", "run", "--network", "ipv", "--", "ip", "-d", "link", "show", "eth0")
+    if has_it:
+        assert "ipvlan  mode l2" in done.stdout, done.stderr
+    else:
+        assert done.returncode == 1 and "of driver ipvlan, which this host's kernel has not" in (
+            done.stderr
+        )
+        assert world.read("h1", "endpoint", "ls") == world.read("h1", "sandbox", "ls") == []
