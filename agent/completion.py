@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from agent.allocator import Donors, with_space
+from agent.drivers.base import Stack
 from agent.errors import Timeout, Unsupported
 from agent.model import Endpoint, Network, Sandbox
 from agent.node import NodeState
@@ -81,6 +82,11 @@ class Completion:
         self.ports = PortHolder()
         self.encrypter: Encrypter | None = None
         self.remote: RemoteDriver | None = None
+        # Returns when the name server has what was changed so far.
+        self.names_settled: Callable[[], Awaitable[None]] | None = None
+        self._host_sides = asyncio.Lock()  # the host's interface in a network is made once
+        # Makes a workload's stack so that has no interface of ours; NotFound, OSError.
+        self.furnish: Callable[[Stack], Awaitable[None]] | None = None
 
     async def done(self, wait: float = 0.0, networks: Sequence[str] = ()) -> None:
         """Make what was changed last, and wait up to `wait` s for every live node's kernel.

@@ -43,6 +43,7 @@ from agent.cluster.server import check_port, split_address
 from agent.cluster.signing import seal_records
 from agent.config import CERT_LIFE, Settings, parse_duration
 from agent.core.membership import PRESETS
+from agent.datapath import sandbox
 from agent.datapath.guardrules import REASONS
 from agent.datapath.guests import Guests
 from agent.datapath.reconciler import Reconciler
@@ -200,6 +201,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         detector.on_change.append(peers.membership_changed)
         operations = Operations(node, peers, kernel, storing.durable)
         kernel.on_port_gone = operations.lost_port
+        operations.furnish = sandbox.set_up
         watcher = Watcher(node, operations.drop_sandbox)
         encryption = Encryption(
             node,
@@ -243,6 +245,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(drains.stop)
         feed = ToResolver(node, run_dir, run_dir / NETNS, settings.name_server_workers)
         await feed.start()
+        operations.names_settled = feed.settle
         stack.push_async_callback(feed.stop)
         await storing.durable()
         await peers.start([split_address(seed) for seed in settings.join])

@@ -17,15 +17,17 @@ from agent.core.nametables import ServiceBackend, ServicePort
 from agent.core.question import parse_question, reverse_prefix
 from agent.core.services import taking
 from agent.errors import Invalid
+from agent.lanmodel import is_on_lan
 from agent.model import WORKLOAD, Endpoint, Network, format_address, holds
 from agent.node import NodeState
 from agent.resolver.client import ResolverClient
-from agent.resolver.feed import Batch, ServiceRow, State, View
+from agent.resolver.feed import Batch, Place, ServiceRow, State, View
 from agent.rpc import control_pb2 as pb
 from agent.servicemodel import Service
 from agent.views import Change
 
 TTL = 5
+ROOM = b"sandbox "  # how the keys of views begin that are no addresses: longer than any
 
 
 class ToResolver:
@@ -34,7 +36,7 @@ class ToResolver:
     def __init__(self, node: NodeState, run_dir: Path, netns: Path, workers: int = 1) -> None:
         self.node = node
         self._fed: set[str] = set()  # network ids
-        self._views: dict[bytes, tuple[str, ...]] = {}
+        self._views: dict[bytes, View] = {}
         self._client = ResolverClient(run_dir, str(netns), self._snapshot, workers=workers)
 
     async def start(self) -> None:
@@ -57,19 +59,21 @@ class ToResolver:
 
     # -- feeding --
 
-    def _wanted(self) -> tuple[set[str], dict[bytes, tuple[str, ...]]]:
-        """The networks to feed, and which of them each address of a sandbox here may see."""
+    def _wanted(self) -> tuple[set[str], dict[bytes, View]]:
+        """The networks to feed, and which of them each address of a sandbox here may see; also
+        who asks from inside a sandbox that reaches no gateway of ours."""
         networks: set[str] = set()
-        views: dict[bytes, tuple[str, ...]] = {}
+        views: dict[bytes, View] = {}
         apart = self.node.gives_way()
         boxes = [
-            [e for e in map(self.node.local_endpoint, sandbox.endpoints) if e]
+            (sandbox, [e for e in map(self.node.local_endpoint, sandbox.endpoints) if e])
             for sandbox in self.node.sandboxes.values()
+            if not sandbox.stack  # it asks whom the host asks
         ]
         together: dict[str, list[Endpoint]] = {}  # of a workload that has a sandbox a network
-        for endpoint in (e for held in boxes for e in held if WORKLOAD in e.labels):
+        for endpoint in (e for _, held in boxes for e in held if WORKLOAD in e.labels):
             together.setdefault(endpoint.labels[WORKLOAD], []).append(endpoint)
-        for held in boxes:
+        for sandbox, held in boxes:
             workloads = {e.labels[WORKLOAD] for e in held if WORKLOAD in e.labels}
             beside = [e for workload in workloads for e in together[workload]]
             seen = tuple(
@@ -78,12 +82,16 @@ class ToResolver:
                 )
             )
             networks.update(seen)
+            if any(is_on_lan(self._shown(id)) for id in seen):
+                place = Place(sandbox.netns, sandbox.inode, sandbox.pid, sandbox.start_time)
+                key = ROOM + sandbox.id.encode()
+                views[key] = View(key, seen, place)
             for endpoint in held:
                 without = apart.get(endpoint.network, ())
                 for address in endpoint.addresses:
                     # Another network's workload may ask from the same address: that one is meant.
                     if not (without and holds(without, address)):
-                        views[address] = seen
+                        views[address] = View(address, seen)
         return networks, views
 
     def _shown(self, id: str) -> Network:
@@ -96,7 +104,7 @@ class ToResolver:
         return State(
             [self._shown(id) for id in self._fed],
             [m.endpoint for id in self._fed for m in self._living(id)],
-            [View(address, seen) for address, seen in self._views.items()],
+            list(self._views.values()),
             [self._row(s) for id in self._fed for s in self.node.services.of(id)],
         )
 
@@ -177,9 +185,9 @@ class ToResolver:
                     batch.put_service(self._row(service))
         for address in self._views.keys() - views.keys():
             batch.drop_view(address)
-        for address, seen in views.items():
-            if self._views.get(address) != seen:
-                batch.put_view(address, seen)
+        for address, view in views.items():
+            if self._views.get(address) != view:
+                batch.put_view(address, view.networks, view.place)
         self._fed, self._views = fed, views
 
     # -- asking --

@@ -15,7 +15,8 @@ from agent.core.members import Member
 from agent.core.services import Row, rows
 from agent.core.waysout import Way, lead, priorities
 from agent.errors import Invalid, NotFound
-from agent.model import BRIDGE, Endpoint, Network, Node, Sandbox, plugin_of, shorten
+from agent.lanmodel import host_side_name, is_host_side
+from agent.model import OVERLAY, PREDEFINED, Endpoint, Network, Node, Sandbox, plugin_of, shorten
 from agent.servicemodel import Health, Service
 from agent.views import Status, Views
 
@@ -30,6 +31,12 @@ class Lookups(Views):
         named = self.catalogue.named(ref.lower())
         if named:
             return named
+        if ref.lower() in PREDEFINED:
+            raise Invalid(
+                f"network {ref.lower()}",
+                "is there by itself on each node, without endpoints and services",
+                f"Use it with 'vxmesh run --network {ref.lower()}' alone",
+            )
         return _by_prefix("network", ref, {n.id: n for n in self.catalogue.all()})
 
     def find_endpoint(self, ref: str, network: str = "") -> tuple[Network, Member]:
@@ -96,8 +103,11 @@ class Lookups(Views):
     def with_ways(self, sandbox: Sandbox) -> Sandbox:
         """A sandbox with its default routes where they belong by what is known now.
 
-        As it is while the network of one of its interfaces is not known, after a start.
+        As it is while the network of one of its interfaces is not known, after a start, and if it
+        has no interface of ours at all.
         """
+        if sandbox.stack:
+            return sandbox
         ways = []
         for id, priority in zip(sandbox.endpoints, priorities(sandbox), strict=True):
             endpoint = self.local_endpoint(id)
@@ -111,6 +121,13 @@ class Lookups(Views):
             has = {6 if len(address) == 16 else 4 for address in endpoint.addresses}
             ways.append(Way(id, priority, frozenset(() if network.internal else led & has)))
         return msgspec.structs.replace(sandbox, default=lead(ways, 4), default6=lead(ways, 6))
+
+    def host_side(self, network: str) -> Endpoint | None:
+        """The endpoint of this host's own interface in a network on its wire, if it has one."""
+        members = self.members.get(network)
+        named = members.with_name(host_side_name(self.nodes[self.me].name)) if members else ()
+        found = (m.endpoint for m in named if m.node == self.me and is_host_side(m.endpoint))
+        return next(found, None)
 
     def node_name(self, id: str) -> str:
         """A node's name; its id if it is not known."""
@@ -140,7 +157,7 @@ class Lookups(Views):
         """Whether a network is on this node: by an endpoint, or by a service published here."""
         members = self.members.get(id)
         network = self.catalogue.get(id)
-        published = id in self._ingress and network is not None and network.driver != BRIDGE
+        published = id in self._ingress and network is not None and network.driver == OVERLAY
         return network is not None and (published or bool(members and members.local))
 
     def present_networks(self) -> list[Network]:

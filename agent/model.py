@@ -49,7 +49,10 @@ SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.
 # Label of endpoints: those of one node that bear the same are of one workload, as when an engine
 # makes an endpoint for each network that a container is in.
 WORKLOAD = "docker.container"
+OVERLAY = "overlay"  # the driver of networks over all hosts
 BRIDGE = "bridge"  # the driver of networks that are on their creator alone
+NONE, HOST = "none", "host"  # networks that each node has by itself, and their drivers
+PREDEFINED = (NONE, HOST)
 STAMP_MAX = 1 << 62  # core/clock.py: what is above is garbage, and would not fit when counted up
 
 
@@ -181,6 +184,7 @@ class Sandbox(msgspec.Struct, frozen=True, array_like=True, gc=False):
     moved_to: str = ""
     moved_inode: int = 0
     moved_name: str = ""
+    stack: str = ""  # none or host: made in that network; its endpoints have no interface
 
 
 class Removal(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -11,11 +11,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from agent.core.members import Members
-from agent.drivers import bridge, overlay, wireguard
+from agent.drivers import bridge, ipvlan, macvlan, overlay, wireguard
 from agent.drivers.balancing import Frontend, FrontendKey
-from agent.drivers.base import Bridge, Closed, Forward, Rows, WireguardDevice
+from agent.drivers.base import Bridge, Closed, Forward, Lan, Rows, WireguardDevice
 from agent.drivers.frontends import frontends
-from agent.model import BRIDGE, Network, format_address, holds, parse_address, plugin_of
+from agent.errors import Invalid
+from agent.lanmodel import MACVLAN, is_on_lan
+from agent.model import BRIDGE, Endpoint, Network, format_address, holds, parse_address, plugin_of
 from agent.node import NodeState
 from agent.views import Change
 
@@ -81,7 +83,8 @@ class Plan:
             subnet
             for network in self.node.local_networks()
             for subnet in network.subnets
-            if subnet not in apart.get(network.id, ())
+            if not is_on_lan(network)  # those lead out
+            and subnet not in apart.get(network.id, ())
         )
 
     def _reach(self) -> None:
@@ -274,12 +277,24 @@ class Plan:
         """All bridges that should exist: of the overlay networks with an endpoint here, and those
         with a service that is published here."""
         present = self.node.present_networks()
-        return {n.vni: self._bridge(n) for n in present if not plugin_of(n)}
+        return {n.vni: self._bridge(n) for n in present if _is_bridged(n)}
 
     def bridge(self, vni: int) -> Bridge | None:
         """The bridge of a VNI, if it should exist."""
         network = self._network(vni)
         return self._bridge(network) if network else None
+
+    def lans(self) -> Mapping[int, Lan]:
+        """The networks with an endpoint here that are on a wire of this host."""
+        networks = (n for n in self.node.local_networks() if is_on_lan(n))
+        return {lan.vni: lan for lan in map(self._lan, networks) if lan}
+
+    def lan(self, vni: int) -> Lan | None:
+        """One of them."""
+        for network in self.node.local_networks():
+            if network.vni == vni and is_on_lan(network):
+                return self._lan(network)
+        return None
 
     def rows(self, vni: int, macs: Collection[bytes], addresses: Collection[bytes]) -> Rows:
         """The desired rows of these keys."""
@@ -374,8 +389,8 @@ class Plan:
         """An endpoint's addresses of `width` bytes to which published ports can lead."""
         endpoint = self.node.local_endpoint(id)
         held = self.node.catalogue.get(endpoint.network) if endpoint else None
-        if endpoint is None or held is None or plugin_of(held):
-            return []  # a plugin publishes ports itself
+        if endpoint is None or held is None or not _is_bridged(held):
+            return []  # a plugin publishes ports itself, and a LAN needs none
         apart = self._apart.get(endpoint.network, ())  # here these lead to another network
         return [
             format_address(address)
@@ -422,21 +437,40 @@ class Plan:
 
     def _network(self, vni: int) -> Network | None:
         for network in self.node.present_networks():
-            if network.vni == vni and not plugin_of(network):
+            if network.vni == vni and _is_bridged(network):
                 return network
         return None
 
-    def _bridge(self, network: Network) -> Bridge:
-        node = self.node
+    def _in_sandboxes(self, network: Network) -> list[Endpoint]:
+        """The endpoints of a network that sandboxes here have."""
         local = self._members(network).local
         # By the sandboxes: announced endpoints can be many, and have no port.
-        ids = (id for sandbox in node.sandboxes.values() for id in sandbox.endpoints)
-        endpoints = [local[id] for id in ids if id in local]
+        boxes = (s for s in self.node.sandboxes.values() if not s.stack)  # else no interface
+        ids = (id for sandbox in boxes for id in sandbox.endpoints)
+        return [local[id] for id in ids if id in local]
+
+    def _lan(self, network: Network) -> Lan | None:
+        endpoints = self._in_sandboxes(network)
+        endpoints += filter(None, [self.node.host_side(network.id)])
+        make = macvlan.lan if network.driver == MACVLAN else ipvlan.lan
+        try:
+            return make(network, endpoints, self.node.sandboxes)
+        except Invalid:  # another node's doing: ours were checked
+            return None
+
+    def _bridge(self, network: Network) -> Bridge:
+        node = self.node
+        endpoints = self._in_sandboxes(network)
         apart = self._apart.get(network.id, frozenset())
         me = node.nodes[node.me]
         if network.driver == BRIDGE:
             return bridge.bridge(network, me, endpoints, node.sandboxes, apart)
         return overlay.bridge(network, me, node.nodes.values(), endpoints, node.sandboxes, apart)
+
+
+def _is_bridged(network: Network) -> bool:
+    """Whether a network has a bridge of ours: not if a plugin or the hosts' wire drives it."""
+    return not plugin_of(network) and not is_on_lan(network)
 
 
 def _gateways(network: Network) -> frozenset[bytes]:

@@ -15,10 +15,10 @@ import msgspec
 
 from agent import model
 from agent.core.bounds import ADDRESSES_MAX, SUBNETS_MAX
-from agent.errors import Invalid, Unsupported
+from agent.errors import Invalid
+from agent.lanmodel import LAN_DRIVERS, parse_lan
 
-DRIVERS = ("overlay", model.BRIDGE)
-KNOWN_DRIVERS = ("overlay", "bridge", "macvlan", "host", "none")
+DRIVERS = (model.OVERLAY, model.BRIDGE, *LAN_DRIVERS)
 MTU_MIN_V4 = 68  # RFC 791
 MTU_MIN_V6 = 1280  # RFC 8200, section 5
 MTU_MAX = 65535 - model.VXLAN_OVERHEAD_V6
@@ -32,7 +32,7 @@ class NetworkSpec:
     """A network to create."""
 
     name: str
-    driver: str = "overlay"
+    driver: str = model.OVERLAY
     subnets: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
     ip_range: str = ""
@@ -87,14 +87,20 @@ def parse_network(
 ) -> NetworkSpec:
     """Check each field of a network; Invalid or Unsupported names the first that is wrong."""
     name = model.parse_name(name, "network")
-    driver = driver or "overlay"
+    driver = driver or model.OVERLAY
+    if name in model.PREDEFINED:
+        raise Invalid(
+            f"network {name}", "is there by itself on each node", "Use it, or choose another name"
+        )
+    if driver in model.PREDEFINED:
+        raise Invalid(
+            f"driver {driver}",
+            "has one network, which is there by itself",
+            f"Use it: vxmesh run --network {driver}",
+        )
     if driver.startswith(model.REMOTE):
         _parse_plugin(driver)
     elif driver not in DRIVERS:
-        if driver in KNOWN_DRIVERS:
-            raise Unsupported(
-                f"driver {driver}", "is not in this version", f"Use one of {', '.join(DRIVERS)}"
-            )
         raise Invalid(
             f"driver {model.shorten(driver)}", "is unknown", f"Use one of {', '.join(DRIVERS)}"
         )
@@ -129,12 +135,14 @@ def parse_network(
                 "lies in none of the subnets",
                 "Write it as 10.1.0.64/26, with the --subnet that it is a part of",
             )
-    if driver == model.BRIDGE and (encrypted or vni):
+    if driver != model.OVERLAY and (encrypted or vni):
         raise Invalid(
             f"network {name}",
-            f"of driver {driver} is on one host: it has no {'encryption' if encrypted else 'VNI'}",
+            f"of driver {driver} has no VXLAN: it has no {'encryption' if encrypted else 'VNI'}",
             f"Leave --{'encrypted' if encrypted else 'vni'} out, or use the overlay driver",
         )
+    if driver in LAN_DRIVERS:
+        parse_lan(driver, options or {})
     spoof = (options or {}).get(model.SPOOF, "deny")
     if spoof not in ("allow", "deny"):
         raise Invalid(f"option spoof={model.shorten(spoof)}", "is unknown", "Use allow or deny")

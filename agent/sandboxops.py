@@ -7,6 +7,7 @@ What stands opposite: completion.py (how each ends), operations.py (the other ca
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,9 +18,21 @@ import structlog
 from agent.completion import Completion, RemoteDriver
 from agent.core.resolvconf import resolv_conf
 from agent.core.waysout import led_by, with_interface, without
-from agent.errors import Conflict, InUse, Invalid, NotFound, Timeout
+from agent.drivers import host, none
+from agent.errors import Conflict, InUse, Invalid, NotFound, Timeout, Unsupported
+from agent.lanmodel import (
+    HOST_SIDE,
+    NAMES_AT,
+    host_side_name,
+    is_host_side,
+    is_on_lan,
+    parse_lan,
+)
 from agent.model import (
     HANDED_OUT,
+    HOST,
+    NONE,
+    PREDEFINED,
     Endpoint,
     Network,
     Publish,
@@ -35,6 +48,9 @@ from agent.requests import EndpointSpec
 from agent.workload import Namespace, find_interface, identify, is_alive, tell_resolver
 
 log = structlog.get_logger()
+
+NAMES_WITHIN = 2.0  # s; a sandbox without a name server is better than none
+_STACKS = {NONE: none.stack, HOST: host.stack}
 
 
 class SandboxOperations(Completion):
@@ -62,6 +78,14 @@ class SandboxOperations(Completion):
         """
         if not networks:
             raise Invalid("sandbox", "has no network", "Give at least one --network")
+        if any(ref.lower() in PREDEFINED for ref in networks):
+            if macs or defaults:
+                raise Invalid(
+                    "--mac" if macs else "--default",
+                    "is an interface's, and in networks none and host is none of ours",
+                    "Leave it out, or use another network",
+                )
+            return await self._create_apart(name, networks, pid, spec, publishes, log, wait)
         found = self._find_each(networks, "--network")
         chosen = self._find_macs(found, macs or {})
         order = self._find_each(defaults, "--default", found)
@@ -83,6 +107,14 @@ class SandboxOperations(Completion):
             publishes=tuple(publishes),
             log=log,
         )
+        default = next((n for n in found if not n.internal), None)
+        if publishes and default and is_on_lan(default):
+            raise Invalid(
+                "--publish",
+                f"has no use in network {default.name}: who is on its wire reaches the workload "
+                "at its own address",
+                "Leave it out, or name another network first",
+            )
         self.node.check_publishes(sandbox.publishes)
         self.ports.hold(sandbox.id, sandbox.publishes)
         try:
@@ -112,6 +144,73 @@ class SandboxOperations(Completion):
             self.drop_sandbox(sandbox.id)
             raise _ended(pid)
         return self.node.sandboxes[sandbox.id]
+
+    async def _create_apart(
+        self,
+        name: str,
+        networks: Sequence[str],
+        pid: int,
+        spec: EndpointSpec,
+        publishes: Sequence[Publish],
+        log: str,
+        wait: float,
+    ) -> Sandbox:
+        """A sandbox in network none or host, which has no interface of ours.
+
+        After host may come overlay networks, in which the workload has a name and the node's own
+        address.
+        """
+        stack, others = networks[0].lower(), list(dict.fromkeys(networks[1:]))
+        if stack not in PREDEFINED or (stack == NONE and others):
+            raise Invalid(
+                "networks none and host",
+                "cannot be some of several",
+                "Give none alone, and host first: the others are those it is known in",
+            )
+        known_in = [self.node.find_network(ref).id for ref in others]
+        refused: list[tuple[str, Collection[object]]]
+        refused = [("--ip", spec.addresses), ("--publish", publishes)]
+        if not known_in:
+            refused += [("--alias", spec.aliases), ("--label", spec.labels)]
+        for what, given in refused:
+            if given:
+                raise Invalid(
+                    what,
+                    f"is an endpoint's, and in network {stack} is none",
+                    "Leave it out, or use another network",
+                )
+        space = identify(f"/proc/{pid}/ns/net", pid, host=stack == HOST)
+        if any(s.pid == pid for s in self.node.sandboxes.values() if is_alive(s)):
+            raise Conflict(f"process {pid}", "is in a sandbox already", "Use that one")
+        sandbox = Sandbox(
+            id=self._id(),
+            name=self._free_name("sb") if not name else parse_name(name, "sandbox"),
+            netns=space.path,
+            inode=space.inode,
+            pid=pid,
+            start_time=space.start_time,
+            created=self.node.clock(),
+            log=log,
+            stack=stack,
+        )
+        self.node.put_sandbox(sandbox)
+        try:
+            if self.furnish:
+                await self.furnish(_STACKS[stack](sandbox))
+            own = msgspec.structs.replace(spec, name=sandbox.name)
+            for network in known_in:
+                made = self.node.create_host_endpoint(network, own, sandbox.id)
+                sandbox = msgspec.structs.replace(
+                    sandbox,
+                    endpoints=(*sandbox.endpoints, made.id),
+                    ifnames=(*sandbox.ifnames, ""),
+                )
+                self.node.put_sandbox(sandbox)
+            await self.done(wait, known_in)
+        except BaseException:
+            self.drop_sandbox(sandbox.id)
+            raise
+        return sandbox
 
     async def remove_sandboxes(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
         """Take the interfaces of sandboxes away; the processes in them are left alone.
@@ -144,12 +243,13 @@ class SandboxOperations(Completion):
             except Conflict as error:
                 log.warning("port.lost", sandbox=sandbox.id, error=str(error))
         held = {e for s in self.node.sandboxes.values() for e in s.endpoints}
+        self.release_host_sides()
         # An endpoint that was stored before its sandbox, when the agent was killed in between.
         stray = [
             id
             for members in self.node.members.values()
             for id, endpoint in members.local.items()
-            if endpoint.sandbox and id not in held
+            if endpoint.sandbox and id not in held and not is_host_side(endpoint)
         ]
         self.node.remove_endpoints(stray)
 
@@ -157,6 +257,7 @@ class SandboxOperations(Completion):
         """A sandbox is gone: its endpoints, names and ports too. No error if it was already."""
         self.ports.release(id)
         self.node.drop_sandbox(id)
+        self.release_host_sides()
 
     def lost_port(self, endpoint: str) -> None:
         """The namespace that an endpoint's interface was in does not exist any more."""
@@ -173,6 +274,12 @@ class SandboxOperations(Completion):
         """
         found = self.node.find_network(network)
         await self.check_encryption(found.encrypted, f"network {network}")
+        if is_on_lan(found):
+            raise Unsupported(
+                f"network {network}",
+                f"is of driver {found.driver}, whose interfaces cannot be handed out",
+                "Use the engine's own driver of that name",
+            )
         id = self._id()
         sandbox = Sandbox(
             id=id,
@@ -222,6 +329,12 @@ class SandboxOperations(Completion):
         """Give a sandbox that is there, while its workload runs, an interface more."""
         sandbox = self.node.find_sandbox(ref)
         check_not_lent(sandbox)
+        if sandbox.stack:
+            raise InUse(
+                f"sandbox {sandbox.name}",
+                f"is in network {sandbox.stack}, which is for good",
+                "Run the command anew with --network",
+            )
         endpoint = await self.attach(sandbox, network, spec, ifname)
         await self.follow([sandbox.id])
         if self.node.local_endpoint(endpoint.id) is None:
@@ -246,12 +359,48 @@ class SandboxOperations(Completion):
             name = ifname or next(free)
             self.node.put_sandbox(with_interface(sandbox, endpoint.id, name, spec.priority))
             await self._kernel.settle(endpoint.id)
+            if is_on_lan(network):
+                await self._ensure_host_side(network)
+                await self._wait_for_names()
         except BaseException:
             if endpoint.id in self.node.members[network.id].local:
                 self.node.remove_endpoints([endpoint.id])
             self.shrink({endpoint.id})
             raise
         return endpoint
+
+    async def _ensure_host_side(self, network: Network) -> None:
+        """The host's own interface in a network on its wire, where that is asked for.
+
+        It comes with the first workload here and goes with the last one.
+        """
+        if not parse_lan(network.driver, network.options).has_host_interface:
+            return
+        async with self._host_sides:
+            if self.node.host_side(network.id):
+                return
+            name = host_side_name(self.node.nodes[self.node.me].name)
+            made = await self.allocate(network.id, EndpointSpec(name), HOST_SIDE)
+            await self._kernel.settle(made.id)
+
+    async def _wait_for_names(self) -> None:
+        """For the name server to listen in a sandbox that reaches no gateway of ours: what asks
+        before is told that nobody does."""
+        if self.names_settled:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NAMES_WITHIN):
+                    await self.names_settled()
+
+    def release_host_sides(self) -> None:
+        """Take away the host's own interfaces in networks without a workload here."""
+        for network in self.node.catalogue.all():
+            side = self.node.host_side(network.id) if is_on_lan(network) else None
+            if side is None:
+                continue
+            sandboxes = self.node.sandboxes.values()
+            used = (self.node.network_of(e) for s in sandboxes for e in s.endpoints)
+            if network.id not in used:
+                self.node.remove_endpoints([side.id])
 
     async def _attach_remote(
         self,
@@ -335,7 +484,7 @@ class SandboxOperations(Completion):
                             await self.remote.lead_out(sandbox, name, led)
                         except OSError as error:
                             log.warning("sandbox.not_led", sandbox=id, error=str(error))
-            if sandbox.pid:
+            if sandbox.pid and not sandbox.stack:
                 await self._tell_resolver(id)
 
     async def _tell_resolver(self, id: str) -> None:
@@ -348,12 +497,15 @@ class SandboxOperations(Completion):
     def resolv_conf(self, sandbox: Sandbox) -> str:
         """What /etc/resolv.conf is to say in a sandbox."""
         networks: list[Network] = []
-        for id in sandbox.endpoints:
+        for id in () if sandbox.stack else sandbox.endpoints:
             network = self.node.catalogue.get(self.node.network_of(id))
             if network and network not in networks:
                 networks.append(network)
         # At a plugin's gateways is no name server of ours.
-        servers = next((n.gateways for n in networks if not plugin_of(n)), ())
+        ours = (n.gateways for n in networks if not (plugin_of(n) or is_on_lan(n)))
+        servers = [*next(ours, ())]
+        if any(map(is_on_lan, networks)):
+            servers.append(NAMES_AT)
         return resolv_conf(servers, [self.node.catalogue.name(n.id) for n in networks])
 
     def shrink(self, endpoints: set[str]) -> None:
@@ -364,6 +516,7 @@ class SandboxOperations(Completion):
                 self.node.put_sandbox(sandbox)
             else:
                 self.drop_sandbox(id)
+        self.release_host_sides()
 
     def _find_each(
         self, refs: Sequence[str], flag: str, among: Sequence[Network] | None = None
@@ -400,7 +553,14 @@ class SandboxOperations(Completion):
     def sandbox_at(self, netns: str, wanted: str) -> Sandbox:
         """The sandbox of a namespace (name or path); if it has none, a new one, not yet kept."""
         space = identify(netns)
-        return self._sandbox_in(space) or Sandbox(
+        there = self._sandbox_in(space)
+        if there and there.stack:
+            raise Conflict(
+                f"sandbox {there.name}",
+                f"is in network {there.stack}, which is never one of several",
+                "Make the endpoint in another sandbox",
+            )
+        return there or Sandbox(
             id=self._id(),
             name=self._free_name(wanted),
             netns=space.path,

@@ -34,10 +34,11 @@ class Namespace:
     start_time: int = 0
 
 
-def identify(ref: str, pid: int = 0) -> Namespace:
+def identify(ref: str, pid: int = 0, host: bool = False) -> Namespace:
     """The network namespace with that name (of `ip netns`) or path; with `pid`, of a process.
 
-    NotFound if there is none, Invalid if it is something else, Conflict if it is the host's.
+    NotFound if there is none, Invalid if it is something else, Conflict if it is the host's; or
+    with `host`, if it is not.
     """
     path = ref if "/" in ref else f"{NETNS_DIR}/{ref}"
     what = f"process {pid}" if pid else f"network namespace {ref[:80]}"
@@ -64,10 +65,13 @@ def identify(ref: str, pid: int = 0) -> Namespace:
         raise Invalid(what, f"is no network namespace ({path})", "Give the path of one")
     if pid and not started:
         raise NotFound(what, "has ended", "Start it again")
-    if inode == Path("/proc/self/ns/net").stat().st_ino:
+    is_hosts = inode == Path("/proc/self/ns/net").stat().st_ino
+    if is_hosts and not host:
         raise Conflict(
             what, "is in the host's own network namespace", "Give it one of its own first"
         )
+    if host and not is_hosts:
+        raise Conflict(what, "is not in the host's own network namespace", "Start it there")
     return Namespace(path, inode, started)
 
 

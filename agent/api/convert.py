@@ -17,6 +17,7 @@ from agent.departures import Handover
 from agent.drivers import bridge, overlay
 from agent.drivers.wireguard import key_address
 from agent.encryption import without_key
+from agent.lanmodel import is_on_lan
 from agent.model import BRIDGE, Network, Node, Publish, Sandbox, format_address, format_mac
 from agent.node import NodeState, expelled_error
 from agent.rpc import control_pb2 as control
@@ -110,9 +111,7 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
         gateways=value.gateways,
         ip_range=value.ip_range,
         vni=value.vni,
-        mtu=bridge.mtu(value, state.nodes.get(value.creator))
-        if value.driver == BRIDGE
-        else overlay.mtu(value, state.nodes.values()),
+        mtu=_mtu(state, value),
         internal=value.internal,
         encrypted=value.encrypted,
         options=value.options,
@@ -146,6 +145,15 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
                 node=state.node_name(segment.owner),
             )
     return message
+
+
+def _mtu(state: NodeState, value: Network) -> int:
+    """Of a network's interfaces; 0: on each host what the parent has there."""
+    if is_on_lan(value):
+        return value.mtu
+    if value.driver == BRIDGE:
+        return bridge.mtu(value, state.nodes.get(value.creator))
+    return overlay.mtu(value, state.nodes.values())
 
 
 def endpoint(state: NodeState, value: Member) -> pb.Endpoint:
@@ -283,4 +291,5 @@ def sandbox(state: NodeState, value: Sandbox, resolv_conf: str) -> pb.Sandbox:
                 value.endpoints, value.ifnames, priorities(value), strict=True
             )
         ],
+        stack=value.stack,
     )

@@ -25,7 +25,7 @@ COLUMNS: list[tuple[str, Any]] = [
     ("DRIVER", "driver"),
     ("SUBNETS", lambda n: ", ".join(n["subnets"])),
     ("VNI", "vni"),
-    ("MTU", "mtu"),
+    ("MTU", lambda n: n["mtu"] or "-"),
     ("ENDPOINTS", "endpoints"),
     ("USED", lambda n: f"{n['used'] / n['total']:.0%}" if n["total"] else "-"),
     ("INTERNAL", lambda n: "yes" if n["internal"] else "no"),
@@ -50,7 +50,10 @@ def network() -> None:
 @network.command()
 @click.argument("name")
 @click.option(
-    "--driver", default="overlay", show_default=True, help="overlay, bridge, remote:PLUGIN"
+    "--driver",
+    default="overlay",
+    show_default=True,
+    help="overlay, bridge, macvlan, ipvlan, remote:PLUGIN",
 )
 @click.option("--subnet", "subnets", multiple=True, metavar="CIDR", help="[a free one]")
 @click.option("--gateway", "gateways", multiple=True, metavar="IP", help="[the first address]")

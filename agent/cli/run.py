@@ -22,6 +22,7 @@ import click
 from agent import syscalls
 from agent.cli.output import emit_done, host_option, output_option, wait_option
 from agent.errors import Invalid, Unsupported, VxmeshError
+from agent.model import HOST
 from agent.workload import own_resolver
 
 CANNOT_RUN = 126  # as sh and docker have it
@@ -37,7 +38,7 @@ COMMAND = {"ignore_unknown_options": True, "allow_interspersed_args": False}
     required=True,
     multiple=True,
     metavar="NET[,NET2]",
-    help="eth0 is in the first, eth1 in the second …",
+    help="eth0 is in the first …; none: loopback alone; host: this host's own stack, known in NET2",
 )
 @click.option("--name", default="", help="of the sandbox and its endpoints [made up]")
 @click.option("--ip", "addresses", multiple=True, metavar="IP", help="[a free one]")
@@ -89,7 +90,7 @@ def run(
     given = _parse_macs(macs)
     ports = [port for text in publishes for port in _parse_publish(text)]
     log = f"{LOG_DIR}/{name or secrets.token_hex(6)}.log" if detach else ""
-    child = _Child(command, detach, log)
+    child = _Child(command, detach, log, isolated=_split(networks)[:1] != [HOST])
     try:
         # Only now: gRPC must not have threads when the child is forked.
         from agent.cli.calls import call, pairs, to_dict
@@ -166,9 +167,10 @@ def _enter(pid: int, netns: str, resolv_conf: str, command: Sequence[str]) -> No
 
 
 class _Child:
-    """A process in new namespaces that waits to become the command."""
+    """A process in new namespaces (or not `isolated`) that waits to become the command."""
 
-    def __init__(self, command: Sequence[str], detach: bool, log: str) -> None:
+    def __init__(self, command: Sequence[str], detach: bool, log: str, isolated: bool) -> None:
+        self._isolated = isolated
         ready, self._ready = os.pipe()
         self._go, go = os.pipe()
         # A detached child is a grandchild, so that this process leaves no zombie to anyone.
@@ -204,7 +206,8 @@ class _Child:
 
     def _wait_and_become(self, command: Sequence[str], detach: bool, log: str) -> NoReturn:
         try:
-            syscalls.unshare(syscalls.CLONE_NEWNET)
+            if self._isolated:
+                syscalls.unshare(syscalls.CLONE_NEWNET)
             os.write(self._ready, f"{os.getpid()}\n".encode())
         except OSError as error:
             os.write(self._ready, f"{error}\n".encode())
@@ -216,7 +219,8 @@ class _Child:
         if not content:
             os._exit(1)  # the parent gave up, or was killed
         try:
-            own_resolver(content.decode())
+            if self._isolated:
+                own_resolver(content.decode())
             if detach:
                 _redirect(log)
         except OSError as error:

@@ -19,7 +19,7 @@ from agent.cli.output import (
 COLUMNS = [
     ("NAME", "name"),
     ("PID", lambda s: s["pid"] or "-"),
-    ("ENDPOINTS", lambda s: ", ".join(map(_endpoint, s["endpoints"]))),
+    ("ENDPOINTS", lambda s: ", ".join(filter(None, [s["stack"], *map(_endpoint, s["endpoints"])]))),
     ("PUBLISHES", lambda s: ", ".join(_publish(p) for p in s["publishes"]) or "-"),
     ("NETNS", "netns"),
     ("ID", "id"),

@@ -14,7 +14,6 @@ import dataclasses
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,11 @@ from agent.datapath.bulk import Bulk
 from agent.datapath.connections import Connections
 from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
+from agent.datapath.lanapplier import LanApplier
+from agent.datapath.lans import Lans
+from agent.datapath.look import Look
 from agent.datapath.monitor import Monitor
-from agent.datapath.netlink import Link, Netlink
+from agent.datapath.netlink import Netlink
 from agent.datapath.networks import Networks
 from agent.datapath.nft import UPLINK
 from agent.datapath.nftables import Nftables
@@ -49,18 +51,6 @@ log = structlog.get_logger()
 CHECKS = 3  # of all tables in a row, while one was wrong: somebody may go on for ever
 CHUNK = 1000  # MACs and addresses pulled at once: 1 to 2 ms of the loop
 AHEAD = 3  # chunks that wait for the thread, so that it has work while the loop is elsewhere
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How closely to look at what should be right already."""
-
-    links: Mapping[str, Link] | None = None  # all devices by name, if they were just read
-    interior: bool = False  # into the sandboxes too
-    rows: bool = False  # at all rows
-    drift: bool = True  # and count as repairs what differs
-    only: Collection[str] | None = None  # of the ports at those of these endpoints; None: at all
-    gone: Callable[[str], None] | None = None  # told of endpoints whose namespace is gone
 
 
 class Applier:
@@ -115,6 +105,8 @@ class Applier:
             self.tallies = Tallies(self.balancer)
             self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
+            self.lans = Lans(self._host, host_netns)
+            self.lan_applier = LanApplier(desired, self.lans, failures, self.repairs, self.attempt)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
             self._connections = Connections(self._netns, host_netns)
@@ -181,6 +173,7 @@ class Applier:
         links = await self._own.links()
         bridges = self._desired.bridges()
         await self.networks.sweep(links, bridges.values())
+        await self.attempt(("strangers", 0, ""), self.lan_applier.sweep())
         await self.attempt(("guard", 0, ""), self.guard())
         look = Look({link.name: link for link in links}, interior, True, drift, gone=gone)
         for vni in self.in_turn(self.networks.held.keys() | bridges.keys()):
@@ -188,6 +181,7 @@ class Applier:
                 await self.mend(vni, look)
             else:
                 await self.attempt(("bridge", vni, ""), self.bridge(vni, look))
+        await self.lan_applier.compare(look, drift)
 
     async def guard(self) -> None:
         """All ports that are to be, at once: what they send must not be lost at a restart."""
@@ -210,6 +204,10 @@ class Applier:
 
     async def bridge(self, vni: int, look: Look | None = None) -> None:
         """A network's devices and ports; only what is to change, unless there is a `look`."""
+        if vni in self.lans.held or self._desired.lan(vni):
+            await self.lan_applier.apply(vni, look)
+            if self._desired.lan(vni):
+                return
         bridge, held = self._desired.bridge(vni), self.networks.held.get(vni)
         if look is None and self._failures.stands(("bridge", vni, "")):
             look = Look(interior=True, rows=True, drift=False)
@@ -381,6 +379,9 @@ class Applier:
 
     async def audit(self, vni: int) -> None:
         """All of a network. As a rule all is right, which a few requests in a thread tell."""
+        if vni in self.lans.held:
+            await self.lan_applier.mend(vni, Look(interior=True))
+            return
         held = self.networks.held.get(vni)
         if held is None:
             return

@@ -33,8 +33,10 @@ BALANCE_TABLE = "inet vxmesh_balance"
 # whoever waits for an answer to it waits no longer. Tracking is told to be liberal
 # (TRACKING), so what it calls invalid is no part of any connection.
 # refuse: what is still for a VIP or a door after `balance` has no backend, or no such port.
-# hairpin: a backend that reaches itself would answer itself; it sees the VIP instead. A mark that
-# led to a backend (affinityrules.py) means nothing to what comes after.
+# hairpin: a backend that reaches itself would answer itself; it sees the VIP instead. And one that
+# is in a node's own stack, reached from outside by a published port, would answer the client
+# itself, who knows nothing of it; it sees this host instead. A mark that led to a backend
+# (affinityrules.py) means nothing to what comes after.
 # counted: connections by service, which the mark tells, and backend. Chains for nat see the first
 # packet of a connection only, so that is what it costs.
 # echo: a VIP answers ping while it is there at all, as people expect of an address.
@@ -90,6 +92,8 @@ parameter-problem }} accept
 		meta mark set 0
 		ip saddr . ip daddr @selves4 ct status dnat snat ip to ct original ip daddr
 		ip6 saddr . ip6 daddr @selves6 ct status dnat snat ip6 to ct original ip6 daddr
+		oifname "{UPLINK}" ct original ip daddr {DOOR[4]} ct status dnat snat ip to {DOOR[4]}
+		oifname "{UPLINK}" ct original ip6 daddr {DOOR[6]} ct status dnat snat ip6 to {DOOR[6]}
 	}}
 
 	chain forward {{

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.datapath import entrance, namespaces, nft, wireguard
+from agent.datapath import entrance, lans, namespaces, nft, wireguard
 from agent.datapath.netlink import Netlink
 from agent.datapath.networks import MARK
 from agent.datapath.nft import HOST_UPLINK
@@ -31,6 +31,7 @@ async def remove_everything(netns: Path, host_netns: str) -> None:
         uplink = await host.link(HOST_UPLINK)
         if uplink and uplink.alias == UPLINK_MARK:
             await host.delete_link(uplink.index)  # the routes through it go with it
+        await lans.remove_all(host)
         await wireguard.remove_all(host, host_netns, netns.parent)
     for name in (nft.TABLE, nft.SEALED, *entrance.TABLES.values()):
         table = Nftables(host_netns, table=name)

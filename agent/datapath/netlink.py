@@ -16,6 +16,7 @@ from agent.datapath.routing import Routing
 from agent.datapath.rtnetlink import each, in_thread, request
 
 BR_STATE_FORWARDING = 3  # linux/if_bridge.h
+IPVLAN_MODES = {"l2": 0, "l3": 1}  # linux/if_link.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,9 @@ class Link:
     up: bool
     carrier: bool
     master: int
-    peer: int  # index of a veth's other end, in that end's namespace
+    # Index of what it hangs on, in that one's namespace: a veth's other end, the parent of a
+    # macvlan, ipvlan or VLAN device.
+    peer: int
     vni: int
     local: str
     data_port: int
@@ -147,6 +150,32 @@ class Netlink(Routing):
         await request(
             self._route.link("add", ifname=name, kind="veth", mtu=mtu, peer=other, **mine)
         )
+
+    @in_thread
+    async def add_sharing(
+        self, kind: str, mode: str, name: str, parent: int, netns: int, mtu: int, mac: str = ""
+    ) -> None:
+        """A macvlan or ipvlan device on the device with index `parent`, in the namespace of file
+        descriptor `netns`; down.
+
+        EOPNOTSUPP where the kernel has none, EBUSY if the parent is given away otherwise.
+        """
+        if kind == "ipvlan":
+            told: dict[str, object] = {"ipvlan_mode": IPVLAN_MODES[mode]}
+        else:
+            told = {"macvlan_mode": mode}
+        if mac:
+            told["address"] = mac
+        await request(
+            self._route.link(
+                "add", ifname=name, kind=kind, link=parent, net_ns_fd=netns, mtu=mtu, **told
+            )
+        )
+
+    @in_thread
+    async def add_vlan(self, name: str, trunk: int, vlan: int) -> None:
+        """The VLAN sub-interface of a device, down; EOPNOTSUPP where the kernel has none."""
+        await request(self._route.link("add", ifname=name, kind="vlan", link=trunk, vlan_id=vlan))
 
     @in_thread
     async def set_port(self, index: int, flood: bool, alias: str = "") -> None:

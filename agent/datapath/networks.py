@@ -26,7 +26,7 @@ from agent.drivers.base import Bridge, Port
 from agent.errors import Conflict
 from agent.model import format_address, format_mac
 
-MARK = "vxmesh:"
+MARK = sandbox.MARK
 FORWARDING_ATTEMPTS = 100  # of 1 ms; as a rule one is enough
 LINK_LOCAL = bytes([0xFE, 0x80]) + bytes(6)
 # Where others keep namespaces by name: searched when another VXLAN device has our VNI.

@@ -125,6 +125,8 @@ HOST_CHAINS = f"""\
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname != "{HOST_UPLINK}" ip saddr @subnets4 masquerade
 		oifname != "{HOST_UPLINK}" ip6 saddr @subnets6 masquerade
+		oifname != "{HOST_UPLINK}" ip saddr {DOOR[4]} masquerade
+		oifname != "{HOST_UPLINK}" ip6 saddr {DOOR[6]} masquerade
 		oifname "{HOST_UPLINK}" ip saddr 127.0.0.0/8 masquerade
 		oifname "{HOST_UPLINK}" ip saddr @subnets4 ct status dnat masquerade
 		oifname "{HOST_UPLINK}" ip6 saddr @subnets6 ct status dnat masquerade

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import structlog
 
-from agent.datapath.applier import Applier, Look, prepare
+from agent.datapath.applier import Applier, prepare
 from agent.datapath.backlog import Backlog, Failures, Key, add_rows
 from agent.datapath.cleanup import remove_everything
 from agent.datapath.drift import Drift
+from agent.datapath.look import Look
 from agent.datapath.monitor import RECEIVE_BUFFER, Events, Monitor
 from agent.datapath.mountwatch import MountWatch
 from agent.datapath.refusals import Refusal
@@ -131,7 +132,7 @@ class Reconciler:
         """Compare everything with the kernel, in order to find drift."""
         self._backlog.host()
         if self._applier:
-            self._backlog.audits.update(self._applier.networks.held)
+            self._backlog.audits.update(self._applier.networks.held, self._applier.lans.held)
         self._wake.set()
 
     async def settle(self, endpoint: str | None = None) -> None:
@@ -149,8 +150,9 @@ class Reconciler:
         if endpoint is None:
             return
         for (kind, vni, port), error in self._failures.items().items():
-            bridge = self._desired.bridge(vni) if kind in ("bridge", "rows") else None
-            if port == endpoint or (bridge and endpoint in bridge.ports):
+            whole = kind in ("bridge", "rows")
+            network = (self._desired.bridge(vni) or self._desired.lan(vni)) if whole else None
+            if port == endpoint or (network and endpoint in network.ports):
                 raise type(error)(error.what, error.why, error.fix)
             if kind == "wireguard" and self._is_encrypted(endpoint):
                 raise type(error)(error.what, error.why, error.fix)
@@ -210,8 +212,14 @@ class Reconciler:
     def _networks_of(self, vni: int) -> set[str]:
         """The ids of those that have a VNI here: that which should, and that which still does."""
         held = self._applier.networks.held.get(vni) if self._applier else None
-        bridges = (self._desired.bridge(vni), held.bridge if held else None)
-        return {bridge.network for bridge in bridges if bridge}
+        lan = self._applier.lans.held.get(vni) if self._applier else None
+        found = (
+            self._desired.bridge(vni),
+            self._desired.lan(vni),
+            held.bridge if held else None,
+            lan.lan if lan else None,
+        )
+        return {network.network for network in found if network}
 
     # -- life --
 
@@ -433,7 +441,7 @@ class Reconciler:
         """
         turn: deque[int] = deque([HOST])
         while True:
-            held = {HOST, *applier.networks.held}
+            held = {HOST, *applier.networks.held, *applier.lans.held}
             turn = deque(vni for vni in turn if vni in held)
             turn.extend(sorted(held.difference(turn)))
             await asyncio.sleep(self._audit_interval / len(turn))
@@ -475,6 +483,8 @@ class Reconciler:
         if self._applier and not self._applier.is_bound():
             self._backlog.namespace = True
             self._wake.set()
+        for endpoint in self._applier.lans.dead() if self._applier else ():
+            self.on_port_gone(endpoint)  # no event of ours tells: it is no pair
 
     def _overrun(self) -> None:
         self._backlog.overrun = True

@@ -16,17 +16,18 @@ from agent.datapath import namespaces
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.routing import PROTOCOL
 from agent.datapath.rtnetlink import in_thread
-from agent.drivers.base import Port
-from agent.errors import Conflict, Invalid, NotFound
+from agent.drivers.base import Port, Stack
+from agent.errors import Conflict, Invalid, NotFound, VxmeshError
 from agent.model import format_mac
 
 log = structlog.get_logger()
 
+MARK = "vxmesh:"  # how the alias of what is ours begins
 LOOPBACK = 1  # the index of lo in every network namespace
 DEFAULT = {False: "0.0.0.0/0", True: "::/0"}
 
 
-def open_netns(port: Port) -> int:
+def open_netns(port: Port | Stack) -> int:
     """A file descriptor of the namespace that is meant. NotFound, Invalid."""
     what = f"namespace {port.netns}"
     try:
@@ -59,27 +60,81 @@ def taken(port: Port) -> Conflict:
 
 
 @in_thread
+async def set_up(stack: Stack) -> None:
+    """Make a stack so in which there is no interface of ours. NotFound, Invalid, OSError."""
+    if not stack.up:
+        return
+    fd = open_netns(stack)
+    try:
+        async with Netlink(f"/proc/self/fd/{fd}") as box:
+            for name in stack.up:
+                await box.set_link(await box.index(name), state="up")
+    finally:
+        os.close(fd)
+
+
+@in_thread
 async def furnish(fd: int, port: Port, mtu: int, peer: int, old: Port | None = None) -> int:
     """Make the sandbox's end as it should be; how many things were not.
 
-    `fd` is the namespace, `peer` the index of our end of the pair, `old` what the port was
-    before, whose addresses and routes go. LookupError if the other end is not there.
+    `fd` is the namespace, `peer` the index of our end of the pair or of the device that it
+    shares, `old` what the port was before, whose addresses and routes go. LookupError if the
+    sandbox's end is not there.
     """
     path = f"/proc/self/fd/{fd}"
     async with Netlink(path) as box:
         link = await box.link(port.ifname)
-        if link is None or not _is_ours(link, peer):
+        if link is None or not _is_ours(link, port, peer):
             raise LookupError(port.ifname)
-        if any(":" in a for a in port.addresses):
-            sysctls = {f"ipv6/conf/{port.ifname}/disable_ipv6": "0"}
+        sysctls = _sysctls(port)
+        if sysctls:
             await asyncio.to_thread(namespaces.set_sysctls, path, sysctls)
         changes = await _addresses(box, link, port, old)
         changes += await _link(box, link, port, mtu)
         return changes + await _routes(box, link, port, old)
 
 
-def _is_ours(link: Link | None, peer: int) -> bool:
-    return link is not None and link.kind == "veth" and link.peer == peer
+@in_thread
+async def remove(port: Port, peer: int) -> None:
+    """Delete an interface that shares the device with index `peer`; fine if it is gone."""
+    try:
+        fd = open_netns(port)
+    except VxmeshError:
+        return  # with its namespace it went
+    try:
+        async with Netlink(f"/proc/self/fd/{fd}") as box:
+            link = await box.link(port.ifname)
+            if link is not None and _is_ours(link, port, peer):
+                await box.delete_link(link.index)
+    finally:
+        os.close(fd)
+
+
+@in_thread
+async def mark(fd: int, port: Port) -> None:
+    """Give an interface that has just been made in namespace `fd` our mark."""
+    async with Netlink(f"/proc/self/fd/{fd}") as box:
+        await box.set_link(await box.index(port.ifname), ifalias=_mark(port))
+
+
+def _mark(port: Port) -> str:
+    return f"{MARK}ep:{port.endpoint}"
+
+
+def _is_ours(link: Link, port: Port, peer: int) -> bool:
+    # Of a pair our end has the mark; one without any is one whose agent died before it marked it.
+    marked = port.kind == "veth" or link.alias in (_mark(port), "")
+    return link.kind == port.kind and link.peer == peer and marked
+
+
+def _sysctls(port: Port) -> dict[str, str]:
+    """Those of an interface. On a wire of others' it has its own addresses alone: none by a
+    router's advertisement."""
+    has_ipv6 = any(":" in a for a in port.addresses)
+    of = f"ipv6/conf/{port.ifname}/"
+    if port.kind == "veth":
+        return {f"{of}disable_ipv6": "0"} if has_ipv6 else {}
+    return {f"{of}accept_ra": "0", f"{of}disable_ipv6": "0" if has_ipv6 else "1"}
 
 
 async def _addresses(box: Netlink, link: Link, port: Port, old: Port | None) -> int:
@@ -100,7 +155,7 @@ async def _link(box: Netlink, link: Link, port: Port, mtu: int) -> int:
     wrong: dict[str, object] = {}
     if link.mtu != mtu:
         wrong["mtu"] = mtu
-    if link.mac != format_mac(port.mac):
+    if port.mac and link.mac != format_mac(port.mac):
         wrong["address"] = format_mac(port.mac)
     if not link.up:
         wrong["state"] = "up"
@@ -115,26 +170,31 @@ async def _routes(box: Netlink, link: Link, port: Port, old: Port | None) -> int
     for gateway in old.gateways if old else ():
         family = 6 if ":" in gateway else 4
         if gateway not in port.gateways and family not in port.handed_on:
-            await box.delete_route(DEFAULT[":" in gateway], gateway, link.index)
+            await box.delete_route(DEFAULT[":" in gateway], _hop(gateway), link.index)
     return sum([await lead_out(box, link.index, g, port.netns) for g in port.gateways])
 
 
 async def lead_out(box: Netlink, index: int, gateway: str, netns: str) -> bool:
     """Have the default route of the gateway's family go there, in place of one of ours that goes
     elsewhere; True if it did not yet. `netns` is for the log."""
-    destination = DEFAULT[":" in gateway]
+    destination, hop = DEFAULT[":" in gateway], _hop(gateway)
     try:
-        await box.add_route(destination, gateway, index)
+        await box.add_route(destination, hop, index)
         return True
     except OSError as error:
         if error.errno != errno.EEXIST:
             raise
     there = [r for r in await box.routes() if r.destination == destination]
-    if any(r.gateway == gateway and r.device == index for r in there):
+    if any(r.gateway == hop and r.device == index for r in there):
         return False
     if any(r.protocol == PROTOCOL for r in there):
-        await box.replace_route(destination, gateway, index)
+        await box.replace_route(destination, hop, index)
         return True
     # Not ours to replace: whoever made the namespace gave it a way out already.
     log.warning("sandbox.has_default_route", netns=netns, gateway=gateway)
     return False
+
+
+def _hop(gateway: str) -> str:
+    """The next hop; empty: none, all of it is on the link."""
+    return "" if gateway in ("0.0.0.0", "::") else gateway

@@ -18,20 +18,23 @@ from agent.model import HANDED_OUT, Publish
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One local endpoint: a veth pair, one end on the bridge, the other in the sandbox."""
+    """One local endpoint: a veth pair, one end on the bridge, the other in the sandbox; or an
+    interface in the sandbox that shares a device of the host (Lan)."""
 
     endpoint: str  # endpoint id, 16 hex digits
     device: str  # name of the end on the bridge, in our namespace
-    mac: bytes  # of the end in the sandbox
+    mac: bytes  # of the end in the sandbox; empty: whichever it has
     addresses: tuple[str, ...]  # interface notation: 10.1.0.2/24
     netns: str  # path of the sandbox's network namespace
     inode: int  # which namespace is meant; another one at that path is not it
     ifname: str  # name of the end in the sandbox
-    gateways: tuple[str, ...]  # default routes of the sandbox through this port; often empty
+    # Default routes of the sandbox through this port; often empty. 0.0.0.0 and ::: on the link.
+    gateways: tuple[str, ...]
     # The families whose default route another port has, or takes over in one step: what this one
     # had is left to that.
     handed_on: tuple[int, ...] = ()
     moved: tuple[str, int, str] | None = None  # path, inode and name where it was moved to
+    kind: str = "veth"  # of device, as the kernel calls it
 
     @property
     def is_handed_out(self) -> bool:
@@ -49,6 +52,15 @@ class Port:
             return None
         netns, inode, ifname = self.moved
         return replace(self, netns=netns, inode=inode, ifname=ifname, moved=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The network stack of a workload that has no interface of ours."""
+
+    netns: str  # path of its network namespace
+    inode: int  # which namespace is meant
+    up: tuple[str, ...]  # devices of it that are to be up
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,33 @@ class Bridge:
         if self.internal:
             return ()
         return tuple(s for s in self.subnets if s not in self.apart)
+
+
+@dataclass(frozen=True, slots=True)
+class HostSide:
+    """The host's own interface in a network that is on its wire."""
+
+    endpoint: str  # endpoint id: our mark
+    device: str
+    mac: bytes  # empty: whichever it has
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lan:
+    """One network whose interfaces share a device of this host and are straight on its wire."""
+
+    network: str  # network id
+    name: str  # for people
+    vni: int  # what it goes by here; nothing of it is on the wire
+    kind: str  # macvlan, ipvlan
+    mode: str
+    parent: str  # the device that is shared
+    trunk: str  # if the parent is not there: the device to make it on, as VLAN sub-interface;
+    vlan: int  # and of which VLAN. Empty, 0: it is not made
+    mtu: int  # bytes; 0: the parent's
+    ports: Mapping[str, Port] = field(default_factory=dict)  # by endpoint id
+    host_side: HostSide | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +180,12 @@ class DesiredState(Protocol):
         """All bridges that should exist, by VNI."""
 
     def bridge(self, vni: int) -> Bridge | None:
+        """One of them; None if it should not exist."""
+
+    def lans(self) -> Mapping[int, Lan]:
+        """All networks that are to be on a wire of this host, by VNI."""
+
+    def lan(self, vni: int) -> Lan | None:
         """One of them; None if it should not exist."""
 
     def rows(self, vni: int, macs: Collection[bytes], addresses: Collection[bytes]) -> Rows:

@@ -90,7 +90,7 @@ def bridge(
     for endpoint in endpoints:
         sandbox = sandboxes.get(endpoint.sandbox)
         if sandbox and endpoint.id in sandbox.endpoints:
-            ports[endpoint.id] = _port(network, endpoint, sandbox)
+            ports[endpoint.id] = port(network, endpoint, sandbox)
     return Bridge(
         network=network.id,
         vni=network.vni,
@@ -115,7 +115,8 @@ def bridge(
     )
 
 
-def _port(network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Port:
+def port(network: Network, endpoint: Endpoint, sandbox: Sandbox, kind: str = "veth") -> Port:
+    """The interface of an endpoint in its sandbox, of that kind of device."""
     position = sandbox.endpoints.index(endpoint.id)
     return Port(
         endpoint=endpoint.id,
@@ -134,6 +135,7 @@ def _port(network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Port:
         moved=(sandbox.moved_to, sandbox.moved_inode, sandbox.moved_name)
         if sandbox.moved_to
         else None,
+        kind=kind,
     )
 
 

@@ -12,8 +12,18 @@ import msgspec
 
 from agent.core.addresses import Range
 from agent.core.members import Member, Members
-from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound
-from agent.model import BRIDGE, Endpoint, Network, Node, format_address, format_mac
+from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound, Unsupported
+from agent.lanmodel import is_on_lan
+from agent.model import (
+    BRIDGE,
+    OVERLAY,
+    Endpoint,
+    Network,
+    Node,
+    format_address,
+    format_mac,
+    parse_address,
+)
 from agent.node.networks import Networks
 from agent.node.records import Recording
 from agent.requests import EndpointSpec
@@ -87,6 +97,40 @@ class Endpoints(Networks):
         network = self.find_network(network_id)
         self._check_home(network)
         endpoint = self._prepare(network, spec, sandbox)
+        self._reserve(endpoint)
+        self.commit([endpoint])
+        return endpoint
+
+    def create_host_endpoint(self, network_id: str, spec: EndpointSpec, sandbox: str) -> Endpoint:
+        """Make an endpoint of a workload that is in this node's own stack: it has the node's
+        address, no interface, and nothing of the network's addresses. Unsupported, Conflict."""
+        self.check_stays()
+        network = self.find_network(network_id)
+        why = ""
+        if network.driver != OVERLAY:
+            why = f"whose driver is {network.driver}"
+        elif network.internal or network.encrypted:
+            why = "which is " + ("internal" if network.internal else "encrypted")
+        if why:
+            raise Unsupported(
+                f"endpoint {spec.name}",
+                f"of a workload in network host cannot be in {network.name}, {why}: its workloads "
+                "would have to leave it to reach a node",
+                "Use an overlay network that is neither internal nor encrypted",
+            )
+        self._check_names(network, spec.name, spec.aliases)
+        mac = b"\x06" + self.rng.randbytes(5)  # of nothing: records have one
+        address = parse_address(self.nodes[self.me].vtep)
+        endpoint = Endpoint(
+            self._new_id(),
+            network.id,
+            spec.name,
+            mac,
+            (address,),
+            spec.aliases,
+            spec.labels,
+            sandbox,
+        )
         self._reserve(endpoint)
         self.commit([endpoint])
         return endpoint
@@ -307,12 +351,22 @@ class Endpoints(Networks):
             raise Conflict(
                 f"address {text}", f"is that of service {service.name}", "Choose another"
             )
+        host = self._hosts_on(network).get(address)
+        if host:
+            raise Conflict(f"address {text}", f"is that of host {host} itself", "Choose another")
         if space.reserved(address):
             raise Conflict(
                 f"address {text}",
                 "is the gateway's, or no host's (first or last of its subnet)",
                 "Choose another",
             )
+
+    def _hosts_on(self, network: Network) -> dict[bytes, str]:
+        """The addresses that nodes themselves have on the wire of a network, and whose they are."""
+        if not is_on_lan(network):
+            return {}
+        nodes = self.nodes.values()
+        return {parse_address(a): node.name for node in nodes for a in (node.address, node.vtep)}
 
     def _check_owned(self, network: Network, addresses: Iterable[bytes]) -> None:
         foreign = self.addresses[network.id].foreign(addresses)
@@ -328,9 +382,11 @@ class Endpoints(Networks):
 
     def _pick(self, network: Network, family: int) -> bytes:
         addresses = self.addresses[network.id]
-        address = addresses.pick(family)
-        if address is not None:
-            return address
+        hosts = self._hosts_on(network)
+        while (address := addresses.pick(family)) is not None:
+            if address not in hosts:
+                return address
+            addresses.space.take(address)  # for good: it is in use, though by no endpoint
         donors = addresses.donors(family)
         if donors:
             label = f"an address in network {self.catalogue.name(network.id)}"

@@ -20,6 +20,7 @@ from agent.core.fill import Fill
 from agent.core.overlaps import block
 from agent.drivers import overlay
 from agent.errors import Conflict, Exhausted, InUse, Invalid
+from agent.lanmodel import LAN_DRIVERS
 from agent.model import Network, Node, Notice, encode, format_address
 from agent.node.records import Recording, Records, log
 from agent.requests import MTU_MIN_V6, NetworkSpec
@@ -53,7 +54,7 @@ class Networks(Records):
                 f"{NETWORKS_MAX} of this node are there, and the others take no more",
                 "Remove some, or create it on another node",
             )
-        taken = self._taken()
+        taken = self._taken(spec.driver)
         self._check_mtu(spec)
         id = self._new_id()
         if spec.subnets:
@@ -86,13 +87,17 @@ class Networks(Records):
             self._state_claims(id)
         return network
 
-    def _taken(self) -> list[tuple[str, str]]:
-        """The subnets that no new network may overlap, and whose they are."""
-        networks = [(n, s) for n in self.catalogue.all() for s in n.subnets]
-        routes = [(n, r) for n in self.nodes.values() for r in n.routes]
-        return [(f"network {self.catalogue.name(n.id)}", s) for n, s in networks] + [
-            (f"a route of host {n.name}", r) for n, r in routes
+    def _taken(self, driver: str = "") -> list[tuple[str, str]]:
+        """The subnets that no new network of a driver may overlap, and whose they are."""
+        taken = [
+            (f"network {self.catalogue.name(n.id)}", s)
+            for n in self.catalogue.all()
+            for s in n.subnets
         ]
+        if driver not in LAN_DRIVERS:  # the subnet of one is what the hosts have there
+            nodes = self.nodes.values()
+            taken += [(f"a route of host {n.name}", r) for n in nodes for r in n.routes]
+        return taken
 
     def choose_subnet(self, family: int, without: Iterable[str] = ()) -> str:
         """A subnet that a network made now could have and that overlaps none of `without` either.

@@ -15,7 +15,7 @@ import msgspec
 from agent.core.servicecatalogue import SERVICES_MAX, ServiceConflict, meet
 from agent.core.services import Row, taking
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound, Unsupported
-from agent.model import BRIDGE, Network, Node, Notice, Publish
+from agent.model import OVERLAY, Network, Node, Notice, Publish
 from agent.node.endpoints import Endpoints
 from agent.node.records import Recording, log
 from agent.servicemodel import (
@@ -53,11 +53,11 @@ class Services(Endpoints):
         self.check_stays()
         check_whole(spec)
         network = self.find_network(spec.network)
-        if network.driver == BRIDGE:
+        if network.driver != OVERLAY:
             raise Unsupported(
                 f"service {spec.name}",
-                f"cannot be in {network.name}, a bridge network of one node",
-                "Use an overlay network, or publish ports with 'vxmesh run --publish'",
+                f"cannot be in {network.name}, whose driver is {network.driver}",
+                "Use an overlay network",
             )
         self._check_service_name(network, spec.name)
         if not self.services.has_room(self.me):

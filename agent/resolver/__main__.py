@@ -133,6 +133,7 @@ async def _work(
     server = Server(*sockets, forwarder)
     intake = Intake(Path(args.run_dir), _setup(args), server, forwarder, lambda: None)
     await intake.serve(sock)
+    intake.leave()
     await server.close()
 
 
@@ -170,6 +171,7 @@ async def _serve(
     await stop.wait()
     giving_way.cancel()
     await intake.close()
+    intake.leave()
     await workers.close()
     await server.close()
     _log.info("ended", extra={"fields": dict(server.counters)})

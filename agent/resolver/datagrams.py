@@ -16,8 +16,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from agent.resolver.sockets import Ancillary, Peer, answer_from
 from agent.resolver.table import IOVEC, POSITIVE, Answers
@@ -41,6 +40,12 @@ _recvmmsg.argtypes = (
 )  # fmt: skip
 _sendmmsg = _libc.sendmmsg
 _sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+
+
+class Ready(Protocol):
+    """Answers by the asker's address."""
+
+    def get(self, source: bytes, /) -> Answers | None: ...
 
 
 class Datagram(NamedTuple):
@@ -116,9 +121,7 @@ class Datagrams:
             for slot in range(SLOTS)
         ]
 
-    def serve(
-        self, ready: Mapping[bytes, Answers], counts: list[int]
-    ) -> tuple[int, list[Datagram]]:
+    def serve(self, ready: Ready, counts: list[int]) -> tuple[int, list[Datagram]]:
         """Read what is there and send the answers that are ready.
 
         `ready`: answers by the asker's address. Adds to `counts` by the kind of each answer.

@@ -24,7 +24,7 @@ from agent import __version__
 from agent.core.nametables import ServiceBackend, ServicePort
 from agent.model import Endpoint, Network
 
-PROTOCOL = 2  # 2: services
+PROTOCOL = 3  # 2: services; 3: sandboxes to listen in
 SOCKET = "resolver.sock"
 LOCK = "resolver.lock"
 EXIT_LOCKED = 75  # another resolver has this run-dir: EX_TEMPFAIL of sysexits.h
@@ -34,11 +34,24 @@ ROWS_PER_FRAME = 500  # some 0.2 ms to encode and 1 ms to take in: nobody's loop
 FRAME_BYTES_MAX = 64 << 20  # five hundred endpoints at their largest, and more
 
 
+class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A network namespace to listen in, as in agent.model.Sandbox."""
+
+    netns: str
+    inode: int
+    pid: int  # 0: it ends with the path
+    start_time: int
+
+
 class View(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Who asks from this address is in these networks (ids); of one name in two the first wins."""
+    """Who asks from this address is in these networks (ids); of one name in two the first wins.
+
+    With a `place`, who asks from inside there; `address` is then just a key.
+    """
 
     address: bytes  # 4 or 16
     networks: tuple[str, ...]
+    place: Place | None = None
 
 
 class ServiceRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -251,9 +264,11 @@ class Batch:
         """The service is gone. Nothing happens if there is none."""
         self.services.setdefault(network_id, {})[service_id] = None
 
-    def put_view(self, address: bytes, networks: tuple[str, ...]) -> None:
-        """Who asks from `address` is in `networks`."""
-        self.views[address] = View(address, networks)
+    def put_view(
+        self, address: bytes, networks: tuple[str, ...], place: Place | None = None
+    ) -> None:
+        """Who asks from `address`, or in `place`, is in `networks`."""
+        self.views[address] = View(address, networks, place)
 
     def drop_view(self, address: bytes) -> None:
         """Nobody of this node has that address any more."""

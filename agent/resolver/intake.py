@@ -29,6 +29,7 @@ from agent.model import shorten
 from agent.resolver import feed
 from agent.resolver.forward import Forwarder
 from agent.resolver.messages import describe, read
+from agent.resolver.rooms import Rooms
 from agent.resolver.server import Server
 from agent.resolver.wire import Asked
 from agent.resolver.workers import Workers
@@ -62,6 +63,7 @@ class Intake:
         self._forwarder = forwarder
         self._on_stop = on_stop
         self._on_replaced = on_replaced or on_stop
+        self._rooms = Rooms(server)
         self._feeder: asyncio.StreamWriter | None = None
         self._listener: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,6 +89,10 @@ class Intake:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def leave(self) -> None:
+        """Close the sockets that are in sandboxes: before the server is."""
+        self._rooms.close()
+
     async def serve(self, sock: socket.socket) -> None:
         """Take what the first process hands on, until it ends; that of a worker."""
         reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_STREAM_BYTES)
@@ -111,6 +117,7 @@ class Intake:
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         aside: Names | None = None
+        views: dict[bytes, feed.View] = {}  # of the state that is built aside
         greeted = False
         while True:
             payload = await feed.read_frame(reader)
@@ -131,7 +138,7 @@ class Intake:
             elif not greeted:
                 raise ValueError("no hello")
             elif isinstance(message, feed.Reset):
-                aside = Names()
+                aside, views = Names(), {}
                 self._feeder = writer
                 await self._workers.forward(payload, confirmed=False)
             elif isinstance(message, feed.Query):
@@ -148,6 +155,9 @@ class Intake:
                 _apply(message, self._server.names if aside is None else aside)
                 if aside is None:
                     self._server.changed()
+                    await self._rooms.alter(message.dropped_views, message.views)
+                else:
+                    views.update((view.address, view) for view in message.views if view.place)
                 await self._workers.forward(payload, confirmed=bool(message.seq))
                 if message.seq:
                     writer.write(feed.frame(feed.Done(message.seq)))
@@ -157,6 +167,7 @@ class Intake:
                 if aside is None:
                     raise ValueError("a commit without a reset")
                 self._server.names, aside = aside, None
+                await self._rooms.replace(views.values())
                 await self._workers.forward(payload, confirmed=True)
                 await self._server.start()
                 writer.write(feed.frame(feed.Done(message.seq)))

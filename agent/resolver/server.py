@@ -14,11 +14,13 @@ What stands opposite: core/names.py decides, forward.py asks the host's resolver
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
+from typing import NamedTuple
 
 import dns.rcode
 
@@ -29,10 +31,11 @@ from agent.resolver.datagrams import Datagram, Datagrams
 from agent.resolver.fairness import FairQueue, Pace
 from agent.resolver.forward import Forwarder
 from agent.resolver.sockets import share, source_address
-from agent.resolver.table import TURNS_MAX, Table
+from agent.resolver.table import TURNS_MAX, Answers, Table
 from agent.resolver.wire import Asked, build, failure
 
 READS_PER_WAKEUP = 4  # of up to 64 datagrams; a turn of the loop costs as much as five answers
+READS_IN_ROOM = 1  # the same of a sandbox's own socket, on which no kernel's limit is
 ANSWERS_PER_WAKEUP = 16  # some 0.5 ms, which is how long one who asks now waits for one who floods
 QUESTIONS_PER_SOURCE_MAX = 1024  # that wait: 30 ms of answering; it is its own time that it fills
 # Over TCP; by UDP the kernel bounds it (datapath/guardrules.py), and there one packet is one
@@ -49,6 +52,24 @@ _log = logging.getLogger("vxmesh.resolver.server")
 
 _KINDS = [kind.value for kind in Kind]  # the first is table.POSITIVE
 _NUMBERS = {kind: number for number, kind in enumerate(Kind)}
+
+
+class _Room(NamedTuple):
+    """The sockets in one sandbox."""
+
+    udp: list[Datagrams]
+    tcp: list[asyncio.Server]
+    connections: set[asyncio.StreamWriter]
+
+
+class _Same:
+    """The ready answers of one asker, whatever address it asks from."""
+
+    def __init__(self, answers: Answers | None) -> None:
+        self._answers = answers
+
+    def get(self, source: bytes) -> Answers | None:
+        return self._answers
 
 
 class Server:
@@ -79,6 +100,7 @@ class Server:
         self._waiting: FairQueue[tuple[socket.socket, Datagram]] = FairQueue(
             QUESTIONS_PER_SOURCE_MAX
         )
+        self._rooms: dict[bytes, _Room] = {}
         self._turn: asyncio.Handle | None = None  # when those that wait go on being answered
         self._pace = Pace(PACE, PACE_BURST)
 
@@ -121,6 +143,8 @@ class Server:
             return
         self._started = True
         await self._listen(self._datagrams, self._tcp)
+        for key, room in self._rooms.items():
+            await self._listen_in(key, room)
 
     async def _listen(self, udp: Sequence[Datagrams], tcp: Sequence[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
@@ -140,6 +164,41 @@ class Server:
         self._datagrams += more
         if self._started:
             await self._listen(more, tcp)
+
+    async def enter(
+        self, key: bytes, udp: Sequence[socket.socket], tcp: Sequence[socket.socket]
+    ) -> None:
+        """Answer on these sockets too, where whoever asks is `key`, whatever its address."""
+        # They listen already, and what comes before the start waits in the kernel.
+        servers = [
+            await asyncio.start_server(
+                functools.partial(self._converse, key=key), sock=sock, start_serving=False
+            )
+            for sock in tcp
+        ]
+        room = self._rooms[key] = _Room([Datagrams(sock) for sock in udp], servers, set())
+        if self._started:
+            await self._listen_in(key, room)
+
+    async def _listen_in(self, key: bytes, room: _Room) -> None:
+        loop = asyncio.get_running_loop()
+        for datagrams in room.udp:
+            loop.add_reader(datagrams.sock, self._drain, datagrams, key)
+        for server in room.tcp:
+            await server.start_serving()
+
+    def leave(self, key: bytes) -> None:
+        """Answer there no more: sockets and connections are closed, for they hold the sandbox."""
+        room = self._rooms.pop(key, None)
+        if room is None:
+            return
+        for datagrams in room.udp:
+            asyncio.get_running_loop().remove_reader(datagrams.sock)
+            datagrams.sock.close()
+        for server in room.tcp:
+            server.close()
+        for writer in room.connections:
+            writer.transport.abort()
 
     async def close(self) -> None:
         """Stop at once; questions that wait for an upstream get no answer."""
@@ -207,9 +266,9 @@ class Server:
             wire = None
         return wire if wire is not None else failure(asked, dns.rcode.SERVFAIL)
 
-    def _drain(self, datagrams: Datagrams) -> None:
+    def _drain(self, datagrams: Datagrams, key: bytes = b"") -> None:
         started = time.perf_counter_ns()
-        self._read(datagrams)
+        self._read(datagrams, key)
         self._busy_ns += time.perf_counter_ns() - started
 
     def _go_on(self) -> None:
@@ -217,10 +276,12 @@ class Server:
         self._serve()
         self._busy_ns += time.perf_counter_ns() - started
 
-    def _read(self, datagrams: Datagrams) -> None:
-        for _ in range(READS_PER_WAKEUP):
+    def _read(self, datagrams: Datagrams, key: bytes) -> None:
+        by_source = self._table.by_source
+        ready = _Same(by_source.get(key)) if key else by_source
+        for _ in range(READS_IN_ROOM if key else READS_PER_WAKEUP):
             try:
-                count, others = datagrams.serve(self._table.by_source, self._counts)
+                count, others = datagrams.serve(ready, self._counts)
             except OSError as error:
                 _log.error("receive", extra={"fields": {"error": str(error)}})
                 return
@@ -228,6 +289,8 @@ class Server:
                 return
             self._counters["udp"] += count
             for datagram in others:
+                if key:
+                    datagram = datagram._replace(source=key)
                 if not self._waiting.put(datagram.source, (datagrams.sock, datagram)):
                     self._counters["flooded"] += 1
             if others:
@@ -260,13 +323,21 @@ class Server:
             # A full queue, a gateway that is gone, port 0: a datagram may be lost at any time.
             self._counters["unsent"] += 1
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One TCP connection, until the asker ends it, stays idle or misbehaves."""
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes = b""
+    ) -> None:
+        """One TCP connection, until the asker ends it, stays idle or misbehaves.
+
+        With a `key`, it is in that sandbox.
+        """
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        room = self._rooms.get(key)
+        if room:
+            room.connections.add(writer)
         try:
-            source = source_address(writer.get_extra_info("peername"))
+            source = key or source_address(writer.get_extra_info("peername"))
             full = self._connections.total() >= CONNECTIONS_MAX
             if full or self._connections[source] >= CONNECTIONS_PER_SOURCE_MAX:
                 self._counters["connections_refused"] += 1
@@ -283,6 +354,8 @@ class Server:
             writer.transport.abort()
         finally:
             writer.close()
+            if room:
+                room.connections.discard(writer)
             self._tasks.discard(task)
 
     async def _questions(

@@ -192,7 +192,7 @@ class Publish(_message.Message):
     def __init__(self, host_address: _Optional[str] = ..., host_port: _Optional[int] = ..., target_port: _Optional[int] = ..., protocol: _Optional[str] = ...) -> None: ...
 
 class Sandbox(_message.Message):
-    __slots__ = ("id", "name", "node", "netns", "pid", "state", "created", "endpoints", "publishes", "resolv_conf", "log", "interfaces")
+    __slots__ = ("id", "name", "node", "netns", "pid", "state", "created", "endpoints", "publishes", "resolv_conf", "log", "stack", "interfaces")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +204,7 @@ class Sandbox(_message.Message):
     PUBLISHES_FIELD_NUMBER: _ClassVar[int]
     RESOLV_CONF_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
+    STACK_FIELD_NUMBER: _ClassVar[int]
     INTERFACES_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
@@ -216,8 +217,9 @@ class Sandbox(_message.Message):
     publishes: _containers.RepeatedCompositeFieldContainer[Publish]
     resolv_conf: str
     log: str
+    stack: str
     interfaces: _containers.RepeatedCompositeFieldContainer[Interface]
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., node: _Optional[str] = ..., netns: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., created: _Optional[str] = ..., endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., publishes: _Optional[_Iterable[_Union[Publish, _Mapping]]] = ..., resolv_conf: _Optional[str] = ..., log: _Optional[str] = ..., interfaces: _Optional[_Iterable[_Union[Interface, _Mapping]]] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., node: _Optional[str] = ..., netns: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., created: _Optional[str] = ..., endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., publishes: _Optional[_Iterable[_Union[Publish, _Mapping]]] = ..., resolv_conf: _Optional[str] = ..., log: _Optional[str] = ..., stack: _Optional[str] = ..., interfaces: _Optional[_Iterable[_Union[Interface, _Mapping]]] = ...) -> None: ...
 
 class Interface(_message.Message):
     __slots__ = ("name", "endpoint", "network", "priority", "default_routes")

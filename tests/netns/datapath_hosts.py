@@ -26,7 +26,7 @@ from typing import Any
 from agent.datapath import namespaces
 from agent.datapath.reconciler import Reconciler
 from agent.drivers.balancing import Frontend, FrontendKey
-from agent.drivers.base import Bridge, Closed, Forward, Port, Rows, WireguardDevice
+from agent.drivers.base import Bridge, Closed, Forward, Lan, Port, Rows, WireguardDevice
 from agent.drivers.overlay import ROUTER_PREFIX
 from agent.model import parse_address
 from agent.syscalls import in_netns
@@ -83,6 +83,12 @@ class Desired:
         self.version = 0
         self.all_known = True
         self.devices: tuple[WireguardDevice, ...] = ()
+
+    def lans(self) -> dict[int, Lan]:
+        return {}
+
+    def lan(self, vni: int) -> Lan | None:
+        return None
 
     def bridges(self) -> dict[int, Bridge]:
         return dict(self.networks)

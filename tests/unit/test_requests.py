@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import model
-from agent.errors import Invalid, Unsupported, VxmeshError
+from agent.errors import Invalid, VxmeshError
 from agent.requests import (
     parse_endpoint,
     parse_ifname,
@@ -61,12 +61,6 @@ def test_names_are_dns_labels(name: str) -> None:
 
 def test_names_are_taken_in_lower_case() -> None:
     assert parse_network("WEB").name == "web"
-
-
-@pytest.mark.parametrize("fields", [{"driver": "macvlan"}])
-def test_what_is_not_there_yet_says_so(fields: dict[str, Any]) -> None:
-    with pytest.raises(Unsupported, match="not in this version"):
-        parse_network("web", **fields)
 
 
 def test_a_sound_network() -> None:

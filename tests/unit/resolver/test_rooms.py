@@ -1,0 +1,169 @@
+"""Sockets inside sandboxes: who asks is known by the socket, and they go with the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import dns.asyncquery
+import dns.message
+import dns.rcode
+import pytest
+import pytest_asyncio
+
+from agent.resolver import rooms
+from agent.resolver.feed import Place, View
+from agent.resolver.forward import Forwarder
+from agent.resolver.rooms import Rooms
+from agent.resolver.server import Server
+from agent.resolver.sockets import Listen, open_sockets
+from agent.syscalls import start_time
+from tests.unit.resolver.test_server import NET, names, until
+
+KEY, OTHER = b"sandbox 1", b"sandbox 2"
+HERE = "127.0.0.1"
+
+
+def _server() -> Server:
+    made = Server([], [], Forwarder(Path("/nonexistent"), lambda _a, _p: False))
+    made.names = names()
+    made.names.put_view(KEY, (NET,))
+    made.changed()
+    return made
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[Server]:
+    made = _server()
+    await made.start()
+    yield made
+    for key in (KEY, OTHER):
+        made.leave(key)
+    await made.close()
+
+
+async def _enter(server: Server, key: bytes) -> int:
+    udp, tcp = open_sockets([Listen(HERE, 0)], None, shared=True)
+    await server.enter(key, udp, tcp)
+    return int(udp[0].getsockname()[1])
+
+
+async def _ask(port: int, name: str = "one", tcp: bool = False) -> dns.message.Message:
+    query = dns.message.make_query(name, "A")
+    ask = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
+    return await ask(query, HERE, timeout=3, port=port)
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_who_asks_is_known_by_the_socket(server: Server, tcp: bool) -> None:
+    known, unknown = await _enter(server, KEY), await _enter(server, OTHER)
+    for _ in range(3):  # made, and then ready
+        assert str((await _ask(known, tcp=tcp)).answer[0][0]) == "10.1.0.2"
+        assert not (await _ask(unknown, tcp=tcp)).answer
+        assert (await _ask(unknown, "a.example", tcp=tcp)).rcode() == dns.rcode.REFUSED
+    server.names.drop_view(KEY)
+    server.changed()
+    assert not (await _ask(known, tcp=tcp)).answer, "it is in that network no more"
+
+
+async def test_what_is_asked_before_the_start_is_answered_then() -> None:
+    made = _server()
+    port = await _enter(made, KEY)
+    asking = [asyncio.create_task(_ask(port, tcp=tcp)) for tcp in (False, True)]
+    await asyncio.sleep(0)
+    await made.start()
+    for answered in await asyncio.gather(*asking):
+        assert answered.answer
+    made.leave(KEY)
+    await made.close()
+
+
+async def test_connections_go_with_the_sandbox(server: Server) -> None:
+    port = await _enter(server, KEY)
+    reader, writer = await asyncio.open_connection(HERE, port)
+    await _ask(port, tcp=True)
+    server.leave(KEY)
+    assert await reader.read() == b"", "it would hold the sandbox's namespace"
+    writer.close()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(HERE, port)
+
+
+# -- which there are --
+
+
+class Entered:
+    """A server that only notes where it listens."""
+
+    def __init__(self) -> None:
+        self.keys: set[bytes] = set()
+
+    async def enter(
+        self, key: bytes, udp: Sequence[socket.socket], tcp: Sequence[socket.socket]
+    ) -> None:
+        assert key not in self.keys
+        self.keys.add(key)
+
+    def leave(self, key: bytes) -> None:
+        self.keys.remove(key)
+
+
+@pytest.fixture
+def workload() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def _place(process: subprocess.Popen[bytes], **other: Any) -> Place:
+    netns = "/proc/self/ns/net"
+    fields = {"pid": process.pid, "start_time": start_time(process.pid), **other}
+    return Place(netns, fields.pop("inode", Path(netns).stat().st_ino), **fields)
+
+
+@pytest.fixture
+def entered(monkeypatch: pytest.MonkeyPatch) -> Entered:
+    """Without a right to enter namespaces no sockets can be made there: there are none."""
+    monkeypatch.setattr(rooms, "open_sockets", lambda *_, **__: ([], []))
+    return Entered()
+
+
+async def test_a_room_is_left_when_its_process_ends(
+    entered: Entered, workload: subprocess.Popen[bytes]
+) -> None:
+    made = Rooms(cast(Server, entered))
+    await made.alter([], [View(KEY, (NET,), _place(workload)), View(bytes(4), (NET,))])
+    assert entered.keys == {KEY}, "an address is no room"
+    workload.kill()
+    await until(lambda: not entered.keys)
+    await made.alter([KEY], [])  # the agent has seen it as well
+
+
+async def test_a_whole_state_is_what_there_is(
+    entered: Entered, workload: subprocess.Popen[bytes]
+) -> None:
+    made = Rooms(cast(Server, entered))
+    first, second = (View(key, (NET,), _place(workload)) for key in (KEY, OTHER))
+    await made.replace([first, second])
+    assert entered.keys == {KEY, OTHER}
+    await made.replace([second, View(bytes(4), (NET,))])
+    assert entered.keys == {OTHER}
+    await made.alter([], [View(OTHER, (NET, NET), _place(workload))])
+    assert entered.keys == {OTHER}, "in other networks, and in the same place"
+    made.close()
+    assert not entered.keys
+
+
+@pytest.mark.parametrize("other", [{"inode": 1}, {"start_time": 1}, {"pid": 1 << 22}])
+async def test_another_one_at_its_place_is_not_entered(
+    entered: Entered, workload: subprocess.Popen[bytes], other: dict[str, int]
+) -> None:
+    made = Rooms(cast(Server, entered))
+    await made.alter([], [View(KEY, (NET,), _place(workload, **other))])
+    assert not entered.keys
+    await made.alter([KEY], [])
