@@ -13,9 +13,10 @@ import functools
 from collections.abc import AsyncIterator, Sequence
 
 from agent.allocator import with_space
+from agent.interfaceops import check_not_lent
 from agent.model import Endpoint, Network, plugin_of
 from agent.requests import EndpointSpec, NetworkSpec, parse_lines
-from agent.sandboxops import SandboxOperations, check_not_lent
+from agent.sandboxops import SandboxOperations
 
 CHUNK = 2000  # endpoints a turn of the loop when there are many: some 10 ms of work
 COMMIT = 1000  # to be made known in one turn: as many as a peer is sent in one message

@@ -13,7 +13,7 @@ from unittest import mock
 
 from google.protobuf.message import DecodeError
 
-from agent import config, model, requests, sandboxops
+from agent import config, interfaceops, model, requests, sandboxops
 from agent.api import errors
 from agent.api.control import Control
 from agent.api.watch import Watchers
@@ -181,6 +181,8 @@ def request(data: bytes) -> None:
     with (
         mock.patch.object(sandboxops, "identify", _identify),
         mock.patch.object(sandboxops, "is_alive", lambda sandbox: True),
+        mock.patch.object(interfaceops, "identify", _identify),
+        mock.patch.object(interfaceops, "is_alive", lambda sandbox: True),
         mock.patch.object(errors, "_unexpected", _raise),
     ):
         LOOP.run_until_complete(run())
