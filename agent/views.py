@@ -8,6 +8,7 @@ records.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -63,7 +64,8 @@ _decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
 # Removals that are heeded; they are kept for good. A cluster that had so many nodes lost would
 # have had another one each day for a quarter of a century.
 REMOVALS_MAX = 10_000
-MANY = 64  # records at once from which on it pays to look at endpoints together
+MANY = 64  # endpoints at once from which on it pays to look at them together
+SLICE = 1000  # looked at together; one that is not plain costs the others of its slice time
 log = structlog.get_logger()
 
 
@@ -153,8 +155,16 @@ class Views:
 
     def _apply(self, updates: list[Update], change: Change) -> set[str]:
         touched: set[str] = set()
-        if len(updates) >= MANY and self._take_many(updates, change):
-            return touched
+        for (_, are_endpoints), group in itertools.groupby(updates, _kind_of_run):
+            run = list(group)
+            for start in range(0, len(run), SLICE):
+                part = run[start : start + SLICE]
+                if not (are_endpoints and len(part) >= MANY and self._take_many(part, change)):
+                    touched |= self._apply_each(part, change)
+        return touched
+
+    def _apply_each(self, updates: list[Update], change: Change) -> set[str]:
+        touched: set[str] = set()
         decode, take = _endpoint.decode, self._take_endpoint
         found: Any
         for origin, key, value in updates:
@@ -224,23 +234,16 @@ class Views:
         return touched
 
     def _take_many(self, updates: Sequence[Update], change: Change) -> bool:
-        """Take a bulk of new endpoints of one node in one network; False, with nothing changed,
-        if it is anything else, or one of them has to be looked at by itself."""
-        origin = updates[0].origin
+        """Take endpoints of one node if they are new, plain and of one network; False, with
+        nothing changed, if they have to be looked at one by one."""
         try:
-            endpoints = [
-                _endpoint.decode(value)
-                for node, key, value in updates
-                if value and key[:2] == ENDPOINT and node == origin
-            ]
+            endpoints = [_endpoint.decode(value) for _, _, value in updates]
         except (msgspec.MsgspecError, ValueError):
             return False
         ids = [key[2:] for _, key, _ in updates]
-        if len(endpoints) < len(updates) or not bounds.are_plain(endpoints, ids):
+        if not bounds.are_plain(endpoints, ids) or not self._network_of.keys().isdisjoint(ids):
             return False
-        if not self._network_of.keys().isdisjoint(ids):
-            return False
-        fresh = self._take_fresh(endpoints, origin)
+        fresh = self._take_fresh(endpoints, updates[0].origin)
         if fresh is None:
             return False
         network = endpoints[0].network
@@ -445,3 +448,8 @@ class Views:
         if addresses:
             for address in endpoint.addresses:
                 addresses.space.release(address)
+
+
+def _kind_of_run(update: Update) -> tuple[str, bool]:
+    """The same for updates that can be looked at together: endpoints of one node that live."""
+    return update.origin, bool(update.value) and update.key[:2] == ENDPOINT
