@@ -118,6 +118,9 @@ def test_an_interface_in_a_namespace_that_exists(world: World) -> None:
         world.run("h2", "ip", "-n", "mine", "-j", "addr", "show", "eth0", check=True).stdout
     )[0]
     assert link["address"] == world.read("h1", "endpoint", "inspect", "vm")["mac"]
+    twice = world.try_vx("h2", *make, "--name", "vm2", "--netns", "/run/netns/mine")
+    assert twice.returncode == 5 and "already" in twice.stderr
+    make = ("endpoint", "create", "--network", world.network(), "--wait=10")
     world.vx("h2", *make, "--name", "vm2", "--netns", "/run/netns/mine", "--ifname", "lan1")
     assert "lan1" in world.run("h2", "ip", "-n", "mine", "link").stdout
     taken = world.try_vx("h2", *make, "--name", "vm3", "--netns", "mine", "--ifname", "lan1")
