@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -160,3 +162,161 @@ def test_check_says_what_is_not_as_it_should_be(blue: Container) -> None:
     assert f"no address {blue.address()}/24" in told["details"]
     blue.inside("ip", "link", "set", "eth0", "down")
     assert "it is down" in blue.refused("CHECK", prevResult=said)["details"]
+
+
+def test_an_interface_that_somebody_deletes_is_put_back_and_a_deleted_endpoint_is_not(
+    blue: Container,
+) -> None:
+    said = blue.add()
+    blue.inside("ip", "link", "del", "eth0")
+    blue.world.wait(
+        lambda: blue.call("CHECK", prevResult=said)[0] == 0, "eth0 is as it was, by drift repair"
+    )
+    blue.world.vx("h1", "endpoint", "rm", blue.endpoints()[0]["id"])
+    assert blue.interfaces() == ["lo"]
+    assert blue.refused("CHECK", prevResult=said)["code"] == CODES["unknown"]
+
+
+def test_the_agent_is_restarted_between_add_and_del(blue: Container) -> None:
+    world = blue.world
+    said = blue.add()
+    world.bed.kill("h1")
+    assert blue.refused("ADD", ifname="eth1")["code"] == CODES["again"]
+    assert blue.refused("DEL")["code"] == CODES["again"]  # it is not done, and says so
+    assert blue.refused("STATUS")["code"] == 50
+    assert blue.interfaces() == ["lo", "eth0"]
+    world.bed.start("h1")
+    blue.ok("STATUS")
+    blue.ok("CHECK", prevResult=said)
+    assert blue.refused("ADD")["code"] == CODES["taken"]
+    blue.ok("DEL")
+    assert blue.interfaces() == ["lo"] and not blue.endpoints()
+
+
+def test_del_when_namespace_and_network_are_gone(blue: Container) -> None:
+    world = blue.world
+    blue.add()
+    blue.ip_ok("netns", "del", "blue")
+    blue.ok("DEL")
+    assert not blue.endpoints()
+    world.vx("h1", "network", "rm", blue.network, "--wait=10")
+    blue.ok("DEL")
+    assert blue.refused("STATUS")["code"] == 50
+    blue.ip_ok("netns", "add", "blue")
+    assert blue.refused("ADD")["code"] == 7
+    assert blue.interfaces() == ["lo"]
+
+
+def test_gc_leaves_what_is_valid_and_nothing_else(blue: Container, plugin: Path) -> None:
+    world = blue.world
+    red = Container(world, "h1", blue.network, "red", plugin)
+    kept = blue.add()
+    red.add()
+    own = world.workload("h1", blue.network)
+    valid = {"cni.dev/valid-attachments": [{"containerID": "blue", "ifname": "eth0"}]}
+    assert blue.ok("GC", **valid) == {}
+    assert red.interfaces() == ["lo"] and not red.endpoints()
+    blue.ok("CHECK", prevResult=kept)
+    blue.ok("GC", **{"cni.dev/valid-attachments": []})
+    left = world.read("h1", "endpoint", "ls", "--network", blue.network)
+    assert [e["name"] for e in left] == [own]  # no container's, so no affair of a runtime
+    assert blue.interfaces() == ["lo"]
+
+
+def test_an_add_that_cannot_be_leaves_nothing(blue: Container) -> None:
+    blue.inside("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other")
+    assert blue.refused("ADD")["code"] == CODES["taken"]
+    assert not blue.endpoints() and blue.interfaces() == ["lo", "other", "eth0"]
+    blue.inside("ip", "link", "del", "eth0")
+    assert blue.refused("ADD", args="IP=10.62.0.9")["code"] == 7
+    blue.netns = "/proc/self/ns/net"
+    assert blue.refused("ADD")["code"] == 4  # it is the host's
+    blue.netns = "/run/netns/nobody"
+    assert blue.refused("ADD")["code"] == CODES["unknown"]
+    assert not blue.endpoints()
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+def test_wishes_in_each_version(blue: Container, version: str) -> None:
+    said = blue.add(
+        version=version,
+        args="IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0",
+        runtimeConfig={"ips": ["10.61.0.77/24"], "mac": "02:00:5e:00:53:77",
+                       "aliases": {"dbnet": ["shop"]}},
+        labels={"app": "web"},
+    )  # fmt: skip
+    assert said["cniVersion"] == version and blue.address() == "10.61.0.77"
+    assert said["interfaces"][0]["mac"] == "02:00:5e:00:53:77"
+    assert ("version" in said["ips"][0]) == (version in ("0.3.1", "0.4.0"))
+    (endpoint,) = blue.endpoints()
+    assert endpoint["name"] == "web-0" and endpoint["aliases"] == ["blue", "shop"]
+    assert endpoint["labels"]["app"] == "web"
+    other = blue.world.workload("h3", blue.network)
+    assert all(blue.world.pings("h3", other, name) for name in ("web-0", "blue", "shop"))
+    if version != "0.3.1":
+        blue.ok("CHECK", version=version, prevResult=said)
+    blue.ok("DEL", version=version, prevResult=said)
+
+
+def test_one_container_in_two_networks(blue: Container) -> None:
+    second = blue.world.network("--subnet", "10.62.0.0/24", "--internal")
+    first = blue.add()
+    said = blue.ok("ADD", ifname="net1", network=second, name="other")
+    assert "gateway" not in said["ips"][0] and said["routes"] == []
+    assert blue.interfaces() == ["lo", "eth0", "net1"]
+    blue.ok("CHECK", prevResult=first)
+    blue.ok("CHECK", ifname="net1", network=second, name="other", prevResult=said)
+    blue.ok("DEL", ifname="net1", network=second, name="other")
+    assert blue.interfaces() == ["lo", "eth0"]
+    blue.ok("DEL")
+
+
+def test_a_published_port_leads_to_the_container(blue: Container) -> None:
+    mappings = [{"hostPort": 18080, "containerPort": 80, "protocol": "tcp"}]
+    blue.add(runtimeConfig={"portMappings": mappings})
+    served = blue.world.host("h1").popen(
+        ["nsenter", f"--net={blue.netns}", sys.executable, "-c", ONE_ANSWER]
+    )
+    blue.world.later(served.kill)
+    ask = (
+        "import socket, sys; s = socket.create_connection((sys.argv[1], 18080), 1);"
+        "print(s.recv(64).decode())"
+    )
+    client, host = blue.world.host("client"), blue.world.host("h1").address
+
+    def told() -> str:
+        return client.run([sys.executable, "-c", ask, host]).stdout.strip()
+
+    blue.world.wait(lambda: told() == client.address, "the container sees the client's own address")
+    taken = blue.refused("ADD", ifname="eth1", runtimeConfig={"portMappings": mappings})
+    assert taken["code"] == CODES["taken"]
+    blue.ok("DEL")
+    served.kill()
+    served.wait()
+
+
+ONE_ANSWER = """
+import socket
+with socket.create_server(("", 80)) as server:
+    while True:
+        connection, peer = server.accept()
+        with connection:
+            connection.sendall(peer[0].encode())
+"""
+
+
+def test_the_four_lines_of_the_documentation(world: World, plugin: Path, tmp_path: Path) -> None:
+    text = (ROOT / "docs/cni.md").read_text()
+    found = re.match(r"# CNI\n\n```\n(.*?)```", text, re.S)
+    assert found
+    lines = found[1].splitlines()
+    assert len(lines) == 4
+    world.later(lambda: world.run("h1", "ip", "netns", "del", "blue"))
+    path = os.pathsep.join([str(plugin.parent), os.environ["PATH"]])
+    script = "\n".join(["set -e", f"cd {tmp_path}", *lines])
+    done = world.run("h1", "sh", "-c", script, env={"PATH": path})
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout[done.stdout.index("{") :])
+    address = result["ips"][0]["address"].partition("/")[0]
+    other = world.workload("h3", "demo")
+    assert world.pings("h3", other, address) and world.pings("h3", other, "blue")
