@@ -68,7 +68,7 @@ from agent.remote.client import Plugins
 from agent.remote.driver import RemoteDriver
 from agent.remote.ledger import Ledger
 from agent.serviceops import ServiceOperations
-from agent.serving import free_socket, serve_control, serve_docker, serve_metrics
+from agent.serving import free_socket, serve_cni, serve_control, serve_docker, serve_metrics
 from agent.thisnode import Carrier, describe_node, watch_underlay
 from agent.watcher import Watcher
 
@@ -306,6 +306,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         if settings.docker:
             services = control.service_operations
             await serve_docker(operations, settings, lambda: plan.is_complete, services, stack)
+        await serve_cni(operations, settings, sandbox.see, stack)
         await serve_control(control, settings, node, identity.keyring, stack)
         catching_up = asyncio.create_task(_catch_up(peers, plan, kernel))
         stack.callback(catching_up.cancel)

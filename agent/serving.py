@@ -14,6 +14,9 @@ from pathlib import Path
 
 from cryptography import x509
 
+from agent import cnimodel
+from agent.api.cni.attachments import Attachments, See
+from agent.api.cni.server import CniServer
 from agent.api.control import Control
 from agent.api.metrics import Metrics
 from agent.api.refusals import Refusals
@@ -72,6 +75,16 @@ async def serve_control(
         tls = await server.listen(*address, keyring.control_context, believed)
         keyring.on_change.append(tls.recheck)
     await server.start()
+
+
+async def serve_cni(
+    operations: Operations, settings: Settings, see: See, stack: contextlib.AsyncExitStack
+) -> None:
+    """Answer the CNI plugin, which runtimes of this host start. `see` looks into a sandbox."""
+    path = Path(settings.run_dir, Path(cnimodel.SOCKET).name)
+    server = CniServer(Attachments(operations, see), path)
+    await server.start()
+    stack.push_async_callback(server.stop)
 
 
 async def serve_docker(

@@ -16,7 +16,7 @@ from agent.datapath import namespaces
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.routing import PROTOCOL
 from agent.datapath.rtnetlink import in_thread
-from agent.drivers.base import Port, Stack
+from agent.drivers.base import Port, Seen, Stack
 from agent.errors import Conflict, Invalid, NotFound, VxmeshError
 from agent.model import format_mac
 
@@ -29,15 +29,19 @@ DEFAULT = {False: "0.0.0.0/0", True: "::/0"}
 
 def open_netns(port: Port | Stack) -> int:
     """A file descriptor of the namespace that is meant. NotFound, Invalid."""
-    what = f"namespace {port.netns}"
+    return _open(port.netns, port.inode)
+
+
+def _open(netns: str, inode: int) -> int:
+    what = f"namespace {netns}"
     try:
-        fd = os.open(port.netns, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise NotFound(what, f"cannot be opened ({error.strerror})", "See 'ip netns'") from None
     if not namespaces.is_network_namespace(f"/proc/self/fd/{fd}"):
         os.close(fd)
         raise Invalid(what, "is no network namespace", "See 'ip netns'")
-    if os.fstat(fd).st_ino != port.inode:
+    if os.fstat(fd).st_ino != inode:
         os.close(fd)
         raise Invalid(
             what, "is another namespace than the one that was meant", "Make the endpoint anew"
@@ -69,6 +73,30 @@ async def set_up(stack: Stack) -> None:
         async with Netlink(f"/proc/self/fd/{fd}") as box:
             for name in stack.up:
                 await box.set_link(await box.index(name), state="up")
+    finally:
+        os.close(fd)
+
+
+@in_thread
+async def see(netns: str, inode: int, ifname: str) -> Seen | None:
+    """An interface as it is now; None if it is not there. NotFound, Invalid, OSError."""
+    fd = _open(netns, inode)
+    try:
+        async with Netlink(f"/proc/self/fd/{fd}") as box:
+            link = await box.link(ifname)
+            if link is None:
+                return None
+            routes = await box.routes()
+            own = [r for r in routes if r.device == link.index]
+            beyond = [r for r in own if r.gateway or r.destination in DEFAULT.values()]
+            return Seen(
+                link.mac,
+                link.mtu,
+                link.up,
+                frozenset(await box.addresses(link.index)),
+                tuple((r.destination, r.gateway) for r in beyond),
+                frozenset(r.destination for r in routes),
+            )
     finally:
         os.close(fd)
 

@@ -64,6 +64,18 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """An interface in a sandbox as the kernel has it, whoever made it so."""
+
+    mac: str
+    mtu: int  # bytes
+    up: bool
+    addresses: frozenset[str]  # interface notation
+    routes: tuple[tuple[str, str], ...]  # by it, and beyond its link: CIDR, next hop or ""
+    destinations: frozenset[str]  # of every route of the sandbox, by whichever interface; CIDR
+
+
+@dataclass(frozen=True, slots=True)
 class Bridge:
     """One network's bridge on this node and, for an overlay, the VXLAN device on it."""
 

@@ -1,0 +1,1 @@
+"""vxmesh-cni: the CNI plugin that runtimes start. The standard library only, and little of it."""
