@@ -218,8 +218,7 @@ def main() -> int:
                                 named.run(directory, "dnsmasq" in sides, "docker" in sides)
                     elif part == "flood":
                         if "ours" in sides:
-                            with _said(say):
-                                flooded.run(directory)
+                            flooded.run()
                     elif part == "balancing":
                         if "ours" in sides:
                             balances.run(directory, "haproxy" in sides)

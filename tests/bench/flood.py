@@ -1,10 +1,10 @@
 """What a flood of questions from sandboxes does to the agents' probes, and to another's answers.
 
-Two hosts with an agent each; on h1 some sandboxes whose dnsperf asks the name server as fast as
-it can and does not mind what is lost, and one that asks 50 times a second. The same is measured
-before, idle. Probes are the agents' own, of both, as their histograms say (vxmesh_probe_seconds).
-Nothing is lifted: the kernel's bound for each port (datapath/guardrules.py, GATEWAY_RATE) is in
-force, as it is wherever vxmesh runs.
+Two hosts with an agent each; on h1 some sandboxes that send questions at a steady rate whatever
+becomes of them (tests/netns/flood.py: dnsperf waits for answers, and a flood does not), and one
+that asks 50 times a second. The same is measured before, idle. Probes are the agents' own, of
+both, as their histograms say (vxmesh_probe_seconds). Nothing is lifted: the kernel's bound for
+each port (datapath/guardrules.py, GATEWAY_RATE) is in force, as it is wherever vxmesh runs.
 Opposite: names.py, which asks the name server alone. What each line means: docs/benchmarks.md.
 """
 
@@ -12,29 +12,27 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from agent.cli.metrics import parse
 from agent.testbed import Host
 from tests.bench import lookups, mesh, world
 from tests.bench.lookups import ANSWER_TIMEOUT, Asker, Workload
-from tests.bench.names import read_load
 from tests.bench.report import Line, Progress, Target
-from tests.bench.world import Missing, run
+from tests.bench.world import run
 
 PREFIX = "vxb-flood"
 NETWORK = "bench"
 FLOODERS = 3
 SECONDS, QUICK_SECONDS = 20.0, 8.0  # of a measurement; some three probes a second and agent
 RATE = 50  # questions a second of the one that is no flooder
-SPACE = 1000  # names that are asked for; only one of them is there
-OUTSTANDING, GIVE_UP = 20_000, 1  # of dnsperf: questions at once, s until one is lost
+OFFERED = 20_000  # questions a second of each flooder
 HELP = 120.0  # ms: after that a probe has others asked for help, tuning.py, "local"
 BUCKET = "vxmesh_probe_seconds_bucket"
+QUESTIONS = "vxmesh_resolver_questions_total"
 
 Buckets = Mapping[float, float]  # bound in s -> how many values up to it, in all
 
@@ -70,11 +68,11 @@ class Flood:
     ) -> None:
         self._rounds, self._seconds, self._say = rounds, seconds, say
         self._flooders = flooders
-        who = f"{flooders} sandboxes" if flooders > 1 else "1 sandbox"
-        self.probes = Line(f"{who} flood names: p99 of agents' probes", "ms", "idle")
+        what = f"{flooders * OFFERED:,} questions/s from {flooders} sandboxes"
+        self.probes = Line(f"{what}: p99 of agents' probes", "ms", "idle")
         self.other = Line("… p99 of another sandbox's answers", "ms", "idle")
         self.lost = Line("… of its questions without an answer", "%", "idle")
-        self.rate = Line("… answers that the flood gets", "/s")
+        self.rate = Line("… questions that reach the name server", "/s")
         self.probes.limit, self.other.limit = 1000 * seconds, 1000 * ANSWER_TIMEOUT
         self.lines = [self.probes, self.other, self.lost, self.rate]
         self.targets = [
@@ -82,12 +80,8 @@ class Flood:
             Target(self.lost, 0, of_ratio=False),
         ]
 
-    def run(self, directory: Path) -> None:
-        """Measure; everything goes at the end. Missing if dnsperf is not installed."""
-        if shutil.which("dnsperf") is None:
-            raise Missing("dnsperf is not installed. Install it with apt install dnsperf")
-        questions = directory / "questions-flood"
-        questions.write_text("quiet A\n" + "".join(f"n{n} A\n" for n in range(SPACE)))
+    def run(self) -> None:
+        """Measure; everything goes at the end."""
         with world.temporary_bed(PREFIX, with_agents=True) as bed:
             h1, h2 = bed.hosts
             run(h1, ["vxmesh", "network", "create", NETWORK, "--wait=10"])
@@ -101,10 +95,12 @@ class Flood:
                 self._say(f"names under a flood, round {number} of {self._rounds}: idle")
                 self._measure(bed.hosts, quiet, idle=True)
                 self._say(f"names under a flood, round {number} of {self._rounds}")
-                with _flooding(flooders, questions, self._seconds + 2) as rates:
+                with _flooding(flooders, "quiet", self._seconds + 2):
                     time.sleep(1)  # so that the burst that is free is over
+                    began, passed = time.monotonic(), _questions(h1)
                     self._measure(bed.hosts, quiet, idle=False)
-                self.rate.ours.append(sum(rates))
+                    passed = _questions(h1) - passed
+                    self.rate.ours.append(passed / (time.monotonic() - began))
 
     def _measure(self, hosts: list[Host], quiet: Workload, *, idle: bool) -> None:
         before = _probes(hosts)
@@ -135,6 +131,13 @@ def _probes(hosts: list[Host]) -> dict[float, float]:
     return found
 
 
+def _questions(host: Host) -> float:
+    """How many came to the name server of a host so far."""
+    shown = parse(run(host, ["vxmesh", "metrics"]))
+    found = [m["value"] for m in shown if m["name"] == QUESTIONS]
+    return float(sum(found))
+
+
 def _ask(workload: Workload, name: str, seconds: float) -> tuple[list[float], float]:
     """Ask steadily for so long: the seconds that each answer took, the share without one."""
     sent: dict[int, float] = {}
@@ -162,23 +165,17 @@ def _ask(workload: Workload, name: str, seconds: float) -> tuple[list[float], fl
 
 
 @contextlib.contextmanager
-def _flooding(workloads: list[Workload], questions: Path, seconds: float) -> Iterator[list[float]]:
-    """dnsperf in each of them meanwhile; at the end, the answers a second that each got."""
+def _flooding(workloads: list[Workload], name: str, seconds: float) -> Iterator[None]:
+    """Questions for that name from each of them meanwhile."""
     processes = []
-    for workload in workloads:
-        command = ["nsenter", f"--net={workload.netns}", "dnsperf", "-s", workload.name_server]
-        command += ["-d", str(questions), "-c", "4", "-q", str(OUTSTANDING), "-t", str(GIVE_UP)]
-        command += ["-l", f"{seconds:g}"]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        processes.append(process)
-    rates: list[float] = []
     try:
-        yield rates
+        for workload in workloads:
+            command = ["nsenter", f"--net={workload.netns}", sys.executable, "-m"]
+            command += ["tests.netns.flood", workload.name_server, str(OFFERED), f"{seconds:g}"]
+            processes.append(subprocess.Popen([*command, name], stdout=subprocess.DEVNULL))
+        yield
         for process in processes:
-            output, _ = process.communicate(timeout=seconds + 60)
-            rates.append(read_load(output).rate)
+            process.wait(seconds + 60)
     finally:
         for process in processes:
             process.kill()
