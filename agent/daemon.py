@@ -277,6 +277,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             connections=kernel.connections,
         )
         metrics = Metrics(node, sources)
+        detector.on_answered.append(metrics.probes.observe)
         await stack.enter_async_context(metrics.sampling())
         if settings.metrics_listen:
             await serve_metrics(metrics, settings.metrics_listen, stack)

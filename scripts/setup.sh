@@ -44,6 +44,7 @@ if [ "$what" = bench ]; then
   (need bgpd frr) || true
   (need iperf3 iperf3) || true
   (without_services need dnsmasq dnsmasq-base dnsperf dnsperf) || true
+  (without_services need haproxy haproxy nginx nginx-light wrk wrk) || true
   (without_services need dockerd docker.io busybox busybox-static) || true
   exit 0
 fi

@@ -14,12 +14,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import platform
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from agent import __version__
@@ -34,7 +41,14 @@ RESOLVER_WITHIN = 1.0  # s; a name server that does not answer by then is down, 
 LAG_EVERY = 0.1  # s between two looks at the clock
 LAG_WINDOW = 15.0  # s; the largest lag of this window or the one before is what is shown
 
-# Name (a counter if it ends so), labels, what it says.
+PROBES = "vxmesh_probe_seconds"
+# s; a probe of the LAN takes 1 to 10 ms, and after 0.1 s others are asked for help.
+PROBE_BOUNDS = (
+    *(0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0),
+)
+
+# Name (a counter if it ends so, a histogram if it is PROBES), labels, what it says.
 SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_build_info": (("version", "python"), "Always 1; which build this is."),
     "vxmesh_nodes": (("state",), "Known nodes by state, this one included."),
@@ -49,6 +63,7 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_replica_origins": ((), "Nodes that records are held of."),
     "vxmesh_replica_records": ((), "Records held, of all origins."),
     "vxmesh_peer_streams": ((), "Open streams to other agents."),
+    "vxmesh_probe_seconds": ((), "Round trips of this node's probes that were answered."),
     "vxmesh_peer_refused_total": (("reason",), "Connections and calls refused at the peer port."),
     "vxmesh_join_refused_total": (("reason",), "Requests for a certificate that were refused."),
     "vxmesh_loop_lag_seconds": ((), "The event loop's largest lag in the last 15 to 30 s."),
@@ -134,6 +149,26 @@ class Sources:
     connections: Callable[[], Awaitable[Mapping[tuple[str, str], int]]] | None = None
 
 
+class Histogram:
+    """How many values were no more than each of some bounds, and their sum."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        """`bounds`: rising."""
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)  # the last: more than all bounds
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """(bound as text, values up to it), the last bound being +Inf."""
+        texts = [*(str(bound) for bound in self._bounds), "+Inf"]
+        return list(zip(texts, (float(n) for n in accumulate(self._counts)), strict=True))
+
+
 class Metrics:
     """What is counted, and where the rest is looked up."""
 
@@ -148,6 +183,7 @@ class Metrics:
             self.count("vxmesh_health_changes_total", 0, state=state)
         for reason in REASONS:
             self.count("vxmesh_control_refused_total", 0, reason=reason)
+        self.probes = Histogram(PROBE_BOUNDS)
         self._lags = [0.0, 0.0]  # of the window before and of this one, seconds
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
@@ -197,7 +233,10 @@ class Metrics:
         values = self._look()
         await self._ask_resolver(values)
         await self._ask_kernel(values)
-        return await asyncio.to_thread(_render, values, self._process)
+        probes = HistogramMetricFamily(
+            PROBES, SPECS[PROBES][1], buckets=self.probes.buckets(), sum_value=self.probes.sum
+        )
+        return await asyncio.to_thread(_render, values, {PROBES: probes}, self._process)
 
     def _look(self) -> Values:
         node = self.node
@@ -276,11 +315,15 @@ class Metrics:
 class _Once(Collector):
     """What was looked at, for one rendering."""
 
-    def __init__(self, values: Values) -> None:
-        self._values = values
+    def __init__(self, values: Values, made: Mapping[str, Metric]) -> None:
+        """`made`: what is no plain value, by name."""
+        self._values, self._made = values, made
 
     def collect(self) -> Iterator[Metric]:
         for name, (labels, text) in SPECS.items():
+            if name in self._made:
+                yield self._made[name]
+                continue
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             family = kind(name, text, labels=labels)
             for key, value in self._values.get(name, {}).items():
@@ -288,7 +331,7 @@ class _Once(Collector):
             yield family
 
 
-def _render(values: Values, process: CollectorRegistry) -> bytes:
+def _render(values: Values, made: Mapping[str, Metric], process: CollectorRegistry) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Once(values))
+    registry.register(_Once(values, made))
     return generate_latest(registry) + generate_latest(process)

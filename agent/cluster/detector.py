@@ -92,6 +92,7 @@ class Detector:
             node.me, incarnation, tuning, random.Random(), time.monotonic()
         )
         self.on_change: list[Callable[[], None]] = []  # somebody came, went or is to be asked
+        self.on_answered: list[Callable[[float], None]] = []  # a probe was, after so many s
         self._streams = streams
         self._told: dict[str, int] = {}  # node -> the incarnation that it gave itself
         self._taken: dict[str, float] = {}  # node -> last_heard of its stream, as last looked at
@@ -291,11 +292,14 @@ class Detector:
         def host_answers() -> None:
             self.membership.host_answers(probe.seq, time.monotonic())
 
+        begin = time.monotonic()
         outcome, incarnation = await self.ping(
             probe.target, probe.timeout, host_answers=host_answers
         )
         now = time.monotonic()
         if outcome is Outcome.ACK:
+            for told in self.on_answered:
+                told(now - begin)
             self._told[probe.target] = max(self._told.get(probe.target, 0), incarnation)
             self.membership.acked(probe.seq, incarnation, now)
             self._first_seen(probe.target)

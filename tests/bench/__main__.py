@@ -4,8 +4,9 @@ Prints a table, and below it what the figures are held against. Needs root. Exit
 something broke: a missed target is a figure, no failure; what is not installed is said.
 Parts, of which each can be run alone: `speed` is below, with frr.py and handmade.py (anchors),
 ours.py, observe.py (when rows are in the kernel); `failures` is in failures.py, with swarm.py (the
-anchor) and mesh.py; `names` is in names.py, with dnsmasq; `serving` is in serving.py, alone. What
-each line means: docs/benchmarks.md.
+anchor) and mesh.py; `names` is in names.py, with dnsmasq and dockernames.py; `flood` is in flood.py
+(beside itself, idle); `balancing` is in balancing.py, with HAProxy; `serving` is in serving.py,
+alone. What each line means: docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -22,21 +23,41 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
-from tests.bench import failures, frr, handmade, mesh, names, ours, report, serving, swarm, world
+from tests.bench import (
+    balancing,
+    failures,
+    flood,
+    frr,
+    handmade,
+    mesh,
+    names,
+    ours,
+    report,
+    serving,
+    swarm,
+    world,
+)
 from tests.bench.failures import Failures
 from tests.bench.report import Line, Progress, Target
 from tests.bench.throughput import Lane
 from tests.bench.world import Missing
 
-SIDES = ("frr", "handmade", "ours", "swarm", "dnsmasq")
-PARTS = ("speed", "failures", "names", "serving")
+SIDES = ("frr", "handmade", "ours", "swarm", "dnsmasq", "docker", "haproxy")
+PARTS = ("speed", "failures", "names", "flood", "balancing", "serving")
 ROUNDS, FAILURE_ROUNDS = 5, 10  # of each part, if not said otherwise
 MANY, MOST = 10_000, 100_000
 SINGLES, SINGLES_BY_COMMAND = 25, 5
 FIRST_SINGLE = 1_000_000  # its number: no MAC of the others
 LOCK = "\0vxmesh-bench"  # abstract socket: unix(7)
+
+
+class Part(Protocol):
+    """What one has measured."""
+
+    lines: list[Line]
+    targets: list[Target]
 
 
 class Bench:
@@ -175,7 +196,9 @@ def main() -> int:
     say = Progress()
     sides = options.only or SIDES
     bench, broken, named = _make(options.quick, options.rounds, say)
-    serves = serving.Serving(1 if options.quick else max(1, options.rounds or ROUNDS), say)
+    rounds = 1 if options.quick else max(1, options.rounds or ROUNDS)
+    flooded = flood.Flood(rounds, flood.QUICK_SECONDS if options.quick else flood.SECONDS, say)
+    balances, serves = balancing.Balancing(rounds, say), serving.Serving(rounds, say)
     status = 0
     print(_machine(), flush=True)
     before = world.processor_time()
@@ -192,7 +215,13 @@ def main() -> int:
                     elif part == "names":
                         if "ours" in sides:
                             with _said(say):
-                                named.run(directory, "dnsmasq" in sides)
+                                named.run(directory, "dnsmasq" in sides, "docker" in sides)
+                    elif part == "flood":
+                        if "ours" in sides:
+                            flooded.run()
+                    elif part == "balancing":
+                        if "ours" in sides:
+                            balances.run(directory, "haproxy" in sides)
                     elif part == "serving":
                         if "ours" in sides:
                             serves.run()
@@ -209,11 +238,10 @@ def main() -> int:
                     print(f"bench: {part}: {type(error).__name__}: {text}", file=sys.stderr)
     say.clear()
     print(_load(before))
-    every: list[Bench | Failures | names.NamesPart | serving.Serving] = [bench, broken]
-    if "names" in (options.parts or PARTS):
-        every.append(named)
-    if "serving" in (options.parts or PARTS):
-        every.append(serves)
+    every: list[Part] = [bench, broken]
+    others: dict[str, Part] = {"names": named, "flood": flooded}
+    others |= {"balancing": balances, "serving": serves}
+    every += [part for name, part in others.items() if name in (options.parts or PARTS)]
     lines = [line for part in every for line in part.lines]
     print(report.render(lines, [target for part in every for target in part.targets]))
     return status

@@ -45,7 +45,7 @@ class Mesh:
         for host, name in ((h1, NEAR), (h2, FAR)):
             command = ["vxmesh", "run", "--network", NETWORK, "--name", name, "-d", "--wait=10"]
             run(host, [*command, "--", "sleep", "infinity"])
-        self.near, self.far = _workload(h1, NEAR), _workload(h2, FAR)
+        self.near, self.far = workload(h1, NEAR), workload(h2, FAR)
         self.prepare()
 
     def prepare(self) -> None:
@@ -115,7 +115,8 @@ def _enter(host: Host, function: Callable[[], T]) -> T:
     return host.call(lambda: in_netns(NETNS, function))
 
 
-def _workload(host: Host, name: str) -> Workload:
+def workload(host: Host, name: str) -> Workload:
+    """A sandbox of a host that runs, as its agent shows it."""
     sandbox = asyncio.run(_sandbox(host, name))
     servers = re.findall(r"^nameserver\s+(\S+)", sandbox.resolv_conf, re.MULTILINE)
     address, _, _ = sandbox.endpoints[0].addresses[0].partition("/")

@@ -41,7 +41,7 @@ STOP_TIMEOUT = 20.0
 ATTEMPTS = 3
 DATA = "/run/docker-data"  # as the host calls it
 
-_ABOUT = '{{.State.Pid}} {{(index .NetworkSettings.Networks "%s").IPAddress}}'
+ABOUT = '{{.State.Pid}} {{(index .NetworkSettings.Networks "%s").IPAddress}}'
 
 
 class Engine:
@@ -157,16 +157,16 @@ def start(directory: Path) -> Iterator[Swarm]:
             "Docker and busybox are not here. Install them with "
             "'apt-get install docker.io busybox-static'"
         )
-    image = _make_image(Path(busybox), directory)
+    image = make_image(Path(busybox), directory)
     with contextlib.ExitStack() as stack:
-        stack.callback(_remove_cgroups)
+        stack.callback(remove_cgroups)
         bed = stack.enter_context(world.temporary_bed(PREFIX, with_agents=False))
         stack.callback(Nowhere(bed.client.netns).close)
         try:
             engines: list[Engine] = []
             for host in bed.hosts:
                 engines.append(Engine(host, dockerd))
-                stack.callback(_end, engines[-1])
+                stack.callback(end, engines[-1])
                 engines[-1].docker("import", str(image), IMAGE)
             swarm = Swarm(bed, engines)
         except (Late, subprocess.SubprocessError) as error:
@@ -186,11 +186,11 @@ def _container(engine: Engine, name: str) -> Workload:
         # dockerd that is killed.
         command = ["run", "-d", "--name", name, "--network", NETWORK, "--stop-timeout", "0"]
         engine.docker(*command, "-e", f"{processes.TOKEN_VARIABLE}={token}", IMAGE, *SLEEP)
-    pid, address = engine.docker("inspect", "-f", _ABOUT % NETWORK, name).split()
+    pid, address = engine.docker("inspect", "-f", ABOUT % NETWORK, name).split()
     return Workload(int(pid), name, address, RESOLVER)
 
 
-def _make_image(busybox: Path, directory: Path) -> Path:
+def make_image(busybox: Path, directory: Path) -> Path:
     """An image's files as a tar archive: busybox alone."""
     path = directory / "image.tar"
     with tarfile.open(path, "w") as tar:
@@ -201,7 +201,7 @@ def _make_image(busybox: Path, directory: Path) -> Path:
     return path
 
 
-def _end(engine: Engine) -> None:
+def end(engine: Engine) -> None:
     """Stop an engine, which ends its containers and its containerd; what it does not end the
     testbed does."""
     if engine.process.poll() is None:
@@ -212,7 +212,7 @@ def _end(engine: Engine) -> None:
         world.end(engine.process, STOP_TIMEOUT)
 
 
-def _remove_cgroups() -> None:
+def remove_cgroups() -> None:
     """Remove what engines made below CGROUP, in every hierarchy; innermost first, cgroups(7)."""
     for top in (CGROUPS / CGROUP, *CGROUPS.glob(f"*/{CGROUP}")):
         for directory, _, _ in os.walk(top, topdown=False):

@@ -102,6 +102,17 @@ async def test_notices_count(node: NodeState, metrics: Metrics) -> None:
     assert found["vxmesh_notices_total", "space.low"] == 1
 
 
+async def test_probes_are_a_histogram(metrics: Metrics) -> None:
+    for seconds in (0.0015, 0.002, 0.07, 9.0):  # a bound itself is within
+        metrics.probes.observe(seconds)
+    found = await look(metrics)
+    bucket = "vxmesh_probe_seconds_bucket"
+    assert (found[bucket, "0.001"], found[bucket, "0.002"], found[bucket, "0.003"]) == (0, 2, 2)
+    assert (found[bucket, "0.08"], found[bucket, "5.0"], found[bucket, "+Inf"]) == (3, 3, 4)
+    assert found["vxmesh_probe_seconds_count", ""] == 4
+    assert found["vxmesh_probe_seconds_sum", ""] == pytest.approx(9.0735)
+
+
 def test_what_counts_is_declared(metrics: Metrics) -> None:
     for name, labels, _ in COUNTED.values():
         assert SPECS[name][0] == labels

@@ -118,6 +118,25 @@ async def test_an_agent_that_ends_is_unreachable_and_withdrawn_after_the_grace()
     await run([a, b], body)
 
 
+async def test_how_long_an_answered_probe_took_is_told() -> None:
+    a, b = Peer(1), Peer(2)
+    took: list[float] = []
+
+    async def body() -> None:
+        a.detector.on_answered.append(took.append)
+        await until(lambda: len(took) >= 2)
+        assert all(seconds > 0 for seconds in took)
+        await b.stop()
+        await until(lambda: a.sees(b).state == "unreachable")
+        before = len(took)
+        await until(lambda: a.sees(b).withdrawn)
+        assert len(took) == before  # who did not answer took no time
+        await b.server.start("127.0.0.1", b.record.port)  # for the end of the test
+        await b.detector.start()
+
+    await run([a, b], body)
+
+
 async def test_of_one_that_cannot_be_pinged_directly_others_tell(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
