@@ -12,7 +12,6 @@ Source: Linux drivers/net/macvlan.c, drivers/net/ipvlan, net/8021q.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -21,6 +20,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from agent.datapath import namespaces, nameway, sandbox
+from agent.datapath.backlog import Passing
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.sandbox import MARK
 from agent.drivers.base import HostSide, Lan, Port
@@ -31,7 +31,6 @@ from agent.model import format_mac
 VLAN_MARK = f"{MARK}vlan"  # of a sub-interface, which several networks may share
 HOST_MARK = f"{MARK}host:"
 ABSENT = (errno.EOPNOTSUPP, errno.ENODEV, errno.ENOENT)  # the kernel knows no such kind of device
-FREE_ATTEMPTS, FREE_INTERVAL = 150, 0.02  # s; a namespace goes within some tens of ms
 # So that it answers for its own address alone, and peers go on reaching the parent's there.
 HOST_SYSCTLS = {"ipv4/conf/{}/arp_ignore": "1"}
 
@@ -205,7 +204,7 @@ class Lans:
             if old is None:
                 await nameway.furnish(fd)
             try:
-                self.fixed["port"] += bool(await self._furnish(fd, port, held.mtu, held.index, old))
+                self.fixed["port"] += bool(await self._furnished(held, port, fd, old))
             except LookupError:
                 await self._create(held, port, fd)
         finally:
@@ -220,30 +219,28 @@ class Lans:
             raise sandbox.taken(port) from None
         try:
             await sandbox.mark(fd, port)
-            await self._furnish_when_free(held, port, fd)
+            await self._furnished(held, port, fd, None)
         except BaseException:
             await sandbox.remove(port, held.index)  # nothing is left half made
             raise
         self.fixed["port"] += 1
 
-    async def _furnish_when_free(self, held: HeldLan, port: Port, fd: int) -> None:
-        """The one that had its address and so its MAC before may be in a namespace that nobody is
-        in any more, and that the kernel has not yet taken apart."""
-        for left in range(FREE_ATTEMPTS, -1, -1):
-            try:
-                await self._furnish(fd, port, held.mtu, held.index, None)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                if not left:
-                    raise Conflict(
-                        f"MAC {format_mac(port.mac)}",
-                        f"is that of another interface on {held.lan.parent}",
-                        "Give the endpoint another one with --mac",
-                    ) from None
-                await asyncio.sleep(FREE_INTERVAL)
-            else:
-                return
+    async def _furnished(self, held: HeldLan, port: Port, fd: int, old: Port | None) -> int:
+        """As `furnish`; Passing if another interface on the parent has its MAC.
+
+        The one that had its address and so its MAC before may be in a namespace that nobody is
+        in any more, and that the kernel has not yet taken apart.
+        """
+        try:
+            return await self._furnish(fd, port, held.mtu, held.index, old)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise Passing(
+                f"MAC {format_mac(port.mac)}",
+                f"is that of another interface on {held.lan.parent}",
+                "Give the endpoint another one with --mac",
+            ) from None
 
     async def _add(
         self, lan: Lan, name: str, parent: int, mtu: int, mac: str, fd: int = -1

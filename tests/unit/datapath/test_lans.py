@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from agent.datapath.backlog import Passing
 from agent.datapath.lans import Lans
 from agent.datapath.netlink import Link, Netlink
 from agent.drivers.base import HostSide, Lan, Port
@@ -81,11 +83,31 @@ class Furnished:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
+        self.is_taken = False  # its MAC, on the parent
 
     async def __call__(self, fd: int, port: Port, mtu: int, peer: int, old: Port | None) -> int:
+        if self.is_taken:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
         if not any(made[2] == port.ifname for made in self._kernel.inside):
             raise LookupError(port.ifname)
         return 0
+
+
+@pytest.fixture(autouse=True)
+def inside(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What is done in the stand-in's sandbox, which is this process's own namespace: nothing."""
+    done: Counter[str] = Counter()
+
+    def stand_in(name: str) -> Callable[..., Coroutine[None, None, int]]:
+        async def call(*_: object) -> int:
+            done[name] += 1
+            return 0
+
+        return call
+
+    for name in ("sandbox.mark", "sandbox.remove", "nameway.furnish", "nameway.clear"):
+        monkeypatch.setattr(f"agent.datapath.{name}", stand_in(name))
+    return done
 
 
 def _lans(kernel: Kernel) -> Lans:
@@ -154,22 +176,32 @@ async def test_more_than_the_parents_mtu_is_refused() -> None:
 
 
 @pytest.mark.parametrize("mode", ["l2", "l3"])
-async def test_an_ipvlan_interface_is_made_in_its_mode_without_a_mac(
-    mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_ipvlan_interface_is_made_in_its_mode_without_a_mac(mode: str) -> None:
     kernel = Kernel("eth1")
     lans = _lans(kernel)
-
-    async def mark(fd: int, port: Port) -> None:
-        """The stand-in's sandbox is this process's own namespace: nothing is to be done there."""
-
-    monkeypatch.setattr("agent.datapath.sandbox.mark", mark)
     await lans.ensure(dataclasses.replace(LAN, kind="ipvlan", mode=mode, parent="eth1", vlan=0))
     await lans.attach(7, _port("ipvlan"))
     parent = kernel.devices["eth1"].index
     assert kernel.inside == [("ipvlan", mode, "eth0", parent, 1500, "")]
     await lans.attach(7, _port("ipvlan"))
     assert len(kernel.inside) == 1, "it is there"
+
+
+async def test_a_mac_that_is_not_free_yet_is_said_at_once_and_leaves_nothing(
+    inside: Counter[str],
+) -> None:
+    kernel = Kernel("eth1")
+    furnished = Furnished(kernel)
+    lans = Lans(cast(Netlink, kernel), NETNS, furnished)
+    await lans.ensure(dataclasses.replace(LAN, parent="eth1", vlan=0))
+    kernel.inside.append(("macvlan", "bridge", "eth0"))
+    furnished.is_taken = True
+    with pytest.raises(Passing, match=r"MAC 02:.*: is that of another interface on eth1\. Give"):
+        await lans.attach(7, _port("macvlan", b"\x02\0\0\0\0\x05"))
+    assert not lans.held[7].ports
+    furnished.is_taken = False
+    await lans.attach(7, _port("macvlan", b"\x02\0\0\0\0\x05"))
+    assert list(lans.held[7].ports) == ["a" * 16]
 
 
 async def test_a_device_of_somebody_elses_is_never_the_hosts_interface() -> None:
