@@ -54,6 +54,8 @@ class Lans:
         """`host` is the host's namespace, at path `host_netns`."""
         self._host, self._host_netns, self._furnish = host, host_netns, furnish
         self.held: dict[int, HeldLan] = {}
+        # By VNI and endpoint what may be in sandboxes, be its network held or not.
+        self.asked: dict[int, dict[str, Port]] = {}
         self.fixed: Counter[str] = Counter()
 
     async def ensure(self, lan: Lan) -> None:
@@ -189,11 +191,13 @@ class Lans:
     async def attach(self, vni: int, port: Port) -> None:
         """Make an interface of a sandbox so. NotFound, Invalid, Conflict, Unsupported, OSError."""
         held = self.held[vni]
-        old = held.ports.pop(port.endpoint, None)
+        self.asked.setdefault(vni, {})[port.endpoint] = port
+        old = held.ports.get(port.endpoint)
         if old and _identity(old) != _identity(port):
             await sandbox.remove(old, held.index)
+            del held.ports[port.endpoint]
             old = None
-        if held.lan.mode == PASSTHRU and held.ports:
+        if held.lan.mode == PASSTHRU and held.ports.keys() - {port.endpoint}:
             raise Conflict(
                 f"network {held.lan.name}",
                 f"has a workload on this host, which in mode passthru has {held.lan.parent} alone",
@@ -203,6 +207,8 @@ class Lans:
         try:
             if old is None:
                 await nameway.furnish(fd)
+            else:
+                self.fixed["nft"] += await nameway.audit(fd)
             try:
                 self.fixed["port"] += bool(await self._furnished(held, port, fd, old))
             except LookupError:
@@ -213,6 +219,7 @@ class Lans:
 
     async def _create(self, held: HeldLan, port: Port, fd: int) -> None:
         mac = format_mac(port.mac) if port.mac else ""
+        await sandbox.remove(port, held.index)  # what cannot be made right
         try:
             await self._add(held.lan, port.ifname, held.index, held.mtu, mac, fd)
         except FileExistsError:
@@ -270,26 +277,52 @@ class Lans:
             if fd < 0:
                 os.close(own)
 
-    async def detach(self, vni: int, endpoint: str) -> None:
-        """Delete an interface of a sandbox, if it is still there."""
-        held = self.held[vni]
-        await self._let_go(held.ports.pop(endpoint), held.index)
+    def note(self, lan: Lan) -> None:
+        """The interfaces that a network is about to have: they are taken away again even if the
+        network cannot be made here now, as after a start while its parent is down."""
+        if lan.ports:
+            self.asked.setdefault(lan.vni, {}).update(lan.ports)
+
+    async def prune(self, vni: int, wanted: Collection[str]) -> None:
+        """Delete the sandboxes' interfaces of a network that are none of the `wanted` endpoints'.
+        What cannot be deleted is known on."""
+        held, asked = self.held.get(vni), self.asked.get(vni, {})
+        for endpoint in asked.keys() - set(wanted):
+            elsewhere = any(endpoint in ports for v, ports in self.asked.items() if v != vni)
+            port = (held.ports.get(endpoint) if held else None) or asked[endpoint]
+            if not elsewhere:
+                await self._let_go(port, held.index if held else 0)
+            del asked[endpoint]
+            if held:
+                held.ports.pop(endpoint, None)
+        if not asked:
+            self.asked.pop(vni, None)
 
     async def remove(self, vni: int) -> None:
         """Delete all of a network; its sub-interface is `sweep`'s."""
-        held = self.held.pop(vni, None)
+        await self.prune(vni, ())
+        held = self.held.get(vni)
         if held is None:
             return
-        for port in held.ports.values():
-            await self._let_go(port, held.index)
         side = held.lan.host_side
         if side:
             await self._delete(side.device, f"{HOST_MARK}{side.endpoint}")
+        del self.held[vni]
+
+    async def sweep_sandboxes(self, vni: int, wanted: Collection[str]) -> None:
+        """Delete what bears our mark beside the interfaces of a network and is of no endpoint of
+        `wanted`, which are those of all networks."""
+        held = self.held.get(vni)
+        places = {port.inode: port for port in held.ports.values()} if held else {}
+        for port in places.values():
+            with contextlib.suppress(VxmeshError):  # the sandbox is gone, or going
+                self.fixed["link"] += await sandbox.sweep(port, wanted)
 
     async def _let_go(self, port: Port, parent: int) -> None:
         """Delete a sandbox's interface, and with the last one the way to the name server."""
         await sandbox.remove(port, parent)
-        if any(o.inode == port.inode for held in self.held.values() for o in held.ports.values()):
+        others = (o for ports in self.asked.values() for o in ports.values())
+        if any(o.inode == port.inode and o.endpoint != port.endpoint for o in others):
             return
         with contextlib.suppress(VxmeshError, OSError):  # the sandbox is gone, or going
             fd = sandbox.open_netns(port)
@@ -301,6 +334,8 @@ class Lans:
     def renumber(self, old: int, new: int) -> None:
         """A network goes by another VNI now, which changes nothing in the kernel."""
         self.held[new] = self.held.pop(old)
+        if old in self.asked:
+            self.asked[new] = self.asked.pop(old)
 
     async def sweep(self, wanted: Collection[Lan]) -> None:
         """Delete what bears our mark on the host and serves no network of `wanted`."""

@@ -8,14 +8,18 @@ import errno
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from agent.datapath.backlog import Passing
+from agent.datapath import sandbox
+from agent.datapath.backlog import Failures, Key, Passing
+from agent.datapath.lanapplier import LanApplier
 from agent.datapath.lans import Lans
 from agent.datapath.netlink import Link, Netlink
-from agent.drivers.base import HostSide, Lan, Port
+from agent.datapath.repairs import Repairs
+from agent.drivers.base import DesiredState, HostSide, Lan, Port
 from agent.errors import Conflict, NotFound, Unsupported
 
 PLAIN = Link(
@@ -202,6 +206,67 @@ async def test_a_mac_that_is_not_free_yet_is_said_at_once_and_leaves_nothing(
     furnished.is_taken = False
     await lans.attach(7, _port("macvlan", b"\x02\0\0\0\0\x05"))
     assert list(lans.held[7].ports) == ["a" * 16]
+
+
+async def test_an_interface_that_could_not_be_deleted_is_known_on(
+    monkeypatch: pytest.MonkeyPatch, inside: Counter[str]
+) -> None:
+    lans = _lans(Kernel("eth1"))
+    lan = dataclasses.replace(LAN, parent="eth1", vlan=0)
+    await lans.ensure(lan)
+    await lans.attach(7, _port("macvlan"))
+    delete = sandbox.remove
+
+    async def refuse(port: Port, peer: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("agent.datapath.sandbox.remove", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        await lans.prune(7, ())
+    with pytest.raises(OSError, match="Too many"):
+        await lans.remove(7)
+    assert list(lans.held[7].ports) == ["a" * 16]
+    monkeypatch.setattr("agent.datapath.sandbox.remove", delete)
+    before = inside["sandbox.remove"]
+    await lans.remove(7)
+    assert not lans.held and not lans.asked
+    assert inside["sandbox.remove"] == before + 1 and inside["nameway.clear"] == 1
+
+
+async def test_a_failure_to_furnish_does_not_forget_what_is_there() -> None:
+    kernel = Kernel("eth1")
+    furnished = Furnished(kernel)
+    lans = Lans(cast(Netlink, kernel), NETNS, furnished)
+    await lans.ensure(dataclasses.replace(LAN, parent="eth1", vlan=0))
+    port = _port("macvlan", b"\x02\0\0\0\0\x05")
+    await lans.attach(7, port)
+    furnished.is_taken = True
+    with pytest.raises(Passing):
+        await lans.attach(7, dataclasses.replace(port, gateways=("10.0.0.1",)))
+    assert lans.held[7].ports == {port.endpoint: port}
+
+
+async def test_what_a_network_that_cannot_be_made_has_in_sandboxes_is_taken_away(
+    inside: Counter[str],
+) -> None:
+    lans = _lans(Kernel("eth0"))
+    port = _port("macvlan")
+    lan = dataclasses.replace(LAN, parent="eth1", vlan=0, ports={port.endpoint: port})
+    desired = SimpleNamespace(lan=lambda vni: lan, lans=lambda: {7: lan})
+    failures = Failures(lambda key: None)
+    applier = LanApplier(cast(DesiredState, desired), lans, failures, Repairs(), _attempt)
+    with pytest.raises(NotFound):
+        await applier.apply(7)
+    before = inside.copy()
+    assert not lans.held and before["sandbox.remove"] == 0
+    lan = dataclasses.replace(lan, ports={})
+    with pytest.raises(NotFound):
+        await applier.apply(7)
+    assert inside["sandbox.remove"] == 1 and not lans.asked
+
+
+async def _attempt(key: Key, work: Coroutine[Any, Any, None]) -> None:
+    await work
 
 
 async def test_a_device_of_somebody_elses_is_never_the_hosts_interface() -> None:
