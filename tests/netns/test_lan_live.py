@@ -121,3 +121,27 @@ def test_the_way_out_moves_between_the_wire_and_an_overlay_network(world: World)
     assert leads(world, "h1", live) == [("eth1", client)] and world.pings("h1", live, client)
     world.vx("h1", "endpoint", "rm", live, "--network", lan, "--wait=10")
     assert leads(world, "h1", live) == [("eth0", gateway(world, over))]
+
+
+def test_ports_are_published_where_the_default_routes_are(world: World) -> None:
+    lan, over = _lan(world), world.network()
+    serve = ("python3", "-m", "http.server", "80")
+    told = "has no use in network " + lan
+    for networks in ((f"{over},{lan}", "--default", lan), (lan,), (f"{lan},{over}",)):
+        done = world.try_vx("h1", "run", "--network", *networks, "-p", "18097:80", "--", *serve)
+        assert done.returncode == 2 and told in done.stderr, (networks, done.stderr)
+    name = f"{over}-web"
+    world.vx(
+        "h1", "run", "--network", f"{lan},{over}", "--default", over, "--name", name, "-d",
+        "-p", "18097:80", "--wait=10", "--", *serve,
+    )  # fmt: skip
+    at = f"http://{world.host('h1').address}:18097/"
+    ask = ("python3", "-c", f"import urllib.request as u; u.urlopen({at!r}, timeout=2)")
+    world.wait(lambda: not world.run("client", *ask).returncode, "it answers")
+    world.vx("h1", "endpoint", "rm", name, "--network", lan, "--wait=10")
+    done = world.try_vx(
+        "h1", "endpoint", "create", "--sandbox", name, "--network", lan, "--priority", "2"
+    )
+    assert done.returncode == 5 and "has published ports" in done.stderr, done.stderr
+    connect(world, "h1", name, lan, "--wait=10")
+    assert not world.run("client", *ask).returncode
