@@ -110,7 +110,11 @@ class InterfaceOperations(Completion):
                 return
             name = host_side_name(self.node.nodes[self.node.me].name)
             made = await self.allocate(network.id, EndpointSpec(name), HOST_SIDE)
-            await self._kernel.settle(made.id)
+            try:
+                await self._kernel.settle(made.id)
+            finally:
+                # The workload that it is for may have ended meanwhile, and looked in vain for it.
+                self.release_host_sides()
 
     async def _wait_for_names(self) -> None:
         """For the name server to listen in a sandbox that reaches no gateway of ours: what asks

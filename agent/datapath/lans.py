@@ -12,6 +12,7 @@ Source: Linux drivers/net/macvlan.c, drivers/net/ipvlan, net/8021q.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -29,6 +30,7 @@ from agent.lanmodel import PASSTHRU
 from agent.model import format_mac
 
 VLAN_MARK = f"{MARK}vlan"  # of a sub-interface, which several networks may share
+VLAN_NAME = "vxv"  # how its name begins until it has the mark; then index of the trunk.VLAN
 HOST_MARK = f"{MARK}host:"
 ABSENT = (errno.EOPNOTSUPP, errno.ENODEV, errno.ENOENT)  # the kernel knows no such kind of device
 # So that it answers for its own address alone, and peers go on reaching the parent's there.
@@ -108,8 +110,20 @@ class Lans:
         trunk = await self._host.link(lan.trunk)
         if trunk is None:
             return None
+        # Under a name of ours until it has the mark: whenever the agent is killed in between, it
+        # is found again by the one or the other.
+        name = f"{VLAN_NAME}{trunk.index}.{lan.vlan}"
+        left = await self._host.link(name)
+        if left is not None:
+            await self._host.delete_link(left.index)
         try:
-            await self._host.add_vlan(lan.parent, trunk.index, lan.vlan)
+            await self._host.add_vlan(name, trunk.index, lan.vlan)
+        except FileExistsError:
+            raise Conflict(
+                f"VLAN {lan.vlan} of device {lan.trunk}",
+                "has a sub-interface of another name",
+                f"Give network {lan.name} that one as its parent",
+            ) from None
         except OSError as error:
             if error.errno not in ABSENT:
                 raise
@@ -118,8 +132,10 @@ class Lans:
                 "is a VLAN sub-interface to be made, and this host's kernel has no VLANs (8021q)",
                 f"Try 'modprobe 8021q', or make {lan.parent} there in another way",
             ) from None
-        index = await self._host.index(lan.parent)
-        await self._host.set_link(index, ifalias=VLAN_MARK, state="up")
+        index = await self._host.index(name)
+        await self._host.set_link(index, ifalias=VLAN_MARK)
+        await self._host.set_link(index, ifname=lan.parent)
+        await self._host.set_link(index, state="up")
         self.fixed["link"] += 1
         return await self._host.link(lan.parent)
 
@@ -158,7 +174,7 @@ class Lans:
         if wrong:
             await self._host.set_link(link.index, **wrong)
         sysctls = {name.format(side.device): value for name, value in HOST_SYSCTLS.items()}
-        namespaces.set_sysctls(self._host_netns, sysctls)
+        await asyncio.to_thread(namespaces.set_sysctls, self._host_netns, sysctls)
         if not link.up:
             await self._host.set_link(link.index, state="up")
         have = {a.partition("/")[0] for a in await self._host.addresses(link.index)}
@@ -342,8 +358,7 @@ class Lans:
         keep = {lan.parent for lan in wanted}
         keep |= {lan.host_side.device for lan in wanted if lan.host_side}
         for link in await self._host.links():
-            is_ours = link.alias == VLAN_MARK or link.alias.startswith(HOST_MARK)
-            if is_ours and link.name not in keep:
+            if _is_ours(link) and link.name not in keep:
                 await self._host.delete_link(link.index)
 
     async def _delete(self, device: str, mark: str) -> None:
@@ -367,8 +382,14 @@ class Lans:
 async def remove_all(host: Netlink) -> None:
     """Delete what we made in the host's namespace for such networks."""
     for link in await host.links():
-        if link.alias == VLAN_MARK or link.alias.startswith(HOST_MARK):
+        if _is_ours(link):
             await host.delete_link(link.index)
+
+
+def _is_ours(link: Link) -> bool:
+    """Whether a device in the host's namespace is one of ours, be it made half."""
+    unmarked = link.kind == "vlan" and link.name.startswith(VLAN_NAME) and not link.alias
+    return link.alias == VLAN_MARK or link.alias.startswith(HOST_MARK) or unmarked
 
 
 def _identity(port: Port) -> tuple[object, ...]:

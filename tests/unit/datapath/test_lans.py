@@ -16,7 +16,7 @@ import pytest
 from agent.datapath import sandbox
 from agent.datapath.backlog import Failures, Key, Passing
 from agent.datapath.lanapplier import LanApplier
-from agent.datapath.lans import Lans
+from agent.datapath.lans import VLAN_MARK, Lans
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.repairs import Repairs
 from agent.drivers.base import DesiredState, HostSide, Lan, Port
@@ -31,14 +31,20 @@ LAN = Lan("1" * 16, "lan", 7, "macvlan", "bridge", "eth1.20", "eth1", 20, 0)
 NETNS = "/proc/self/ns/net"
 
 
+class Killed(BaseException):
+    """The agent was, there."""
+
+
 class Kernel:
     """The devices of a host, and of the one sandbox there is."""
 
     def __init__(self, *names: str, lacks: Collection[str] = ()) -> None:
         self.devices: dict[str, Link] = {}
         self.lacks = lacks
+        self.dies_at_once = False  # the agent, once there is a VLAN
         self.inside: list[tuple[Any, ...]] = []
         self.gone: list[str] = []
+        self.calls_left = 0  # of set_link, until the agent is killed
         for name in names:
             self._put(name)
 
@@ -58,7 +64,11 @@ class Kernel:
     async def add_vlan(self, name: str, trunk: int, vlan: int) -> None:
         if "vlan" in self.lacks:
             raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        if any((d.kind, d.peer) == ("vlan", trunk) for d in self.devices.values()):
+            raise FileExistsError  # it knows of one VLAN only
         self._put(name, kind="vlan", peer=trunk, up=False)
+        if self.dies_at_once:
+            raise Killed
 
     async def add_sharing(
         self, kind: str, mode: str, name: str, parent: int, netns: int, mtu: int, mac: str = ""
@@ -70,8 +80,13 @@ class Kernel:
     async def set_link(self, index: int, /, **what: Any) -> None:
         [name] = [n for n, link in self.devices.items() if link.index == index]
         changed = {"up": what.pop("state") == "up"} if "state" in what else {}
+        changed |= {"name": what.pop("ifname")} if "ifname" in what else {}
         changed |= {"alias": what.pop("ifalias")} if "ifalias" in what else {}
-        self.devices[name] = dataclasses.replace(self.devices[name], **changed, **what)
+        link = dataclasses.replace(self.devices.pop(name), **changed, **what)
+        self.devices[link.name] = link
+        self.calls_left -= 1
+        if not self.calls_left:
+            raise Killed
 
     async def delete_link(self, index: int) -> None:
         [name] = [n for n, link in self.devices.items() if link.index == index]
@@ -138,6 +153,32 @@ async def test_a_vlan_is_made_on_demand_shared_and_removed_when_unused() -> None
     await lans.remove(other.vni)
     await lans.sweep([])
     assert kernel.gone == ["eth1.20"]
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 3])
+async def test_a_vlan_that_was_made_half_is_nobodys_for_ever(calls: int) -> None:
+    """The agent is killed after that many steps with a new sub-interface."""
+    for swept in (True, False):
+        kernel = Kernel("eth1")
+        kernel.dies_at_once, kernel.calls_left = calls == 0, calls
+        with pytest.raises(Killed):
+            await _lans(kernel).ensure(LAN)
+        kernel.dies_at_once = False
+        lans = _lans(kernel)
+        if swept:
+            await lans.sweep([])
+            assert list(kernel.devices) == ["eth1"], "no network wants it any more"
+        await lans.ensure(LAN)
+        made = kernel.devices["eth1.20"]
+        assert set(kernel.devices) == {"eth1", "eth1.20"} and made.up and made.alias == VLAN_MARK
+
+
+async def test_a_vlan_under_another_name_is_said() -> None:
+    kernel = Kernel("eth1")
+    await kernel.add_vlan("mine", kernel.devices["eth1"].index, 20)
+    with pytest.raises(Conflict, match=r"VLAN 20 of device eth1: has a sub-interface of another"):
+        await _lans(kernel).ensure(LAN)
+    assert set(kernel.devices) == {"eth1", "mine"}
 
 
 async def test_a_vlan_that_is_the_users_is_used_and_left() -> None:
