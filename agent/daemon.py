@@ -69,6 +69,7 @@ from agent.remote.driver import RemoteDriver
 from agent.remote.ledger import Ledger
 from agent.serviceops import ServiceOperations
 from agent.serving import free_socket, serve_cni, serve_control, serve_docker, serve_metrics
+from agent.syscalls import raise_file_limit
 from agent.thisnode import Carrier, describe_node, watch_underlay
 from agent.watcher import Watcher
 
@@ -93,6 +94,7 @@ def main(settings: Settings, reset_state: bool) -> None:
     configure(settings.log_level, settings.log_format)
     if os.geteuid() != 0:
         raise VxmeshError("the agent", "needs root to change the kernel", "Start it as root")
+    raise_file_limit()
     gc.set_threshold(*GC_THRESHOLDS)
     sys.setswitchinterval(SWITCH_INTERVAL)
     asyncio.run(run(settings, reset_state))

@@ -16,7 +16,7 @@ import structlog
 
 from agent.completion import Completion, RemoteDriver
 from agent.core.resolvconf import resolv_conf
-from agent.core.waysout import led_by, with_interface, without
+from agent.core.waysout import expected, lead, led_by, with_interface, without
 from agent.errors import Conflict, InUse, NotFound
 from agent.lanmodel import (
     HOST_SIDE,
@@ -74,6 +74,7 @@ class InterfaceOperations(Completion):
         """Make an endpoint with an interface in `sandbox`, or leave nothing of it."""
         is_kept = sandbox.id in self.node.sandboxes
         self._check_fits(sandbox, network, ifname)
+        self._check_takeover(sandbox, network, spec.priority)
         if self.remote and plugin_of(network):
             return await self._attach_remote(self.remote, sandbox, network, spec, ifname, is_kept)
         endpoint = await self.allocate(network.id, spec, sandbox.id)
@@ -81,6 +82,7 @@ class InterfaceOperations(Completion):
             # Another node may have been asked for the address, which takes time.
             sandbox = self._still(sandbox, is_kept)
             self._check_fits(sandbox, network, ifname, endpoint.id)
+            self._check_takeover(sandbox, network, spec.priority)
             taken = set(sandbox.ifnames)
             free = (f"eth{i}" for i in range(len(taken) + 1) if f"eth{i}" not in taken)
             name = ifname or next(free)
@@ -108,7 +110,11 @@ class InterfaceOperations(Completion):
                 return
             name = host_side_name(self.node.nodes[self.node.me].name)
             made = await self.allocate(network.id, EndpointSpec(name), HOST_SIDE)
-            await self._kernel.settle(made.id)
+            try:
+                await self._kernel.settle(made.id)
+            finally:
+                # The workload that it is for may have ended meanwhile, and looked in vain for it.
+                self.release_host_sides()
 
     async def _wait_for_names(self) -> None:
         """For the name server to listen in a sandbox that reaches no gateway of ours: what asks
@@ -184,6 +190,25 @@ class InterfaceOperations(Completion):
                         f"sandbox {sandbox.name} is",
                         "Use networks whose subnets are apart",
                     )
+
+    def _check_takeover(self, sandbox: Sandbox, network: Network, priority: int) -> None:
+        """Conflict if `network` would take the default routes by which the published ports of a
+        sandbox are answered, and has no use for them itself."""
+        if not sandbox.publishes or not is_on_lan(network):
+            return
+        ways = self.node.ways_out(sandbox) or []
+        for family in (4, 6):
+            before = self.node.catalogue.get(self.node.network_of(lead(ways, family)))
+            if before is None or is_on_lan(before):
+                continue
+            if lead([*ways, expected(network, priority)], family) == network.id:
+                name = self.node.catalogue.name(network.id)
+                raise Conflict(
+                    f"sandbox {sandbox.name}",
+                    f"has published ports, which would end if network {name} on the hosts' own "
+                    "wire had its default routes",
+                    "Leave --priority out, or give less than that of the network which has them",
+                )
 
     def holders(self, endpoints: Collection[str]) -> list[str]:
         """The sandboxes (ids) that any of these endpoints is in."""

@@ -108,6 +108,14 @@ class Lookups(Views):
         """
         if sandbox.stack:
             return sandbox
+        ways = self.ways_out(sandbox)
+        if ways is None:
+            return sandbox
+        return msgspec.structs.replace(sandbox, default=lead(ways, 4), default6=lead(ways, 6))
+
+    def ways_out(self, sandbox: Sandbox) -> list[Way] | None:
+        """A sandbox's interfaces in the order in which they were connected; None while the network
+        of one is not known."""
         ways = []
         for id, priority in zip(sandbox.endpoints, priorities(sandbox), strict=True):
             endpoint = self.local_endpoint(id)
@@ -115,12 +123,12 @@ class Lookups(Views):
             if endpoint is None:
                 continue
             if network is None:
-                return sandbox
+                return None
             gateways = sandbox.lent.get(id, ()) if plugin_of(network) else network.gateways
             led = {6 if ":" in gateway else 4 for gateway in gateways}
             has = {6 if len(address) == 16 else 4 for address in endpoint.addresses}
             ways.append(Way(id, priority, frozenset(() if network.internal else led & has)))
-        return msgspec.structs.replace(sandbox, default=lead(ways, 4), default6=lead(ways, 6))
+        return ways
 
     def host_side(self, network: str) -> Endpoint | None:
         """The endpoint of this host's own interface in a network on its wire, if it has one."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import msgspec
 import structlog
 
+from agent.core.waysout import expected, lead
 from agent.drivers import host, none
 from agent.errors import Conflict, Invalid, NotFound, Timeout, Unsupported
 from agent.interfaceops import InterfaceOperations
@@ -96,14 +97,9 @@ class SandboxOperations(InterfaceOperations):
             publishes=tuple(publishes),
             log=log,
         )
-        default = next((n for n in found if not n.internal), None)
-        if publishes and default and is_on_lan(default):
-            raise Invalid(
-                "--publish",
-                f"has no use in network {default.name}: who is on its wire reaches the workload "
-                "at its own address",
-                "Leave it out, or name another network first",
-            )
+        ranks = {n.id: len(order) - order.index(n) if n in order else 0 for n in found}
+        if publishes:
+            self._check_published(found, ranks)
         self.node.check_publishes(sandbox.publishes)
         self.ports.hold(sandbox.id, sandbox.publishes)
         try:
@@ -116,7 +112,7 @@ class SandboxOperations(InterfaceOperations):
                     name=name,
                     addresses=addresses,
                     mac=chosen.get(network.id, b""),
-                    priority=len(order) - order.index(network) if network in order else 0,
+                    priority=ranks[network.id],
                 )
                 await self.attach(self.node.sandboxes[sandbox.id], network, own, "")
             await self.done(wait, [n.id for n in found])
@@ -317,6 +313,20 @@ class SandboxOperations(InterfaceOperations):
                 raise Invalid(f"{flag} {ref}", "is none of the networks given", "See --network")
             found.append(network)
         return found
+
+    def _check_published(self, networks: Sequence[Network], ranks: Mapping[str, int]) -> None:
+        """Invalid if ports published by a sandbox in these networks would lead nowhere, because
+        its default routes all go straight onto a wire."""
+        ways = [expected(network, ranks[network.id]) for network in networks]
+        leading = {lead(ways, 4), lead(ways, 6)}
+        leads = [network for network in networks if network.id in leading]
+        if leads and all(map(is_on_lan, leads)):
+            raise Invalid(
+                "--publish",
+                f"has no use in network {self.node.catalogue.name(leads[0].id)}, which has the "
+                "default routes: who is on its wire reaches the workload at its own address",
+                "Leave it out, or give another network the default routes with --default",
+            )
 
     def _find_macs(
         self, networks: Sequence[Network], macs: Mapping[str, bytes]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import socket
 import struct
 import threading
@@ -134,6 +135,13 @@ def in_netns(path: str | Path, function: Callable[[], T]) -> T:
 def socket_in(path: str | Path, family: int, kind: int, protocol: int = 0) -> socket.socket:
     """A socket that lives in the network namespace at `path`."""
     return in_netns(path, lambda: socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol))
+
+
+def raise_file_limit() -> int:
+    """Let this process have as many files open as it may be allowed; how many. setrlimit(2)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def start_time(pid: int) -> int:

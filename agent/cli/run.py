@@ -90,7 +90,7 @@ def run(
     given = _parse_macs(macs)
     ports = [port for text in publishes for port in _parse_publish(text)]
     log = f"{LOG_DIR}/{name or secrets.token_hex(6)}.log" if detach else ""
-    child = _Child(command, detach, log, isolated=_split(networks)[:1] != [HOST])
+    child = _Child(command, detach, log, isolated=not _is_hosts(_split(networks)))
     try:
         # Only now: gRPC must not have threads when the child is forked.
         from agent.cli.calls import call, pairs, to_dict
@@ -306,6 +306,11 @@ def _reap(pid: int) -> int:
 def _split(values: Sequence[str]) -> list[str]:
     """What is given by one flag with commas, by several, or both."""
     return [part for value in values for part in value.split(",") if part]
+
+
+def _is_hosts(networks: Sequence[str]) -> bool:
+    """Whether a workload in these networks is in the host's own stack."""
+    return bool(networks) and networks[0].lower() == HOST
 
 
 def _parse_macs(values: Sequence[str]) -> dict[str, str]:

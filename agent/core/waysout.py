@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from agent.model import Sandbox
+from agent.model import Network, Sandbox
 
 
 class Way(NamedTuple):
@@ -31,6 +31,12 @@ def lead(ways: Iterable[Way], family: int) -> str:
     """
     able = [way for way in ways if family in way.families]
     return max(able, key=lambda way: way.priority).endpoint if able else ""
+
+
+def expected(network: Network, priority: int) -> Way:
+    """The way out by a network, named by its id, while there is no interface in it yet."""
+    led = {6 if ":" in gateway else 4 for gateway in network.gateways}
+    return Way(network.id, priority, frozenset(() if network.internal else led))
 
 
 def priorities(sandbox: Sandbox) -> tuple[int, ...]:

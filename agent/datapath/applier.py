@@ -204,7 +204,7 @@ class Applier:
 
     async def bridge(self, vni: int, look: Look | None = None) -> None:
         """A network's devices and ports; only what is to change, unless there is a `look`."""
-        if vni in self.lans.held or self._desired.lan(vni):
+        if vni in self.lans.held or vni in self.lans.asked or self._desired.lan(vni):
             await self.lan_applier.apply(vni, look)
             if self._desired.lan(vni):
                 return

@@ -12,16 +12,21 @@ from dataclasses import dataclass, field, fields
 import structlog
 
 from agent.drivers.balancing import FrontendKey
-from agent.errors import VxmeshError
+from agent.errors import Conflict, VxmeshError
 
 log = structlog.get_logger()
 
 RETRY_FIRST, RETRY_MOST = 0.5, 30.0  # s; doubled with every failure in between
+RETRY_PASSING = 0.02  # s, the first one after a failure that is about to pass
 
 Key = tuple[
     str, int, str
 ]  # kind (bridge, port, rows, tables, routes, uplink, …), VNI or 0, endpoint or ""
 Rows = dict[int, tuple[set[bytes], set[bytes]]]  # VNI -> MACs, addresses
+
+
+class Passing(Conflict):
+    """What is in the way is about to go by itself, within tens of milliseconds as a rule."""
 
 
 @dataclass(slots=True)
@@ -98,7 +103,8 @@ class Failures:
         if not isinstance(error, VxmeshError):
             why = str(error) or type(error).__name__
             error = VxmeshError(_text(key), why, "It is tried again by itself")
-        delay = min(RETRY_FIRST * 2 ** min(times - 1, 10), RETRY_MOST)
+        first = RETRY_PASSING if isinstance(error, Passing) else RETRY_FIRST
+        delay = min(first * 2 ** min(times - 1, 16), RETRY_MOST)
         timer = asyncio.get_running_loop().call_later(delay, self._retry, key)
         self._failures[key] = _Failure(error, times, timer)
         log.warning("datapath.failed", what=_text(key), error=str(error), again_in=delay)

@@ -39,7 +39,8 @@ class LanApplier:
 
     async def compare(self, look: Look, drift: bool) -> None:
         """All of them; with `drift` what has to be changed is that."""
-        for vni in sorted(self._lans.held.keys() | self._desired.lans().keys()):
+        there = self._lans.held.keys() | self._lans.asked.keys()
+        for vni in sorted(there | self._desired.lans().keys()):
             if drift:
                 await self.mend(vni, look)
             else:
@@ -59,19 +60,21 @@ class LanApplier:
                 await self._lans.remove(vni)
             held = None
         if lan is None:
+            await self._lans.prune(vni, ())
             self._failures.forget(vni)
             await self.sweep()
             return
         before = dict(held.ports) if held else {}
         asked = held is None or held.lan != lan
+        self._lans.note(lan)
+        await self._lans.prune(vni, lan.ports)
         if asked or look:
             await self._lans.ensure(lan)
         held = self._lans.held[vni]
         self._failures.forget(vni, lan.ports)
-        for endpoint in held.ports.keys() - lan.ports.keys():
-            await self._lans.detach(vni, endpoint)
         for endpoint, port in lan.ports.items():
-            if look is None and held.ports.get(endpoint) == port:
+            failed = self._failures.stands(("port", vni, endpoint))
+            if look is None and held.ports.get(endpoint) == port and not failed:
                 continue
             if look and look.gone and not sandbox.alive(port):
                 look.gone(endpoint)
@@ -80,6 +83,9 @@ class LanApplier:
             await self._attempt(("port", vni, endpoint), self._lans.attach(vni, port))
             if before.get(endpoint) != port:
                 self._lans.fixed = fixed  # it was asked for
+        if look and look.interior:
+            every = {e for other in self._desired.lans().values() for e in other.ports}
+            await self._lans.sweep_sandboxes(vni, every)
         if asked:
             self._lans.fixed.clear()
 

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from agent.datapath import namespaces, nameway, sandbox
+from agent.datapath.backlog import Passing
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.sandbox import MARK
 from agent.drivers.base import HostSide, Lan, Port
@@ -29,9 +30,9 @@ from agent.lanmodel import PASSTHRU
 from agent.model import format_mac
 
 VLAN_MARK = f"{MARK}vlan"  # of a sub-interface, which several networks may share
+VLAN_NAME = "vxv"  # how its name begins until it has the mark; then index of the trunk.VLAN
 HOST_MARK = f"{MARK}host:"
 ABSENT = (errno.EOPNOTSUPP, errno.ENODEV, errno.ENOENT)  # the kernel knows no such kind of device
-FREE_ATTEMPTS, FREE_INTERVAL = 150, 0.02  # s; a namespace goes within some tens of ms
 # So that it answers for its own address alone, and peers go on reaching the parent's there.
 HOST_SYSCTLS = {"ipv4/conf/{}/arp_ignore": "1"}
 
@@ -55,6 +56,8 @@ class Lans:
         """`host` is the host's namespace, at path `host_netns`."""
         self._host, self._host_netns, self._furnish = host, host_netns, furnish
         self.held: dict[int, HeldLan] = {}
+        # By VNI and endpoint what may be in sandboxes, be its network held or not.
+        self.asked: dict[int, dict[str, Port]] = {}
         self.fixed: Counter[str] = Counter()
 
     async def ensure(self, lan: Lan) -> None:
@@ -107,8 +110,20 @@ class Lans:
         trunk = await self._host.link(lan.trunk)
         if trunk is None:
             return None
+        # Under a name of ours until it has the mark: whenever the agent is killed in between, it
+        # is found again by the one or the other.
+        name = f"{VLAN_NAME}{trunk.index}.{lan.vlan}"
+        left = await self._host.link(name)
+        if left is not None:
+            await self._host.delete_link(left.index)
         try:
-            await self._host.add_vlan(lan.parent, trunk.index, lan.vlan)
+            await self._host.add_vlan(name, trunk.index, lan.vlan)
+        except FileExistsError:
+            raise Conflict(
+                f"VLAN {lan.vlan} of device {lan.trunk}",
+                "has a sub-interface of another name",
+                f"Give network {lan.name} that one as its parent",
+            ) from None
         except OSError as error:
             if error.errno not in ABSENT:
                 raise
@@ -117,8 +132,10 @@ class Lans:
                 "is a VLAN sub-interface to be made, and this host's kernel has no VLANs (8021q)",
                 f"Try 'modprobe 8021q', or make {lan.parent} there in another way",
             ) from None
-        index = await self._host.index(lan.parent)
-        await self._host.set_link(index, ifalias=VLAN_MARK, state="up")
+        index = await self._host.index(name)
+        await self._host.set_link(index, ifalias=VLAN_MARK)
+        await self._host.set_link(index, ifname=lan.parent)
+        await self._host.set_link(index, state="up")
         self.fixed["link"] += 1
         return await self._host.link(lan.parent)
 
@@ -157,7 +174,7 @@ class Lans:
         if wrong:
             await self._host.set_link(link.index, **wrong)
         sysctls = {name.format(side.device): value for name, value in HOST_SYSCTLS.items()}
-        namespaces.set_sysctls(self._host_netns, sysctls)
+        await asyncio.to_thread(namespaces.set_sysctls, self._host_netns, sysctls)
         if not link.up:
             await self._host.set_link(link.index, state="up")
         have = {a.partition("/")[0] for a in await self._host.addresses(link.index)}
@@ -190,11 +207,13 @@ class Lans:
     async def attach(self, vni: int, port: Port) -> None:
         """Make an interface of a sandbox so. NotFound, Invalid, Conflict, Unsupported, OSError."""
         held = self.held[vni]
-        old = held.ports.pop(port.endpoint, None)
+        self.asked.setdefault(vni, {})[port.endpoint] = port
+        old = held.ports.get(port.endpoint)
         if old and _identity(old) != _identity(port):
             await sandbox.remove(old, held.index)
+            del held.ports[port.endpoint]
             old = None
-        if held.lan.mode == PASSTHRU and held.ports:
+        if held.lan.mode == PASSTHRU and held.ports.keys() - {port.endpoint}:
             raise Conflict(
                 f"network {held.lan.name}",
                 f"has a workload on this host, which in mode passthru has {held.lan.parent} alone",
@@ -204,8 +223,10 @@ class Lans:
         try:
             if old is None:
                 await nameway.furnish(fd)
+            else:
+                self.fixed["nft"] += await nameway.audit(fd)
             try:
-                self.fixed["port"] += bool(await self._furnish(fd, port, held.mtu, held.index, old))
+                self.fixed["port"] += bool(await self._furnished(held, port, fd, old))
             except LookupError:
                 await self._create(held, port, fd)
         finally:
@@ -214,36 +235,35 @@ class Lans:
 
     async def _create(self, held: HeldLan, port: Port, fd: int) -> None:
         mac = format_mac(port.mac) if port.mac else ""
+        await sandbox.remove(port, held.index)  # what cannot be made right
         try:
             await self._add(held.lan, port.ifname, held.index, held.mtu, mac, fd)
         except FileExistsError:
             raise sandbox.taken(port) from None
         try:
             await sandbox.mark(fd, port)
-            await self._furnish_when_free(held, port, fd)
+            await self._furnished(held, port, fd, None)
         except BaseException:
             await sandbox.remove(port, held.index)  # nothing is left half made
             raise
         self.fixed["port"] += 1
 
-    async def _furnish_when_free(self, held: HeldLan, port: Port, fd: int) -> None:
-        """The one that had its address and so its MAC before may be in a namespace that nobody is
-        in any more, and that the kernel has not yet taken apart."""
-        for left in range(FREE_ATTEMPTS, -1, -1):
-            try:
-                await self._furnish(fd, port, held.mtu, held.index, None)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                if not left:
-                    raise Conflict(
-                        f"MAC {format_mac(port.mac)}",
-                        f"is that of another interface on {held.lan.parent}",
-                        "Give the endpoint another one with --mac",
-                    ) from None
-                await asyncio.sleep(FREE_INTERVAL)
-            else:
-                return
+    async def _furnished(self, held: HeldLan, port: Port, fd: int, old: Port | None) -> int:
+        """As `furnish`; Passing if another interface on the parent has its MAC.
+
+        The one that had its address and so its MAC before may be in a namespace that nobody is
+        in any more, and that the kernel has not yet taken apart.
+        """
+        try:
+            return await self._furnish(fd, port, held.mtu, held.index, old)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise Passing(
+                f"MAC {format_mac(port.mac)}",
+                f"is that of another interface on {held.lan.parent}",
+                "Give the endpoint another one with --mac",
+            ) from None
 
     async def _add(
         self, lan: Lan, name: str, parent: int, mtu: int, mac: str, fd: int = -1
@@ -273,26 +293,52 @@ class Lans:
             if fd < 0:
                 os.close(own)
 
-    async def detach(self, vni: int, endpoint: str) -> None:
-        """Delete an interface of a sandbox, if it is still there."""
-        held = self.held[vni]
-        await self._let_go(held.ports.pop(endpoint), held.index)
+    def note(self, lan: Lan) -> None:
+        """The interfaces that a network is about to have: they are taken away again even if the
+        network cannot be made here now, as after a start while its parent is down."""
+        if lan.ports:
+            self.asked.setdefault(lan.vni, {}).update(lan.ports)
+
+    async def prune(self, vni: int, wanted: Collection[str]) -> None:
+        """Delete the sandboxes' interfaces of a network that are none of the `wanted` endpoints'.
+        What cannot be deleted is known on."""
+        held, asked = self.held.get(vni), self.asked.get(vni, {})
+        for endpoint in asked.keys() - set(wanted):
+            elsewhere = any(endpoint in ports for v, ports in self.asked.items() if v != vni)
+            port = (held.ports.get(endpoint) if held else None) or asked[endpoint]
+            if not elsewhere:
+                await self._let_go(port, held.index if held else 0)
+            del asked[endpoint]
+            if held:
+                held.ports.pop(endpoint, None)
+        if not asked:
+            self.asked.pop(vni, None)
 
     async def remove(self, vni: int) -> None:
         """Delete all of a network; its sub-interface is `sweep`'s."""
-        held = self.held.pop(vni, None)
+        await self.prune(vni, ())
+        held = self.held.get(vni)
         if held is None:
             return
-        for port in held.ports.values():
-            await self._let_go(port, held.index)
         side = held.lan.host_side
         if side:
             await self._delete(side.device, f"{HOST_MARK}{side.endpoint}")
+        del self.held[vni]
+
+    async def sweep_sandboxes(self, vni: int, wanted: Collection[str]) -> None:
+        """Delete what bears our mark beside the interfaces of a network and is of no endpoint of
+        `wanted`, which are those of all networks."""
+        held = self.held.get(vni)
+        places = {port.inode: port for port in held.ports.values()} if held else {}
+        for port in places.values():
+            with contextlib.suppress(VxmeshError):  # the sandbox is gone, or going
+                self.fixed["link"] += await sandbox.sweep(port, wanted)
 
     async def _let_go(self, port: Port, parent: int) -> None:
         """Delete a sandbox's interface, and with the last one the way to the name server."""
         await sandbox.remove(port, parent)
-        if any(o.inode == port.inode for held in self.held.values() for o in held.ports.values()):
+        others = (o for ports in self.asked.values() for o in ports.values())
+        if any(o.inode == port.inode and o.endpoint != port.endpoint for o in others):
             return
         with contextlib.suppress(VxmeshError, OSError):  # the sandbox is gone, or going
             fd = sandbox.open_netns(port)
@@ -304,14 +350,15 @@ class Lans:
     def renumber(self, old: int, new: int) -> None:
         """A network goes by another VNI now, which changes nothing in the kernel."""
         self.held[new] = self.held.pop(old)
+        if old in self.asked:
+            self.asked[new] = self.asked.pop(old)
 
     async def sweep(self, wanted: Collection[Lan]) -> None:
         """Delete what bears our mark on the host and serves no network of `wanted`."""
         keep = {lan.parent for lan in wanted}
         keep |= {lan.host_side.device for lan in wanted if lan.host_side}
         for link in await self._host.links():
-            is_ours = link.alias == VLAN_MARK or link.alias.startswith(HOST_MARK)
-            if is_ours and link.name not in keep:
+            if _is_ours(link) and link.name not in keep:
                 await self._host.delete_link(link.index)
 
     async def _delete(self, device: str, mark: str) -> None:
@@ -335,8 +382,14 @@ class Lans:
 async def remove_all(host: Netlink) -> None:
     """Delete what we made in the host's namespace for such networks."""
     for link in await host.links():
-        if link.alias == VLAN_MARK or link.alias.startswith(HOST_MARK):
+        if _is_ours(link):
             await host.delete_link(link.index)
+
+
+def _is_ours(link: Link) -> bool:
+    """Whether a device in the host's namespace is one of ours, be it made half."""
+    unmarked = link.kind == "vlan" and link.name.startswith(VLAN_NAME) and not link.alias
+    return link.alias == VLAN_MARK or link.alias.startswith(HOST_MARK) or unmarked
 
 
 def _identity(port: Port) -> tuple[object, ...]:

@@ -35,6 +35,24 @@ async def furnish(fd: int) -> None:
     await asyncio.to_thread(in_netns, f"/proc/self/fd/{fd}", lambda: run_here(render()))
 
 
+async def audit(fd: int) -> bool:
+    """The same, if it is not so already; True if it was not."""
+
+    def look() -> bool:
+        found = run_here(f"list table {TABLE}\n", quiet=True)
+        if _words(found) == _words(f"table {TABLE} {{\n{CHAIN}}}\n"):
+            return False
+        run_here(render())
+        return True
+
+    return await asyncio.to_thread(in_netns, f"/proc/self/fd/{fd}", look)
+
+
+def _words(text: str) -> list[str]:
+    """A table's text in the way nft lists it: newer ones have names for priorities."""
+    return text.replace("priority dstnat", "priority -100").replace(";", " ").split()
+
+
 async def clear(fd: int) -> None:
     """Take it away; fine if it is not there."""
     text = f"table {TABLE}\ndelete table {TABLE}\n"

@@ -197,8 +197,8 @@ class Netlink(Routing):
 
     @in_thread
     async def set_link(self, index: int, /, **what: object) -> None:
-        """Change `ifalias`, `state` (up, down), `mtu`, `master`, `address` of a device."""
-        unknown = what.keys() - {"ifalias", "state", "mtu", "master", "address"}
+        """Change `ifalias`, `ifname`, `state` (up, down), `mtu`, `master`, `address`."""
+        unknown = what.keys() - {"ifalias", "ifname", "state", "mtu", "master", "address"}
         if unknown:  # pyroute2 would drop it
             raise TypeError(f"set_link: {unknown}")
         await request(self._route.link("set", index=index, **what))

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from agent.datapath.applier import Applier, prepare
-from agent.datapath.backlog import Backlog, Failures, Key, add_rows
+from agent.datapath.backlog import Backlog, Failures, Key, Passing, add_rows
 from agent.datapath.cleanup import remove_everything
 from agent.datapath.drift import Drift
 from agent.datapath.look import Look
@@ -35,6 +35,8 @@ log = structlog.get_logger()
 AUDIT_INTERVAL = 20.0  # s; in which every network is compared whole once, one after the other
 REPORT_INTERVAL = 1.0  # s between two reports of repairs
 REFUSALS_INTERVAL = 5.0  # s between two looks at what the guards dropped, 1 ms each
+PASSES_WITHIN = 3.0  # s; a namespace that is gone is taken apart some tens of ms later
+LOOK_INTERVAL = 0.02  # s
 HOST = 0  # among VNIs: what there is once a host
 DATA_PORT = 4789  # RFC 7348
 
@@ -139,23 +141,34 @@ class Reconciler:
         """Return when all that was touched before this call has been attempted.
 
         Raises the VxmeshError of `endpoint`'s port, or of the network that it is in, if the
-        last attempt at it failed.
+        last attempt at it failed. What is about to pass is waited for, here and not in the one
+        task: the next attempts come by themselves.
         """
-        if self._stopped:
-            raise _stopping()
-        if self._backlog or self._busy:
-            future = asyncio.get_running_loop().create_future()
-            (self._next if self._backlog else self._current).append(future)
-            await future
-        if endpoint is None:
-            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PASSES_WITHIN
+        while True:
+            if self._stopped:
+                raise _stopping()
+            if self._backlog or self._busy:
+                future = loop.create_future()
+                (self._next if self._backlog else self._current).append(future)
+                await future
+            error = self._failure_of(endpoint) if endpoint else None
+            if error is None:
+                return
+            if not isinstance(error, Passing) or loop.time() > deadline:
+                raise type(error)(error.what, error.why, error.fix)
+            await asyncio.sleep(LOOK_INTERVAL)
+
+    def _failure_of(self, endpoint: str) -> VxmeshError | None:
         for (kind, vni, port), error in self._failures.items().items():
             whole = kind in ("bridge", "rows")
             network = (self._desired.bridge(vni) or self._desired.lan(vni)) if whole else None
             if port == endpoint or (network and endpoint in network.ports):
-                raise type(error)(error.what, error.why, error.fix)
+                return error
             if kind == "wireguard" and self._is_encrypted(endpoint):
-                raise type(error)(error.what, error.why, error.fix)
+                return error
+        return None
 
     def _is_encrypted(self, endpoint: str) -> bool:
         return any(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Collection
 
 import structlog
 
@@ -23,6 +24,8 @@ from agent.model import format_mac
 log = structlog.get_logger()
 
 MARK = "vxmesh:"  # how the alias of what is ours begins
+ENDPOINT_MARK = f"{MARK}ep:"
+SHARING = ("macvlan", "ipvlan")  # kinds of device whose other side is the host's own
 LOOPBACK = 1  # the index of lo in every network namespace
 DEFAULT = {False: "0.0.0.0/0", True: "::/0"}
 
@@ -111,29 +114,54 @@ async def furnish(fd: int, port: Port, mtu: int, peer: int, old: Port | None = N
     """
     path = f"/proc/self/fd/{fd}"
     async with Netlink(path) as box:
-        link = await box.link(port.ifname)
-        if link is None or not _is_ours(link, port, peer):
+        link = await _find(box, port, peer)
+        if link is None:
             raise LookupError(port.ifname)
+        changes = await _name(box, link, port)
         sysctls = _sysctls(port)
         if sysctls:
             await asyncio.to_thread(namespaces.set_sysctls, path, sysctls)
-        changes = await _addresses(box, link, port, old)
+        changes += await _addresses(box, link, port, old)
         changes += await _link(box, link, port, mtu)
         return changes + await _routes(box, link, port, old)
 
 
 @in_thread
 async def remove(port: Port, peer: int) -> None:
-    """Delete an interface that shares the device with index `peer`; fine if it is gone."""
+    """Delete an interface that shares the device with index `peer`, whatever it is called by now;
+    fine if it is gone."""
     try:
         fd = open_netns(port)
     except VxmeshError:
         return  # with its namespace it went
     try:
         async with Netlink(f"/proc/self/fd/{fd}") as box:
-            link = await box.link(port.ifname)
-            if link is not None and _is_ours(link, port, peer):
+            for link in await box.links():
+                marked = link.kind == port.kind and link.alias == _mark(port)
+                if marked or (link.name == port.ifname and _is_ours(link, port, peer)):
+                    await box.delete_link(link.index)
+    finally:
+        os.close(fd)
+
+
+@in_thread
+async def sweep(port: Port, wanted: Collection[str]) -> int:
+    """Delete what bears our mark in the namespace of `port`, shares a device of the host's and is
+    none of the `wanted` endpoints'; how many there were. NotFound, Invalid, OSError."""
+    keep = {f"{ENDPOINT_MARK}{endpoint}" for endpoint in wanted}
+    fd = open_netns(port)
+    try:
+        async with Netlink(f"/proc/self/fd/{fd}") as box:
+            left = [
+                link
+                for link in await box.links()
+                if link.kind in SHARING
+                and link.alias.startswith(ENDPOINT_MARK)
+                and link.alias not in keep
+            ]
+            for link in left:
                 await box.delete_link(link.index)
+            return len(left)
     finally:
         os.close(fd)
 
@@ -146,7 +174,33 @@ async def mark(fd: int, port: Port) -> None:
 
 
 def _mark(port: Port) -> str:
-    return f"{MARK}ep:{port.endpoint}"
+    return f"{ENDPOINT_MARK}{port.endpoint}"
+
+
+async def _find(box: Netlink, port: Port, peer: int) -> Link | None:
+    """The interface of a port, by its mark if it has one: its name is the workload's to change."""
+    if port.kind in SHARING:
+        for link in await box.links():
+            if link.alias == _mark(port) and _is_ours(link, port, peer):
+                return link
+    named = await box.link(port.ifname)
+    return named if named is not None and _is_ours(named, port, peer) else None
+
+
+async def _name(box: Netlink, link: Link, port: Port) -> int:
+    """Give an interface its name back. LookupError if this kernel would have it down for that
+    (before Linux 6.2), so that it is to be made anew."""
+    if link.name == port.ifname:
+        return 0
+    try:
+        await box.set_link(link.index, ifname=port.ifname)
+    except FileExistsError:
+        raise taken(port) from None
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise LookupError(port.ifname) from None
+    return 1
 
 
 def _is_ours(link: Link, port: Port, peer: int) -> bool:

@@ -168,11 +168,12 @@ class Endpoints(Networks):
         return done
 
     def _are_whole(self, network: Network, specs: Sequence[EndpointSpec]) -> bool:
-        """Whether there is nothing to choose for any of them, and no service or gateway of the
-        network is in their way."""
-        addresses = self.addresses[network.id]
+        """Whether there is nothing to choose for any of them, and no service, gateway or host
+        of the network is in their way."""
+        addresses, hosts = self.addresses[network.id], self._hosts_on(network)
         return (
             bool(specs)
+            and not (hosts and any(a in hosts for a in _addresses(specs)))
             and not self.services.of(network.id)
             and all(spec.mac and spec.addresses for spec in specs)
             and not addresses.space.reserves_any(_addresses(specs))

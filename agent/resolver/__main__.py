@@ -35,6 +35,7 @@ from agent.resolver.sockets import (
     share,
 )
 from agent.resolver.workers import Sockets, Workers
+from agent.syscalls import raise_file_limit
 
 LOCK_SECONDS = 3.0  # the one before may be about to end
 # Answers from what was known are better than none, for as long as a start and a first feed take.
@@ -209,6 +210,7 @@ def main() -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    raise_file_limit()  # each sandbox on a wire costs three
     try:
         lock = _lock(Path(args.run_dir))
         try:

@@ -97,6 +97,7 @@ class Server:
         self._connections: Counter[bytes] = Counter()
         self._servers: list[asyncio.Server] = []
         self._started = False
+        self._starting = asyncio.Lock()
         self._waiting: FairQueue[tuple[socket.socket, Datagram]] = FairQueue(
             QUESTIONS_PER_SOURCE_MAX
         )
@@ -139,12 +140,13 @@ class Server:
 
     async def start(self) -> None:
         """Begin to read questions. A second call does nothing."""
-        if self._started:
-            return
-        self._started = True
-        await self._listen(self._datagrams, self._tcp)
-        for key, room in self._rooms.items():
-            await self._listen_in(key, room)
+        async with self._starting:
+            if self._started:
+                return
+            await self._listen(self._datagrams, self._tcp)
+            for key, room in list(self._rooms.items()):
+                await self._listen_in(key, room)
+            self._started = True
 
     async def _listen(self, udp: Sequence[Datagrams], tcp: Sequence[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
@@ -159,11 +161,12 @@ class Server:
 
     async def adopt(self, udp: Sequence[socket.socket], tcp: Sequence[socket.socket]) -> None:
         """Answer on these as well."""
-        self._udp, self._tcp = (*self._udp, *udp), (*self._tcp, *tcp)
-        more = [Datagrams(sock) for sock in udp]
-        self._datagrams += more
-        if self._started:
-            await self._listen(more, tcp)
+        async with self._starting:
+            self._udp, self._tcp = (*self._udp, *udp), (*self._tcp, *tcp)
+            more = [Datagrams(sock) for sock in udp]
+            self._datagrams += more
+            if self._started:
+                await self._listen(more, tcp)
 
     async def enter(
         self, key: bytes, udp: Sequence[socket.socket], tcp: Sequence[socket.socket]
@@ -177,15 +180,20 @@ class Server:
             for sock in tcp
         ]
         room = self._rooms[key] = _Room([Datagrams(sock) for sock in udp], servers, set())
-        if self._started:
-            await self._listen_in(key, room)
+        async with self._starting:
+            if self._started:
+                await self._listen_in(key, room)
 
     async def _listen_in(self, key: bytes, room: _Room) -> None:
+        """Read there, unless it is left: before, or while this waits."""
         loop = asyncio.get_running_loop()
+        if self._rooms.get(key) is not room:
+            return
         for datagrams in room.udp:
             loop.add_reader(datagrams.sock, self._drain, datagrams, key)
         for server in room.tcp:
-            await server.start_serving()
+            if self._rooms.get(key) is room:
+                await server.start_serving()
 
     def leave(self, key: bytes) -> None:
         """Answer there no more: sockets and connections are closed, for they hold the sandbox."""

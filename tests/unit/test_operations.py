@@ -6,14 +6,17 @@ import asyncio
 import random
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from agent.core.addresses import Range
 from agent.core.replica import Delta, Record
 from agent.errors import Conflict, InUse, NotFound
-from agent.model import HANDED_OUT, Endpoint, Network, Node, Sandbox, encode
+from agent.lanmodel import HOST_SIDE
+from agent.model import HANDED_OUT, Endpoint, Network, Node, Publish, Sandbox, encode
 from agent.node import NodeState
 from agent.operations import Operations
+from agent.plan import Plan
 from agent.requests import EndpointSpec, parse_endpoint, parse_network
 
 
@@ -92,6 +95,52 @@ async def test_a_sandbox_is_connected_and_disconnected_by_order() -> None:
     assert node.sandboxes[BOX].endpoints == (), "and its workload lives"
     again = await operations.create_endpoint("db", parse_endpoint("box"), sandbox="box")
     assert (node.sandboxes[BOX].ifnames, node.sandboxes[BOX].default) == (("eth0",), again.id)
+
+
+async def test_a_network_on_the_wire_does_not_take_published_ports_their_way() -> None:
+    node, operations = make()
+    lan = parse_network(
+        "lan", driver="macvlan", subnets=["10.3.0.0/24"], options={"parent": "eth0"}
+    )
+    node.create_network(lan)
+    box = msgspec.structs.replace(node.sandboxes[BOX], publishes=(Publish(8080, 80),))
+    node.put_sandbox(box)
+    first = await operations.create_endpoint("web", parse_endpoint("box"), sandbox=BOX)
+    with pytest.raises(Conflict, match="has published ports, which would end if network lan"):
+        await operations.create_endpoint("lan", parse_endpoint("box", priority=1), sandbox=BOX)
+    assert node.sandboxes[BOX].endpoints == (first.id,)
+    assert [m.name for m in node.members[first.network].local.values()] == ["box"]
+    beside = await operations.create_endpoint("lan", parse_endpoint("box"), sandbox=BOX)
+    assert node.sandboxes[BOX].endpoints == (first.id, beside.id)
+    assert [f.address for f in Plan(node).forwards()] == ["10.1.0.2"]
+    await operations.remove_endpoints([first.id, beside.id])
+    await operations.create_endpoint("lan", parse_endpoint("box", priority=1), sandbox=BOX)
+    assert node.sandboxes[BOX].default, "there was none to lose"
+
+
+async def test_the_hosts_own_interface_does_not_outlive_a_workload_that_ends_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node, operations = make()
+    options = {"parent": "eth0", "host-interface": "true"}
+    lan = parse_network("lan", driver="macvlan", subnets=["10.3.0.0/24"], options=options)
+    lan_id = node.create_network(lan).id
+    allocate, ends = operations.allocate, False
+
+    async def slow(network: str, spec: EndpointSpec, sandbox: str) -> Endpoint:
+        if sandbox == HOST_SIDE and ends:
+            operations.drop_sandbox(BOX)  # while another node is asked for an address
+        return await allocate(network, spec, sandbox)
+
+    monkeypatch.setattr(operations, "allocate", slow)
+    made = await operations.create_endpoint("lan", parse_endpoint("box"), sandbox=BOX)
+    assert node.host_side(lan_id)
+    await operations.remove_endpoints([made.id])
+    assert node.host_side(lan_id) is None
+    ends = True
+    with pytest.raises(NotFound, match="has ended meanwhile"):
+        await operations.create_endpoint("lan", parse_endpoint("box"), sandbox=BOX)
+    assert node.host_side(lan_id) is None and not node.members[lan_id].local
 
 
 async def test_a_container_of_dockers_is_connected_by_docker_alone() -> None:

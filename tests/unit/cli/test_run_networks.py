@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from agent.cli.run import _parse_macs, _split
+from agent.cli.run import _is_hosts, _parse_macs, _split
 from agent.errors import Invalid
 
 
 def test_networks_are_given_by_flags_commas_or_both() -> None:
     assert _split(["a", "b,c", ",d,"]) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("text", ["host", "Host", "HOST,web"])
+def test_the_hosts_own_stack_is_meant_in_whatever_letters(text: str) -> None:
+    assert _is_hosts(_split([text]))
+    assert not _is_hosts(_split([f"web,{text}"])) and not _is_hosts([])
 
 
 def test_a_mac_is_that_of_the_only_network_or_says_of_which() -> None:

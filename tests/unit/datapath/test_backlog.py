@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from agent.datapath import backlog
-from agent.datapath.backlog import Backlog, Failures, Key, add_rows
+from agent.datapath import backlog, reconciler
+from agent.datapath.backlog import Backlog, Failures, Key, Passing, add_rows
+from agent.drivers.base import DesiredState
 from agent.errors import Conflict, VxmeshError
 
 PORT: Key = ("port", 7, "00000000000000e1")
@@ -44,6 +48,41 @@ async def test_delays_double_up_to_the_most() -> None:
         seen.append(round(failures._failures[PORT].timer.when() - now, 1))
     assert seen == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
     failures.clear()
+
+
+async def test_what_is_about_to_pass_is_tried_again_soon() -> None:
+    failures = Failures(lambda key: None)
+    loop, seen = asyncio.get_running_loop(), []
+    for _ in range(12):
+        now = loop.time()
+        failures.failed(PORT, Passing("MAC", "is another's"))
+        seen.append(round(failures._failures[PORT].timer.when() - now, 2))
+    assert seen[:4] == [0.02, 0.04, 0.08, 0.16] and seen[-1] == 30
+    failures.clear()
+
+
+async def test_who_waits_for_a_port_waits_for_what_is_about_to_pass(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    none = cast(DesiredState, SimpleNamespace(bridges=dict))
+    made = reconciler.Reconciler(none, tmp_path)
+    key: Key = ("port", 7, "e")
+    made._failures.failed(key, Passing("MAC", "is another's"))
+    waiting = asyncio.create_task(made.settle("e"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    made._failures.succeeded(key)
+    made._backlog = Backlog()
+    await waiting
+    made._failures.failed(key, Conflict("device", "is there"))
+    with pytest.raises(Conflict, match="is there"):
+        await made.settle("e")
+    monkeypatch.setattr(reconciler, "PASSES_WITHIN", -1.0)
+    made._failures.failed(key, Passing("MAC", "is another's"))
+    with pytest.raises(Conflict, match="is another's"):
+        await made.settle("e")
+    made._failures.clear()
 
 
 async def test_the_next_attempt_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from agent.datapath.lans import Lans
+from agent.datapath import sandbox
+from agent.datapath.backlog import Failures, Key, Passing
+from agent.datapath.lanapplier import LanApplier
+from agent.datapath.lans import VLAN_MARK, Lans
 from agent.datapath.netlink import Link, Netlink
-from agent.drivers.base import HostSide, Lan, Port
+from agent.datapath.repairs import Repairs
+from agent.drivers.base import DesiredState, HostSide, Lan, Port
 from agent.errors import Conflict, NotFound, Unsupported
 
 PLAIN = Link(
@@ -25,14 +31,20 @@ LAN = Lan("1" * 16, "lan", 7, "macvlan", "bridge", "eth1.20", "eth1", 20, 0)
 NETNS = "/proc/self/ns/net"
 
 
+class Killed(BaseException):
+    """The agent was, there."""
+
+
 class Kernel:
     """The devices of a host, and of the one sandbox there is."""
 
     def __init__(self, *names: str, lacks: Collection[str] = ()) -> None:
         self.devices: dict[str, Link] = {}
         self.lacks = lacks
+        self.dies_at_once = False  # the agent, once there is a VLAN
         self.inside: list[tuple[Any, ...]] = []
         self.gone: list[str] = []
+        self.calls_left = 0  # of set_link, until the agent is killed
         for name in names:
             self._put(name)
 
@@ -52,7 +64,11 @@ class Kernel:
     async def add_vlan(self, name: str, trunk: int, vlan: int) -> None:
         if "vlan" in self.lacks:
             raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        if any((d.kind, d.peer) == ("vlan", trunk) for d in self.devices.values()):
+            raise FileExistsError  # it knows of one VLAN only
         self._put(name, kind="vlan", peer=trunk, up=False)
+        if self.dies_at_once:
+            raise Killed
 
     async def add_sharing(
         self, kind: str, mode: str, name: str, parent: int, netns: int, mtu: int, mac: str = ""
@@ -64,8 +80,13 @@ class Kernel:
     async def set_link(self, index: int, /, **what: Any) -> None:
         [name] = [n for n, link in self.devices.items() if link.index == index]
         changed = {"up": what.pop("state") == "up"} if "state" in what else {}
+        changed |= {"name": what.pop("ifname")} if "ifname" in what else {}
         changed |= {"alias": what.pop("ifalias")} if "ifalias" in what else {}
-        self.devices[name] = dataclasses.replace(self.devices[name], **changed, **what)
+        link = dataclasses.replace(self.devices.pop(name), **changed, **what)
+        self.devices[link.name] = link
+        self.calls_left -= 1
+        if not self.calls_left:
+            raise Killed
 
     async def delete_link(self, index: int) -> None:
         [name] = [n for n, link in self.devices.items() if link.index == index]
@@ -81,11 +102,31 @@ class Furnished:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
+        self.is_taken = False  # its MAC, on the parent
 
     async def __call__(self, fd: int, port: Port, mtu: int, peer: int, old: Port | None) -> int:
+        if self.is_taken:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
         if not any(made[2] == port.ifname for made in self._kernel.inside):
             raise LookupError(port.ifname)
         return 0
+
+
+@pytest.fixture(autouse=True)
+def inside(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What is done in the stand-in's sandbox, which is this process's own namespace: nothing."""
+    done: Counter[str] = Counter()
+
+    def stand_in(name: str) -> Callable[..., Coroutine[None, None, int]]:
+        async def call(*_: object) -> int:
+            done[name] += 1
+            return 0
+
+        return call
+
+    for name in ("sandbox.mark", "sandbox.remove", "nameway.furnish", "nameway.clear"):
+        monkeypatch.setattr(f"agent.datapath.{name}", stand_in(name))
+    return done
 
 
 def _lans(kernel: Kernel) -> Lans:
@@ -112,6 +153,32 @@ async def test_a_vlan_is_made_on_demand_shared_and_removed_when_unused() -> None
     await lans.remove(other.vni)
     await lans.sweep([])
     assert kernel.gone == ["eth1.20"]
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 3])
+async def test_a_vlan_that_was_made_half_is_nobodys_for_ever(calls: int) -> None:
+    """The agent is killed after that many steps with a new sub-interface."""
+    for swept in (True, False):
+        kernel = Kernel("eth1")
+        kernel.dies_at_once, kernel.calls_left = calls == 0, calls
+        with pytest.raises(Killed):
+            await _lans(kernel).ensure(LAN)
+        kernel.dies_at_once = False
+        lans = _lans(kernel)
+        if swept:
+            await lans.sweep([])
+            assert list(kernel.devices) == ["eth1"], "no network wants it any more"
+        await lans.ensure(LAN)
+        made = kernel.devices["eth1.20"]
+        assert set(kernel.devices) == {"eth1", "eth1.20"} and made.up and made.alias == VLAN_MARK
+
+
+async def test_a_vlan_under_another_name_is_said() -> None:
+    kernel = Kernel("eth1")
+    await kernel.add_vlan("mine", kernel.devices["eth1"].index, 20)
+    with pytest.raises(Conflict, match=r"VLAN 20 of device eth1: has a sub-interface of another"):
+        await _lans(kernel).ensure(LAN)
+    assert set(kernel.devices) == {"eth1", "mine"}
 
 
 async def test_a_vlan_that_is_the_users_is_used_and_left() -> None:
@@ -154,22 +221,93 @@ async def test_more_than_the_parents_mtu_is_refused() -> None:
 
 
 @pytest.mark.parametrize("mode", ["l2", "l3"])
-async def test_an_ipvlan_interface_is_made_in_its_mode_without_a_mac(
-    mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_ipvlan_interface_is_made_in_its_mode_without_a_mac(mode: str) -> None:
     kernel = Kernel("eth1")
     lans = _lans(kernel)
-
-    async def mark(fd: int, port: Port) -> None:
-        """The stand-in's sandbox is this process's own namespace: nothing is to be done there."""
-
-    monkeypatch.setattr("agent.datapath.sandbox.mark", mark)
     await lans.ensure(dataclasses.replace(LAN, kind="ipvlan", mode=mode, parent="eth1", vlan=0))
     await lans.attach(7, _port("ipvlan"))
     parent = kernel.devices["eth1"].index
     assert kernel.inside == [("ipvlan", mode, "eth0", parent, 1500, "")]
     await lans.attach(7, _port("ipvlan"))
     assert len(kernel.inside) == 1, "it is there"
+
+
+async def test_a_mac_that_is_not_free_yet_is_said_at_once_and_leaves_nothing(
+    inside: Counter[str],
+) -> None:
+    kernel = Kernel("eth1")
+    furnished = Furnished(kernel)
+    lans = Lans(cast(Netlink, kernel), NETNS, furnished)
+    await lans.ensure(dataclasses.replace(LAN, parent="eth1", vlan=0))
+    kernel.inside.append(("macvlan", "bridge", "eth0"))
+    furnished.is_taken = True
+    with pytest.raises(Passing, match=r"MAC 02:.*: is that of another interface on eth1\. Give"):
+        await lans.attach(7, _port("macvlan", b"\x02\0\0\0\0\x05"))
+    assert not lans.held[7].ports
+    furnished.is_taken = False
+    await lans.attach(7, _port("macvlan", b"\x02\0\0\0\0\x05"))
+    assert list(lans.held[7].ports) == ["a" * 16]
+
+
+async def test_an_interface_that_could_not_be_deleted_is_known_on(
+    monkeypatch: pytest.MonkeyPatch, inside: Counter[str]
+) -> None:
+    lans = _lans(Kernel("eth1"))
+    lan = dataclasses.replace(LAN, parent="eth1", vlan=0)
+    await lans.ensure(lan)
+    await lans.attach(7, _port("macvlan"))
+    delete = sandbox.remove
+
+    async def refuse(port: Port, peer: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("agent.datapath.sandbox.remove", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        await lans.prune(7, ())
+    with pytest.raises(OSError, match="Too many"):
+        await lans.remove(7)
+    assert list(lans.held[7].ports) == ["a" * 16]
+    monkeypatch.setattr("agent.datapath.sandbox.remove", delete)
+    before = inside["sandbox.remove"]
+    await lans.remove(7)
+    assert not lans.held and not lans.asked
+    assert inside["sandbox.remove"] == before + 1 and inside["nameway.clear"] == 1
+
+
+async def test_a_failure_to_furnish_does_not_forget_what_is_there() -> None:
+    kernel = Kernel("eth1")
+    furnished = Furnished(kernel)
+    lans = Lans(cast(Netlink, kernel), NETNS, furnished)
+    await lans.ensure(dataclasses.replace(LAN, parent="eth1", vlan=0))
+    port = _port("macvlan", b"\x02\0\0\0\0\x05")
+    await lans.attach(7, port)
+    furnished.is_taken = True
+    with pytest.raises(Passing):
+        await lans.attach(7, dataclasses.replace(port, gateways=("10.0.0.1",)))
+    assert lans.held[7].ports == {port.endpoint: port}
+
+
+async def test_what_a_network_that_cannot_be_made_has_in_sandboxes_is_taken_away(
+    inside: Counter[str],
+) -> None:
+    lans = _lans(Kernel("eth0"))
+    port = _port("macvlan")
+    lan = dataclasses.replace(LAN, parent="eth1", vlan=0, ports={port.endpoint: port})
+    desired = SimpleNamespace(lan=lambda vni: lan, lans=lambda: {7: lan})
+    failures = Failures(lambda key: None)
+    applier = LanApplier(cast(DesiredState, desired), lans, failures, Repairs(), _attempt)
+    with pytest.raises(NotFound):
+        await applier.apply(7)
+    before = inside.copy()
+    assert not lans.held and before["sandbox.remove"] == 0
+    lan = dataclasses.replace(lan, ports={})
+    with pytest.raises(NotFound):
+        await applier.apply(7)
+    assert inside["sandbox.remove"] == 1 and not lans.asked
+
+
+async def _attempt(key: Key, work: Coroutine[Any, Any, None]) -> None:
+    await work
 
 
 async def test_a_device_of_somebody_elses_is_never_the_hosts_interface() -> None:

@@ -141,6 +141,13 @@ def test_a_hosts_own_address_is_nobodys() -> None:
     assert made.addresses == (b"\x0a\0\0\2",), "10.0.0.1 is n1's"
     with pytest.raises(Conflict, match=r"address 10.0.0.1: is that of host n1 itself"):
         node.create_endpoint(lan.id, EndpointSpec("two", addresses=(b"\x0a\0\0\1",)))
+    many = [
+        EndpointSpec(f"e{n}", mac=b"\2\0\0\0\0" + bytes([n]), addresses=(b"\x0a\0\0" + bytes([n]),))
+        for n in (9, 1)
+    ]
+    with pytest.raises(Conflict, match=r"address 10.0.0.1: is that of host n1 itself"):
+        node.reserve(lan.id, many)
+    assert [e.name for e in node.reserve(lan.id, many[:1])] == ["e9"]
 
 
 def test_it_has_no_bridge_and_closes_no_agent() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -79,6 +82,25 @@ async def test_what_is_asked_before_the_start_is_answered_then() -> None:
     for answered in await asyncio.gather(*asking):
         assert answered.answer
     made.leave(KEY)
+    await made.close()
+
+
+async def test_a_sandbox_may_end_and_another_come_while_the_server_starts() -> None:
+    made = _server()
+    ports = [await _enter(made, key) for key in (KEY, OTHER, b"sandbox 3")]
+    starting = asyncio.create_task(made.start())
+    await asyncio.sleep(0)  # it listens in the first, and waits
+    made.leave(OTHER)
+    made.names.put_view(b"sandbox 4", (NET,))
+    late = asyncio.create_task(_enter(made, b"sandbox 4"))
+    await asyncio.gather(starting, made.start())
+    for tcp in (False, True):
+        assert (await _ask(ports[0], tcp=tcp)).answer
+        assert (await _ask(await late, tcp=tcp)).answer, "it came meanwhile"
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(HERE, ports[1])
+    for key in (KEY, b"sandbox 3", b"sandbox 4"):
+        made.leave(key)
     await made.close()
 
 
@@ -167,3 +189,55 @@ async def test_another_one_at_its_place_is_not_entered(
     await made.alter([], [View(KEY, (NET,), _place(workload, **other))])
     assert not entered.keys
     await made.alter([KEY], [])
+
+
+async def test_what_could_not_be_entered_is_tried_again_while_it_is_wanted(
+    entered: Entered, workload: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    def full(*_: object, **__: object) -> tuple[list[socket.socket], list[socket.socket]]:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return [], []
+
+    monkeypatch.setattr(rooms, "open_sockets", full)
+    monkeypatch.setattr(rooms, "RETRY_FIRST", 0.001)
+    made = Rooms(cast(Server, entered))
+    await made.alter([], [View(KEY, (NET,), _place(workload))])
+    assert not entered.keys
+    await until(lambda: entered.keys == {KEY})
+    await made.alter([KEY], [])
+    tries = -1000
+    await made.alter([], [View(OTHER, (NET,), _place(workload))])
+    await made.alter([OTHER], [])
+    await until(lambda: not made._tries)
+    assert tries < -990 and not entered.keys
+
+
+async def test_entering_does_not_hold_up_the_others(
+    entered: Entered, workload: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on = threading.Event()
+
+    def slow(*_: object, **__: object) -> tuple[list[socket.socket], list[socket.socket]]:
+        assert going_on.wait(10), "the loop waits for us"
+        return [], []
+
+    monkeypatch.setattr(rooms, "open_sockets", slow)
+    made = Rooms(cast(Server, entered))
+    altering = asyncio.create_task(made.alter([], [View(KEY, (NET,), _place(workload))]))
+    await asyncio.sleep(0)
+    made.close()  # while it is being entered
+    going_on.set()
+    await altering
+    assert not entered.keys
+
+
+def test_as_many_files_as_may_be() -> None:
+    told = "import resource as r; from agent.syscalls import raise_file_limit as f; "
+    told += "r.setrlimit(r.RLIMIT_NOFILE, (64, 512)); print(f(), r.getrlimit(r.RLIMIT_NOFILE))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout == "512 (512, 512)\n"
