@@ -149,7 +149,7 @@ class Naming:
         name, aliases = names_of(container, attached)
         labels = self._labels(container) | {LABEL: docker}
         services = self._node.services
-        asked = labels.get(SERVICE, "").lower()  # that name is the service's own, once it is made
+        asked = labels.get(SERVICE, "")  # that name is the service's own, once it is made
         aliases = [a for a in aliases if a != asked and not services.named(network, a)]
         names = [name, f"{name[:50].strip('-')}-{docker[:SHORT]}"]
         for wanted in names[name == asked :]:
@@ -160,10 +160,12 @@ class Naming:
 
     def _labels(self, container: Mapping[str, Any]) -> dict[str, str]:
         """A container's labels as far as they are such as ours may be, to select services' backends
-        by; and its id."""
+        by; and its id. A service's name is lower case, as names in DNS are."""
         found: dict[str, str] = {}
         for key, value in ((container.get("Config") or {}).get("Labels") or {}).items():
             if not str(key).startswith(TOOLS) and len(found) < LABELS_MAX - 2:
                 with contextlib.suppress(Invalid):
                     found |= parse_labels({str(key): str(value)})
+        if SERVICE in found:
+            found[SERVICE] = found[SERVICE].lower()
         return found | {WORKLOAD: str(container["Id"])[:SHORT]}

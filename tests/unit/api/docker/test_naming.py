@@ -9,9 +9,11 @@ import pytest
 
 from agent.api.docker.bindings import Bindings, Bound
 from agent.api.docker.engine import Engine
+from agent.api.docker.labelled import Labelled
 from agent.api.docker.naming import Naming, health_of, label_from, names_of
 from agent.errors import Invalid
 from agent.model import WORKLOAD, Endpoint
+from agent.serviceops import ServiceOperations
 from tests.unit.api.docker.conftest import Caller
 
 NET, CONTAINER = "c" * 64, "d" * 64
@@ -28,6 +30,11 @@ def test_a_label_like_a_name(name: str, label: str) -> None:
 def test_nothing_of_a_name_is_a_label() -> None:
     with pytest.raises(Invalid):
         label_from("__")
+
+
+class Nobody:
+    def live_nodes(self) -> list[str]:
+        return []
 
 
 def container(name: str, endpoint: str, *aliases: str, **labels: str) -> dict[str, Any]:
@@ -83,6 +90,25 @@ async def test_names_labels_and_a_name_that_is_taken(engine: Caller) -> None:
     assert {"db", "other"} == {
         e.name for m in engine.node.members.values() for e in m.local.values()
     }
+
+
+async def test_capitals_in_a_services_name_are_lowered(
+    engine: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = "1" * 64
+    naming = await endpoints(engine, one)
+    asks = {"vxmesh.service": "Api", "vxmesh.port": "80"}
+    await naming.take(container("db", one, "api", **asks))
+    assert "api" not in named(engine, one).aliases  # it is the service's
+    operations = ServiceOperations(engine.node, None, Nobody(), engine.operations.done)  # type: ignore[arg-type]
+    services = Labelled(engine.node, operations)
+    assert await services._once() is None
+    (service,) = engine.node.services.all()
+    (row,) = engine.node.backends_of(service, 1000.0)
+    assert row.endpoint.id == named(engine, one).id
+    monkeypatch.setattr("agent.api.docker.labelled.GRACE", 0.0)
+    assert await services._once() is None  # it is asked for, so it stays
+    assert [s.id for s in engine.node.services.all()] == [service.id]
 
 
 async def test_who_is_gone_or_not_ours_is_passed_over(engine: Caller) -> None:
