@@ -21,9 +21,11 @@ from agent.lanmodel import (
     is_on_lan,
 )
 from agent.model import (
+    BRIDGE,
     HANDED_OUT,
     HOST,
     NONE,
+    OVERLAY,
     PREDEFINED,
     Endpoint,
     Network,
@@ -257,12 +259,7 @@ class SandboxOperations(InterfaceOperations):
         """
         found = self.node.find_network(network)
         await self.check_encryption(found.encrypted, f"network {network}")
-        if is_on_lan(found):
-            raise Unsupported(
-                f"network {network}",
-                f"is of driver {found.driver}, whose interfaces cannot be handed out",
-                "Use the engine's own driver of that name",
-            )
+        self.check_handed_out(found)
         id = self._id()
         sandbox = Sandbox(
             id=id,
@@ -277,6 +274,25 @@ class SandboxOperations(InterfaceOperations):
         endpoint = await self.attach(sandbox, found, spec, ifname)
         await self.done()
         return endpoint, ifname
+
+    def check_handed_out(self, network: Network) -> None:
+        """Unsupported if interfaces in `network` cannot be made in the host's namespace and moved
+        by somebody else: on the hosts' wire, a plugin's, which would be furnished there, and those
+        of a bridge on another node."""
+        if network.driver == OVERLAY:
+            return
+        if network.driver != BRIDGE:
+            raise Unsupported(
+                f"network {network.name}",
+                f"is of driver {network.driver}, whose interfaces cannot be handed out",
+                "Use an overlay network, or the engine's own driver of that name",
+            )
+        if network.creator != self.node.me:
+            raise Unsupported(
+                f"network {network.name}",
+                "is a bridge on another node alone",
+                "Use an overlay network, or do it on that node",
+            )
 
     async def moved(self, endpoint: str, netns: str) -> None:
         """The interface of an endpoint that was handed out is in the namespace at path `netns` by

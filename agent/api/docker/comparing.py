@@ -15,7 +15,7 @@ from typing import Any
 from agent.api.docker.bindings import Bound
 from agent.api.docker.bodies import FOLLOWS, NETWORK
 from agent.errors import Invalid
-from agent.model import BRIDGE, LABEL_BYTES_MAX, LABELS_MAX, Network, parse_labels
+from agent.model import LABEL_BYTES_MAX, LABELS_MAX, OVERLAY, Network, parse_labels
 
 PLUGIN = "vxmesh"  # as engines call us
 NAME = "docker.network"  # label of ours: what engines call it; such a network is on all hosts
@@ -77,7 +77,7 @@ def compare(
     has.update(held.network for id, held in means.items() if id not in steps.forget)
     for id in sorted(ours.keys() - has - set(steps.gone)):
         name = ours[id].labels.get(NAME)
-        if name and ours[id].driver != BRIDGE:
+        if name and ours[id].driver == OVERLAY:
             name = f"{name}-{id[:SHORT]}" if name in taken else name
             if name not in taken:
                 steps.create.append((ours[id], name))

@@ -79,6 +79,7 @@ class Driver:
         wanted = given.pop(NETWORK, "")
         if wanted:
             network = self.node.find_network(wanted)
+            self._operations.check_handed_out(network)
             for pool in pools:
                 _check_pool(network, pool)
             self._bindings.put(asked.id, Bound(network.id, made=bool(given.get(FOLLOWS))))

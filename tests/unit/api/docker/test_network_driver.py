@@ -12,7 +12,12 @@ from typing import Any
 
 import pytest
 
+from agent.api.docker.bindings import Bound
+from agent.core.replica import Delta, Record
 from agent.errors import Conflict
+from agent.model import Network, encode
+from agent.node import NodeState
+from agent.requests import parse_network
 from tests.unit.api.docker.conftest import Caller
 
 NET, EP = "c" * 64, "e" * 64
@@ -236,3 +241,41 @@ async def test_a_network_that_is_tied_goes_only_if_it_follows(
     assert made == {}
     assert await engine.call("NetworkDriver.DeleteNetwork", NetworkID=other) == {}
     assert len(list(engine.node.catalogue.all())) == left
+
+
+OTHER = "b" * 16
+
+
+def foreign(node: NodeState, driver: str, creator: str) -> Network:
+    """A network of `driver` that `creator` made, known here."""
+    found = Network("f" * 16, "theirs", driver, ("10.5.0.0/24",), ("10.5.0.1",), "", 77, 0,
+                    False, False, {}, {}, 1.0, creator, 1, False, 1)  # fmt: skip
+    assert node.merge(Delta(creator, 0, 1, [Record("w/" + found.id, 1, encode(found))]))
+    return node.find_network("theirs")
+
+
+@pytest.mark.parametrize("driver", ["macvlan", "ipvlan", "bridge", "remote:acme"])
+async def test_a_network_whose_interfaces_cannot_be_handed_out_is_not_bound(
+    engine: Caller, driver: str
+) -> None:
+    theirs = foreign(engine.node, driver, OTHER)
+    named = {"com.docker.network.generic": {"vxmesh.network": "theirs"}}
+    said = await network(engine, Options=named)
+    assert "network theirs" in said["Err"] and "overlay network" in said["Err"]
+    assert not engine.bindings.all()
+    # One that was bound by an agent before.
+    engine.bindings.put(NET, Bound(theirs.id, made=False))
+    said = await engine.call("NetworkDriver.CreateEndpoint", **ABOUT)
+    assert "network theirs" in said["Err"] and not engine.node.sandboxes
+    members = engine.node.members.get(theirs.id)
+    assert members is None or not members.local
+
+
+@pytest.mark.parametrize("driver", ["overlay", "bridge"])
+async def test_an_overlay_and_a_bridge_of_this_node_are_bound(engine: Caller, driver: str) -> None:
+    spec = parse_network("ours", driver=driver, subnets=["10.5.0.0/24"])
+    engine.node.create_network(spec)
+    named = {"com.docker.network.generic": {"vxmesh.network": "ours"}}
+    assert await network(engine, Options=named) == {}
+    made = await engine.call("NetworkDriver.CreateEndpoint", **ABOUT)
+    assert "Address" in made["Interface"]
