@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,83 @@ def test_bindings_outlive_the_agent(tmp_path: Path) -> None:
     bindings.put("b", Bound("2", False))
     bindings.drop("a")
     assert Bindings(tmp_path).all() == {"b": Bound("2", False)}
+
+
+class Told:
+    """An engine that says one thing after the other; the first answer waits for `gate`."""
+
+    def __init__(self, *states: str) -> None:
+        self.states, self.asked, self.gate = list(states), 0, asyncio.Event()
+
+    async def container(self, id: str) -> dict[str, Any]:
+        status = self.states[min(self.asked, len(self.states) - 1)]
+        self.asked += 1
+        if self.asked == 1:
+            await self.gate.wait()
+        return container("db", "1" * 64) | {"State": {"Health": {"Status": status}}}
+
+
+async def turns(count: int = 50) -> None:
+    """Let what can run do so."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def watch_health(engine: Caller, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is told of endpoints from now on."""
+    told: list[str] = []
+    tell = engine.node.tell_health
+
+    def telling(endpoint: str, state: str, reason: str = "") -> None:
+        told.append(state)
+        tell(endpoint, state, reason)
+
+    monkeypatch.setattr(engine.node, "tell_health", telling)
+    return told
+
+
+async def test_an_answer_that_comes_late_does_not_win(
+    engine: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naming = await endpoints(engine, "1" * 64)
+    told = watch_health(engine, monkeypatch)
+    fake = Told("healthy", "unhealthy")
+    naming._engine = fake  # type: ignore[assignment]
+    naming.look_at(CONTAINER)
+    await turns()
+    assert fake.asked == 1
+    naming.look_at(CONTAINER)
+    await turns()  # whoever looked beside the first would be done by now
+    fake.gate.set()
+    await turns()
+    assert told[-1] == "unhealthy"
+    assert not naming._tasks
+    before = fake.asked
+    naming.look_at(CONTAINER)  # it goes on afterwards
+    await turns()
+    assert fake.asked == before + 1
+
+
+async def test_what_changed_while_an_endpoint_was_placed_is_asked_anew(
+    engine: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naming = await endpoints(engine, "1" * 64)
+    told = watch_health(engine, monkeypatch)
+    fake = Told("healthy", "unhealthy")
+    fake.gate.set()
+    naming._engine = fake  # type: ignore[assignment]
+    placing, go = asyncio.Event(), asyncio.Event()
+
+    async def place(endpoint: Endpoint, container: Any) -> None:
+        placing.set()
+        await go.wait()
+
+    monkeypatch.setattr(naming, "_place", place)
+    naming.look_at(CONTAINER)
+    await placing.wait()
+    naming.look_at(CONTAINER)
+    await turns()
+    go.set()
+    await turns()
+    assert set(told) == {"unhealthy"}
+    assert not naming._tasks
