@@ -29,6 +29,7 @@ class Bindings:
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE
         self._held: dict[str, Bound] = {}
+        self.making: set[str] = set()  # engine's ids of networks that are made at this moment
         if self._path.exists():
             self._held = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Bound])
 

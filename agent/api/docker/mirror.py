@@ -151,6 +151,7 @@ class Mirror:
             listed,
             bound,
             {n.id: n for n in self._node.catalogue.all()},
+            me=self._node.me,
             settled=self._settled,
             destroyed=self._destroyed,
             complete=complete,
@@ -161,6 +162,8 @@ class Mirror:
         for id, meant in steps.bind.items():
             self._bindings.put(id, meant)
         done = [await self._try(f"remove {id}", self._remove_ours(id)) for id in steps.gone]
+        for id, made in steps.stale.items():
+            done.append(await self._try(f"remove {made}", self._remove_stale(id, made)))
         done += [await self._try(f"remove {id[:12]}", self._remove(id)) for id in steps.remove]
         self._name_ours(steps)
         for network, name in steps.create:
@@ -182,6 +185,14 @@ class Mirror:
         """The engine's user removed a network while we were away."""
         with contextlib.suppress(InUse, NotFound):  # it comes back where it is in use
             await self._operations.remove_networks([id])
+
+    async def _remove_stale(self, docker: str, made: str) -> None:
+        """A network that was made for one of the engine's which never came to be."""
+        if docker in self._bindings.making or docker in self._bindings.all():
+            return  # the engine has asked again meanwhile
+        with contextlib.suppress(InUse, NotFound):
+            await self._operations.remove_networks([made])
+            log.info("docker.network_swept", network=made)
 
     async def _remove(self, id: str) -> None:
         """A network of the engine's stands for nothing any more."""

@@ -5,6 +5,7 @@ The cases are those of moby's libnetwork/drivers/remote/driver_test.go, from the
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from agent.api.docker.bindings import Bound
+from agent.api.docker.mirror import Mirror
 from agent.core.replica import Delta, Record
 from agent.errors import Conflict
 from agent.model import Network, encode
@@ -279,3 +281,59 @@ async def test_an_overlay_and_a_bridge_of_this_node_are_bound(engine: Caller, dr
     assert await network(engine, Options=named) == {}
     made = await engine.call("NetworkDriver.CreateEndpoint", **ABOUT)
     assert "Address" in made["Interface"]
+
+
+async def test_a_network_that_is_asked_for_again_is_there_once(engine: Caller) -> None:
+    assert await network(engine) == {}
+    (made,) = engine.node.catalogue.all()
+    assert await network(engine) == {}
+    # The agent was killed before it had written down what it made.
+    engine.bindings.drop(NET)
+    assert await network(engine) == {}
+    assert [n.id for n in engine.node.catalogue.all()] == [made.id]
+    assert engine.bindings.all() == {NET: Bound(made.id, made=True)}
+    other = {"NetworkID": "d" * 64, "IPv4Data": [POOL]}
+    assert "overlaps" in (await engine.call("NetworkDriver.CreateNetwork", **other))["Err"]
+    # Ours was removed meanwhile, so it is made anew.
+    engine.node.remove_network(made.id)
+    assert await network(engine) == {}
+    (fresh,) = engine.node.catalogue.all()
+    assert engine.bindings.get(NET).network == fresh.id != made.id
+
+
+async def test_an_endpoint_that_is_asked_for_again_is_there_once(engine: Caller) -> None:
+    await network(engine)
+    first, second = await asyncio.gather(
+        *(engine.call("NetworkDriver.CreateEndpoint", **ABOUT) for _ in range(2))
+    )
+    assert first == second and set(first["Interface"]) == {"Address", "MacAddress"}
+    assert await engine.call("NetworkDriver.CreateEndpoint", **ABOUT) == first
+    assert len(engine.node.sandboxes) == 1
+    wanted = {"Address": first["Interface"]["Address"]}
+    again = await engine.call("NetworkDriver.CreateEndpoint", **ABOUT, Interface=wanted)
+    assert again["Interface"] == {"MacAddress": first["Interface"]["MacAddress"]}
+    other = {"Address": "10.5.0.99/24"}
+    said = await engine.call("NetworkDriver.CreateEndpoint", **ABOUT, Interface=other)
+    assert "other addresses" in said["Err"] and len(engine.node.sandboxes) == 1
+
+
+async def test_what_was_made_for_no_network_goes_unless_it_is_asked_for(engine: Caller) -> None:
+    await network(engine)
+    (made,) = engine.node.catalogue.all()
+    mirror = Mirror(engine.operations, engine.bindings, Lists(), bool, bool)  # type: ignore[arg-type]
+    await mirror._once()
+    assert list(engine.node.catalogue.all()) == [made]  # the engine is about to list it
+    engine.bindings.drop(NET)
+    engine.bindings.making.add(NET)
+    await mirror._once()
+    assert list(engine.node.catalogue.all()) == [made]
+    engine.bindings.making.clear()
+    await mirror._once()
+    assert not list(engine.node.catalogue.all())
+
+
+class Lists:
+    """An engine without a network."""
+
+    async def networks(self) -> list[dict[str, Any]]:
+        return []
