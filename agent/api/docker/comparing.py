@@ -61,8 +61,8 @@ def compare(
         options = network.get("Options") or {}
         if id not in means and id in made_for:  # what was bound was lost
             means[id] = steps.bind[id] = Bound(made_for[id], made=True)
-        elif id not in means and options.get(NETWORK) in ours:
-            means[id] = steps.bind[id] = Bound(options[NETWORK], bool(options.get(FOLLOWS)))
+        elif id not in means and (tied := _find(ours, options.get(NETWORK, ""))):
+            means[id] = steps.bind[id] = Bound(tied, bool(options.get(FOLLOWS)))
     for id, held in bound.items():
         if id not in there and (id in settled or id in destroyed):
             steps.forget.append(id)
@@ -93,6 +93,15 @@ def compare(
                 steps.create.append((ours[id], name))
                 taken.add(name)
     return steps
+
+
+def _find(ours: Mapping[str, Network], ref: str) -> str:
+    """The network (id) that an option names: by id, name or prefix of one id; empty: none."""
+    if not ref or ref in ours:
+        return ref
+    named = [id for id, network in ours.items() if network.name == ref]
+    begun = [id for id in ours if id.startswith(ref)]
+    return named[0] if named else begun[0] if len(begun) == 1 else ""
 
 
 def body_of(network: Network, name: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Driver:
             return {}  # it asks again, as it was not answered
         made = next((n for n in self.node.catalogue.all() if n.labels.get(ID) == asked.id), None)
         if made:  # by an agent that was killed before it had written that down
-            self._bindings.put(asked.id, Bound(made.id, made=True))
+            await self._bindings.put(asked.id, Bound(made.id, made=True))
             return {}
         options = asked.options or {}
         given = {str(k): str(v) for k, v in (options.get(GENERIC) or {}).items()}
@@ -101,7 +101,7 @@ class Driver:
             self._operations.check_handed_out(network)
             for pool in pools:
                 _check_pool(network, pool)
-            self._bindings.put(asked.id, Bound(network.id, made=bool(given.get(FOLLOWS))))
+            await self._bindings.put(asked.id, Bound(network.id, made=bool(given.get(FOLLOWS))))
             return {}
         mtu = given.pop(MTU, "0")
         if not mtu.isdecimal():
@@ -125,7 +125,7 @@ class Driver:
             fix = "Give --ipam-driver vxmesh, which chooses one that no host uses, or --subnet"
             raise Conflict(error.what, error.why, fix) from None
         try:
-            self._bindings.put(asked.id, Bound(network.id, made=True))
+            await self._bindings.put(asked.id, Bound(network.id, made=True))
         except OSError:
             await self._operations.remove_networks([network.id])
             raise
@@ -141,7 +141,7 @@ class Driver:
         bound = self._bindings.get(asked.id)
         if bound.made and self.node.catalogue.get(bound.network):
             await self._operations.remove_networks([bound.network])
-        self._bindings.drop(asked.id)
+        await self._bindings.drop(asked.id)
         return {}
 
     async def create_endpoint(self, body: bytes) -> dict[str, Any]:

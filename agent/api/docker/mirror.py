@@ -16,9 +16,9 @@ from collections.abc import Callable
 import structlog
 
 from agent.api.docker.bindings import Bindings
-from agent.api.docker.comparing import NAME, Steps, body_of, compare, labels_of
+from agent.api.docker.comparing import NAME, PLUGIN, Steps, body_of, compare, labels_of
 from agent.api.docker.driver import LABEL
-from agent.api.docker.engine import Engine, Event
+from agent.api.docker.engine import Engine, Event, Refused
 from agent.api.docker.naming import Naming, label_from
 from agent.errors import Conflict, InUse, NotFound, Unavailable, VxmeshError
 from agent.model import Network
@@ -157,10 +157,10 @@ class Mirror:
             complete=complete,
         )
         for id in steps.forget:
-            self._bindings.drop(id)
+            await self._bindings.drop(id)
             self._destroyed.pop(id, None)
         for id, meant in steps.bind.items():
-            self._bindings.put(id, meant)
+            await self._bindings.put(id, meant)
         done = [await self._try(f"remove {id}", self._remove_ours(id)) for id in steps.gone]
         for id, made in steps.stale.items():
             done.append(await self._try(f"remove {made}", self._remove_stale(id, made)))
@@ -244,12 +244,15 @@ class Mirror:
             for id, endpoint in members.local.items():
                 if LABEL in endpoint.labels:
                     found[endpoint.labels[LABEL]] = id
-        for id in self._bindings.all() if found else ():
+        if not found:
+            return set()
+        listed = {str(n["Id"]) for n in await self._engine.networks() if n["Driver"] == PLUGIN}
+        for id in {*listed, *self._bindings.all()}:  # bindings may be lost
             try:
                 network = await self._engine.network(id)
-            except Unavailable:
-                raise
-            except VxmeshError:
+            except Refused as error:
+                if error.status != 404:  # of what it does not tell nothing is known
+                    raise
                 continue
             for attached in (network.get("Containers") or {}).values():
                 found.pop(str(attached.get("EndpointID")), None)

@@ -132,3 +132,11 @@ def test_a_binding_that_was_lost_is_found_by_the_label() -> None:
     steps = run([theirs(D1, "web")], {}, [ours(ONE, **{ID: D1})])
     assert steps.bind == {D1: Bound(ONE, True)}
     assert not steps.stale and not steps.create and not steps.remove
+
+
+def test_a_network_that_was_tied_by_name_is_found_again() -> None:
+    for ref in (ONE, "n1", "111"):
+        steps = run([theirs(D1, "web", **{"vxmesh.network": ref})], {}, [ours(ONE), ours(TWO)])
+        assert steps == Steps(bind={D1: Bound(ONE, False)})
+    for ref in ("n3", ""):
+        assert not run([theirs(D1, "web", **{"vxmesh.network": ref})], {}, [ours(ONE)]).bind

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from agent.api.docker.bindings import Bindings, Bound
 from agent.api.docker.engine import Engine
 from agent.api.docker.labelled import Labelled
 from agent.api.docker.naming import Naming, health_of, label_from, names_of
@@ -147,14 +146,6 @@ async def test_health_is_told_of_the_endpoint(engine: Caller) -> None:
         (member,) = members.all.values()
         health = engine.node.health_of(member)
         assert (health.told if health else "") == state
-
-
-def test_bindings_outlive_the_agent(tmp_path: Path) -> None:
-    bindings = Bindings(tmp_path)
-    bindings.put("a", Bound("1", True))
-    bindings.put("b", Bound("2", False))
-    bindings.drop("a")
-    assert Bindings(tmp_path).all() == {"b": Bound("2", False)}
 
 
 class Told:

@@ -266,7 +266,7 @@ async def test_a_network_whose_interfaces_cannot_be_handed_out_is_not_bound(
     assert "network theirs" in said["Err"] and "overlay network" in said["Err"]
     assert not engine.bindings.all()
     # One that was bound by an agent before.
-    engine.bindings.put(NET, Bound(theirs.id, made=False))
+    await engine.bindings.put(NET, Bound(theirs.id, made=False))
     said = await engine.call("NetworkDriver.CreateEndpoint", **ABOUT)
     assert "network theirs" in said["Err"] and not engine.node.sandboxes
     members = engine.node.members.get(theirs.id)
@@ -288,7 +288,7 @@ async def test_a_network_that_is_asked_for_again_is_there_once(engine: Caller) -
     (made,) = engine.node.catalogue.all()
     assert await network(engine) == {}
     # The agent was killed before it had written down what it made.
-    engine.bindings.drop(NET)
+    await engine.bindings.drop(NET)
     assert await network(engine) == {}
     assert [n.id for n in engine.node.catalogue.all()] == [made.id]
     assert engine.bindings.all() == {NET: Bound(made.id, made=True)}
@@ -323,7 +323,7 @@ async def test_what_was_made_for_no_network_goes_unless_it_is_asked_for(engine: 
     mirror = Mirror(engine.operations, engine.bindings, Lists(), bool, bool)  # type: ignore[arg-type]
     await mirror._once()
     assert list(engine.node.catalogue.all()) == [made]  # the engine is about to list it
-    engine.bindings.drop(NET)
+    await engine.bindings.drop(NET)
     engine.bindings.making.add(NET)
     await mirror._once()
     assert list(engine.node.catalogue.all()) == [made]
