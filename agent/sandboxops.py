@@ -15,7 +15,7 @@ import structlog
 
 from agent.drivers import host, none
 from agent.errors import Conflict, Invalid, NotFound, Timeout, Unsupported
-from agent.interfaceops import InterfaceOperations
+from agent.interfaceops import InterfaceOperations, check_not_lent
 from agent.lanmodel import (
     is_host_side,
     is_on_lan,
@@ -203,9 +203,12 @@ class SandboxOperations(InterfaceOperations):
             raise
         return sandbox
 
-    async def remove_sandboxes(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
+    async def remove_sandboxes(
+        self, refs: Sequence[str], wait: float = 0.0, *, by_user: bool = False
+    ) -> list[str]:
         """Take the interfaces of sandboxes away; the processes in them are left alone.
 
+        InUse if a user names one that a Docker engine has; then none is taken away.
         Who is told NotFound, because it has just ended by itself, finds nothing of it in the
         kernel either.
         """
@@ -214,6 +217,8 @@ class SandboxOperations(InterfaceOperations):
         except NotFound:
             await self._kernel.settle()
             raise
+        for id in ids if by_user else ():
+            check_not_lent(self.node.sandboxes[id])
         networks = self._networks_of(ids)
         for id in ids:
             self.drop_sandbox(id)

@@ -24,7 +24,8 @@ def test_what_is_there_is_replaced_and_read_by_root_alone(tmp_path: Path) -> Non
 def test_it_is_on_disk_before_it_takes_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, done = tmp_path / "a", []
+    path = tmp_path / "a"
+    done: list[tuple[str, str, object]] = []
     fsync, replace = os.fsync, Path.replace
 
     def syncing(descriptor: int) -> None:
