@@ -8,8 +8,6 @@ What stands opposite: encryption.py changes them; model.WireguardKey is what oth
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import msgspec
 import structlog
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from agent import wholefile
 from agent.model import WIREGUARD_KEY, WireguardKey
 
 log = structlog.get_logger()
@@ -115,22 +114,7 @@ class WireguardKeys:
 
     def _put(self, keys: list[Key]) -> None:
         """On disk, whole or not at all, and then here."""
-        data = msgspec.json.encode(_File(self._node, keys))
-        new = self._path.with_suffix(".new")
-        with contextlib.suppress(FileNotFoundError):
-            new.unlink()
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        new.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        wholefile.replace(self._path, msgspec.json.encode(_File(self._node, keys)))
         self._take(keys)
 
     def _take(self, keys: list[Key]) -> None:

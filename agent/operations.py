@@ -135,13 +135,16 @@ class Operations(SandboxOperations):
     ) -> list[str]:
         """Remove endpoints of this node by name, id or prefix; with `every`, all in a network.
 
-        InUse if a user names one that a Docker engine has, which would not know of it.
+        InUse if a user names one that a Docker engine has, which would not know of it; then
+        none is removed.
         """
         if every:
             found = self.node.find_network(network).id
             members = self.node.members.get(found)
             local = list(members.local) if members else []
             ids = [id for id in local if self.node.is_committed(id)]
+            for holder in self.holders(ids) if by_user else ():
+                check_not_lent(self.node.sandboxes[holder])
         else:
             ids = []
             for ref in refs:

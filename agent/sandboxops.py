@@ -16,15 +16,17 @@ import structlog
 from agent.core.waysout import expected, lead
 from agent.drivers import host, none
 from agent.errors import Conflict, Invalid, NotFound, Timeout, Unsupported
-from agent.interfaceops import InterfaceOperations
+from agent.interfaceops import InterfaceOperations, check_not_lent
 from agent.lanmodel import (
     is_host_side,
     is_on_lan,
 )
 from agent.model import (
+    BRIDGE,
     HANDED_OUT,
     HOST,
     NONE,
+    OVERLAY,
     PREDEFINED,
     Endpoint,
     Network,
@@ -197,9 +199,12 @@ class SandboxOperations(InterfaceOperations):
             raise
         return sandbox
 
-    async def remove_sandboxes(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
+    async def remove_sandboxes(
+        self, refs: Sequence[str], wait: float = 0.0, *, by_user: bool = False
+    ) -> list[str]:
         """Take the interfaces of sandboxes away; the processes in them are left alone.
 
+        InUse if a user names one that a Docker engine has; then none is taken away.
         Who is told NotFound, because it has just ended by itself, finds nothing of it in the
         kernel either.
         """
@@ -208,6 +213,8 @@ class SandboxOperations(InterfaceOperations):
         except NotFound:
             await self._kernel.settle()
             raise
+        for id in ids if by_user else ():
+            check_not_lent(self.node.sandboxes[id])
         networks = self._networks_of(ids)
         for id in ids:
             self.drop_sandbox(id)
@@ -253,12 +260,7 @@ class SandboxOperations(InterfaceOperations):
         """
         found = self.node.find_network(network)
         await self.check_encryption(found.encrypted, f"network {network}")
-        if is_on_lan(found):
-            raise Unsupported(
-                f"network {network}",
-                f"is of driver {found.driver}, whose interfaces cannot be handed out",
-                "Use the engine's own driver of that name",
-            )
+        self.check_handed_out(found)
         id = self._id()
         sandbox = Sandbox(
             id=id,
@@ -273,6 +275,25 @@ class SandboxOperations(InterfaceOperations):
         endpoint = await self.attach(sandbox, found, spec, ifname)
         await self.done()
         return endpoint, ifname
+
+    def check_handed_out(self, network: Network) -> None:
+        """Unsupported if interfaces in `network` cannot be made in the host's namespace and moved
+        by somebody else: on the hosts' wire, a plugin's, which would be furnished there, and those
+        of a bridge on another node."""
+        if network.driver == OVERLAY:
+            return
+        if network.driver != BRIDGE:
+            raise Unsupported(
+                f"network {network.name}",
+                f"is of driver {network.driver}, whose interfaces cannot be handed out",
+                "Use an overlay network, or the engine's own driver of that name",
+            )
+        if network.creator != self.node.me:
+            raise Unsupported(
+                f"network {network.name}",
+                "is a bridge on another node alone",
+                "Use an overlay network, or do it on that node",
+            )
 
     async def moved(self, endpoint: str, netns: str) -> None:
         """The interface of an endpoint that was handed out is in the namespace at path `netns` by

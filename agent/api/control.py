@@ -303,7 +303,9 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
 
     @reports
     async def RemoveSandbox(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:
-        ids = await self.operations.remove_sandboxes(refs_of(request.refs), wait_of(request))
+        ids = await self.operations.remove_sandboxes(
+            refs_of(request.refs), wait_of(request), by_user=True
+        )
         return pb.RemoveReply(removed=ids)
 
     def _sandbox(self, sandbox: Sandbox) -> types.Sandbox:

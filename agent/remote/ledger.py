@@ -8,12 +8,12 @@ What stands opposite: driver.py, which does and undoes.
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from agent import wholefile
 from agent.errors import Unavailable
 
 
@@ -58,12 +58,5 @@ class Ledger:
 
     async def _save(self) -> None:
         async with self._lock:
-            await asyncio.to_thread(self._write, msgspec.json.encode(self.steps))
-
-    def _write(self, content: bytes) -> None:
-        aside = self._path.with_suffix(".new")
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self._path)
+            content = msgspec.json.encode(self.steps)
+            await asyncio.to_thread(wholefile.replace, self._path, content)

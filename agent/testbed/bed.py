@@ -321,16 +321,19 @@ class Testbed:
             say(f"{len(hosts)} agents see each other")
 
     def _start_engines(self, found: State, say: Say) -> None:
-        """Start the engines that do not run; after the agents, whose plugin they ask for."""
+        """Start the engines that do not run; after the agents, whose plugin they ask for.
+
+        Those that have no image get one, also if their engine ran: whoever was to give it that may
+        have been ended before.
+        """
         hosts = [h for h in found.hosts if h.name != CLIENT]
         missing = [h for h in hosts if not self._host(found, h).is_engine_running]
-        fresh = [h.name for h in missing if not h.engine]
         started = [engines.start(self.prefix, self._host(found, h), h) for h in missing]
         state.save(found)
         engines.wait_ready(started)
         for engine in started:
             say(f"{engine.host}: Docker engine runs, process {engine.pid}, log {engine.log}")
-        to_fill = [self._host(found, h) for h in hosts if h.name in fresh]
+        to_fill = [h for h in (self._host(found, h) for h in hosts) if engines.lacks_image(h)]
         if to_fill and (image := engines.give_image(to_fill)):
             say(f"each engine has an image {image}, made of this machine's")
 

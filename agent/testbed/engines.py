@@ -145,6 +145,12 @@ def give_image(hosts: Sequence[Host]) -> str:
     return IMAGE
 
 
+def lacks_image(host: Host) -> bool:
+    """Whether a host's engine, which answers, has no such image."""
+    words = [programs()["docker"], "image", "ls", "-q", IMAGE]
+    return not host.run(words, check=True, timeout=60).stdout.strip()
+
+
 def _why(error: subprocess.SubprocessError) -> str:
     return str(getattr(error, "stderr", "") or error).strip()
 

@@ -56,9 +56,16 @@ def test_ipv6(world: DockerWorld) -> None:
 
 def test_internal_has_no_way_out(world: DockerWorld) -> None:
     create(world, *OURS, "--internal")
+    world.docker("h1", "network", "create", *OURS, "outward")
     world.container("h1", "web", "one")
-    client = world.bed.client.address  # the hosts' name server, to which there is a route
-    assert world.try_docker("h1", "exec", "one", "ping", "-c1", "-W1", client).returncode
+    world.container("h1", "outward", "two")
+    # The hosts' name server, to which there is a route.
+    ping = ("ping", "-c1", "-W2", world.bed.client.address)
+    assert "1 packets received" in world.docker("h1", "exec", "two", *ping)
+    # It is ping that says so, not the engine that could not run it.
+    done = world.try_docker("h1", "exec", "one", *ping)
+    assert done.returncode == 1 and "Error" not in done.stderr
+    assert "Network is unreachable" in done.stderr or "0 packets received" in done.stdout
     assert "default" not in world.docker("h1", "exec", "one", "ip", "route")
     address = world.about("h1", "one", "web")["IPAddress"]
     for target in (address, "one"):

@@ -37,6 +37,17 @@ def test_an_engine_that_was_killed_is_started_again(world: DockerWorld) -> None:
     assert world.docker("h3", "ps", "-q") == ""
 
 
+def test_an_engine_that_runs_without_an_image_gets_one(world: DockerWorld) -> None:
+    # Whoever had started it was ended before it had given it one.
+    world.docker("h2", "image", "rm", IMAGE)
+    assert world.docker("h2", "image", "ls", "-q", IMAGE) == ""
+    others = world.docker("h1", "image", "ls", "-q", IMAGE)
+    type(world.bed).up(prefix=world.bed.prefix, docker=True)
+    said = world.docker("h2", "run", "--rm", "--network", "none", IMAGE, "echo", "here")
+    assert said == "here"
+    assert world.docker("h1", "image", "ls", "-q", IMAGE) == others  # not a second time
+
+
 def test_down_leaves_nothing_of_engines_and_containers() -> None:
     had_config = Path(ENGINE_CONFIG).exists()
     with temporary(hosts=1, docker=True) as bed:

@@ -82,7 +82,7 @@ def test_a_change_that_cannot_be_kept_is_not_in_force(tmp_path: Path) -> None:
     keys = opened(tmp_path)
     keys.ensure()
     before = keys.records()
-    (tmp_path / FILE).with_suffix(".new").mkdir()
+    (tmp_path / f"{FILE}.new").mkdir()
     with pytest.raises(OSError):
         keys.begin()
     assert keys.records() == before

@@ -157,6 +157,24 @@ async def test_a_container_of_dockers_is_connected_by_docker_alone() -> None:
     assert held.sandbox not in node.sandboxes, "the engine may"
 
 
+async def test_a_user_takes_no_interface_of_a_container_by_all_or_by_its_sandbox() -> None:
+    node, operations = make()
+    web = node.find_network("web")
+    held, _ = await operations.hand_out(web.id, parse_endpoint("docker-1"))
+    own = await operations.create_endpoint("web", parse_endpoint("box"), sandbox="box")
+    there = dict(node.sandboxes)
+    with pytest.raises(InUse, match="Docker engine"):
+        await operations.remove_endpoints([], "web", every=True, by_user=True)
+    with pytest.raises(InUse, match="Docker engine"):
+        await operations.remove_sandboxes([BOX, held.sandbox], by_user=True)
+    assert node.sandboxes == there and set(node.members[web.id].local) == {held.id, own.id}
+    await operations.remove_sandboxes([BOX], by_user=True)
+    assert set(node.members[web.id].local) == {held.id}
+    # A node that leaves, for one, may.
+    await operations.remove_sandboxes([held.sandbox])
+    assert not node.members[web.id].local
+
+
 async def test_networks_of_one_sandbox_do_not_overlap() -> None:
     node, operations = make()
     web = node.find_network("web")

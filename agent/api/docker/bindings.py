@@ -6,11 +6,17 @@ neither tells the other anew. What stands opposite: driver.py, which binds and r
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import structlog
 
+from agent import wholefile
 from agent.errors import NotFound
+
+log = structlog.get_logger()
 
 FILE = "docker.json"  # below the state directory
 
@@ -28,9 +34,9 @@ class Bindings:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE
-        self._held: dict[str, Bound] = {}
-        if self._path.exists():
-            self._held = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Bound])
+        self._lock = asyncio.Lock()
+        self._held: dict[str, Bound] = self._read()
+        self.making: set[str] = set()  # engine's ids of networks that are made at this moment
 
     def get(self, docker: str) -> Bound:
         """NotFound if the engine's network was never made here."""
@@ -47,16 +53,43 @@ class Bindings:
         """The engine's id -> what it means."""
         return dict(self._held)
 
-    def put(self, docker: str, bound: Bound) -> None:
+    async def put(self, docker: str, bound: Bound) -> None:
         """Bind. OSError if it cannot be kept."""
-        self._write({**self._held, docker: bound})
+        await self._change({docker: bound})
 
-    def drop(self, docker: str) -> None:
-        """Release; no error if it is not bound."""
-        self._write({id: bound for id, bound in self._held.items() if id != docker})
+    async def drop(self, docker: str) -> None:
+        """Release; no error if it is not bound. OSError if it cannot be kept."""
+        await self._change({docker: None})
 
-    def _write(self, held: dict[str, Bound]) -> None:
-        fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(held))
-        fresh.replace(self._path)
-        self._held = held
+    async def _change(self, change: Mapping[str, Bound | None]) -> None:
+        # Shielded: who gives up must not let the next one write while a thread still does.
+        await asyncio.shield(asyncio.ensure_future(self._write(change)))
+
+    async def _write(self, change: Mapping[str, Bound | None]) -> None:
+        async with self._lock:
+            both = {**self._held, **change}
+            held = {id: bound for id, bound in both.items() if bound}
+            await asyncio.to_thread(wholefile.replace, self._path, msgspec.json.encode(held))
+            self._held = held
+
+    def _read(self) -> dict[str, Bound]:
+        """What is there; nothing if that is not what was written."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, Bound])
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.MsgspecError, ValueError) as error:
+            why = str(error)
+        try:
+            aside = str(wholefile.set_aside(self._path))
+        except OSError as error:
+            aside = f"nowhere ({error.strerror})"
+        log.error(
+            "docker.bindings_unreadable",
+            file=str(self._path),
+            error=why,
+            set_aside=aside,
+            fix="Networks are bound again by what the engine lists; make such anew as containers"
+            " cannot be connected to",
+        )
+        return {}

@@ -22,6 +22,7 @@ ADDRESS_TYPE = "RequestAddressType"
 NETWORK = "vxmesh.network"  # -o, --ipam-opt: the network of ours that is meant
 # -o: it stands for one that was made on another host, and goes from all hosts if it is removed.
 FOLLOWS = "vxmesh.follows"
+ID = "docker.id"  # label of our networks: the id of the engine's that each was made for
 # Labels of containers.
 SERVICE, SERVICE_PORT, SERVICE_PUBLISH = "vxmesh.service", "vxmesh.port", "vxmesh.publish"
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.api.docker.bindings import Bound
-from agent.api.docker.bodies import FOLLOWS, NETWORK
+from agent.api.docker.bodies import FOLLOWS, ID, NETWORK
 from agent.errors import Invalid
-from agent.model import BRIDGE, LABEL_BYTES_MAX, LABELS_MAX, Network, parse_labels
+from agent.model import LABEL_BYTES_MAX, LABELS_MAX, OVERLAY, Network, parse_labels
 
 PLUGIN = "vxmesh"  # as engines call us
 NAME = "docker.network"  # label of ours: what engines call it; such a network is on all hosts
@@ -30,6 +30,7 @@ class Steps:
     forget: list[str] = field(default_factory=list)  # Docker's: bindings of nothing
     bind: dict[str, Bound] = field(default_factory=dict)  # Docker's id -> what it says it is
     remove: list[str] = field(default_factory=list)  # Docker's: ours is gone
+    stale: dict[str, str] = field(default_factory=dict)  # Docker's id, of none -> ours made for it
     tell: dict[str, dict[str, Any]] = field(default_factory=dict)  # ours -> the engine's network
     create: list[tuple[Network, str]] = field(default_factory=list)  # and what to call it
 
@@ -39,29 +40,38 @@ def compare(
     bound: Mapping[str, Bound],
     ours: Mapping[str, Network],
     *,
+    me: str,
     settled: Collection[str],
     destroyed: Collection[str],
     complete: bool,
 ) -> Steps:
     """`listed` are all of the engine's networks as its API tells, `ours` those of the cluster.
 
-    `settled`: the bindings that the engine has had time to list; `destroyed`: what it says it
-    removed. Unless `complete`, this node may not have heard of all networks yet.
+    `me` is this node's id. `settled`: the bindings that the engine has had time to list;
+    `destroyed`: what it says it removed. Unless `complete`, this node may not
+    have heard of all networks yet.
     """
     steps = Steps()
     every = {str(n["Id"]): n for n in listed}
     taken = {str(n["Name"]) for n in every.values()}
     there = {id: n for id, n in every.items() if n.get("Driver") == PLUGIN}
     means = dict(bound)
+    made_for = {n.labels[ID]: n.id for n in ours.values() if ID in n.labels}
     for id, network in there.items():
         options = network.get("Options") or {}
-        if id not in means and options.get(NETWORK) in ours:
-            means[id] = steps.bind[id] = Bound(options[NETWORK], bool(options.get(FOLLOWS)))
+        if id not in means and id in made_for:  # what was bound was lost
+            means[id] = steps.bind[id] = Bound(made_for[id], made=True)
+        elif id not in means and (tied := _find(ours, options.get(NETWORK, ""))):
+            means[id] = steps.bind[id] = Bound(tied, bool(options.get(FOLLOWS)))
     for id, held in bound.items():
         if id not in there and (id in settled or id in destroyed):
             steps.forget.append(id)
             if held.made and id in destroyed and held.network in ours:
                 steps.gone.append(held.network)
+    for id, made in made_for.items():
+        # The agent or the engine was killed in between; with NAME it is all hosts' by now.
+        if id not in means and ours[made].creator == me and NAME not in ours[made].labels:
+            steps.stale[id] = made
     has: set[str] = set()
     for id, network in there.items():
         options = network.get("Options") or {}
@@ -77,7 +87,7 @@ def compare(
     has.update(held.network for id, held in means.items() if id not in steps.forget)
     for id in sorted(ours.keys() - has - set(steps.gone)):
         name = ours[id].labels.get(NAME)
-        if name and ours[id].driver != BRIDGE:
+        if name and ours[id].driver == OVERLAY:
             name = f"{name}-{id[:SHORT]}" if name in taken else name
             if name not in taken:
                 steps.create.append((ours[id], name))
@@ -85,10 +95,19 @@ def compare(
     return steps
 
 
+def _find(ours: Mapping[str, Network], ref: str) -> str:
+    """The network (id) that an option names: by id, name or prefix of one id; empty: none."""
+    if not ref or ref in ours:
+        return ref
+    named = [id for id, network in ours.items() if network.name == ref]
+    begun = [id for id in ours if id.startswith(ref)]
+    return named[0] if named else begun[0] if len(begun) == 1 else ""
+
+
 def body_of(network: Network, name: str) -> dict[str, Any]:
     """The request by which an engine makes its network that stands for ours."""
     pairs = zip(network.subnets, network.gateways, strict=True)
-    labels = {k: v for k, v in network.labels.items() if k != NAME}
+    labels = {k: v for k, v in network.labels.items() if k not in (NAME, ID)}
     return {
         "Name": name,
         "CheckDuplicate": True,
@@ -108,10 +127,11 @@ def body_of(network: Network, name: str) -> dict[str, Any]:
 def labels_of(network: Mapping[str, Any]) -> dict[str, str]:
     """The labels of ours that stands for an engine's network: its name, and its own as far as
     they are such as ours may be."""
-    found = {NAME: str(network["Name"])[:LABEL_BYTES_MAX]}
+    found = {NAME: str(network["Name"])[:LABEL_BYTES_MAX], ID: str(network["Id"])}
     for key, value in (network.get("Labels") or {}).items():
         try:
-            found |= parse_labels({str(key): str(value)})
+            if key not in found:  # of these two nobody else has a say
+                found |= parse_labels({str(key): str(value)})
         except Invalid:
             continue
         if len(found) == LABELS_MAX:

@@ -8,10 +8,12 @@ Source: libnetwork docs/remote.md. Opposite: server.py (HTTP), agent/operations.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -19,6 +21,7 @@ from agent.api.docker.bindings import Bindings, Bound
 from agent.api.docker.bodies import (
     FOLLOWS,
     GENERIC,
+    ID,
     INTERNAL,
     IPV6,
     MTU,
@@ -62,6 +65,7 @@ class Driver:
     ) -> None:
         self.node, self._operations = node, operations
         self._bindings, self._ipam = bindings, ipam
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.resolv_conf = Path("/etc/resolv.conf")
 
     async def get_capabilities(self, _: bytes) -> dict[str, Any]:
@@ -73,15 +77,31 @@ class Driver:
         asked = read(body, CreateNetwork)
         if not asked.id:
             raise Invalid("NetworkID", "is missing")
+        async with self._turn(asked.id):
+            self._bindings.making.add(asked.id)
+            try:
+                return await self._create_network(asked)
+            finally:
+                self._bindings.making.discard(asked.id)
+
+    async def _create_network(self, asked: CreateNetwork) -> dict[str, Any]:
+        bound = self._bindings.all().get(asked.id)
+        if bound and self.node.catalogue.get(bound.network):
+            return {}  # it asks again, as it was not answered
+        made = next((n for n in self.node.catalogue.all() if n.labels.get(ID) == asked.id), None)
+        if made:  # by an agent that was killed before it had written that down
+            await self._bindings.put(asked.id, Bound(made.id, made=True))
+            return {}
         options = asked.options or {}
         given = {str(k): str(v) for k, v in (options.get(GENERIC) or {}).items()}
         pools = [*(asked.ipv4 or ()), *(asked.ipv6 or ())]
         wanted = given.pop(NETWORK, "")
         if wanted:
             network = self.node.find_network(wanted)
+            self._operations.check_handed_out(network)
             for pool in pools:
                 _check_pool(network, pool)
-            self._bindings.put(asked.id, Bound(network.id, made=bool(given.get(FOLLOWS))))
+            await self._bindings.put(asked.id, Bound(network.id, made=bool(given.get(FOLLOWS))))
             return {}
         mtu = given.pop(MTU, "0")
         if not mtu.isdecimal():
@@ -96,6 +116,7 @@ class Driver:
             mtu=int(mtu),
             encrypted=given.pop("encrypted", "false").lower() in ("", "1", "true"),
             options=given,
+            labels={ID: asked.id},
         )
         try:
             network = await self._operations.create_network(spec)
@@ -104,7 +125,7 @@ class Driver:
             fix = "Give --ipam-driver vxmesh, which chooses one that no host uses, or --subnet"
             raise Conflict(error.what, error.why, fix) from None
         try:
-            self._bindings.put(asked.id, Bound(network.id, made=True))
+            await self._bindings.put(asked.id, Bound(network.id, made=True))
         except OSError:
             await self._operations.remove_networks([network.id])
             raise
@@ -120,7 +141,7 @@ class Driver:
         bound = self._bindings.get(asked.id)
         if bound.made and self.node.catalogue.get(bound.network):
             await self._operations.remove_networks([bound.network])
-        self._bindings.drop(asked.id)
+        await self._bindings.drop(asked.id)
         return {}
 
     async def create_endpoint(self, body: bytes) -> dict[str, Any]:
@@ -128,7 +149,10 @@ class Driver:
         asked = read(body, OfEndpoint)
         if not asked.id:
             raise Invalid("EndpointID", "is missing")
-        interface = asked.interface or Interface()
+        async with self._turn(asked.id):
+            return await self._create_endpoint(asked, asked.interface or Interface())
+
+    async def _create_endpoint(self, asked: OfEndpoint, interface: Interface) -> dict[str, Any]:
         texts = [a.partition("/")[0] for a in (interface.address, interface.address6) if a]
         spec = parse_endpoint(
             f"docker-{asked.id[:12]}",
@@ -138,7 +162,12 @@ class Driver:
         )
         spec = msgspec.structs.replace(spec, held=True)
         network = self._bindings.get(asked.network).network
-        endpoint, _ = await self._operations.hand_out(network, spec)
+        try:
+            _, endpoint = self._find(asked)  # it asks again, as it was not answered
+        except NotFound:
+            endpoint, _ = await self._operations.hand_out(network, spec)
+        if not set(spec.addresses) <= {*endpoint.addresses} or spec.mac not in (b"", endpoint.mac):
+            raise Conflict(f"Docker's endpoint {asked.id[:12]}", "is there with other addresses")
         chosen: dict[str, str] = {}
         if not interface.mac:
             chosen["MacAddress"] = format_mac(endpoint.mac)
@@ -220,6 +249,10 @@ class Driver:
         return {}
 
     discover_delete = discover_new
+
+    def _turn(self, id: str) -> asyncio.Lock:
+        """Of calls that make what has one id of the engine's: one at a time."""
+        return self._turns.setdefault(id, asyncio.Lock())
 
     def _find(self, asked: OfEndpoint) -> tuple[Network, Endpoint]:
         network = self.node.find_network(self._bindings.get(asked.network).network)

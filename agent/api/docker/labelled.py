@@ -2,9 +2,12 @@
 
     vxmesh.service=api  vxmesh.port=80[:TARGET][/udp],…  vxmesh.publish=8080:80[/udp],…
 
-Every node looks after those that its own containers ask for, so two may make one at once: then the
-older one stays, as of all services, and who made the other takes it back. A service that nobody
-asks for any more goes after a while, as a container that is replaced is not there for a moment.
+Every node makes those that its own containers ask for, so two may make one at once: then the
+older one stays, as of all services, and who made the other takes it back. One node alone changes
+a service and removes it: who made it, or the first there if that is gone. What containers
+disagree about is decided from all of them, so that every node finds the same. A service that
+nobody asks for any more goes after a while, as a container that is replaced is not there for a
+moment.
 What stands opposite: agent/serviceops.py, which makes them; naming.py, which copies the labels.
 """
 
@@ -109,7 +112,7 @@ class Labelled:
             for member in (old, new)
             if member
         )
-        if asks or change.services or change.networks:
+        if asks or change.services or change.networks or change.statuses:
             self._woken.set()
 
     async def _run(self) -> None:
@@ -127,9 +130,9 @@ class Labelled:
     async def _once(self) -> float | None:
         """Do what is to be done; after how many seconds to look again, if nothing happens."""
         later: list[float] = []
-        for wanted in self._wanted().values():
+        for wanted, is_here in self._wanted().values():
             try:
-                await self._ensure(wanted)
+                await self._ensure(wanted, is_here)
             except VxmeshError as error:
                 self._tell(f"service {wanted.name}", error)
                 later.append(AGAIN)
@@ -152,22 +155,39 @@ class Labelled:
             self._unasked.pop(service.id, None)
         return min(later, default=None)
 
-    def _wanted(self) -> dict[tuple[str, str], Wanted]:
-        """What this node's containers ask for; of two that disagree the one that came last."""
-        found: dict[tuple[str, str], Wanted] = {}
-        for members in self._node.members.values():
-            for endpoint in members.local.values():
-                try:
-                    wanted = wanted_by(endpoint)
-                except Invalid as error:
-                    self._tell(f"labels of {endpoint.name}", error)
-                    continue
-                if wanted and self._node.catalogue.get(wanted.network):
-                    found[wanted.network, wanted.name] = wanted
-        return found
+    def _wanted(self) -> dict[tuple[str, str], tuple[Wanted, bool]]:
+        """What containers ask for, and whether one of this node's does.
 
-    async def _ensure(self, wanted: Wanted) -> None:
+        Of those that disagree the endpoint with the smallest id counts: who was first or last is
+        nothing that all nodes would say alike.
+        """
+        decides: dict[tuple[str, str], tuple[str, Wanted]] = {}
+        here: set[tuple[str, str]] = set()
+        for network, members in self._node.members.items():
+            if not self._node.catalogue.get(network):
+                continue
+            for id, member in members.all.items():
+                if SERVICE not in member.endpoint.labels or member.node in self._node.withdrawn:
+                    continue
+                try:
+                    wanted = wanted_by(member.endpoint)
+                except Invalid as error:
+                    if member.node == self._node.me:
+                        self._tell(f"labels of {member.endpoint.name}", error)
+                    continue
+                if wanted is None:
+                    continue
+                key = network, wanted.name
+                if member.node == self._node.me:
+                    here.add(key)
+                if key not in decides or id < decides[key][0]:
+                    decides[key] = id, wanted
+        return {key: (wanted, key in here) for key, (_, wanted) in decides.items()}
+
+    async def _ensure(self, wanted: Wanted, is_here: bool) -> None:
         service = self._node.services.named(wanted.network, wanted.name)
+        if not (is_here if service is None else self._is_ours(service)):
+            return
         spec = ServiceSpec(
             wanted.name,
             wanted.network,
@@ -178,7 +198,7 @@ class Labelled:
         if service is None:
             await self._operations.create(spec)
             log.info("docker.service_made", service=wanted.name)
-        elif MADE in service.labels and set(service.ports) != set(wanted.ports):
+        elif set(service.ports) != set(wanted.ports):
             await self._operations.update(service.id, wanted.network, spec, ["ports"])
 
     def _is_ours(self, service: Service) -> bool:

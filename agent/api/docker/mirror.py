@@ -16,9 +16,9 @@ from collections.abc import Callable
 import structlog
 
 from agent.api.docker.bindings import Bindings
-from agent.api.docker.comparing import NAME, Steps, body_of, compare, labels_of
+from agent.api.docker.comparing import NAME, PLUGIN, Steps, body_of, compare, labels_of
 from agent.api.docker.driver import LABEL
-from agent.api.docker.engine import Engine, Event
+from agent.api.docker.engine import Engine, Event, Refused
 from agent.api.docker.naming import Naming, label_from
 from agent.errors import Conflict, InUse, NotFound, Unavailable, VxmeshError
 from agent.model import Network
@@ -151,16 +151,19 @@ class Mirror:
             listed,
             bound,
             {n.id: n for n in self._node.catalogue.all()},
+            me=self._node.me,
             settled=self._settled,
             destroyed=self._destroyed,
             complete=complete,
         )
         for id in steps.forget:
-            self._bindings.drop(id)
+            await self._bindings.drop(id)
             self._destroyed.pop(id, None)
         for id, meant in steps.bind.items():
-            self._bindings.put(id, meant)
+            await self._bindings.put(id, meant)
         done = [await self._try(f"remove {id}", self._remove_ours(id)) for id in steps.gone]
+        for id, made in steps.stale.items():
+            done.append(await self._try(f"remove {made}", self._remove_stale(id, made)))
         done += [await self._try(f"remove {id[:12]}", self._remove(id)) for id in steps.remove]
         self._name_ours(steps)
         for network, name in steps.create:
@@ -182,6 +185,14 @@ class Mirror:
         """The engine's user removed a network while we were away."""
         with contextlib.suppress(InUse, NotFound):  # it comes back where it is in use
             await self._operations.remove_networks([id])
+
+    async def _remove_stale(self, docker: str, made: str) -> None:
+        """A network that was made for one of the engine's which never came to be."""
+        if docker in self._bindings.making or docker in self._bindings.all():
+            return  # the engine has asked again meanwhile
+        with contextlib.suppress(InUse, NotFound):
+            await self._operations.remove_networks([made])
+            log.info("docker.network_swept", network=made)
 
     async def _remove(self, id: str) -> None:
         """A network of the engine's stands for nothing any more."""
@@ -233,12 +244,15 @@ class Mirror:
             for id, endpoint in members.local.items():
                 if LABEL in endpoint.labels:
                     found[endpoint.labels[LABEL]] = id
-        for id in self._bindings.all() if found else ():
+        if not found:
+            return set()
+        listed = {str(n["Id"]) for n in await self._engine.networks() if n["Driver"] == PLUGIN}
+        for id in {*listed, *self._bindings.all()}:  # bindings may be lost
             try:
                 network = await self._engine.network(id)
-            except Unavailable:
-                raise
-            except VxmeshError:
+            except Refused as error:
+                if error.status != 404:  # of what it does not tell nothing is known
+                    raise
                 continue
             for attached in (network.get("Containers") or {}).values():
                 found.pop(str(attached.get("EndpointID")), None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import structlog
@@ -78,26 +78,41 @@ class Naming:
     def __init__(self, operations: Operations, bindings: Bindings, engine: Engine) -> None:
         self._operations, self._node = operations, operations.node
         self._bindings, self._engine = bindings, engine
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # a container's id -> who looks at it
+        self._again: set[str] = set()  # of these, such as something happened to meanwhile
         self._turn = asyncio.Semaphore(AT_ONCE)
 
     def look_at(self, id: str) -> None:
-        """A container may have another name, or be in other networks."""
-        if id:
-            task = asyncio.create_task(self._look_at(id))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        """A container may have another name, be in other networks, or be well or ill.
+
+        One task a container looks, so that what was told last is what stays.
+        """
+        if not id:
+            return
+        self._again.add(id)
+        if id not in self._tasks:
+            self._tasks[id] = asyncio.create_task(self._look(id))
 
     async def stop(self) -> None:
         """Look at nothing more."""
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _look_at(self, id: str) -> None:
+    async def _look(self, id: str) -> None:
+        try:
+            while id in self._again:
+                await self._look_once(id)
+        finally:
+            self._again.discard(id)
+            del self._tasks[id]
+
+    async def _look_once(self, id: str) -> None:
         for _ in range(TRIES):
             try:
                 async with self._turn:
+                    self._again.discard(id)
                     container = await self._engine.container(id)
                 if container:
                     await self.take(container)
@@ -111,15 +126,32 @@ class Naming:
 
     async def take(self, container: Mapping[str, Any]) -> None:
         """Name the endpoints of a container, as inspect tells of it, and say how it is."""
-        networks = (container.get("NetworkSettings") or {}).get("Networks") or {}
-        for attached in networks.values():
-            bound = self._bindings.all().get(str(attached.get("NetworkID")))
-            endpoint = self._find(bound.network, attached) if bound else None
-            if endpoint:
-                # First: from when it has its labels on a service may choose it.
-                await self._place(endpoint, container)
+        placed: set[str] = set()
+        for endpoint, _ in self._endpoints(container):
+            # First: from when it has its labels on a service may choose it.
+            await self._place(endpoint, container)
+            placed.add(endpoint.id)
+        if placed and container["Id"] in self._again:  # that took time, and it is another by now
+            fresh = await self._engine.container(str(container["Id"]))
+            if fresh is None:
+                return
+            container = fresh
+        for endpoint, attached in self._endpoints(container):
+            if endpoint.id in placed:
                 self._tell_health(endpoint, container)
                 self._name(endpoint, container, attached)
+
+    def _endpoints(
+        self, container: Mapping[str, Any]
+    ) -> Iterator[tuple[Endpoint, Mapping[str, Any]]]:
+        """A container's endpoints, each with what inspect says of its network."""
+        networks = (container.get("NetworkSettings") or {}).get("Networks") or {}
+        bindings = self._bindings.all()
+        for attached in networks.values():
+            bound = bindings.get(str(attached.get("NetworkID")))
+            endpoint = self._find(bound.network, attached) if bound else None
+            if endpoint:
+                yield endpoint, attached
 
     def _find(self, network: str, attached: Mapping[str, Any]) -> Endpoint | None:
         members = self._node.members.get(network)
@@ -149,7 +181,7 @@ class Naming:
         name, aliases = names_of(container, attached)
         labels = self._labels(container) | {LABEL: docker}
         services = self._node.services
-        asked = labels.get(SERVICE, "").lower()  # that name is the service's own, once it is made
+        asked = labels.get(SERVICE, "")  # that name is the service's own, once it is made
         aliases = [a for a in aliases if a != asked and not services.named(network, a)]
         names = [name, f"{name[:50].strip('-')}-{docker[:SHORT]}"]
         for wanted in names[name == asked :]:
@@ -160,10 +192,12 @@ class Naming:
 
     def _labels(self, container: Mapping[str, Any]) -> dict[str, str]:
         """A container's labels as far as they are such as ours may be, to select services' backends
-        by; and its id."""
+        by; and its id. A service's name is lower case, as names in DNS are."""
         found: dict[str, str] = {}
         for key, value in ((container.get("Config") or {}).get("Labels") or {}).items():
             if not str(key).startswith(TOOLS) and len(found) < LABELS_MAX - 2:
                 with contextlib.suppress(Invalid):
                     found |= parse_labels({str(key): str(value)})
+        if SERVICE in found:
+            found[SERVICE] = found[SERVICE].lower()
         return found | {WORKLOAD: str(container["Id"])[:SHORT]}

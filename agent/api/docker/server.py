@@ -64,9 +64,12 @@ class DockerPlugin:
         """Listen, in the place of an agent that died; Conflict if that cannot be."""
         await self._runner.setup()
         try:
-            await asyncio.to_thread(_make_room, self._path)
+            await _make_room(self._path)
             await web.UnixSite(self._runner, str(self._path)).start()
             os.chmod(self._path, 0o600)  # noqa: PTH101 (a system call that does not block)
+        except Conflict:
+            await self._runner.cleanup()
+            raise
         except OSError as error:
             await self._runner.cleanup()
             raise Conflict(
@@ -80,9 +83,20 @@ class DockerPlugin:
         await self._runner.cleanup()
 
 
-def _make_room(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
+async def _make_room(path: Path) -> None:
+    """Remove a dead agent's socket; Conflict if a living one answers there (agent/serving.py)."""
+    await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+    try:
+        _, writer = await asyncio.open_unix_connection(str(path))
+    except FileNotFoundError:
+        return
+    except OSError:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        return
+    writer.close()
+    raise Conflict(
+        f"socket {path}", "is another agent's", "Stop that one, or start this one without --docker"
+    )
 
 
 def _answering(call: Call) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -14,7 +14,6 @@ is written last. What stands opposite: service.py and the daemon, which hold wha
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from agent import wholefile
 from agent.cluster.identity import authority as ca
 from agent.cluster.identity.authority import Authority
 from agent.cluster.identity.requests import public_half
@@ -145,7 +145,7 @@ class Files:
             self._write(KEYS, b"".join(_private_pem(a.key) for a in keys))
         elif (self.directory / KEYS).exists():
             (self.directory / KEYS).unlink()
-            self._sync()
+            wholefile.sync_directory(self.directory)
 
     def set_aside(self) -> Path | None:
         """Rename what is there, so that the node begins anew; the new path."""
@@ -159,22 +159,7 @@ class Files:
 
     def _write(self, name: str, data: bytes) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = self.directory / f"{name}.new"
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        fresh.replace(self.directory / name)
-        self._sync()
-
-    def _sync(self) -> None:
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        wholefile.replace(self.directory / name, data)
 
     # -- reading --
 

@@ -11,7 +11,7 @@ import pytest
 from agent.api import control, requests, watch
 from agent.api.control import Control
 from agent.api.watch import Watchers
-from agent.errors import Exhausted, Invalid
+from agent.errors import Exhausted, InUse, Invalid
 from agent.requests import parse_endpoint, parse_network
 from agent.rpc import control_pb2 as pb
 from tests.fuzz import world
@@ -106,3 +106,16 @@ def test_what_a_caller_asks_for_has_the_bounds_of_a_record() -> None:
         parse_endpoint("a", addresses=[f"10.1.0.{n}" for n in range(65)])
     with pytest.raises(Invalid, match="17 subnets"):
         parse_network("a", subnets=[f"10.{n}.0.0/24" for n in range(17)])
+
+
+async def test_a_caller_takes_no_interface_of_a_container(servicer: Control) -> None:
+    node = servicer.node
+    held, _ = await servicer.operations.hand_out("web", parse_endpoint("docker-1"))
+    for refused in (
+        servicer.RemoveSandbox(pb.RemoveRequest(refs=[held.sandbox]), context()),
+        servicer.RemoveEndpoint(pb.RemoveRequest(refs=[held.id], network="web"), context()),
+        servicer.RemoveEndpoint(pb.RemoveRequest(network="web", all=True), context()),
+    ):
+        with pytest.raises(InUse, match="Docker engine"):
+            await refused
+    assert node.local_endpoint(held.id) and held.sandbox in node.sandboxes

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from agent.api.docker.bindings import Bound
+from agent.api.docker.bodies import ID
 from agent.api.docker.comparing import NAME, Steps, body_of, compare, labels_of
 from agent.model import LABELS_MAX, Network
 
@@ -36,6 +39,7 @@ def run(
         listed,
         bound,
         {n.id: n for n in networks},
+        me="n" * 16,
         settled=set(bound) if settled is None else settled,
         destroyed=destroyed,
         complete=complete,
@@ -102,13 +106,37 @@ def test_others_networks_are_left_alone() -> None:
 
 
 def test_the_request_and_the_labels() -> None:
-    body = body_of(ours(ONE, **{NAME: "web", "a": "b"}), "web")
+    body = body_of(ours(ONE, **{NAME: "web", ID: D1, "a": "b"}), "web")
     assert body["Labels"] == {"a": "b"} and body["EnableIPv6"]
     assert body["IPAM"]["Config"] == [
         {"Subnet": "10.1.0.0/24", "Gateway": "10.1.0.1"},
         {"Subnet": "fd00:1::/64", "Gateway": "fd00:1::1"},
     ]
-    labels = {"good": "x", "bad key": "x", "long": "x" * 300}
-    assert labels_of({"Name": "Web_1", "Labels": labels}) == {NAME: "Web_1", "good": "x"}
+    labels = {"good": "x", "bad key": "x", "long": "x" * 300, NAME: "other", ID: D2}
+    told = {"Id": D1, "Name": "Web_1", "Labels": labels}
+    assert labels_of(told) == {NAME: "Web_1", ID: D1, "good": "x"}
     many = {f"k{n}": "" for n in range(2 * LABELS_MAX)}
-    assert len(labels_of({"Name": "w", "Labels": many})) == LABELS_MAX
+    assert len(labels_of({"Id": D1, "Name": "w", "Labels": many})) == LABELS_MAX
+
+
+def test_what_was_made_for_a_network_that_never_came_to_be_goes() -> None:
+    made = ours(ONE, **{ID: D1})
+    assert run([], {}, [made]).stale == {D1: ONE}
+    # Bound: the engine is about to list it. Named: it is all hosts'. Another node's is its own.
+    assert not run([], {D1: Bound(ONE, True)}, [made], settled=set()).stale
+    assert not run([], {}, [ours(ONE, **{ID: D1, NAME: "web"})]).stale
+    assert not run([], {}, [msgspec.structs.replace(made, creator="x" * 16)]).stale
+
+
+def test_a_binding_that_was_lost_is_found_by_the_label() -> None:
+    steps = run([theirs(D1, "web")], {}, [ours(ONE, **{ID: D1})])
+    assert steps.bind == {D1: Bound(ONE, True)}
+    assert not steps.stale and not steps.create and not steps.remove
+
+
+def test_a_network_that_was_tied_by_name_is_found_again() -> None:
+    for ref in (ONE, "n1", "111"):
+        steps = run([theirs(D1, "web", **{"vxmesh.network": ref})], {}, [ours(ONE), ours(TWO)])
+        assert steps == Steps(bind={D1: Bound(ONE, False)})
+    for ref in ("n3", ""):
+        assert not run([theirs(D1, "web", **{"vxmesh.network": ref})], {}, [ours(ONE)]).bind

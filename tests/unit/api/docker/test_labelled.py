@@ -113,12 +113,45 @@ async def test_from_the_first_container_to_the_last(
     assert place.services() == {}
 
 
-async def test_of_two_that_were_made_at_once_the_older_one_stays() -> None:
+def two_places() -> tuple[Place, Place]:
+    """With one network, of which each has addresses."""
     one, two = Place("a", 1), Place("b", 2)
     exchange(one.node, two.node)  # the network, of one
     assert one.node.donate(one.web.id, two.node.me, 4, []) == ""
     exchange(one.node, two.node)
     two.web = one.web
+    return one, two
+
+
+@pytest.mark.parametrize("maker", [0, 1])
+async def test_of_labels_that_disagree_one_counts_for_all(maker: int) -> None:
+    places = two_places()
+    asked = {places[0].container("c1", service="api", port="80"): Port(80, 80)}
+    asked[places[1].container("c2", service="api", port="8080")] = Port(8080, 8080)
+    exchange(places[0].node, places[1].node)
+    for place in (places[maker], places[1 - maker]) * 2:
+        await place.labelled._once()
+        exchange(places[0].node, places[1].node)
+    revisions = [place.node.revision for place in places]
+    for place in places * 2:
+        assert await place.labelled._once() is None
+        exchange(places[0].node, places[1].node)
+        assert place.services() == {"api": (asked[min(asked)],)}
+    assert [place.node.revision for place in places] == revisions  # settled
+    # Who made it follows the other's containers too.
+    gone = min(asked)
+    for place in places:
+        if place.node.local_endpoint(gone):
+            place.node.remove_endpoints([gone])
+    exchange(places[0].node, places[1].node)
+    for place in places * 2:
+        await place.labelled._once()
+        exchange(places[0].node, places[1].node)
+    assert {p.services()["api"] for p in places} == {(asked[max(asked)],)}
+
+
+async def test_of_two_that_were_made_at_once_the_older_one_stays() -> None:
+    one, two = two_places()
     for place in (one, two):
         place.container(f"c{place.node.me[0]}", service="api", port="80")
         await place.labelled._once()

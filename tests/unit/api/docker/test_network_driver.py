@@ -5,6 +5,7 @@ The cases are those of moby's libnetwork/drivers/remote/driver_test.go, from the
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from pathlib import Path
@@ -12,7 +13,13 @@ from typing import Any
 
 import pytest
 
+from agent.api.docker.bindings import Bound
+from agent.api.docker.mirror import Mirror
+from agent.core.replica import Delta, Record
 from agent.errors import Conflict
+from agent.model import Network, encode
+from agent.node import NodeState
+from agent.requests import parse_network
 from tests.unit.api.docker.conftest import Caller
 
 NET, EP = "c" * 64, "e" * 64
@@ -236,3 +243,97 @@ async def test_a_network_that_is_tied_goes_only_if_it_follows(
     assert made == {}
     assert await engine.call("NetworkDriver.DeleteNetwork", NetworkID=other) == {}
     assert len(list(engine.node.catalogue.all())) == left
+
+
+OTHER = "b" * 16
+
+
+def foreign(node: NodeState, driver: str, creator: str) -> Network:
+    """A network of `driver` that `creator` made, known here."""
+    found = Network("f" * 16, "theirs", driver, ("10.5.0.0/24",), ("10.5.0.1",), "", 77, 0,
+                    False, False, {}, {}, 1.0, creator, 1, False, 1)  # fmt: skip
+    assert node.merge(Delta(creator, 0, 1, [Record("w/" + found.id, 1, encode(found))]))
+    return node.find_network("theirs")
+
+
+@pytest.mark.parametrize("driver", ["macvlan", "ipvlan", "bridge", "remote:acme"])
+async def test_a_network_whose_interfaces_cannot_be_handed_out_is_not_bound(
+    engine: Caller, driver: str
+) -> None:
+    theirs = foreign(engine.node, driver, OTHER)
+    named = {"com.docker.network.generic": {"vxmesh.network": "theirs"}}
+    said = await network(engine, Options=named)
+    assert "network theirs" in said["Err"] and "overlay network" in said["Err"]
+    assert not engine.bindings.all()
+    # One that was bound by an agent before.
+    await engine.bindings.put(NET, Bound(theirs.id, made=False))
+    said = await engine.call("NetworkDriver.CreateEndpoint", **ABOUT)
+    assert "network theirs" in said["Err"] and not engine.node.sandboxes
+    members = engine.node.members.get(theirs.id)
+    assert members is None or not members.local
+
+
+@pytest.mark.parametrize("driver", ["overlay", "bridge"])
+async def test_an_overlay_and_a_bridge_of_this_node_are_bound(engine: Caller, driver: str) -> None:
+    spec = parse_network("ours", driver=driver, subnets=["10.5.0.0/24"])
+    engine.node.create_network(spec)
+    named = {"com.docker.network.generic": {"vxmesh.network": "ours"}}
+    assert await network(engine, Options=named) == {}
+    made = await engine.call("NetworkDriver.CreateEndpoint", **ABOUT)
+    assert "Address" in made["Interface"]
+
+
+async def test_a_network_that_is_asked_for_again_is_there_once(engine: Caller) -> None:
+    assert await network(engine) == {}
+    (made,) = engine.node.catalogue.all()
+    assert await network(engine) == {}
+    # The agent was killed before it had written down what it made.
+    await engine.bindings.drop(NET)
+    assert await network(engine) == {}
+    assert [n.id for n in engine.node.catalogue.all()] == [made.id]
+    assert engine.bindings.all() == {NET: Bound(made.id, made=True)}
+    other = {"NetworkID": "d" * 64, "IPv4Data": [POOL]}
+    assert "overlaps" in (await engine.call("NetworkDriver.CreateNetwork", **other))["Err"]
+    # Ours was removed meanwhile, so it is made anew.
+    engine.node.remove_network(made.id)
+    assert await network(engine) == {}
+    (fresh,) = engine.node.catalogue.all()
+    assert engine.bindings.get(NET).network == fresh.id != made.id
+
+
+async def test_an_endpoint_that_is_asked_for_again_is_there_once(engine: Caller) -> None:
+    await network(engine)
+    first, second = await asyncio.gather(
+        *(engine.call("NetworkDriver.CreateEndpoint", **ABOUT) for _ in range(2))
+    )
+    assert first == second and set(first["Interface"]) == {"Address", "MacAddress"}
+    assert await engine.call("NetworkDriver.CreateEndpoint", **ABOUT) == first
+    assert len(engine.node.sandboxes) == 1
+    wanted = {"Address": first["Interface"]["Address"]}
+    again = await engine.call("NetworkDriver.CreateEndpoint", **ABOUT, Interface=wanted)
+    assert again["Interface"] == {"MacAddress": first["Interface"]["MacAddress"]}
+    other = {"Address": "10.5.0.99/24"}
+    said = await engine.call("NetworkDriver.CreateEndpoint", **ABOUT, Interface=other)
+    assert "other addresses" in said["Err"] and len(engine.node.sandboxes) == 1
+
+
+async def test_what_was_made_for_no_network_goes_unless_it_is_asked_for(engine: Caller) -> None:
+    await network(engine)
+    (made,) = engine.node.catalogue.all()
+    mirror = Mirror(engine.operations, engine.bindings, Lists(), bool, bool)  # type: ignore[arg-type]
+    await mirror._once()
+    assert list(engine.node.catalogue.all()) == [made]  # the engine is about to list it
+    await engine.bindings.drop(NET)
+    engine.bindings.making.add(NET)
+    await mirror._once()
+    assert list(engine.node.catalogue.all()) == [made]
+    engine.bindings.making.clear()
+    await mirror._once()
+    assert not list(engine.node.catalogue.all())
+
+
+class Lists:
+    """An engine without a network."""
+
+    async def networks(self) -> list[dict[str, Any]]:
+        return []
