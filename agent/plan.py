@@ -14,7 +14,7 @@ from agent.core.members import Members
 from agent.drivers import bridge, ipvlan, macvlan, overlay, wireguard
 from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Lan, Rows, WireguardDevice
-from agent.drivers.frontends import frontends
+from agent.drivers.frontends import elsewhere, frontends
 from agent.errors import Invalid
 from agent.lanmodel import MACVLAN, is_on_lan
 from agent.model import BRIDGE, Endpoint, Network, format_address, holds, parse_address, plugin_of
@@ -53,11 +53,12 @@ class Plan:
         self._frontends: dict[FrontendKey, Frontend] = {}
         self._vips: dict[int, set[bytes]] = {}  # VNI -> those of its frontends
         self._keys: dict[str, set[FrontendKey]] = {}  # service -> those of its frontends
+        self._outside: set[str] = set()  # services with a backend at an address of a node
         self._present: set[str] = set()  # the networks that are on this host
         self._described: dict[str, tuple[str, int]] = {}
         self._closed = Closed()
         self._apart = node.gives_way()
-        self._subnets = self._find_subnets()
+        self._subnets = self._judged = self._find_subnets()
         self.nodes_changed()
         self._touch_wireguard(Change(nodes=set(node.nodes)), Touched())
         networks = {network.id: None for network in node.catalogue.all()}
@@ -172,6 +173,9 @@ class Plan:
                 for service in node.services.all()
                 if any(port.published_at for port in service.ports)
             )
+        if change.nodes or self._judged != self._subnets:
+            led |= self._outside
+        self._judged = self._subnets
         changes: dict[FrontendKey, Frontend | None] = {}
         for id in led:
             found = {frontend.id: frontend for frontend in self._make_frontends(id)}
@@ -192,9 +196,12 @@ class Plan:
         service = self.node.services.get(id)
         network = self.node.catalogue.get(service.network) if service else None
         if not service or not network or network.id not in self._present:
+            self._outside.discard(id)
             return []
         rows = self.node.backends_of(service, self.node.clock())
-        return frontends(service, network, rows, self.node.nodes.values(), self.node.me)
+        (self._outside.add if elsewhere(network, rows) else self._outside.discard)(id)
+        nodes = self.node.nodes.values()
+        return frontends(service, network, rows, nodes, self.node.me, self._subnets)
 
     def _touch_statuses(self, change: Change, touched: Touched) -> None:
         """The rows of nodes that were withdrawn, or are there again."""

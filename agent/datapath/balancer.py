@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from agent.datapath import affinityrules, balancerules
 from agent.datapath.balancerules import BALANCE_TABLE, Claims, Placed
-from agent.datapath.nft import DOOR
 from agent.datapath.nftables import LIBRARY, Nftables
 from agent.drivers.balancing import Frontend, FrontendKey, assign, eligible
+from agent.drivers.marks import DOOR
 from agent.model import parse_address
 
 AT_ONCE = 50  # frontends that are worked out before others have a turn: some 5 ms

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 from agent.datapath import affinityrules
 from agent.datapath.affinityrules import KEY
-from agent.datapath.nft import DOOR, UNTRACKED, UPLINK, Elements, Ruleset
+from agent.datapath.nft import UPLINK, Elements, Ruleset
 from agent.drivers.balancing import SPREAD_SIZES, Frontend, eligible, tokens
+from agent.drivers.marks import DOOR, UNTRACKED
 from agent.model import format_address
 
 BALANCE_TABLE = "inet vxmesh_balance"
@@ -35,7 +36,8 @@ BALANCE_TABLE = "inet vxmesh_balance"
 # refuse: what is still for a VIP or a door after `balance` has no backend, or no such port.
 # hairpin: a backend that reaches itself would answer itself; it sees the VIP instead. And one that
 # is in a node's own stack, reached from outside by a published port, would answer the client
-# itself, who knows nothing of it; it sees this host instead. A mark that led to a backend
+# itself, who knows nothing of it; it sees this host instead: such backends (`outside`), and no
+# other address, as what comes from us the host lets out under its own. A mark that led to a backend
 # (affinityrules.py) means nothing to what comes after.
 # counted: connections by service, which the mark tells, and backend. Chains for nat see the first
 # packet of a connection only, so that is what it costs.
@@ -92,8 +94,10 @@ parameter-problem }} accept
 		meta mark set 0
 		ip saddr . ip daddr @selves4 ct status dnat snat ip to ct original ip daddr
 		ip6 saddr . ip6 daddr @selves6 ct status dnat snat ip6 to ct original ip6 daddr
-		oifname "{UPLINK}" ct original ip daddr {DOOR[4]} ct status dnat snat ip to {DOOR[4]}
-		oifname "{UPLINK}" ct original ip6 daddr {DOOR[6]} ct status dnat snat ip6 to {DOOR[6]}
+		oifname "{UPLINK}" ip daddr . meta l4proto . th dport @outside4 \
+ct original ip daddr {DOOR[4]} ct status dnat snat ip to {DOOR[4]}
+		oifname "{UPLINK}" ip6 daddr . meta l4proto . th dport @outside6 \
+ct original ip6 daddr {DOOR[6]} ct status dnat snat ip6 to {DOOR[6]}
 	}}
 
 	chain forward {{
@@ -131,6 +135,7 @@ _SETS = {
     "vips": "set {name} {{ type {address}; }}",
     "backends": "set {name} {{ type {address} . inet_proto . inet_service; }}",
     "selves": "set {name} {{ type {address} . {address}; }}",
+    "outside": "set {name} {{ type {address} . inet_proto . inet_service; }}",
     "silent": "set {name} {{ type {address} . inet_proto . inet_service; }}",
     "marks": "map {name} {{ type {address} . inet_proto . inet_service : mark; }}",
     "counted": "set {name} {{ type mark . {address}; counter; }}",
@@ -204,7 +209,8 @@ def claims(placed: Placed) -> Claims:
     frontend = placed.frontend
     version, protocol = frontend.version, frontend.protocol
     found: dict[str, dict[str, str]] = {
-        f"{name}{version}": {} for name in ("vips", "backends", "selves", "counted", *_ENTRIES)
+        f"{name}{version}": {}
+        for name in ("vips", "backends", "selves", "outside", "counted", *_ENTRIES)
     }
     targets = {}
     for backend in frontend.backends:
@@ -212,6 +218,8 @@ def claims(placed: Placed) -> Claims:
         targets[backend.key] = f"{address} . {backend.port}"
         found[f"backends{version}"][f"{address} . {protocol} . {backend.port}"] = ""
         found[f"counted{version}"][counted(frontend.service, backend.address)] = ""
+        if backend.outside:
+            found[f"outside{version}"][f"{address} . {protocol} . {backend.port}"] = ""
         if backend.key in placed.local:
             found[f"selves{version}"][f"{address} . {address}"] = ""
     entries = [(DOOR[version], door) for door in placed.doors]

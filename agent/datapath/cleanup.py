@@ -5,9 +5,10 @@ What stands opposite: reconciler.py, which makes it.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
-from agent.datapath import entrance, lans, namespaces, nft, wireguard
+from agent.datapath import entrance, firewall, lans, namespaces, nft, wireguard
 from agent.datapath.netlink import Netlink
 from agent.datapath.networks import MARK
 from agent.datapath.nft import HOST_UPLINK
@@ -33,6 +34,7 @@ async def remove_everything(netns: Path, host_netns: str) -> None:
             await host.delete_link(uplink.index)  # the routes through it go with it
         await lans.remove_all(host)
         await wireguard.remove_all(host, host_netns, netns.parent)
+    await asyncio.to_thread(firewall.take_out, host_netns)
     for name in (nft.TABLE, nft.SEALED, *entrance.TABLES.values()):
         table = Nftables(host_netns, table=name)
         try:

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent.datapath.nft import DOOR, HOST_UPLINK, Elements, Ruleset
+from agent.datapath.nft import HOST_UPLINK, Elements, Ruleset
+from agent.drivers.marks import DOOR
 
 TABLES = {4: "ip vxmesh", 6: "ip6 vxmesh"}  # `dup` is not to be had in tables of both
 

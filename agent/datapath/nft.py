@@ -17,15 +17,12 @@ from dataclasses import dataclass
 
 from agent.drivers import wireguard
 from agent.drivers.base import Bridge, Closed, Forward
+from agent.drivers.marks import ASKED, DOOR, UNTRACKED
 from agent.model import IPNetwork, format_address
 
 TABLE, SEALED = "inet vxmesh", "inet vxmesh_sealed"
 UPLINK, HOST_UPLINK = "uplink", "vxmesh0"
-UNTRACKED = 0x76786D75  # mark of packets of our own that are part of no connection (prods.py)
-ASKED = 0x76786D71  # mark of questions that our name server is to answer (questions.py)
 NOTHING_CLOSED = Closed()
-# Our ends of the uplink (uplink.py), to which the host leads the published ports of services.
-DOOR = {4: "169.254.83.2", 6: "fd76:786d:6573:6800::2"}
 NO_DOORS: Mapping[tuple[str, str], str] = {}
 
 # No connection tracking in here, but for what is balanced (balancerules.py): it would cost every

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agent.datapath.conntrack import Tuple
-from agent.datapath.nft import UNTRACKED
+from agent.drivers.marks import UNTRACKED
 from agent.syscalls import socket_in
 
 SO_MARK = 36

@@ -11,7 +11,7 @@ Source: ip-rule(8), Linux Documentation/networking/tproxy.rst.
 from __future__ import annotations
 
 from agent.datapath.netlink import Netlink
-from agent.datapath.nft import ASKED
+from agent.drivers.marks import ASKED
 
 TABLE = 836_000  # of routes: what has the mark looks here
 PRIORITY = 83

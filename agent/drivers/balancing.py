@@ -49,6 +49,7 @@ class Backend:
     # Gets no new connection, while those that it has go on: also one that is unhealthy for now.
     # The connections of a backend that is left out altogether are reset.
     draining: bool = False
+    outside: bool = False  # in its node's own stack, at that one's address: host.py
 
 
 @dataclass(frozen=True, slots=True)

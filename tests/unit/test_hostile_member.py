@@ -12,12 +12,14 @@ from agent.core import catalogue, members, replica
 from agent.core.bounds import SEGMENTS_MAX
 from agent.core.replica import JUMP, JUMPS_MAX, VERSION_MAX, Delta, Record
 from agent.errors import Exhausted
-from agent.model import Claims, Endpoint, Network, Removal, Segment, encode
+from agent.model import Claims, Endpoint, Network, Removal, Segment, encode, parse_address
 from agent.node import NodeState
 from agent.node.networks import TOLD_AT_ONCE
 from agent.node.state import SURPASS_EVERY
 from agent.plan import Plan
-from agent.requests import parse_network
+from agent.requests import parse_endpoint, parse_network
+from agent.servicemodel import Check, Port, Service
+from agent.views import Change
 from tests.fuzz import world
 from tests.fuzz.world import LOCAL, NET, OTHER, PEER, REMOTE, THIRD
 
@@ -57,6 +59,16 @@ def network(number: int, **fields: object) -> Network:
     made = Network(f"{number:016x}", f"n{number}", "overlay", (f"10.{64 + number // 256}."
                    f"{number % 256}.0/24",), (f"10.{64 + number // 256}.{number % 256}.1",), "",
                    5000 + number, 0, False, False, {}, {}, world.NOW, PEER, 5, born=5)  # fmt: skip
+    return msgspec.structs.replace(made, **fields)
+
+
+THIRD_ID = "e3" * 8
+
+
+def service(**fields: object) -> Service:
+    made = Service("51" * 8, "shop", NET, "vip", (), (Port(80, 8000, "tcp", 8080),),
+                   {"app": "shop"}, (), 0.0, Check(), (), False, "refuse", 0.0, {}, world.NOW,
+                   PEER, 5, born=5)  # fmt: skip
     return msgspec.structs.replace(made, **fields)
 
 
@@ -121,6 +133,88 @@ def test_no_row_leads_to_who_claims_the_gateways_address(node: NodeState, peer: 
     assert [address for address, _ in plan.all_rows(vni).neighbours] == [usual]
     rows = dict(plan.rows(vni, [], [gateway, usual]).neighbours)
     assert rows == {gateway: None, usual: endpoint().mac}
+
+
+# -- services --
+
+
+def follow(node: NodeState, plan: Plan) -> None:
+    def look(change: Change) -> None:
+        plan.touched(change)
+
+    node.listeners.append(look)
+
+
+def backends(plan: Plan) -> dict[bytes, bool]:
+    return {b.address: b.outside for f in plan.frontends().values() for b in f.backends}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "127.0.0.1",  # this host's own processes
+        "169.254.83.1",  # the host, as it is seen from our namespace
+        "169.254.83.2",
+        "169.254.169.254",  # what a cloud tells its hosts alone
+        "0.0.0.0",
+        "224.0.0.1",
+        "10.1.0.1",  # the gateway, which is us
+        "10.2.0.7",  # in another network of this host
+        "10.99.0.1",  # this host
+        "192.0.2.7",  # whoever it is
+        "::1",
+        "::ffff:127.0.0.1",
+        "fe80::1",
+        "fd76:786d:6573:6800::1",
+        "fd00:1::1",
+    ],
+)
+def test_a_published_port_leads_to_no_address_but_the_networks(
+    node: NodeState, peer: Writer, lie: str
+) -> None:
+    node.create_endpoint(OTHER, parse_endpoint("two"))
+    plan, address = Plan(node), parse_address(lie)
+    follow(node, plan)
+    peer.write(
+        ("e/" + REMOTE, endpoint(addresses=(address,), labels={"app": "shop"})),
+        ("e/" + THIRD_ID, endpoint(THIRD_ID, labels={"app": "shop"})),
+        ("s/" + "51" * 8, service()),
+    )
+    usual = b"\n\1\0\7"
+    assert backends(plan) == {usual: False}
+    # Nor if it says that its node is there.
+    bad = msgspec.structs.replace(node.nodes[PEER], vtep=lie, incarnation=2 << 20)
+    peer.write(("n/" + PEER, bad))
+    assert backends(plan) == (
+        {usual: False, address: True} if lie == "192.0.2.7" else {usual: False}
+    )
+
+
+def test_a_backend_in_a_nodes_own_stack_is_at_that_nodes_address(
+    node: NodeState, peer: Writer
+) -> None:
+    plan, vtep = Plan(node), parse_address("10.99.0.2")
+    follow(node, plan)
+    peer.write(
+        ("e/" + REMOTE, endpoint(addresses=(vtep,), labels={"app": "shop"})),
+        ("s/" + "51" * 8, service()),
+    )
+    assert backends(plan) == {vtep: True}
+    # Another's node is not its own.
+    other = Writer(node, THIRD)
+    other.write(("e/" + THIRD_ID, endpoint(THIRD_ID, addresses=(vtep,), labels={"app": "shop"})))
+    [one] = next(iter(plan.frontends().values())).backends
+    assert one.key == REMOTE
+    moved = msgspec.structs.replace(node.nodes[PEER], vtep="10.99.0.9", incarnation=2 << 20)
+    peer.write(("n/" + PEER, moved))
+    assert backends(plan) == {}
+    peer.write(("n/" + PEER, msgspec.structs.replace(moved, vtep="10.2.0.7", incarnation=3 << 20)))
+    lie = endpoint(addresses=(parse_address("10.2.0.7"),), labels={"app": "shop"})
+    peer.write(("e/" + REMOTE, lie))
+    assert backends(plan) == {parse_address("10.2.0.7"): True}
+    # A network of this host has that address now.
+    node.create_endpoint(OTHER, parse_endpoint("two"))
+    assert backends(plan) == {}
 
 
 # -- networks --

@@ -24,6 +24,7 @@ from tests.unit.datapath.test_nft import FORWARDS, WEB, golden
 
 ONE = Backend(parse_address("10.1.0.2"), 8080, 1, "1" * 16)
 TWO = Backend(parse_address("10.1.0.3"), 8080, 1, "2" * 16)
+HOST = Backend(parse_address("10.99.0.2"), 8080, 1, "2" * 16, outside=True)
 SIX = Backend(parse_address("fd00:1::2"), 8080, 1, "1" * 16)
 HTTP = Frontend("a", "n", 4097, "tcp", parse_address("10.1.0.100"), 80, (ONE, TWO))
 HTTP6 = replace(
@@ -31,6 +32,7 @@ HTTP6 = replace(
 )
 DNS = Frontend("b", "n", 4097, "udp", b"", 53, (ONE,), published=((b"", 53),), prefer_local=True)
 EMPTY = Frontend("c", "n", 4097, "tcp", parse_address("10.1.0.101"), 80, (), refuse=False)
+MIXED = replace(DNS, service="d", backends=(ONE, HOST), published=((b"", 54),))
 
 
 class Table:
@@ -75,7 +77,7 @@ def test_the_table_without_services() -> None:
 def test_the_table_with_services() -> None:
     placed = [
         Placed(one, assign(one.backends, one.affinity > 0)[:4], doors, frozenset({"1" * 16}))
-        for one, doors in ((HTTP, ()), (HTTP6, ()), (DNS, (53,)), (EMPTY, ()))
+        for one, doors in ((HTTP, ()), (HTTP6, ()), (DNS, (53,)), (MIXED, (54,)), (EMPTY, ()))
     ]
     rules = balancerules.ruleset(map(balancerules.claims, placed), {60_000})
     golden("balance.nft", nft.render(rules))
