@@ -236,15 +236,16 @@ async def test_status(caller: Caller) -> None:
 async def test_check(caller: Caller) -> None:
     assert await caller.code("CHECK") == cni.UNKNOWN_CONTAINER
     await caller.call("ADD")
-    whole = {
+    whole: dict[str, Any] = {
         "mac": "02:00:00:00:00:05", "addresses": ["10.1.0.2/24"], "routes": ["0.0.0.0/0"]
     }  # fmt: skip
     assert await caller.call("CHECK", **whole) == {"found": {}}
-    for change, said in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"mac": "02:00:00:00:00:06"}, "its MAC is 02:00:00:00:00:05"),
         ({"addresses": ["10.1.0.3/24"]}, "no address 10.1.0.3/24"),
         ({"routes": ["192.0.2.0/24"]}, "no route to 192.0.2.0/24"),
-    ):
+    ]
+    for change, said in wrong:
         told = (await caller.call("CHECK", **(whole | change)))["error"]
         assert told["code"] == cni.NOT_AS_IT_SHOULD_BE and said in told["details"]
     caller.kernel.seen = None
