@@ -22,6 +22,8 @@ from collections.abc import Iterable
 from agent.drivers.balancing import STICKY_SIZES
 
 CLIENTS_MOST = 65_536  # for each family, on a host: a full map takes some 7 MiB
+SPANS_MAX = 64  # time-outs in force on a host; services beyond have the hash alone
+STATELESS = 1  # ms; stands for those, as no time-out is that short
 KEPT = frozenset({"clients4", "clients6"})
 
 KEY = {4: "ip daddr . meta l4proto . th dport", 6: "ip6 daddr . meta l4proto . th dport"}
@@ -50,6 +52,13 @@ dnat {ip} to {key} . meta mark map @members{v}
 		dnat {ip} to {key} . meta mark map @members{v}
 """
 
+# Who goes by the hash alone.
+_STATELESS_RULES = """\
+		meta mark set jhash {ip} saddr mod {size} seed 0x76
+		meta mark set {key} . meta mark map @sticky{v}
+		dnat {ip} to {key} . meta mark map @members{v}
+"""
+
 
 def declaration(name: str, version: int) -> str:
     """That of one of SETS."""
@@ -60,8 +69,8 @@ def declaration(name: str, version: int) -> str:
 
 
 def span(seconds: float) -> int:
-    """A time-out in ms, the least that there is being 1."""
-    return max(1, round(seconds * 1000))
+    """A time-out in ms, of whole seconds: each one in use has chains of its own."""
+    return 1000 * max(1, round(seconds))
 
 
 def chain(slots: int, milliseconds: int) -> str:
@@ -75,7 +84,7 @@ def chains(spans: Iterable[int]) -> str:
     for milliseconds in sorted(spans):
         for size in STICKY_SIZES:
             rules = "".join(
-                _RULES.format(
+                (_STATELESS_RULES if milliseconds == STATELESS else _RULES).format(
                     v=version,
                     ip=ip,
                     key=KEY[version],

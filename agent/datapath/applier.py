@@ -235,6 +235,8 @@ class Applier:
             fresh = await self.networks.ensure(bridge, look.links if look else None)
         elsewhere = self.networks.elsewhere(bridge) if changed or look else None
         held = self.networks.held[vni]
+        self.stale_tables |= nft.askers(held.bridge) != nft.askers(bridge)
+        held.bridge = bridge  # the same, but for its ports
         if elsewhere is not None:
             # The rows first: then the workloads can go on from the moment that they are moved.
             await self._all_rows(held.vxlan, vni, fresh, False)

@@ -9,10 +9,14 @@ What stands opposite: applier.py, which says when; balancerules.py, which has th
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+import structlog
 
 from agent.datapath import affinityrules, balancerules
 from agent.datapath.balancerules import BALANCE_TABLE, Claims, Placed
@@ -21,6 +25,9 @@ from agent.drivers.balancing import Frontend, FrontendKey, assign, eligible
 from agent.drivers.marks import DOOR
 from agent.model import parse_address
 
+log = structlog.get_logger()
+
+SPANS_UNUSED = 8  # time-outs of affinity whose chains stay for a while without a frontend
 AT_ONCE = 50  # frontends that are worked out before others have a turn: some 5 ms
 
 
@@ -68,6 +75,8 @@ class Balancer:
         self._local: frozenset[str] = frozenset()
         self._loaded = False
         self._spans: frozenset[int] = frozenset()  # time-outs of affinity that have their chains
+        self._in_force: Counter[int] = Counter()  # those that frontends have -> how many
+        self._is_full = False  # that there are too many has been told
         self._owed = Outcome()  # of changes that did not get into the kernel
 
     def close(self) -> None:
@@ -123,7 +132,9 @@ class Balancer:
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
             old = self._placed.pop(key, None)
+            self._count(old, -1)
             new = self._place(frontend, old, doors.get(key, ())) if frontend else None
+            self._count(new, 1)
             if new:
                 self._placed[key] = new
             if old != new:
@@ -139,8 +150,9 @@ class Balancer:
                     gone.setdefault(name, {})[text] = value
                 if now is not None:
                     come.setdefault(name, {})[text] = now
-        spans = frozenset(placed.span for placed in self._placed.values() if placed.span)
-        if not self._loaded:
+        spans = frozenset(self._in_force)
+        if not self._loaded or len(self._spans - spans) > SPANS_UNUSED:
+            self._loaded = False
             await self.table.load(balancerules.ruleset([self._all()], spans))
             self._spans = spans
         elif come or gone:
@@ -166,12 +178,27 @@ class Balancer:
         able = eligible(frontend, self._local)
         sticky = frontend.affinity > 0
         before = old.slots if old and not old.frontend.affinity else ()
-        return Placed(
+        placed = Placed(
             frontend,
             assign(able, sticky, before),
             tuple(sorted(doors)),
             frozenset(b.key for b in frontend.backends if b.key in self._local),
         )
+        stateful = self._in_force.keys() - {affinityrules.STATELESS}
+        if not sticky or placed.span in stateful or len(stateful) < affinityrules.SPANS_MAX:
+            return placed
+        if not self._is_full:
+            self._is_full = True
+            most = affinityrules.SPANS_MAX
+            log.warning("affinity.timeouts", most=most, service=frontend.service)
+        return dataclasses.replace(placed, stateless=True)
+
+    def _count(self, placed: Placed | None, by: int) -> None:
+        """A frontend's time-out is one more in force, or one less."""
+        if placed and placed.span:
+            self._in_force[placed.span] += by
+            if not self._in_force[placed.span]:
+                del self._in_force[placed.span]
 
     def _allot(
         self, changes: Mapping[FrontendKey, Frontend | None], outcome: Outcome

@@ -197,10 +197,13 @@ class Placed:
     slots: tuple[str, ...]  # see drivers.balancing.assign
     doors: tuple[int, ...] = ()  # the ports of our uplink that lead to it
     local: frozenset[str] = frozenset()  # those of its backends that are on this host
+    stateless: bool = False  # there was no room for its time-out of affinity
 
     @property
     def span(self) -> int:
         """The time-out of its affinity, in ms; 0: none."""
+        if self.stateless:
+            return affinityrules.STATELESS
         return affinityrules.span(self.frontend.affinity) if self.frontend.affinity else 0
 
 

@@ -88,7 +88,10 @@ class Guard:
     def _wanted(self, bridge: Bridge) -> dict[str, _Held]:
         wanted = {}
         for endpoint, port in bridge.ports.items():
-            held, what = self._held.get(endpoint), (port, bridge.spoof, bridge.gateways)
+            held, what = (
+                self._held.get(endpoint),
+                (port, bridge.spoof, bridge.gateways, bridge.asked),
+            )
             if held and held.what == what:
                 wanted[endpoint] = held._replace(vni=bridge.vni)
             else:

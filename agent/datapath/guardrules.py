@@ -33,7 +33,7 @@ REASONS = {
     "dhcp": "answers of a DHCP server",
     "router": "router advertisements or redirects",
     "protocol": "frames that are no plain IPv4, IPv6 or ARP (VLAN, spanning tree, LLDP …)",
-    "gateway": "packets to the gateway beyond its limit (name server)",
+    "gateway": "packets to the gateway, or questions to name servers, beyond their limit",
     "agent": "packets to an agent's ports",
     "vxlan": "VXLAN packets of its own",
 }
@@ -51,6 +51,8 @@ GATEWAY_BURST = 1000  # packets at once after silence
 # target's MAC; a second one behind an unknown one would be found by the receiver only.
 # input: what is for the bridge itself, to be answered or to leave by the host. From there no
 # agent is reached, and no VXLAN sent, with which it could speak for others on all hosts.
+# elsewhere: where our name server answers questions to others (nft.py), they count as those
+# to the gateway do, once each; whoever on that bridge asks, as one may speak for another there.
 # Nobody here answers router solicitations, so they are dropped without a count: kernels send
 # them by themselves.
 CHAINS = """\
@@ -165,10 +167,17 @@ nd-redirect : goto refuse_router }
 		drop
 	}
 
+	chain elsewhere {
+		iifname . ip daddr @gateways4 return
+		iifname . ip6 daddr @gateways6 return
+		iifname @asking goto refuse_flood
+	}
+
 	chain input {
 		type filter hook input priority 0; policy accept;
 		iifname . ip daddr @gateways4 iifname @asking goto refuse_flood
 		iifname . ip6 daddr @gateways6 iifname @asking goto refuse_flood
+		iifname @diverted meta l4proto { tcp, udp } th dport 53 jump elsewhere
 		udp dport @carriers goto refuse_vxlan
 		ip daddr . tcp dport @agents4 goto refuse_agent
 		ip6 daddr . tcp dport @agents6 goto refuse_agent
@@ -184,6 +193,7 @@ _PORT_SETS = {
     # The same as numbers: what is not the source of a frame has no name in every nft.
     "targets": "typeof iifname . ether saddr . @th,64,128;",
     "links": "typeof iifname . @th,208,48;",
+    "diverted": "type ifname;",
     "asking": "type ifname; limit rate over {rate}/second burst {burst} packets; counter;",
 }
 _BRIDGE_SETS = {
@@ -207,6 +217,7 @@ def of_port(bridge: Bridge, port: Port) -> Keys:
     sources6 = [*(a.packed for a in addresses if a.version == 6), local]
     return {
         "ports": frozenset({device}),
+        "diverted": frozenset({device} if bridge.asked else ()),
         "asking": frozenset({device}),
         "trusted": frozenset({device} if bridge.spoof else ()),
         "macs": frozenset({f"{device} . {mac}"}),
@@ -238,7 +249,7 @@ def link_local(mac: bytes) -> bytes:
 def ruleset(keys: Iterable[Keys], rate: int = GATEWAY_RATE, burst: int = GATEWAY_BURST) -> Ruleset:
     """The whole table, with the elements that are given: of ports, and what is closed.
 
-    `rate` (packets a second) and `burst` (packets) bound what a port sends to the gateway.
+    `rate` (packets a second) and `burst` (packets) bound what a port sends to the gateway, or asks.
     """
     held: dict[str, dict[str, str]] = {name: {} for name in _SETS}
     for one in keys:

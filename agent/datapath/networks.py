@@ -37,7 +37,7 @@ ELSEWHERE = (Path("/run/netns"), Path("/run/docker/netns"))
 class Held:
     """One network as it was made."""
 
-    bridge: Bridge  # its `ports` are not looked at; those below are
+    bridge: Bridge  # of its `ports` only who asks (nft.py); those below are made
     index: int
     vxlan: int  # 0: none
     ports: dict[str, tuple[Port, int]] = field(default_factory=dict)  # and our end's index

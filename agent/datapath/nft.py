@@ -30,12 +30,15 @@ NO_DOORS: Mapping[tuple[str, str], str] = {}
 # is known by its bridge. What was balanced from there may go into internal networks too, and what
 # the host sends round to have it come in again goes straight back (entrance.py).
 # asked: after a service's VIP has become its backend; what is for a name server there goes there.
+# Only what engines' containers ask is answered by us: others on their bridge ask whom they like.
 OWN_CHAINS = f"""\
 	chain asked {{
 		type filter hook prerouting priority dstnat + 10; policy accept;
 		ct status dnat accept
-		iifname @asked udp dport 53 meta mark set {hex(ASKED)}
-		iifname @asked tcp dport 53 meta mark set {hex(ASKED)}
+		iifname . ip saddr @asked4 udp dport 53 meta mark set {hex(ASKED)}
+		iifname . ip saddr @asked4 tcp dport 53 meta mark set {hex(ASKED)}
+		iifname . ip6 saddr @asked6 udp dport 53 meta mark set {hex(ASKED)}
+		iifname . ip6 saddr @asked6 tcp dport 53 meta mark set {hex(ASKED)}
 	}}
 
 	chain input {{
@@ -207,19 +210,20 @@ class Ruleset:
 def own(bridges: Iterable[Bridge]) -> Ruleset:
     """The table of our namespace.
 
-    Input: a bridge's sandboxes reach that bridge's gateways and nothing else of ours; but where
-    engines have containers, our name server is who answers, whoever is asked.
+    Input: a bridge's sandboxes reach that bridge's gateways and nothing else of ours; but of
+    what engines' containers ask, our name server is who answers, whoever is asked.
     Forward: never from one bridge to another; through the uplink only networks that are not
     internal, and only with a source of their own.
     """
     gateways: dict[int, set[str]] = {4: set(), 6: set()}
     egress: dict[int, set[str]] = {4: set(), 6: set()}
-    hairpin, open_, asked = set(), set(), set()
+    asked: dict[int, set[str]] = {4: set(), 6: set()}
+    hairpin, open_ = set(), set()
     for bridge in bridges:
         name = f'"{bridge.device}"'
         hairpin.add(f"{name} . {name}")
-        if bridge.asked:
-            asked.add(name)
+        for address in askers(bridge):
+            asked[address.version].add(f"{name} . {format_address(address.packed)}")
         for gateway in bridge.gateways:
             address = ipaddress.ip_interface(gateway).ip
             gateways[address.version].add(f"{name} . {address}")
@@ -235,10 +239,21 @@ def own(bridges: Iterable[Bridge]) -> Ruleset:
             "egress6": _set("egress6", "ifname . ipv6_addr; flags interval", egress[6]),
             "hairpin": _set("hairpin", "ifname . ifname", hairpin),
             "open": _set("open", "ifname", open_),
-            "asked": _set("asked", "ifname", asked),
+            "asked4": _set("asked4", "ifname . ipv4_addr", asked[4]),
+            "asked6": _set("asked6", "ifname . ipv6_addr", asked[6]),
         },
         OWN_CHAINS,
     )
+
+
+def askers(bridge: Bridge) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The addresses of an engine's containers on a bridge."""
+    return {
+        ipaddress.ip_interface(text).ip
+        for port in bridge.ports.values()
+        if port.is_handed_out
+        for text in port.addresses
+    }
 
 
 def host(

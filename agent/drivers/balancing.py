@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from agent.drivers.marks import ASKED, UNTRACKED
+
 # How many slots a service may have. Up to 16 any number, so that a few equal backends have one
 # slot each; the rules have one chain for each size.
 SPREAD_SIZES = (*range(1, 17), 64, 256, 1024, 4096)
@@ -107,13 +109,15 @@ def assign(
 
 
 def tokens(backends: Sequence[Backend]) -> dict[str, int]:
-    """A number for each backend that is no other's of these, and not 0; by key.
+    """A number for each backend that is no other's of these, not 0 and no mark of ours; by key.
+
+    It becomes the mark of its packets for a time, so one of ours would have them go astray.
 
     It is the same on every host, after a restart, and whoever else is there; but for two whose
     numbers would be the same, once in 2^32 pairs: then that of the second one is the next.
     """
     found: dict[str, int] = {}
-    used = {0}
+    used = {0, ASKED, UNTRACKED}
     for key in sorted(b.key for b in backends):
         token = zlib.crc32(key.encode())
         while token in used:

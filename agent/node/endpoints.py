@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
+from agent.core import members as known
 from agent.core.addresses import Range
 from agent.core.members import Member, Members
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound, Unsupported
@@ -103,7 +104,8 @@ class Endpoints(Networks):
 
     def create_host_endpoint(self, network_id: str, spec: EndpointSpec, sandbox: str) -> Endpoint:
         """Make an endpoint of a workload that is in this node's own stack: it has the node's
-        address, no interface, and nothing of the network's addresses. Unsupported, Conflict."""
+        address, no interface, and nothing of the network's addresses. Unsupported, Conflict,
+        Exhausted."""
         self.check_stays()
         network = self.find_network(network_id)
         why = ""
@@ -121,6 +123,13 @@ class Endpoints(Networks):
         self._check_names(network, spec.name, spec.aliases)
         mac = b"\x06" + self.rng.randbytes(5)  # of nothing: records have one
         address = parse_address(self.nodes[self.me].vtep)
+        if self._members(network.id).by_address.count(address) >= known.CLAIMANTS_MAX:
+            raise Exhausted(
+                f"network {self.catalogue.name(network.id)}",
+                f"has {known.CLAIMANTS_MAX} workloads in this node's own stack, which all have "
+                "its address: others would not take one more",
+                "Remove some, or run it on another node or in the network itself",
+            )
         endpoint = Endpoint(
             self._new_id(),
             network.id,

@@ -22,7 +22,7 @@ import pytest
 
 from agent.datapath.guardrules import link_local
 from agent.drivers.base import Closed, Port
-from agent.model import format_address
+from agent.model import HANDED_OUT, format_address
 from agent.syscalls import in_netns
 from tests.netns import frames
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox, opened, pings, restart, run, until
@@ -388,6 +388,45 @@ async def test_frames_for_bridges_reach_nobody(net: Net) -> None:
         assert not any(ear.has(frame) for frame in wrong for ear in (near, far))
         # Nor do they lead our own namespace astray.
         assert "10.7.0.4" not in net.host.inside("ip", "neigh", "show", "nud", "all", "dev", "vxb7")
+
+
+@pytest.mark.parametrize("udp", [True, False])
+async def test_questions_to_others_are_limited_where_ours_answers_them(net: Net, udp: bool) -> None:
+    def question(to: str) -> bytes:
+        payload = frames.udp4(ip(net.mine), to, 53)
+        if not udp:
+            payload = frames.ipv4(ip(net.mine), to, 6, frames.tcp_syn(999, 53))
+        return ethernet(net.router, net.mine.mac, IPV4, payload)
+
+    elsewhere, gateway = question("192.0.2.53"), question("10.7.0.1")
+    net.send(*[elsewhere] * 8000)
+    assert net.dropped("gateway") == 0, "nobody here answers for others"
+    bridge = net.host.desired.networks[VNI]
+    net.host.desired.networks[VNI] = replace(bridge, asked=True)
+    net.host.reconciler.touch_bridge(VNI)
+    await net.fabric.settle()
+    net.send(*[elsewhere] * 8000)
+    before = net.dropped("gateway")
+    assert 0 < before < 8000
+    net.send(*[gateway] * 8000)
+    assert 0 < net.dropped("gateway") - before <= 8000, "one packet counts once"
+
+
+async def test_whose_questions_ours_answers_follows_an_engines_containers(net: Net) -> None:
+    def answered() -> set[str]:
+        table = net.host.inside("nft", "list", "set", "inet", "vxmesh", "asked4")
+        return set(re.findall(r'"vxb7" \. ([\d.]+)', table))
+
+    assert answered() == set()
+    bridge = net.host.desired.networks[VNI]
+    for given in ({ip(net.mine)}, {ip(net.mine), ip(net.nears)}, {ip(net.nears)}, set()):
+        ports = {
+            id: replace(port, netns=HANDED_OUT if ip(port) in given else port.netns)
+            for id, port in bridge.ports.items()
+        }
+        net.host.set_ports(VNI, ports)
+        await net.fabric.settle()
+        assert answered() == given
 
 
 async def test_a_flood_of_macs_fills_no_table(net: Net) -> None:

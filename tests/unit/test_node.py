@@ -7,6 +7,7 @@ import random
 import msgspec
 import pytest
 
+from agent.core import members
 from agent.core.members import Members
 from agent.core.replica import Delta, Record
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound
@@ -14,6 +15,7 @@ from agent.model import Endpoint, Network, Node, Sandbox, encode, format_address
 from agent.node import NeedSpace, NodeState
 from agent.requests import NetworkSpec, parse_endpoint, parse_network
 from agent.views import Change
+from tests.fuzz import world
 
 UNKNOWN = "who asks is not known here yet; try again shortly"
 
@@ -416,3 +418,18 @@ def test_of_two_networks_with_one_vni_the_younger_gets_another(node: NodeState) 
         assert state.catalogue.get(mine.id) == mine
         assert state.catalogue.get(theirs.id) == written
         assert [n.vni for n in state.local_networks()] == [vni]
+
+
+def test_of_workloads_in_its_own_stack_a_node_makes_no_more_than_others_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(members, "CLAIMANTS_MAX", 3)
+    mine = world.make()
+    made = [
+        mine.create_host_endpoint(world.NET, parse_endpoint(f"own{number}"), "")
+        for number in range(3)
+    ]
+    with pytest.raises(Exhausted, match="own stack"):
+        mine.create_host_endpoint(world.NET, parse_endpoint("own3"), "")
+    mine.remove_endpoints([made[0].id])
+    assert mine.create_host_endpoint(world.NET, parse_endpoint("own3"), "")

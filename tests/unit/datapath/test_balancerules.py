@@ -12,8 +12,9 @@ from typing import Any, cast
 from zlib import crc32
 
 import pytest
+from structlog.testing import capture_logs
 
-from agent.datapath import balancerules, nft, replies
+from agent.datapath import affinityrules, balancerules, nft, replies
 from agent.datapath.balancer import Balancer, Publication, Way
 from agent.datapath.balancerules import Placed
 from agent.datapath.nft import Ruleset
@@ -158,12 +159,48 @@ async def test_a_time_out_of_affinity_has_its_chains_once(balancer: Balancer, ta
     await balancer.alter(by_id(same), NOBODY)
     assert not table.chains
     for _ in range(2):
-        await balancer.alter(by_id(replace(same, affinity=1.5)), NOBODY)
+        await balancer.alter(by_id(replace(same, affinity=1.6)), NOBODY)
         come, _ = table.changes.pop()
-        assert come["services4"] == {"10.1.0.100 . tcp . 80": "goto sticky_256_1500"}
+        assert come["services4"] == {"10.1.0.100 . tcp . 80": "goto sticky_256_2000"}
         await balancer.alter(by_id(same), NOBODY)
     (chains,) = table.chains
-    assert "chain sticky_4096_1500 {" in chains and "timeout 1s500ms" in chains
+    assert "chain sticky_4096_2000 {" in chains and " timeout 2s : meta mark }" in chains
+
+
+async def test_time_outs_that_nobody_has_any_more_lose_their_chains(
+    balancer: Balancer, table: Table
+) -> None:
+    await balancer.load(by_id(HTTP), NOBODY)
+    for seconds in range(1, 100):
+        await balancer.alter(by_id(replace(HTTP, affinity=float(seconds))), NOBODY)
+    assert 1 < len(table.loads) < 20
+    for ruleset in table.loads:
+        assert ruleset.chains.count("chain sticky_256_") <= 1
+    assert "chain sticky_256_1000 {" not in table.loads[-1].chains
+
+
+async def test_with_too_many_time_outs_the_hash_alone_chooses(
+    balancer: Balancer, table: Table
+) -> None:
+    many = [
+        replace(HTTP, service=f"{n:04}", address=bytes([10, 1, 1, n]), affinity=float(n + 1))
+        for n in range(affinityrules.SPANS_MAX + 2)
+    ]
+    with capture_logs() as told:
+        await balancer.load(by_id(*many), NOBODY)
+    assert [entry["event"] for entry in told] == ["affinity.timeouts"]
+    services = list(table.loads[-1].sets["services4"].elements.values())
+    assert services.count(f"goto sticky_256_{affinityrules.STATELESS}") == 2
+    chains = table.loads[-1].chains
+    assert chains.count("chain sticky_256_") == affinityrules.SPANS_MAX + 1
+    hashed = chains.split(f"chain sticky_256_{affinityrules.STATELESS} {{")[1].split("}")[0]
+    assert "@sticky4" in hashed and "@clients" not in hashed
+    # One with a time-out that is there has it; and there is room again when one goes.
+    await balancer.alter(
+        {many[0].id: None, many[-1].id: replace(many[-1], prefer_local=True)}, NOBODY
+    )
+    come, _ = table.changes.pop()
+    assert f"goto sticky_256_{1000 * len(many)}" in come["services4"].values()
 
 
 async def test_a_backend_of_two_services_stays_until_both_are_gone(

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from agent.datapath import nft
-from agent.drivers.base import Bridge, Forward
-from agent.model import Publish
+from agent.drivers.base import Bridge, Forward, Port
+from agent.model import HANDED_OUT, Publish
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -31,10 +31,23 @@ WEB = Bridge(
     vtep="192.0.2.1",
     data_port=4789,
     asked=True,
+    ports={
+        "00000000000000e2": Port(
+            endpoint="00000000000000e2",
+            device="vxp000000000e2",
+            mac=bytes.fromhex("02005e005302"),
+            addresses=("10.1.0.7/24", "fd00:1::7/64"),
+            netns=HANDED_OUT,
+            inode=0,
+            ifname="eth0",
+            gateways=(),
+        )
+    },
 )
 DATABASE = replace(
     WEB,
     asked=False,
+    ports={},
     network="00000000000000bb",
     vni=4098,
     device="vxb4098",

@@ -21,6 +21,7 @@ from agent.drivers.balancing import (
     eligible,
     tokens,
 )
+from agent.drivers.marks import ASKED, UNTRACKED
 
 
 def backends(*weights: int) -> list[Backend]:
@@ -101,6 +102,13 @@ def test_two_backends_whose_hashes_are_one_have_tokens_of_their_own() -> None:
     assert crc32(b"plumless") == crc32(b"buckeroo") and crc32(b"") == 0
     found = tokens([Backend(b"", 80, 1, key) for key in keys])
     assert len({0, *found.values()}) == 4
+
+
+@pytest.mark.parametrize("mark", [0, ASKED, UNTRACKED, 2**32 - 1])
+def test_no_token_is_a_mark_of_ours(mark: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.drivers.balancing.zlib.crc32", lambda key: mark)
+    found = set(tokens(backends(1, 1, 1)).values())
+    assert len(found) == 3 and not found & {0, ASKED, UNTRACKED}
 
 
 def test_who_drains_or_has_no_weight_gets_no_slot() -> None:
