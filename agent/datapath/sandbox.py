@@ -210,13 +210,18 @@ def _is_ours(link: Link, port: Port, peer: int) -> bool:
 
 
 def _sysctls(port: Port) -> dict[str, str]:
-    """Those of an interface. On a wire of others' it has its own addresses alone: none by a
-    router's advertisement."""
+    """Those of an interface. On a wire of others' it has its own addresses alone, none by a
+    router's advertisement; and says that it has come: its address and so its MAC may have been
+    on another host, where switches would send to for minutes."""
     has_ipv6 = any(":" in a for a in port.addresses)
     of = f"ipv6/conf/{port.ifname}/"
     if port.kind == "veth":
         return {f"{of}disable_ipv6": "0"} if has_ipv6 else {}
-    return {f"{of}accept_ra": "0", f"{of}disable_ipv6": "0" if has_ipv6 else "1"}
+    return {
+        f"ipv4/conf/{port.ifname}/arp_notify": "1",
+        f"{of}accept_ra": "0",
+        f"{of}disable_ipv6": "0" if has_ipv6 else "1",
+    }
 
 
 async def _addresses(box: Netlink, link: Link, port: Port, old: Port | None) -> int:
