@@ -222,20 +222,22 @@ class Mirror:
 
     async def _sweep(self) -> None:
         """Remove endpoints that the engine, which was killed, knows nothing of."""
+        while not await self._try("sweep", self._sweep_once()) and self._is_there:
+            await asyncio.sleep(SURELY)
+
+    async def _sweep_once(self) -> None:
         try:
             stale = await self._unlisted()
             if stale:
                 await asyncio.sleep(SURELY)
                 stale &= await self._unlisted()
-            for id in stale:
-                with contextlib.suppress(NotFound):
-                    await self._operations.remove_endpoints([id])
-            if stale:
-                log.info("docker.endpoints_swept", count=len(stale))
         except Unavailable:
-            pass  # it will be back, and looked at anew
-        except VxmeshError as error:
-            log.warning("docker.failed", what="sweep", error=str(error))
+            return  # it will be back, and looked at anew
+        for id in stale:
+            with contextlib.suppress(NotFound):
+                await self._operations.remove_endpoints([id])
+        if stale:
+            log.info("docker.endpoints_swept", count=len(stale))
 
     async def _unlisted(self) -> set[str]:
         """Our endpoints of the engine's containers (ids) that it does not list."""

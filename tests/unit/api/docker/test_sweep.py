@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ class Lists:
 
     def __init__(self, status: int = 200) -> None:
         self.status = status  # of what it answers about the network
+        self.asked = 0
 
     async def networks(self) -> list[dict[str, Any]]:
         return [{"Id": NET, "Name": "web", "Driver": "vxmesh"},
@@ -26,6 +28,7 @@ class Lists:
 
     async def network(self, id: str) -> dict[str, Any]:
         assert id == NET
+        self.asked += 1
         if self.status != 200:
             raise Refused("the engine", self.status, "says no")
         return {"Containers": {"x": {"EndpointID": HAS}}}
@@ -37,8 +40,6 @@ class Lists:
         (200, True, {HAS}),
         (200, False, {HAS}),  # what was bound is lost
         (404, True, set()),
-        (500, True, {HAS, LEFT}),
-        (403, True, {HAS, LEFT}),
     ],
 )
 async def test_what_the_engine_does_not_list_goes(
@@ -54,3 +55,24 @@ async def test_what_the_engine_does_not_list_goes(
     await Mirror(engine.operations, engine.bindings, fake, bool, bool)._sweep()
     (members,) = engine.node.members.values()
     assert {e.labels["docker.endpoint"] for e in members.local.values()} == left
+
+
+@pytest.mark.parametrize("status", [500, 403])
+async def test_what_the_engine_refuses_to_tell_is_asked_again(
+    engine: Caller, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(mirror, "SURELY", 0.0)
+    await engine.call("NetworkDriver.CreateNetwork", NetworkID=NET)
+    for id in (HAS, LEFT):
+        await engine.call("NetworkDriver.CreateEndpoint", NetworkID=NET, EndpointID=id)
+    fake: Any = Lists(status)
+    looking = Mirror(engine.operations, engine.bindings, fake, bool, bool)
+    looking._is_there = True
+    sweeping = asyncio.create_task(looking._sweep())
+    while fake.asked < 3:
+        await asyncio.sleep(0)
+    (members,) = engine.node.members.values()
+    assert len(members.local) == 2 and not sweeping.done()
+    fake.status = 200
+    await sweeping
+    assert [e.labels["docker.endpoint"] for e in members.local.values()] == [HAS]
