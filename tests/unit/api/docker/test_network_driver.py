@@ -99,7 +99,7 @@ async def test_what_the_engine_leaves_out_is_chosen_and_told(
         ("CreateNetwork", {"NetworkID": NET, "Options": {
             "com.docker.network.generic": {"com.docker.network.driver.mtu": "large"}}}, "number"),
         ("CreateNetwork", {"NetworkID": NET, "Options": {
-            "com.docker.network.generic": {"vxmesh.network": "none"}}}, "does not exist"),
+            "com.docker.network.generic": {"vxmesh.network": "nowhere"}}}, "does not exist"),
         ("DeleteNetwork", {"NetworkID": NET}, "not known"),
         ("CreateEndpoint", {"NetworkID": NET, "EndpointID": EP}, "not known"),
         ("CreateEndpoint", {"NetworkID": NET, "EndpointID": ""}, "missing"),
