@@ -8,10 +8,11 @@ read each other. What stands opposite: proto/types.proto, the form that users se
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -45,6 +46,7 @@ CLOSED_MAX = 16  # ports of one agent; it has a metrics and a control port
 # Where the interface of a sandbox waits that somebody else moves into the workload: our own
 # namespace, the host's. Such a sandbox is left as it is once its interface has been moved.
 HANDED_OUT = "/proc/self/ns/net"
+AUX = "aux."  # a network's options aux.NAME=ADDRESS: what is no endpoint's to have
 SPOOF = "spoof"  # a network's option: deny (default) or allow, see docs/guards.md
 # Label of endpoints: those of one node that bear the same are of one workload, as when an engine
 # makes an endpoint for each network that a container is in.
@@ -351,6 +353,16 @@ def parse_subnet(text: str) -> IPNetwork:
             f"subnet {subnet}", "is reserved", "Use a private range, such as one in 10.0.0.0/8"
         )
     return subnet
+
+
+def aux_addresses(options: Mapping[str, str]) -> list[bytes]:
+    """The addresses that a network's options keep from its endpoints; what is none is left out."""
+    found = []
+    for key, value in options.items():
+        if key.startswith(AUX):
+            with contextlib.suppress(Invalid):
+                found.append(parse_address(value))
+    return found
 
 
 def parse_labels(pairs: dict[str, str], what: str = "label") -> dict[str, str]:

@@ -146,6 +146,15 @@ def parse_network(
     spoof = (options or {}).get(model.SPOOF, "deny")
     if spoof not in ("allow", "deny"):
         raise Invalid(f"option spoof={model.shorten(spoof)}", "is unknown", "Use allow or deny")
+    for key, value in (options or {}).items():
+        if key.startswith(model.AUX) and not model.holds(
+            [str(s) for s in parsed], model.parse_address(value)
+        ):
+            raise Invalid(
+                f"option {model.shorten(key)}={value}",
+                "is in none of the subnets",
+                "Give the --subnet that it is to be kept free in",
+            )
     if ipv6_only and (subnets or ipv6):
         raise Invalid(
             "--ipv6-only",

@@ -102,16 +102,18 @@ async def serve_docker(
     from agent.api.docker.driver import Driver
     from agent.api.docker.engine import Engine
     from agent.api.docker.ipam import Ipam
+    from agent.api.docker.keeping import Keeper
     from agent.api.docker.labelled import Labelled
     from agent.api.docker.mirror import Mirror
     from agent.api.docker.server import DockerPlugin  # aiohttp takes 0.2 s to import
 
-    bindings, ipam = Bindings(Path(settings.state_dir)), Ipam(operations)
+    keeper = Keeper(Path(settings.state_dir))
+    bindings, ipam = Bindings(Path(settings.state_dir)), Ipam(operations, keeper)
     plugin = DockerPlugin(Driver(operations.node, operations, bindings, ipam), ipam)
     await plugin.start()
     stack.push_async_callback(plugin.stop)
     engine = await stack.enter_async_context(Engine(Path(settings.docker_socket)))
-    mirror = Mirror(operations, bindings, engine, is_complete, let_through)
+    mirror = Mirror(operations, bindings, engine, keeper, is_complete, let_through)
     mirror.start()
     stack.push_async_callback(mirror.stop)
     labelled = Labelled(operations.node, services)

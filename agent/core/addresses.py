@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from agent.core.ring import Ring
 from agent.core.space import Space
-from agent.model import Claims, Network, parse_address
+from agent.model import Claims, Network, aux_addresses, parse_address
 
 Range = tuple[bytes, bytes]  # first and last address, both included
 
@@ -41,9 +41,9 @@ class Addresses:
         self.me = me
         self.network = network.id
         self.ring = Ring(network.creator, network.subnets)
-        self.space = Space(
-            network.subnets, [parse_address(g) for g in network.gateways], network.ip_range
-        )
+        reserved = [parse_address(g) for g in network.gateways]
+        reserved += aux_addresses(network.options)
+        self.space = Space(network.subnets, reserved, network.ip_range)
 
     def pick(self, family: int) -> bytes | None:
         """A free address that this node owns; None if it has none left."""

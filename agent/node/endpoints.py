@@ -367,7 +367,8 @@ class Endpoints(Networks):
         if space.reserved(address):
             raise Conflict(
                 f"address {text}",
-                "is the gateway's, or no host's (first or last of its subnet)",
+                "is the gateway's, kept free by an option, or no host's (first or last of its "
+                "subnet)",
                 "Choose another",
             )
 

@@ -94,3 +94,17 @@ def test_many_at_once_on_two_hosts_have_addresses_of_their_own(world: DockerWorl
     world.wait(lambda: world.read("h2", "endpoint", "ls") == [], "nothing is left")
     used = world.read("h2", "network", "inspect", "web")
     assert used["subnets"] == ["10.21.0.0/26"]
+
+
+def test_aux_addresses_are_nobodys(world: DockerWorld) -> None:
+    create(world, *OURS, "--subnet", "10.22.0.0/29", "--aux-address", "router=10.22.0.2")
+    for host in ("h1", "h3"):
+        done = world.try_docker(
+            host, "run", "--rm", "--network", "web", "--ip", "10.22.0.2", IMAGE, "true"
+        )
+        assert "10.22.0.2: is the gateway's, kept free" in done.stderr
+    given = [("h1", "c1"), ("h3", "c2"), ("h1", "c3"), ("h3", "c4")]
+    for host, name in given:
+        world.container(host, "web", name)
+    found = [world.about(host, name, "web")["IPAddress"] for host, name in given]
+    assert sorted(found) == [f"10.22.0.{n}" for n in range(3, 7)]

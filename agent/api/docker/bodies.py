@@ -35,6 +35,7 @@ class Pool(msgspec.Struct, rename="pascal"):
     pool: str = ""
     gateway: str = ""
     address_space: str = ""
+    aux: dict[str, str] | None = msgspec.field(default=None, name="AuxAddresses")  # CIDR by name
 
 
 class CreateNetwork(msgspec.Struct, rename={"id": "NetworkID", "options": "Options",

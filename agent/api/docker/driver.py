@@ -37,6 +37,7 @@ from agent.api.docker.bodies import (
 from agent.api.docker.ipam import SPACE, Ipam
 from agent.errors import Conflict, Invalid, NotFound
 from agent.model import (
+    AUX,
     Endpoint,
     Network,
     Publish,
@@ -106,6 +107,8 @@ class Driver:
         mtu = given.pop(MTU, "0")
         if not mtu.isdecimal():
             raise Invalid(f"option {MTU}={mtu[:20]}", "is no number", "Give bytes, as 1400")
+        for pool in pools:
+            given |= {AUX + name: a.partition("/")[0] for name, a in (pool.aux or {}).items()}
         spec = parse_network(
             f"docker-{asked.id[:12]}",
             subnets=[pool.pool for pool in pools],

@@ -92,9 +92,10 @@ class Engine:
             if error.status not in (403, 404):
                 raise
 
-    async def containers(self) -> list[str]:
-        """The ids of those that run."""
-        return [str(one["Id"]) for one in await self._call("GET", "/containers/json")]
+    async def containers(self, *, every: bool = False) -> list[str]:
+        """The ids of those that run, or of all."""
+        path = f"/containers/json?all={int(every)}"
+        return [str(one["Id"]) for one in await self._call("GET", path)]
 
     async def container(self, id: str) -> dict[str, Any] | None:
         """All about one; None if there is none. It waits while that is being started."""

@@ -9,6 +9,7 @@ Source: libnetwork docs/ipam.md. Opposite: driver.py, agent/operations.py.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ from agent.api.docker.bodies import (
     RequestPool,
     read,
 )
-from agent.errors import Conflict, Invalid, NotFound
+from agent.api.docker.keeping import Keeper
+from agent.errors import Conflict, Invalid, NotFound, VxmeshError
 from agent.model import Network, format_address, holds, parse_address, parse_subnet
 from agent.operations import Operations
 from agent.subnets import first_gateway
@@ -44,8 +46,9 @@ class _Pool(NamedTuple):
 class Ipam:
     """The methods have the names of the protocol's calls, and take and give its bodies."""
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, keeper: Keeper) -> None:
         self._operations, self._node = operations, operations.node
+        self._keeper = keeper
         self._parts: dict[str, str] = {}  # subnet of a network to come -> its part
         self._chosen: set[str] = set()  # subnets of networks to come
 
@@ -101,9 +104,17 @@ class Ipam:
                 raise NotFound(f"a network with subnet {pool.subnet}", "does not exist")
             found = text  # --aux-address; the driver is told of it with the network
         else:
-            held = await self._operations.hold_address(network.id, parsed.version, address)
-            found = format_address(held)
+            found = format_address(await self._hold(network, parsed.version, address))
         return {"Address": f"{found}/{parsed.prefixlen}", "Data": {}}
+
+    async def _hold(self, network: Network, family: int, address: bytes) -> bytes:
+        """Hold that address, or the one that who asks had before, or a free one."""
+        if not address:
+            used = self._node.addresses[network.id].space.used
+            if had := await self._keeper.wanted(network.id, family, used):
+                with contextlib.suppress(VxmeshError):  # somebody has it now
+                    return await self._operations.hold_address(network.id, family, had)
+        return await self._operations.hold_address(network.id, family, address)
 
     async def release_address(self, body: bytes) -> dict[str, Any]:
         """No error if nobody has it: its endpoint may have gone before."""

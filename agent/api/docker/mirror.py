@@ -19,6 +19,7 @@ from agent.api.docker.bindings import Bindings
 from agent.api.docker.comparing import NAME, PLUGIN, Steps, body_of, compare, labels_of
 from agent.api.docker.driver import LABEL
 from agent.api.docker.engine import Engine, Event, Refused
+from agent.api.docker.keeping import Keeper
 from agent.api.docker.naming import Naming, label_from
 from agent.errors import Conflict, InUse, NotFound, Unavailable, VxmeshError
 from agent.model import Network
@@ -43,6 +44,7 @@ class Mirror:
         operations: Operations,
         bindings: Bindings,
         engine: Engine,
+        keeper: Keeper,
         is_complete: Callable[[], bool],
         let_through: Callable[[], object],
     ) -> None:
@@ -51,7 +53,8 @@ class Mirror:
         self._node, self._operations = operations.node, operations
         self._bindings, self._engine = bindings, engine
         self._is_complete, self._let_through = is_complete, let_through
-        self._naming = Naming(operations, bindings, engine)
+        self._keeper = keeper
+        self._naming = Naming(operations, bindings, engine, keeper)
         self._settled = set(bindings.all())  # what the engine has had time to list
         self._destroyed: dict[str, None] = {}  # Docker's ids
         self._is_there = False
@@ -71,6 +74,7 @@ class Mirror:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._naming.stop()
+        self._keeper.close()
 
     def _changed(self, change: Change) -> None:
         if change.networks:
@@ -95,6 +99,7 @@ class Mirror:
             except Exception:
                 log.exception("docker.fault")
             self._is_there = False
+            self._keeper.all_ended()
             await asyncio.sleep(AGAIN)
 
     async def _found(self, again: bool) -> None:
@@ -104,7 +109,9 @@ class Mirror:
             self._node.let_all_go()
         self._settled = set(self._bindings.all())
         for id in await self._engine.containers():
+            self._keeper.started(id)
             self._naming.look_at(id)
+        self._keeper.only(await self._engine.containers(every=True))
         sweeping = asyncio.create_task(self._sweep())
         self._tasks = [t for t in self._tasks if not t.done()] + [sweeping]
         self._woken.set()
@@ -118,8 +125,15 @@ class Mirror:
             self._woken.set()
         elif event.kind == "network" and event.action == "connect":
             self._naming.look_at(event.attributes.get("container", ""))
-        elif event.kind == "container" and event.action.startswith(("rename", "health_status")):
-            self._naming.look_at(event.id)
+        elif event.kind == "container":
+            if event.action.startswith(("rename", "health_status")):
+                self._naming.look_at(event.id)
+            elif event.action == "start":
+                self._keeper.started(event.id)
+            elif event.action == "die":
+                self._keeper.ended(event.id)
+            elif event.action == "destroy":
+                self._keeper.forget(event.id)
 
     # -- what is to be done --
 

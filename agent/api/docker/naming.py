@@ -21,6 +21,7 @@ from agent.api.docker.bindings import Bindings
 from agent.api.docker.bodies import SERVICE
 from agent.api.docker.driver import LABEL
 from agent.api.docker.engine import Engine
+from agent.api.docker.keeping import Keeper
 from agent.errors import Conflict, Invalid, NotFound, VxmeshError
 from agent.model import ALIASES_MAX, LABELS_MAX, WORKLOAD, Endpoint, parse_alias, parse_labels
 from agent.operations import Operations
@@ -75,9 +76,11 @@ def health_of(container: Mapping[str, Any]) -> tuple[str, str]:
 class Naming:
     """Gives endpoints of the engine's containers their names."""
 
-    def __init__(self, operations: Operations, bindings: Bindings, engine: Engine) -> None:
+    def __init__(
+        self, operations: Operations, bindings: Bindings, engine: Engine, keeper: Keeper
+    ) -> None:
         self._operations, self._node = operations, operations.node
-        self._bindings, self._engine = bindings, engine
+        self._bindings, self._engine, self._keeper = bindings, engine, keeper
         self._tasks: dict[str, asyncio.Task[None]] = {}  # a container's id -> who looks at it
         self._again: set[str] = set()  # of these, such as something happened to meanwhile
         self._turn = asyncio.Semaphore(AT_ONCE)
@@ -128,6 +131,7 @@ class Naming:
         """Name the endpoints of a container, as inspect tells of it, and say how it is."""
         placed: set[str] = set()
         for endpoint, _ in self._endpoints(container):
+            self._keeper.note(container, endpoint)
             # First: from when it has its labels on a service may choose it.
             await self._place(endpoint, container)
             placed.add(endpoint.id)

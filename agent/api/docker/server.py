@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import struct
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from aiohttp import web
 
 from agent.api.docker.driver import Driver
 from agent.api.docker.ipam import Ipam
+from agent.api.docker.keeping import ENGINE
 from agent.errors import Conflict, VxmeshError
 
 log = structlog.get_logger()
@@ -24,6 +28,7 @@ log = structlog.get_logger()
 SOCKET = Path("/run/docker/plugins/vxmesh.sock")
 TYPE = "application/vnd.docker.plugins.v1.1+json"
 SHUTDOWN_WITHIN = 0.5  # s for a call under way when the agent stops
+CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 Call = Callable[[bytes], Awaitable[dict[str, Any]]]
 
 
@@ -101,22 +106,36 @@ async def _make_room(path: Path) -> None:
 
 def _answering(call: Call) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answer(request: web.Request) -> web.Response:
+        begin, body = time.monotonic(), await request.read()
+        ENGINE.set(_asks(request))
         try:
             # Shielded: who asked may give up, and what was begun is done whole or not at all.
-            found = await asyncio.shield(call(await request.read()))
+            found = await asyncio.shield(call(body))
         except VxmeshError as error:
-            return _refusal(str(error))
+            found = _refusal(str(error))
         except Exception as error:
             log.exception("docker.failed", call=request.path)
-            return _refusal(f"vxmesh failed: {error!r}")
+            found = _refusal(f"vxmesh failed: {error!r}")
+        took = round(1000 * (time.monotonic() - begin), 1)
+        log.debug("docker.call", call=request.path, ms=took, asked=body.decode(errors="replace"),
+                  answer=found)  # fmt: skip
         return web.json_response(found, content_type=TYPE)
 
     return answer
 
 
-def _refusal(why: str) -> web.Response:
+def _asks(request: web.Request) -> int:
+    """The process at the other end: SO_PEERCRED in unix(7); 0 if it is gone."""
+    sock = request.transport.get_extra_info("socket") if request.transport else None
+    if sock is None:
+        return 0
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    return int(CREDENTIALS.unpack(credentials)[0])
+
+
+def _refusal(why: str) -> dict[str, Any]:
     """An engine looks for `Err` in what a network driver answers, for `Error` in an IPAM's."""
-    return web.json_response({"Err": why, "Error": why}, content_type=TYPE)
+    return {"Err": why, "Error": why}
 
 
 async def _activate(_: bytes) -> dict[str, Any]:

@@ -105,6 +105,8 @@ async def caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setattr(attachments, "identify", identify)
     monkeypatch.setattr("agent.sandboxops.identify", identify)
     monkeypatch.setattr("agent.sandboxops.is_alive", lambda sandbox: True)
+    monkeypatch.setattr("agent.interfaceops.identify", identify)
+    monkeypatch.setattr("agent.interfaceops.is_alive", lambda sandbox: True)
     server = CniServer(Attachments(operations, kernel.see), tmp_path / "cni.sock")
     await server.start()
     yield Caller(node, kernel, tmp_path / "cni.sock")

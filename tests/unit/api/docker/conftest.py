@@ -13,6 +13,7 @@ from aiohttp import ClientSession, UnixConnector
 from agent.api.docker.bindings import Bindings
 from agent.api.docker.driver import Driver
 from agent.api.docker.ipam import Ipam
+from agent.api.docker.keeping import Keeper
 from agent.api.docker.server import DockerPlugin
 from agent.model import Node
 from agent.node import NodeState
@@ -34,9 +35,14 @@ class Caller:
     """What an engine sends, and what it is answered."""
 
     def __init__(
-        self, session: ClientSession, operations: Operations, bindings: Bindings, driver: Driver
+        self,
+        session: ClientSession,
+        operations: Operations,
+        bindings: Bindings,
+        driver: Driver,
+        keeper: Keeper,
     ) -> None:
-        self._session, self.driver = session, driver
+        self._session, self.driver, self.keeper = session, driver, keeper
         self.operations, self.node, self.bindings = operations, operations.node, bindings
 
     async def call(self, method: str, **body: Any) -> Any:
@@ -55,11 +61,12 @@ async def engine(tmp_path: Path) -> AsyncIterator[Caller]:
     node = NodeState(me, lambda: 1000.0, random.Random(1))
     node.describe(me)
     operations = Operations(node, None, Settled(), _durable)  # type: ignore[arg-type]
-    bindings, ipam = Bindings(tmp_path), Ipam(operations)
+    bindings, keeper = Bindings(tmp_path), Keeper(tmp_path)
+    ipam = Ipam(operations, keeper)
     path = tmp_path / "plugins/vxmesh.sock"
     driver = Driver(node, operations, bindings, ipam)
     plugin = DockerPlugin(driver, ipam, path)
     await plugin.start()
     async with ClientSession(connector=UnixConnector(str(path))) as session:
-        yield Caller(session, operations, bindings, driver)
+        yield Caller(session, operations, bindings, driver, keeper)
     await plugin.stop()

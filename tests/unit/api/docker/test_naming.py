@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.api.docker.engine import Engine
+from agent.api.docker.keeping import Keeper
 from agent.api.docker.labelled import Labelled
 from agent.api.docker.naming import Naming, health_of, label_from, names_of
 from agent.errors import Invalid
@@ -61,7 +62,9 @@ async def endpoints(engine: Caller, *ids: str) -> Naming:
     for id in ids:
         made = await engine.call("NetworkDriver.CreateEndpoint", NetworkID=NET, EndpointID=id)
         assert "Interface" in made
-    return Naming(engine.operations, engine.bindings, Engine(Path("/nowhere")))
+    return Naming(
+        engine.operations, engine.bindings, Engine(Path("/nowhere")), Keeper(Path("/nowhere"))
+    )
 
 
 def named(engine: Caller, id: str) -> Endpoint:

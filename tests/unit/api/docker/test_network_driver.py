@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from agent.api.docker.bindings import Bound
+from agent.api.docker.keeping import Keeper
 from agent.api.docker.mirror import Mirror
 from agent.core.replica import Delta, Record
 from agent.errors import Conflict
@@ -317,10 +318,13 @@ async def test_an_endpoint_that_is_asked_for_again_is_there_once(engine: Caller)
     assert "other addresses" in said["Err"] and len(engine.node.sandboxes) == 1
 
 
-async def test_what_was_made_for_no_network_goes_unless_it_is_asked_for(engine: Caller) -> None:
+async def test_what_was_made_for_no_network_goes_unless_it_is_asked_for(
+    engine: Caller, tmp_path: Path
+) -> None:
     await network(engine)
     (made,) = engine.node.catalogue.all()
-    mirror = Mirror(engine.operations, engine.bindings, Lists(), bool, bool)  # type: ignore[arg-type]
+    lists: Any = Lists()
+    mirror = Mirror(engine.operations, engine.bindings, lists, Keeper(tmp_path), bool, bool)
     await mirror._once()
     assert list(engine.node.catalogue.all()) == [made]  # the engine is about to list it
     await engine.bindings.drop(NET)

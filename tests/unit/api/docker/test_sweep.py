@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.api.docker import mirror
 from agent.api.docker.engine import Refused
+from agent.api.docker.keeping import Keeper
 from agent.api.docker.mirror import Mirror
 from tests.unit.api.docker.conftest import Caller
 
@@ -43,7 +45,12 @@ class Lists:
     ],
 )
 async def test_what_the_engine_does_not_list_goes(
-    engine: Caller, monkeypatch: pytest.MonkeyPatch, status: int, is_bound: bool, left: set[str]
+    engine: Caller,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    status: int,
+    is_bound: bool,
+    left: set[str],
 ) -> None:
     monkeypatch.setattr(mirror, "SURELY", 0.0)
     await engine.call("NetworkDriver.CreateNetwork", NetworkID=NET)
@@ -52,21 +59,21 @@ async def test_what_the_engine_does_not_list_goes(
     if not is_bound:
         await engine.bindings.drop(NET)
     fake: Any = Lists(status)
-    await Mirror(engine.operations, engine.bindings, fake, bool, bool)._sweep()
+    await Mirror(engine.operations, engine.bindings, fake, Keeper(tmp_path), bool, bool)._sweep()
     (members,) = engine.node.members.values()
     assert {e.labels["docker.endpoint"] for e in members.local.values()} == left
 
 
 @pytest.mark.parametrize("status", [500, 403])
 async def test_what_the_engine_refuses_to_tell_is_asked_again(
-    engine: Caller, monkeypatch: pytest.MonkeyPatch, status: int
+    engine: Caller, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int
 ) -> None:
     monkeypatch.setattr(mirror, "SURELY", 0.0)
     await engine.call("NetworkDriver.CreateNetwork", NetworkID=NET)
     for id in (HAS, LEFT):
         await engine.call("NetworkDriver.CreateEndpoint", NetworkID=NET, EndpointID=id)
     fake: Any = Lists(status)
-    looking = Mirror(engine.operations, engine.bindings, fake, bool, bool)
+    looking = Mirror(engine.operations, engine.bindings, fake, Keeper(tmp_path), bool, bool)
     looking._is_there = True
     sweeping = asyncio.create_task(looking._sweep())
     while fake.asked < 3:

@@ -1,0 +1,125 @@
+"""Containers that start again have the address that they had, whoever ended meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from agent import syscalls
+from agent.testbed.state import ENGINE_CONFIG
+from tests.docker.test_life import both_reach, names, nothing_is_left, pair, reaches
+from tests.docker.world import DockerWorld
+
+# What a host loses with its memory: all but the engine's data, which would be on disk.
+LOSE = """
+for mount in /run/docker/netns/* /run/vxmesh/netns /run/docker-data/*/*/merged; do
+  umount -l $mount
+done
+rm -rf /run/docker /run/vxmesh
+for link in $(ip -o link | sed -n 's/^[0-9]*: \\(vx[^@:]*\\).*/\\1/p'); do
+  ip link del $link
+done
+""".strip()
+
+
+def addresses(world: DockerWorld, host: str, *containers: str) -> list[tuple[str, str]]:
+    """Address and MAC of containers, as the engine says; empty ones of such as do not run."""
+    found = [world.about(host, container, "web") for container in containers]
+    return [(str(one["IPAddress"]), str(one["MacAddress"])) for one in found]
+
+
+def engine(world: DockerWorld, host: str) -> int:
+    return int(world.run(host, "cat", "/run/docker.pid").stdout)
+
+
+def end_engine(world: DockerWorld, host: str, number: signal.Signals) -> None:
+    """End an engine by a signal, and wait until it has ended."""
+    pid = engine(world, host)
+    os.kill(pid, number)
+    world.wait(lambda: syscalls.start_time(pid) == 0, f"the engine of {host} has ended", 30)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_engine_that_starts_again(world: DockerWorld, number: signal.Signals) -> None:
+    pair(world)
+    world.container("h1", "web", "other")
+    world.docker("h1", "rm", "-f", "other")  # so that the next free one is another
+    had = addresses(world, "h1", "one")
+    end_engine(world, "h1", number)
+    world.bed.start("h1")
+    world.wait(lambda: both_reach(world), "both reach each other again", 30)
+    assert addresses(world, "h1", "one") == had
+    nothing_is_left(world)
+
+
+def test_containers_that_are_started_in_another_order(world: DockerWorld) -> None:
+    pair(world)
+    several = [world.container("h3", "web", f"c{n}") for n in range(3)]
+    had = addresses(world, "h3", *several)
+    for name in several:
+        world.docker("h3", "stop", name)
+    world.container("h3", "web", "new")  # has none of theirs
+    assert not set(addresses(world, "h3", "new")) & set(had)
+    for name in reversed(several):
+        world.docker("h3", "start", name)
+    assert addresses(world, "h3", *several) == had
+    world.docker("h3", "rm", "-f", "new", *several)
+    nothing_is_left(world)
+
+
+def test_live_restore(world: DockerWorld) -> None:
+    """Containers go on without their engine, which takes them over when it is back."""
+    config = f"{ENGINE_CONFIG}/daemon.json"
+    said = json.dumps({"live-restore": True})
+    assert world.run("h1", "sh", "-c", f"echo '{said}' > {config}").returncode == 0
+    end_engine(world, "h1", signal.SIGTERM)
+    world.bed.start("h1")
+    try:
+        pair(world)
+        had = addresses(world, "h1", "one")
+        pid = world.docker("h1", "inspect", "-f", "{{.State.Pid}}", "one")
+        end_engine(world, "h1", signal.SIGTERM)
+        assert reaches(world, "h3", "two", "one")  # while the engine is away
+        world.bed.kill("h1")
+        world.bed.start("h1")  # the agent, and the engine
+        assert world.docker("h1", "inspect", "-f", "{{.State.Pid}}", "one") == pid
+        assert addresses(world, "h1", "one") == had and both_reach(world)
+        world.container("h1", "web", "new")
+        world.wait(lambda: reaches(world, "h3", "two", "new"), "who is new is reached")
+        world.docker("h1", "rm", "-f", "new")
+        nothing_is_left(world)
+    finally:
+        world.run("h1", "rm", config)
+        end_engine(world, "h1", signal.SIGTERM)
+        world.bed.start("h1")
+
+
+def test_a_host_that_starts_anew(world: DockerWorld) -> None:
+    """All that runs on it ends at once, and what is in memory is gone."""
+    pair(world)
+    had = addresses(world, "h1", "one")
+    host = world.host("h1")
+    containers = [int(world.docker("h1", "inspect", "-f", "{{.State.Pid}}", "one"))]
+    wire = Path(host.namespaces.net).stat().st_ino
+    for pid in containers + [int(p.name) for p in Path("/proc").glob("[1-9]*")]:
+        with contextlib.suppress(OSError):
+            own = Path(f"/proc/{pid}/ns/net").stat().st_ino == wire
+            if pid in containers or (own and not _holds(pid)):
+                os.kill(pid, signal.SIGKILL)
+    world.wait(lambda: not (host.is_running or host.is_engine_running), "both have ended")
+    world.run("h1", "sh", "-c", LOSE)
+    assert "vx" not in world.run("h1", "ip", "-o", "link").stdout
+    world.bed.start("h1")
+    world.wait(lambda: both_reach(world), "both reach each other again", 30)
+    assert addresses(world, "h1", "one") == had and names(world) == ["one", "two"]
+    nothing_is_left(world)  # also: no "has active endpoints"
+
+
+def _holds(pid: int) -> bool:
+    """Whether a process is there for the host's own mounts alone."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/bin/sleep\0infinity")
