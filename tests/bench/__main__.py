@@ -5,8 +5,8 @@ something broke: a missed target is a figure, no failure; what is not installed 
 Parts, of which each can be run alone: `speed` is below, with frr.py and handmade.py (anchors),
 ours.py, observe.py (when rows are in the kernel); `failures` is in failures.py, with swarm.py (the
 anchor) and mesh.py; `names` is in names.py, with dnsmasq and dockernames.py; `flood` is in flood.py
-(beside itself, idle); `balancing` is in balancing.py, with HAProxy; `serving` is in serving.py,
-alone. What each line means: docs/benchmarks.md.
+(beside itself, idle); `balancing` is in balancing.py, with HAProxy; `serving` is in serving.py and
+`many` in many.py, alone. What each line means: docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from tests.bench import (
     flood,
     frr,
     handmade,
+    many,
     mesh,
     names,
     ours,
@@ -45,8 +46,8 @@ from tests.bench.throughput import Lane
 from tests.bench.world import Missing
 
 SIDES = ("frr", "handmade", "ours", "swarm", "dnsmasq", "docker", "haproxy")
-PARTS = ("speed", "failures", "names", "flood", "balancing", "serving")
-ROUNDS, FAILURE_ROUNDS = 5, 10  # of each part, if not said otherwise
+PARTS = ("speed", "failures", "names", "flood", "balancing", "serving", "many")
+ROUNDS, FAILURE_ROUNDS, MANY_ROUNDS = 5, 10, 3  # of each part, if not said otherwise
 MANY, MOST = 10_000, 100_000
 SINGLES, SINGLES_BY_COMMAND = 25, 5
 FIRST_SINGLE = 1_000_000  # its number: no MAC of the others
@@ -199,6 +200,7 @@ def main() -> int:
     rounds = 1 if options.quick else max(1, options.rounds or ROUNDS)
     flooded = flood.Flood(rounds, flood.QUICK_SECONDS if options.quick else flood.SECONDS, say)
     balances, serves = balancing.Balancing(rounds, say), serving.Serving(rounds, say)
+    crowd = many.Crowd(1 if options.quick else max(1, options.rounds or MANY_ROUNDS), say)
     status = 0
     print(_machine(), flush=True)
     before = world.processor_time()
@@ -225,6 +227,9 @@ def main() -> int:
                     elif part == "serving":
                         if "ours" in sides:
                             serves.run()
+                    elif part == "many":
+                        if "ours" in sides:
+                            crowd.run()
                     else:
                         _start_failures(broken, sides, directory, things, say)
                         broken.run()
@@ -240,7 +245,7 @@ def main() -> int:
     print(_load(before))
     every: list[Part] = [bench, broken]
     others: dict[str, Part] = {"names": named, "flood": flooded}
-    others |= {"balancing": balances, "serving": serves}
+    others |= {"balancing": balances, "serving": serves, "many": crowd}
     every += [part for name, part in others.items() if name in (options.parts or PARTS)]
     lines = [line for part in every for line in part.lines]
     print(report.render(lines, [target for part in every for target in part.targets]))
