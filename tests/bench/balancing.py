@@ -1,12 +1,13 @@
 """Services beside HAProxy and beside the direct way; how long a change of them takes.
 
 Two hosts on one wire and a client behind the first; the backends are nginx in two sandboxes on
-the second host; from a sandbox one of them is asked, by a VIP and directly. HAProxy, in TCP mode with two threads on the first host, leads to the same two,
-and once more to two in the second host itself, where it is spared the overlay. Without agents:
-what is measured is the kernel state. wrk asks, 32 connections at once. By our way nginx is asked
-at a port of its own where it refuses (403) every request that comes from another address than
-the client's, so whether that is kept is counted over all requests. At the other port, where
-HAProxy and the direct way lead, nginx looks as much and refuses nobody.
+the second host. From a sandbox one of them is asked, by a VIP and directly. HAProxy, in TCP mode
+with two threads on the first host, leads to the same two as the published port, and once more to
+two in the second host itself, where it is spared the overlay. Without agents: what is measured is
+the kernel state. wrk asks, 32 connections at once. By our way nginx is asked at a port of its own
+where it refuses (403) every request that comes from another address than the client's, so whether
+that is kept is counted over all requests. At the other port, where HAProxy and the direct way
+lead, nginx looks as much and refuses nobody.
 What stands opposite: agent/datapath/balancer.py; tests/netns/balancing_hosts.py. What each line
 means: docs/benchmarks.md.
 """
