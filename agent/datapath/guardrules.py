@@ -38,10 +38,11 @@ REASONS = {
     "vxlan": "VXLAN packets of its own",
 }
 
-# A question costs the name server 6 to 30 µs, one that is forwarded 500 and more: one sandbox can
-# take a thirtieth of a processor by names of ours, and not all of it by foreign ones. Two
-# questions a name still make 500 connections a second by one who remembers no answer.
-GATEWAY_RATE = 1000  # packets a second from one port to the gateway's addresses
+# The name server answers in turn, one of each asker, so one who floods costs the others little as
+# long as questions do not come faster than they are read (70,000/s and more): then the sockets of
+# all are full. A seventh of that is more than any workload wants and leaves room for several who
+# flood. Figures: docs/decisions/0017.
+GATEWAY_RATE = 10_000  # packets a second from one port to the gateway's addresses
 GATEWAY_BURST = 1000  # packets at once after silence
 
 # from_ipv4, from_ipv6: what passed the check of its source must not be a server's or a router's.
