@@ -64,6 +64,9 @@ def start(prefix: str, host: Host, of: HostState) -> Started:
     _link_client(host)
     _wait_for_containerd(host)
     (host.run_dir / SOCKET).unlink(missing_ok=True)
+    # Left by one that was killed: it starts no other while a process has that number, which
+    # may be anybody's by now.
+    (host.run_dir / "docker.pid").unlink(missing_ok=True)
     log = host.directory / "dockerd.log"
     command = [dockerd, "--data-root", DATA, "--pidfile", "/run/docker.pid"]
     command += ["--exec-root", "/run/docker", "-H", f"unix:///run/{SOCKET}"]

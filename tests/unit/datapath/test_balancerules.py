@@ -12,6 +12,7 @@ from typing import Any, cast
 from zlib import crc32
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from agent.datapath import affinityrules, balancerules, nft, replies
@@ -180,8 +181,10 @@ async def test_time_outs_that_nobody_has_any_more_lose_their_chains(
 
 
 async def test_with_too_many_time_outs_the_hash_alone_chooses(
-    balancer: Balancer, table: Table
+    balancer: Balancer, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # One that nothing has been said by yet: who has started an agent before has bound the other.
+    monkeypatch.setattr("agent.datapath.balancer.log", structlog.get_logger())
     many = [
         replace(HTTP, service=f"{n:04}", address=bytes([10, 1, 1, n]), affinity=float(n + 1))
         for n in range(affinityrules.SPANS_MAX + 2)

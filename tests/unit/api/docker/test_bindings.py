@@ -48,7 +48,10 @@ async def test_what_cannot_be_kept_is_not_bound(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": {"network": 5}}', b"\xff\x00"])
-async def test_a_broken_file_is_set_aside_and_said(tmp_path: Path, content: bytes) -> None:
+async def test_a_broken_file_is_set_aside_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr("agent.api.docker.bindings.log", structlog.get_logger())
     (tmp_path / FILE).write_bytes(content)
     with structlog.testing.capture_logs() as told:
         bindings = Bindings(tmp_path)
