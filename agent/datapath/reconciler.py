@@ -452,12 +452,12 @@ class Reconciler:
 
         Spread out, and each comes up once in an interval however many there are.
         """
-        turn: deque[int] = deque([HOST])
+        turn: deque[int] = deque()
         while True:
+            await asyncio.sleep(self._audit_interval / max(1, len(turn)))
             held = {HOST, *applier.networks.held, *applier.lans.held}
             turn = deque(vni for vni in turn if vni in held)
-            turn.extend(sorted(held.difference(turn)))
-            await asyncio.sleep(self._audit_interval / len(turn))
+            turn.extendleft(sorted(held.difference(turn)))  # before those that had theirs
             turn.rotate(-1)
             if turn[-1] == HOST:
                 self._backlog.host()
