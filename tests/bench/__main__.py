@@ -4,8 +4,8 @@ Prints a table, and below it what the figures are held against. Needs root. Exit
 something broke: a missed target is a figure, no failure; what is not installed is said.
 Parts, of which each can be run alone: `speed` is below, with frr.py and handmade.py (anchors),
 ours.py, observe.py (when rows are in the kernel); `failures` is in failures.py, with swarm.py (the
-anchor) and mesh.py; `names` is in names.py, with dnsmasq; `serving` is in serving.py, alone. What
-each line means: docs/benchmarks.md.
+anchor) and mesh.py; `names` is in names.py, with dnsmasq; `serving` is in serving.py, alone;
+`docker` is in dockers.py, with swarm.py again. What each line means: docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -24,14 +24,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.bench import failures, frr, handmade, mesh, names, ours, report, serving, swarm, world
+from tests.bench import (
+    dockers,
+    failures,
+    frr,
+    handmade,
+    mesh,
+    names,
+    ours,
+    report,
+    serving,
+    swarm,
+    world,
+)
 from tests.bench.failures import Failures
 from tests.bench.report import Line, Progress, Target
 from tests.bench.throughput import Lane
 from tests.bench.world import Missing
 
 SIDES = ("frr", "handmade", "ours", "swarm", "dnsmasq")
-PARTS = ("speed", "failures", "names", "serving")
+PARTS = ("speed", "failures", "names", "serving", "docker")
 ROUNDS, FAILURE_ROUNDS = 5, 10  # of each part, if not said otherwise
 MANY, MOST = 10_000, 100_000
 SINGLES, SINGLES_BY_COMMAND = 25, 5
@@ -176,6 +188,8 @@ def main() -> int:
     sides = options.only or SIDES
     bench, broken, named = _make(options.quick, options.rounds, say)
     serves = serving.Serving(1 if options.quick else max(1, options.rounds or ROUNDS), say)
+    count = 1 if options.quick else max(1, options.rounds or FAILURE_ROUNDS)
+    contained = dockers.Dockers(count, 1 if options.quick else max(1, count // 2), say)
     status = 0
     print(_machine(), flush=True)
     before = world.processor_time()
@@ -196,6 +210,9 @@ def main() -> int:
                     elif part == "serving":
                         if "ours" in sides:
                             serves.run()
+                    elif part == "docker":
+                        with _said(say):
+                            _run_docker(contained, sides, directory, things, say)
                     else:
                         _start_failures(broken, sides, directory, things, say)
                         broken.run()
@@ -209,11 +226,16 @@ def main() -> int:
                     print(f"bench: {part}: {type(error).__name__}: {text}", file=sys.stderr)
     say.clear()
     print(_load(before))
-    every: list[Bench | Failures | names.NamesPart | serving.Serving] = [bench, broken]
+    every: list[Bench | Failures | names.NamesPart | serving.Serving | dockers.Dockers] = [
+        bench,
+        broken,
+    ]
     if "names" in (options.parts or PARTS):
         every.append(named)
     if "serving" in (options.parts or PARTS):
         every.append(serves)
+    if "docker" in (options.parts or PARTS):
+        every.append(contained)
     lines = [line for part in every for line in part.lines]
     print(report.render(lines, [target for part in every for target in part.targets]))
     return status
@@ -263,6 +285,22 @@ def _start_failures(
     if "ours" in sides:
         say("starting vxmesh on two hosts")
         broken.ours = stack.enter_context(mesh.start())
+
+
+def _run_docker(
+    contained: dockers.Dockers,
+    sides: Sequence[str],
+    directory: Path,
+    stack: contextlib.ExitStack,
+    say: Progress,
+) -> None:
+    if "ours" not in sides:
+        return
+    own, theirs = stack.enter_context(dockers.start(say)), None
+    if "swarm" in sides:
+        with _said(say):
+            theirs = stack.enter_context(dockers.start_swarm(directory, say))
+    contained.run(own, theirs)
 
 
 @contextlib.contextmanager
