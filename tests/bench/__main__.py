@@ -6,7 +6,8 @@ Parts, of which each can be run alone: `speed` is below, with frr.py and handmad
 ours.py, observe.py (when rows are in the kernel); `failures` is in failures.py, with swarm.py (the
 anchor) and mesh.py; `names` is in names.py, with dnsmasq and dockernames.py; `flood` is in flood.py
 (beside itself, idle); `balancing` is in balancing.py, with HAProxy; `serving` is in serving.py and
-`many` in many.py, alone. What each line means: docs/benchmarks.md.
+`many` in many.py, alone; `docker` is in dockers.py, with swarm.py again. What each line means:
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, NoReturn, Protocol
 
 from tests.bench import (
     balancing,
+    dockers,
     failures,
     flood,
     frr,
@@ -46,7 +48,7 @@ from tests.bench.throughput import Lane
 from tests.bench.world import Missing
 
 SIDES = ("frr", "handmade", "ours", "swarm", "dnsmasq", "docker", "haproxy")
-PARTS = ("speed", "failures", "names", "flood", "balancing", "serving", "many")
+PARTS = ("speed", "failures", "names", "flood", "balancing", "serving", "many", "docker")
 ROUNDS, FAILURE_ROUNDS, MANY_ROUNDS = 5, 10, 3  # of each part, if not said otherwise
 MANY, MOST = 10_000, 100_000
 SINGLES, SINGLES_BY_COMMAND = 25, 5
@@ -201,6 +203,8 @@ def main() -> int:
     flooded = flood.Flood(rounds, flood.QUICK_SECONDS if options.quick else flood.SECONDS, say)
     balances, serves = balancing.Balancing(rounds, say), serving.Serving(rounds, say)
     crowd = many.Crowd(1 if options.quick else max(1, options.rounds or MANY_ROUNDS), say)
+    count = 1 if options.quick else max(1, options.rounds or FAILURE_ROUNDS)
+    contained = dockers.Dockers(count, 1 if options.quick else max(1, count // 2), say)
     status = 0
     print(_machine(), flush=True)
     before = world.processor_time()
@@ -230,6 +234,9 @@ def main() -> int:
                     elif part == "many":
                         if "ours" in sides:
                             crowd.run()
+                    elif part == "docker":
+                        with _said(say):
+                            _run_docker(contained, sides, directory, things, say)
                     else:
                         _start_failures(broken, sides, directory, things, say)
                         broken.run()
@@ -245,7 +252,7 @@ def main() -> int:
     print(_load(before))
     every: list[Part] = [bench, broken]
     others: dict[str, Part] = {"names": named, "flood": flooded}
-    others |= {"balancing": balances, "serving": serves, "many": crowd}
+    others |= {"balancing": balances, "serving": serves, "many": crowd, "docker": contained}
     every += [part for name, part in others.items() if name in (options.parts or PARTS)]
     lines = [line for part in every for line in part.lines]
     print(report.render(lines, [target for part in every for target in part.targets]))
@@ -296,6 +303,22 @@ def _start_failures(
     if "ours" in sides:
         say("starting vxmesh on two hosts")
         broken.ours = stack.enter_context(mesh.start())
+
+
+def _run_docker(
+    contained: dockers.Dockers,
+    sides: Sequence[str],
+    directory: Path,
+    stack: contextlib.ExitStack,
+    say: Progress,
+) -> None:
+    if "ours" not in sides:
+        return
+    own, theirs = stack.enter_context(dockers.start(say)), None
+    if "swarm" in sides:
+        with _said(say):
+            theirs = stack.enter_context(dockers.start_swarm(directory, say))
+    contained.run(own, theirs)
 
 
 @contextlib.contextmanager
