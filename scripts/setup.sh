@@ -71,6 +71,8 @@ if [ "$what" = dev ]; then
   # Engines are started by the tests. Where they cannot be had, those tests say so.
   (without_services need dockerd docker.io busybox busybox-static) ||
     echo "setup: going on without docker.io and busybox-static: tests/docker is skipped" >&2
+  (need docker-compose docker-compose) ||
+    echo "setup: going on without docker-compose: the tests of Compose are skipped" >&2
 else
   # All but encrypted networks works without, and those say what they lack.
   (wireguard) || echo "setup: going on without wireguard-go: encrypted networks are refused" >&2
