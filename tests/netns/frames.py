@@ -114,7 +114,8 @@ class Ear:
     def __init__(self, netns: Path, device: str = "eth0") -> None:
         def work() -> socket.socket:
             sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            # SO_RCVBUFFORCE: whatever the machine lets others have. What does not fit is not heard.
+            sock.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)
             sock.bind((device, ETH_P_ALL))
             # Frames for others too: the bridge alone decides what comes here.
             index = socket.if_nametoindex(device)
