@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import syscalls
 from agent.testbed.state import ENGINE_CONFIG
 from tests.docker.test_life import both_reach, names, nothing_is_left, pair, reaches
 from tests.docker.world import DockerWorld
@@ -19,7 +20,7 @@ LOSE = """
 for mount in /run/docker/netns/* /run/vxmesh/netns /run/docker-data/*/*/merged; do
   umount -l $mount
 done
-rm -rf /run/docker /run/docker.pid /run/vxmesh
+rm -rf /run/docker /run/vxmesh
 for link in $(ip -o link | sed -n 's/^[0-9]*: \\(vx[^@:]*\\).*/\\1/p'); do
   ip link del $link
 done
@@ -37,11 +38,10 @@ def engine(world: DockerWorld, host: str) -> int:
 
 
 def end_engine(world: DockerWorld, host: str, number: signal.Signals) -> None:
-    """End an engine by a signal, and wait until it is gone: while its process is there, though it
-    has ended, the next one takes its file for that of an engine that runs."""
+    """End an engine by a signal, and wait until it has ended."""
     pid = engine(world, host)
     os.kill(pid, number)
-    world.wait(lambda: not Path(f"/proc/{pid}").exists(), f"the engine of {host} has ended", 30)
+    world.wait(lambda: syscalls.start_time(pid) == 0, f"the engine of {host} has ended", 30)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
