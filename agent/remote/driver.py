@@ -70,6 +70,7 @@ class RemoteDriver:
         self._retry_every = retry_every
         self._busy: set[str] = set()  # owners that are being made or undone
         self._lock = asyncio.Lock()  # a network is made once
+        self._settling = asyncio.Lock()  # who asks to settle waits for what another has begun
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         node.listeners.append(lambda change: self._wake.set())
@@ -248,16 +249,17 @@ class RemoteDriver:
         return self._node.local_endpoint(rest[0]) is not None
 
     async def settle(self) -> None:
-        """Undo all that is not wanted, as far as plugins answer."""
-        for kind in ("ep:", "net:"):  # a network goes after its endpoints
-            for owner in list(self._ledger.steps):
-                if not owner.startswith(kind) or owner in self._busy or self._is_wanted(owner):
-                    continue
-                self._busy.add(owner)
-                try:
-                    await self._undo(owner)
-                finally:
-                    self._busy.discard(owner)
+        """Undo all that is not wanted, as far as plugins answer: also what is being undone now."""
+        async with self._settling:
+            for kind in ("ep:", "net:"):  # a network goes after its endpoints
+                for owner in list(self._ledger.steps):
+                    if not owner.startswith(kind) or owner in self._busy or self._is_wanted(owner):
+                        continue
+                    self._busy.add(owner)
+                    try:
+                        await self._undo(owner)
+                    finally:
+                        self._busy.discard(owner)
 
     async def _work(self) -> None:
         while True:

@@ -214,7 +214,7 @@ def test_watch_tells_what_there_is_and_then_what_changes(world: World) -> None:
 
 def test_peers_find_each_other_by_mdns() -> None:
     # No agent is told of another; `temporary` returns once each sees all.
-    with temporary(hosts=2, prefix="vxt-mdns", agent_options=("--mdns",)) as bed:
+    with temporary(hosts=2, agent_options=("--mdns",)) as bed:
         world = World(bed)
         assert {n["state"] for n in world.read("h2", "node", "ls")} == {"alive"}
         assert len(world.read("h1", "node", "ls")) == 2

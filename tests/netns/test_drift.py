@@ -111,7 +111,7 @@ def test_a_namespace_deleted_while_no_agent_runs_is_made_anew(world: World) -> N
 
 def test_metrics_over_http_where_it_is_asked_for() -> None:
     options = ("--metrics-listen", "127.0.0.1:9646")
-    with temporary(hosts=1, prefix="vxt-metr", agent_options=options) as bed:
+    with temporary(hosts=1, agent_options=options) as bed:
         world = World(bed)
         program = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9646/metrics').read().decode())"
         done = world.run("h1", "python", "-c", program, check=True)

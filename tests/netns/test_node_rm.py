@@ -15,7 +15,7 @@ from tests.netns.world import VXMESH, World
 @pytest.fixture
 def own() -> Iterator[World]:
     """Three hosts of this test's own: it leaves one of them dead."""
-    with temporary(hosts=3, prefix="vxt-rm") as bed:
+    with temporary(hosts=3) as bed:
         yield World(bed)
 
 
@@ -23,7 +23,7 @@ def own() -> Iterator[World]:
 def hasty() -> Iterator[World]:
     """The same, of agents that give a dead one a few seconds only."""
     options = ("--agent-grace", "4")
-    with temporary(hosts=3, prefix="vxt-rm", agent_options=options) as bed:
+    with temporary(hosts=3, agent_options=options) as bed:
         yield World(bed)
 
 

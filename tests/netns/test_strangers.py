@@ -139,7 +139,7 @@ def test_without_a_token_and_with_a_void_one(world: World, tmp_path: Path) -> No
 @pytest.fixture
 def short() -> Iterator[World]:
     """Three hosts whose certificates hold for a few seconds only."""
-    with temporary(hosts=3, prefix="vxt-st", agent_options=("--cert-life", LIFE)) as bed:
+    with temporary(hosts=3, agent_options=("--cert-life", LIFE)) as bed:
         yield World(bed)
 
 
@@ -155,7 +155,7 @@ def test_with_an_expired_certificate_of_a_node(short: World, tmp_path: Path) -> 
 
 @pytest.fixture
 def own() -> Iterator[World]:
-    with temporary(hosts=3, prefix="vxt-st") as bed:
+    with temporary(hosts=3) as bed:
         yield World(bed)
 
 
