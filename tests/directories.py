@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import shutil
 import tempfile
 from pathlib import Path
 
+_made: list[Path] = []
+
 
 def run_dir() -> Path:
     """A new one."""
-    made = Path(tempfile.mkdtemp(prefix="vxm-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
+    _made.append(Path(tempfile.mkdtemp(prefix="vxm-")))
+    return _made[-1]
+
+
+def remove_all() -> None:
+    """Called at the end of a session; atexit is not, in the processes that share tests out."""
+    while _made:
+        shutil.rmtree(_made.pop(), ignore_errors=True)

@@ -124,7 +124,10 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return call
 
-    for name in ("sandbox.mark", "sandbox.remove", "nameway.furnish", "nameway.clear"):
+    for name in (
+        *("sandbox.mark", "sandbox.remove"),
+        *("nameway.furnish", "nameway.audit", "nameway.clear"),
+    ):
         monkeypatch.setattr(f"agent.datapath.{name}", stand_in(name))
     return done
 

@@ -8,7 +8,6 @@ import random
 import secrets
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from agent.cluster.peers import Peers
 from agent.model import Node, Notice
 from agent.node import NodeState
 from agent.views import Change, Status
+from tests.directories import run_dir
 
 WITHIN = 20.0  # s; a machine may be busy
 
@@ -48,7 +48,7 @@ class Guest:
         self.files = Files(self.directory)
         self.id = secrets.token_hex(8)
         self.port = free_port()
-        self.run_dir = Path(tempfile.mkdtemp(prefix="vxm-"))  # short: it is for unix sockets
+        self.run_dir = run_dir()
         self.notices: list[Notice] = []
         self.started = False
 
