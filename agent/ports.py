@@ -65,7 +65,12 @@ class PortHolder:
         taken: list[socket.socket] = []
         try:
             for publish in publishes:
-                taken.append(_held(publish))
+                for family in _families(publish):
+                    try:
+                        taken.append(_bound(publish, family))
+                    except OSError as error:
+                        if error.errno != errno.EAFNOSUPPORT:
+                            raise _conflict(publish, error) from None
         except Conflict:
             for sock in taken:
                 sock.close()
@@ -79,16 +84,12 @@ class PortHolder:
             sock.close()
 
 
-def _held(publish: Publish) -> socket.socket:
-    """Conflict if it cannot be had."""
-    try:
-        return _bound(publish, _families(publish)[0])
-    except OSError as error:
-        raise Conflict(
-            f"port {publish.host_port}/{publish.protocol}",
-            f"cannot be published on this host ({error.strerror})",
-            "Stop what holds it, or choose another",
-        ) from None
+def _conflict(publish: Publish, error: OSError) -> Conflict:
+    return Conflict(
+        f"port {publish.host_port}/{publish.protocol}",
+        f"cannot be published on this host ({error.strerror})",
+        "Stop what holds it, or choose another",
+    )
 
 
 def _bound(publish: Publish, family: socket.AddressFamily, is_probe: bool = False) -> socket.socket:

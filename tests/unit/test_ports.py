@@ -69,3 +69,24 @@ def test_a_connection_that_has_ended_holds_no_port() -> None:
         plain.bind(where)  # what a look without regard to it would say
     assert find_taken([port]) == []
     check_port(*where)
+
+
+@pytest.mark.parametrize("protocol", KINDS)
+def test_a_port_of_all_addresses_is_held_in_both_families_or_in_none(protocol: str) -> None:
+    holder, kind = PortHolder(), KINDS[protocol]
+    with socket.socket(socket.AF_INET6, kind) as other:
+        other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        other.bind(("::1", 0))
+        port = Publish(other.getsockname()[1], 80, protocol)
+        with pytest.raises(Conflict, match="in use"):
+            holder.hold("a", [port])
+        with socket.socket(socket.AF_INET, kind) as free:
+            free.bind(("127.0.0.1", port.host_port))
+    holder.hold("a", [port])
+    try:
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.socket(family, kind) as late, pytest.raises(OSError, match="in use"):
+                late.bind((address, port.host_port))
+    finally:
+        holder.release("a")
+    assert find_taken([port]) == []
