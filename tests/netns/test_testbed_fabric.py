@@ -39,7 +39,7 @@ def bed() -> Iterator[Testbed]:
         yield made
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 5.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
     """Poll until `condition` holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -93,7 +93,7 @@ class World:
     def read(self, host: str, *words: str) -> Any:
         return json.loads(self.vx(host, *words, "-o", "json"))
 
-    def wait(self, holds: Callable[[], object], text: str, seconds: float = 10.0) -> None:
+    def wait(self, holds: Callable[[], object], text: str, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             if time.monotonic() > deadline:
