@@ -6,7 +6,9 @@ Imported by the noun modules, so only when one of them runs: gRPC takes 0.1 s to
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,16 +29,38 @@ T = TypeVar("T")
 
 
 def call(host: str, function: Callable[[Client], Awaitable[T]]) -> T:
-    """Run `function` with a client of the agent at `host` (empty: the default)."""
+    """Run `function` with a client of the agent at `host` (empty: the default).
 
+    KeyboardInterrupt at SIGINT. asyncio.run's own handler is not enough: a signal that comes just
+    before the loop waits for its files does not end that wait, and a quiet stream (`events
+    --follow`) would never be told.
+    """
+    interrupted = False
     context = click.get_current_context(silent=True)
     tls = context.obj.get("tls", "") if context and context.obj else ""
 
     async def main() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def interrupt() -> None:
+            nonlocal interrupted
+            interrupted = True
+            task.cancel()
+
+        # Whoever started us may want it ignored, and only a main thread can handle it.
+        if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+            with contextlib.suppress(ValueError, RuntimeError):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
         async with Client(host, tls) as client:
             return await function(client)
 
-    return asyncio.run(main())
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def to_dict(message: Message, *without: str) -> dict[str, Any]:
