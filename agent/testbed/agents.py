@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SOCKET = "unix:///run/vxmesh/agent.sock"  # as a host itself calls it
 POLL = 0.05  # seconds
-START_TIMEOUT = 20.0  # seconds for all that start at once, and for each of them
+START_TIMEOUT = 45.0  # seconds for all that start at once, and for each of them
 START_TIMEOUT_EACH = 3.0  # more: they share the machine's cores
 TAIL = 15  # lines of a log in an error
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])  # where `python -m agent` finds itself

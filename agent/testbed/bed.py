@@ -36,7 +36,7 @@ HOSTS_MAX = CLIENT_NUMBER - 1
 PREFIX = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 AGENT_GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 WORKLOAD_GRACE = 2.0
-JOIN_TIMEOUT = 30.0  # seconds until every agent sees every other
+JOIN_TIMEOUT = 60.0  # seconds until every agent sees every other
 Say = Callable[[str], None]
 
 
