@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 DEFAULT_HOST = "unix:///run/vxmesh/agent.sock"
 TCP = "tcp://"
-_CHUNK = 1 << 20  # bytes of an announce file a message
+# Bytes of an announce file a message: the agent parses one while the next is on its way.
+_CHUNK = 1 << 17
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.enable_http_proxy", 0),

@@ -134,7 +134,8 @@ class ToResolver:
             for c in change.endpoints for m in (c.old, c.new) if m
         ):  # fmt: skip
             self._refresh(change, batch)
-        for network, old, new in change.endpoints:
+        for each in change.endpoints:
+            network, old, new = each.network, each.old, each.new
             if network not in self._fed or network not in before:
                 continue
             if new and new.node not in self.node.withdrawn:

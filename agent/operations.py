@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 from collections.abc import AsyncIterator, Sequence
 
 from agent.allocator import with_space
@@ -20,6 +21,7 @@ from agent.sandboxops import SandboxOperations
 
 CHUNK = 2000  # endpoints a turn of the loop when there are many: some 10 ms of work
 COMMIT = 1000  # to be made known in one turn: as many as a peer is sent in one message
+FIRST = 250  # before those: peers are at work the sooner
 
 
 class Operations(SandboxOperations):
@@ -115,8 +117,9 @@ class Operations(SandboxOperations):
         return len(reserved)
 
     async def _commit(self, reserved: Sequence[Endpoint]) -> None:
-        for start in range(0, len(reserved), COMMIT):
-            self.node.commit(reserved[start : start + COMMIT])
+        cuts = [0, *range(FIRST, len(reserved), COMMIT), len(reserved)]
+        for start, end in itertools.pairwise(cuts if reserved else ()):
+            self.node.commit(reserved[start:end])
             if start == 0:
                 # Peers are to be at work on the first while we are at the rest. If the disk
                 # fails, `done` will say so.

@@ -114,16 +114,17 @@ class Plan:
         members: Members | None = None
         macs: list[bytes] = []
         addresses: list[bytes] = []
-        for network_id, old_member, new in change.endpoints:
-            if network_id != last:
-                last, network = network_id, self.node.catalogue.get(network_id)
-                members = self.node.members.get(network_id)
+        for each in change.endpoints:
+            new = each.new
+            if each.network != last:
+                last, network = each.network, self.node.catalogue.get(each.network)
+                members = self.node.members.get(last)
                 if network:
                     macs = touched.macs.setdefault(network.vni, [])
                     addresses = touched.addresses.setdefault(network.vni, [])
             if network is None:
                 continue
-            for member in (old_member, new):
+            for member in (each.old, new):
                 if member is None:
                     continue
                 if member.node == me:
@@ -149,9 +150,9 @@ class Plan:
         node, led = self.node, set(change.led)
         me = node.me
         looked_at = {
-            network
-            for network, old, new in change.endpoints
-            if (new and new.node == me) or (old and old.node == me)
+            each.network
+            for each in change.endpoints
+            if (each.new and each.new.node == me) or (each.old and each.old.node == me)
         }
         looked_at.update(change.networks)
         for id in change.led:

@@ -9,7 +9,7 @@ records.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import structlog
 from agent.core import bounds
 from agent.core.addresses import Addresses
 from agent.core.catalogue import NETWORKS_MAX, Catalogue, is_closed_as
-from agent.core.members import Member, Members
+from agent.core.members import EndpointChange, Member, Members
 from agent.core.replica import Change as Update
 from agent.core.replica import Record
 from agent.core.servicebounds import check_health, check_service
@@ -67,14 +67,6 @@ REMOVALS_MAX = 10_000
 MANY = 64  # endpoints at once from which on it pays to look at them together
 SLICE = 1000  # looked at together; one that is not plain costs the others of its slice time
 log = structlog.get_logger()
-
-
-class EndpointChange(NamedTuple):
-    """An endpoint before and after; None where there was or is none."""
-
-    network: str
-    old: Member | None
-    new: Member | None
 
 
 class Status(NamedTuple):
@@ -155,8 +147,7 @@ class Views:
 
     def _apply(self, updates: list[Update], change: Change) -> set[str]:
         touched: set[str] = set()
-        for (_, are_endpoints), group in itertools.groupby(updates, _kind_of_run):
-            run = list(group)
+        for are_endpoints, run in _runs(updates):
             for start in range(0, len(run), SLICE):
                 part = run[start : start + SLICE]
                 if not (are_endpoints and len(part) >= MANY and self._take_many(part, change)):
@@ -167,7 +158,8 @@ class Views:
         touched: set[str] = set()
         decode, take = _endpoint.decode, self._take_endpoint
         found: Any
-        for origin, key, value in updates:
+        for update in updates:
+            origin, key, value = update.origin, update.key, update.value
             kind = key[:2]
             try:
                 if kind == ENDPOINT and value:
@@ -237,10 +229,10 @@ class Views:
         """Take endpoints of one node if they are new, plain and of one network; False, with
         nothing changed, if they have to be looked at one by one."""
         try:
-            endpoints = [_endpoint.decode(value) for _, _, value in updates]
+            endpoints = [_endpoint.decode(update.value) for update in updates]
         except (msgspec.MsgspecError, ValueError):
             return False
-        ids = [key[2:] for _, key, _ in updates]
+        ids = [update.key[2:] for update in updates]
         if not bounds.are_plain(endpoints, ids) or not self._network_of.keys().isdisjoint(ids):
             return False
         fresh = self._take_fresh(endpoints, updates[0].origin)
@@ -259,7 +251,7 @@ class Views:
         self._network_of.update(dict.fromkeys([endpoint.id for endpoint in endpoints], network))
         addresses = self.addresses.get(network)
         if addresses:
-            addresses.space.take_all(a for endpoint in endpoints for a in endpoint.addresses)
+            addresses.space.take_all([a for endpoint in endpoints for a in endpoint.addresses])
         return fresh
 
     def _check_endpoint(self, origin: str, value: Endpoint) -> None:
@@ -448,6 +440,18 @@ class Views:
         if addresses:
             for address in endpoint.addresses:
                 addresses.space.release(address)
+
+
+def _runs(updates: list[Update]) -> Iterator[tuple[bool, list[Update]]]:
+    """The updates in turn, those together that can be looked at together: endpoints of one node
+    that live, of which it says True. A bulk has nothing else, and is told by a glance."""
+    if len(updates) >= MANY and len({update.origin for update in updates}) == 1:
+        kinds = {update.key[:2] for update in updates}
+        if kinds == {ENDPOINT} and b"" not in [update.value for update in updates]:
+            yield True, updates
+            return
+    for (_, are_endpoints), group in itertools.groupby(updates, _kind_of_run):
+        yield are_endpoints, list(group)
 
 
 def _kind_of_run(update: Update) -> tuple[str, bool]:

@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
 from agent.api import convert
-from agent.core.members import Member
+from agent.core.members import EndpointChange, Member
 from agent.errors import Exhausted, Invalid
 from agent.node import NodeState
 from agent.rpc import control_pb2 as pb
 from agent.rpc import types_pb2 as types
-from agent.views import Change, EndpointChange
+from agent.views import Change
 
 HISTORY = 10_000  # events kept, some 500 bytes each
 PAGE = 500  # endpoints a turn of the loop
@@ -49,7 +49,8 @@ class Watchers:
         node.listeners.append(self._changed)
 
     def _changed(self, change: Change) -> None:
-        names = {c.network: self.node.catalogue.name(c.network) for c in change.endpoints}
+        networks = {each.network for each in change.endpoints}
+        names = {id: self.node.catalogue.name(id) for id in networks}
         made = list(self._make(change))
         item = Item(self.node.revision, self.node.clock(), made, change.endpoints, names)
         self._history.append(item)
@@ -168,12 +169,12 @@ class Watchers:
 
     def _events(self, item: Item) -> list[pb.Event]:
         events = list(item.made)
-        for network, before, after in item.endpoints:
-            member: Member | None = after or before
+        for each in item.endpoints:
+            member: Member | None = each.new or each.old
             if member:
-                action = "remove" if not after else "update" if before else "create"
+                action = "remove" if not each.new else "update" if each.old else "create"
                 event = pb.Event(action=action, endpoint=convert.endpoint(self.node, member))
-                event.endpoint.network = item.names[network]
+                event.endpoint.network = item.names[each.network]
                 events.append(event)
         for event in events:
             event.revision, event.time = item.revision, _text(item.time)

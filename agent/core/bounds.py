@@ -103,26 +103,42 @@ def are_plain(values: Sequence[Endpoint], ids: Sequence[str]) -> bool:
     """
     names = [value.name for value in values]
     macs = [value.mac for value in values]
-    text, id_text = "".join(names), "".join(ids)
-    bare = text.replace("-", "")
+    text = "".join(names)
     return (
         [value.id for value in values] == ids
-        and {len(id) for id in ids} == {16}
-        and id_text.isascii()
-        and id_text.isalnum()
+        and set(map(len, ids)) == {16}
+        and _is_alphanumeric("".join(ids))
         and len({value.network for value in values}) == 1
         and bool(_ID.match(values[0].network))
         and not any(value.aliases or value.labels or value.sandbox for value in values)
-        and bare.isascii()
-        and bare.isalnum()
         and text == text.lower()
-        and all(0 < len(name) <= 63 and name[0] != "-" and name[-1] != "-" for name in names)
-        and {len(mac) for mac in macs} == {6}
-        and not any(mac[0] & 1 for mac in macs)
-        and _NO_MAC not in macs
+        and are_labels(names)
+        and are_stations(macs)
         and max([len(value.addresses) for value in values]) <= ADDRESSES_MAX
         and WIDTHS.issuperset([len(one) for value in values for one in value.addresses])
     )
+
+
+def are_labels(names: Sequence[str]) -> bool:
+    """Whether all are DNS labels, in whatever case; see `model.parse_name`."""
+    lengths, text = list(map(len, names)), "".join(names)
+    bare = text.replace("-", "")
+    if not (min(lengths) > 0 and max(lengths) <= 63 and _is_alphanumeric(bare)):
+        return False
+    return len(bare) == len(text) or not any(n[0] == "-" or n[-1] == "-" for n in names)
+
+
+def _is_alphanumeric(text: str) -> bool:
+    """Whether it has letters and digits of ASCII alone; of bytes that takes an eighth as long."""
+    return text.isascii() and text.encode().isalnum()
+
+
+def are_stations(macs: Sequence[bytes]) -> bool:
+    """Whether all are MACs that an interface can have."""
+    if set(map(len, macs)) != {len(_NO_MAC)}:
+        return False
+    firsts = set(b"".join(macs)[:: len(_NO_MAC)])
+    return not any(first & 1 for first in firsts) and _NO_MAC not in macs
 
 
 def _check_network(value: Network) -> None:

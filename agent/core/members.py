@@ -9,7 +9,9 @@ What stands opposite: drivers/overlay.py makes rows of it.
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Sequence, Set
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
+
+import msgspec
 
 from agent.errors import Invalid
 from agent.model import Endpoint
@@ -20,11 +22,21 @@ K = TypeVar("K", bound=Hashable)
 CLAIMANTS_MAX = 100
 
 
-class Member(NamedTuple):
+# Structs: there are 100,000 of them, and they are made in a third of the time of NamedTuples and
+# no garbage collection looks at them.
+class Member(msgspec.Struct, frozen=True, gc=False):
     """An endpoint and the node that it lives on."""
 
     endpoint: Endpoint
     node: str
+
+
+class EndpointChange(msgspec.Struct, frozen=True, gc=False):
+    """An endpoint before and after; None where there was or is none."""
+
+    network: str
+    old: Member | None
+    new: Member | None
 
 
 class _Index(Generic[K]):
@@ -117,27 +129,28 @@ class Members:
 
         For a bulk: a fifth of what `put` costs for each.
         """
-        ids = [endpoint.id for endpoint in endpoints]
-        macs = [endpoint.mac for endpoint in endpoints]
-        names = [endpoint.name for endpoint in endpoints]
-        addresses = [address for endpoint in endpoints for address in endpoint.addresses]
-        for known, keys in (
-            (self.all.keys(), ids),
-            (self.by_mac.one.keys(), macs),
-            (self.by_name.one.keys(), names),
-            (self.by_address.one.keys(), addresses),
-        ):
-            if not known.isdisjoint(keys) or len(set(keys)) < len(keys):
-                return None
         members = [Member(endpoint, node) for endpoint in endpoints]
-        self.all.update(zip(ids, members, strict=True))
-        self.count[node] = self.count.get(node, 0) + len(ids)
+        fresh = {endpoint.id: member for endpoint, member in zip(endpoints, members, strict=True)}
+        macs = {endpoint.mac: endpoint.id for endpoint in endpoints}
+        names = {endpoint.name: endpoint.id for endpoint in endpoints}
+        held = [(a, endpoint.id) for endpoint in endpoints for a in endpoint.addresses]
+        addresses = dict(held)
+        if (
+            not len(fresh) == len(macs) == len(names) == len(members)
+            or len(addresses) < len(held)
+            or not self.all.keys().isdisjoint(fresh)
+            or not self.by_mac.one.keys().isdisjoint(macs)
+            or not self.by_name.one.keys().isdisjoint(names)
+            or not self.by_address.one.keys().isdisjoint(addresses)
+        ):
+            return None
+        self.all.update(fresh)
+        self.count[node] = self.count.get(node, 0) + len(members)
         if node == self.me:
-            self.local.update(zip(ids, endpoints, strict=True))
-        self.by_mac.one.update(zip(macs, ids, strict=True))
-        self.by_name.one.update(zip(names, ids, strict=True))
-        having = [endpoint.id for endpoint in endpoints for _ in endpoint.addresses]
-        self.by_address.one.update(zip(addresses, having, strict=True))
+            self.local.update({endpoint.id: endpoint for endpoint in endpoints})
+        self.by_mac.one.update(macs)
+        self.by_name.one.update(names)
+        self.by_address.one.update(addresses)
         return members
 
     def check_claims(self, endpoint: Endpoint) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import ipaddress
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from agent.errors import Conflict, Invalid
@@ -281,6 +281,19 @@ class Ring:
                 view = line.view
                 return view.parts[bisect_right(view.starts, number) - 1].owner
         return None
+
+    def owners_of(self, addresses: Sequence[bytes]) -> set[str | None]:
+        """The owners of many; one look is enough where all lie within one part."""
+        if addresses and len(set(map(len, addresses))) == 1:
+            low, high = min(addresses), max(addresses)
+            first, last = int.from_bytes(low), int.from_bytes(high)
+            for line in self._by_width.get(len(low), ()):
+                if line.low <= first and last <= line.high:
+                    view = line.view
+                    place = bisect_right(view.starts, first) - 1
+                    if place == bisect_right(view.starts, last) - 1:
+                        return {view.parts[place].owner}
+        return set(map(self.owner, addresses))
 
     def owned(self, node: str, family: int) -> list[tuple[int, int]]:
         """The addresses of `node`, as sorted (first, last) inside one subnet each.

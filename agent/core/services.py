@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Set
 from typing import NamedTuple, TypeVar
 
-from agent.core.members import Member, Members
+from agent.core.members import EndpointChange, Member, Members
 from agent.model import Endpoint
 from agent.servicemodel import (
     ALL,
@@ -69,16 +69,18 @@ class Selection:
         """The endpoints (ids) that are backends of a service (id), sorted."""
         return sorted(self._chosen.get(service, ()))
 
-    def moved(self, changes: Iterable[tuple[str, Member | None, Member | None]]) -> set[str]:
-        """As `move` of many, each a network's id, before and after: a bulk has 100,000."""
+    def moved(self, changes: Iterable[EndpointChange]) -> set[str]:
+        """As `move` of many: a bulk has 100,000."""
         touched: set[str] = set()
         named = self._named
-        for _, before, after in changes:
+        for change in changes:
+            before, after = change.old, change.new
             if before is None and after is not None:
                 new = after.endpoint
                 if not new.labels and new.id not in named:
                     continue
-            touched |= self.move(before and before.endpoint, after and after.endpoint)
+            old = before.endpoint if before else None
+            touched |= self.move(old, after.endpoint if after else None)
         return touched
 
     def move(self, old: Endpoint | None, new: Endpoint | None) -> set[str]:

@@ -144,6 +144,24 @@ class Applier:
             await self._sealed_table.load(self._sealed)
         self._is_sealed = True
 
+    async def begin_sealed(self) -> None:
+        """At the start: seal, if anything here is encrypted. If not, the route is enough: nothing
+        speaks to the inside, and each packet of the host would be looked at for nothing."""
+        if self._has_inside():
+            await self.seal()
+        elif self.uplink.has_ipv6:
+            await self.wireguard.guard()
+
+    async def _unseal(self) -> None:
+        """Take the rules away, after the last device that they were for; the route stays."""
+        self._is_sealed = False
+        await self._sealed_table.remove()
+
+    def _has_inside(self) -> bool:
+        """Whether anything is to be here that speaks to the inside of WireGuard."""
+        encrypted = any(bridge.encrypted for bridge in self._desired.bridges().values())
+        return encrypted or bool(self._desired.wireguard())
+
     async def extend_wireguard(self, drift: bool = False) -> None:
         """WireGuard's devices, peers and routes that are to be there; before rows lead to them.
 
@@ -165,6 +183,9 @@ class Applier:
         """
         if self._desired.complete():
             await self.wireguard.shrink(self._desired.wireguard())
+            held = any(held.bridge.encrypted for held in self.networks.held.values())
+            if not held and not self._has_inside():
+                await self._unseal()
 
     async def compare(
         self, interior: bool, drift: bool = False, gone: Callable[[str], None] | None = None
@@ -315,7 +336,7 @@ class Applier:
         """The rules of both namespaces."""
         self.stale_tables = False  # whatever comes of it: a failure has its own next attempt
         bridges = self._bridges()
-        if self.uplink.has_ipv6:
+        if self._is_sealed and self.uplink.has_ipv6:
             await self._sealed_table.load(self._sealed)
         await self._own_table.load(nft.own(bridges))
         await self._set_sysctls(namespaces.FORWARDING)

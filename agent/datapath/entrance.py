@@ -13,6 +13,9 @@ uplink, and what comes to a published port from there is let through its door (n
 The copy's way back in needs a host that takes a client's packet from the uplink. One with
 strict reverse path filtering everywhere (conf.all.rp_filter = 1) does not: there published ports
 are led to their doors at once (`is_possible`), and only forward chains are asked.
+
+Every packet that this host gets passes such a chain, VXLAN too, so there is none while no service
+has a port published here.
 What stands opposite: nft.py, the host's other table; applier.py loads both.
 Source: nft(8), dup; Linux net/ipv4/netfilter/nf_dup_ipv4.c.
 """
@@ -57,14 +60,11 @@ def ruleset(version: int, doors: Mapping[tuple[str, str], str]) -> Ruleset:
         "any": ("inet_proto . inet_service", f"doors{version}"),
         "at": (f"ipv{version}_addr . inet_proto . inet_service", f"doors{version}_at"),
     }
-    return Ruleset(
-        {
-            name: Elements(
-                f"set {name} {{ type {kind}; }}",
-                {key: "" for where, key in doors if where == held},
-            )
-            for name, (kind, held) in sets.items()
-        },
-        _CHAINS.format(ip=ip, uplink=HOST_UPLINK, door=DOOR[version]),
-        TABLES[version],
-    )
+    held = {
+        name: Elements(
+            f"set {name} {{ type {kind}; }}", {key: "" for where, key in doors if where == map_}
+        )
+        for name, (kind, map_) in sets.items()
+    }
+    chains = _CHAINS.format(ip=ip, uplink=HOST_UPLINK, door=DOOR[version])
+    return Ruleset(held, chains if any(s.elements for s in held.values()) else "", TABLES[version])

@@ -54,6 +54,7 @@ GATEWAY_BURST = 1000  # packets at once after silence
 # agent is reached, and no VXLAN sent, with which it could speak for others on all hosts.
 # elsewhere: where our name server answers questions to others (nft.py), they count as those
 # to the gateway do, once each; whoever on that bridge asks, as one may speak for another there.
+# guarded: nearly all is IPv4, which is told by a comparison and not by a look into a map.
 # Nobody here answers router solicitations, so they are dropped without a count: kernels send
 # them by themselves.
 CHAINS = """\
@@ -143,7 +144,8 @@ nd-redirect : goto refuse_router }
 	}
 
 	chain guarded {
-		ether type vmap { ip : goto from_ipv4, arp : goto from_arp, ip6 : goto from_ipv6 }
+		ether type ip goto from_ipv4
+		ether type vmap { arp : goto from_arp, ip6 : goto from_ipv6 }
 		goto refuse_protocol
 	}
 

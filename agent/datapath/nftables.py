@@ -105,10 +105,9 @@ class Nftables:
         return await self._in_thread(lambda: self._check(told))
 
     async def remove(self) -> None:
-        """Delete the table; fine if it is not there."""
+        """Delete the table; if it is not there, nothing is changed."""
         self._loaded = None
-        table = self._table
-        await self._in_thread(lambda: self._command(f"table {table}\ndelete table {table}\n"))
+        await self._in_thread(self._remove)
 
     def close(self) -> None:
         """End the thread. The table stays."""
@@ -141,6 +140,11 @@ class Nftables:
                 else:
                     return
         self._command(render(ruleset))
+
+    def _remove(self) -> None:
+        table = self._table
+        if f"table {table}" in self._command("list tables\n").splitlines():
+            self._command(f"table {table}\ndelete table {table}\n")
 
     def _alter(self, come: Keys | Pairs, gone: Keys | Pairs, chains: str) -> None:
         ruleset = self._loaded

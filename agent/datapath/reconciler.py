@@ -273,7 +273,7 @@ class Reconciler:
             )
             self._applier = applier
             # A failure stops no other network; those that are encrypted are not made before.
-            await applier.attempt(("tables", 0, ""), applier.seal())
+            await applier.attempt(("tables", 0, ""), applier.begin_sealed())
             await applier.uplink.ensure()
             await applier.uplink.read_routes()
             self._begin()

@@ -82,9 +82,9 @@ class HealthChecker:
             sandbox = self.node.sandboxes.get(id)
             for endpoint in sandbox.endpoints if sandbox else ():
                 led |= self.node.selection.services_of(endpoint)
-        for _, old, new in change.endpoints:
-            if old and new is None:
-                self._forget(old.endpoint.id)
+        for each in change.endpoints:
+            if each.old and each.new is None:
+                self._forget(each.old.endpoint.id)
         for id in led:
             self._refresh(id)
 

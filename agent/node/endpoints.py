@@ -6,13 +6,13 @@ What stands opposite: agent/allocator.py, which has addresses donated when NeedS
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from agent.core import members as known
 from agent.core.addresses import Range
-from agent.core.members import Member, Members
+from agent.core.members import EndpointChange, Member, Members
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound, Unsupported
 from agent.lanmodel import is_on_lan
 from agent.model import (
@@ -28,7 +28,7 @@ from agent.model import (
 from agent.node.networks import Networks
 from agent.node.records import Recording
 from agent.requests import EndpointSpec
-from agent.views import ENDPOINT, EndpointChange
+from agent.views import ENDPOINT
 
 
 class NeedSpace(Exception):
@@ -153,10 +153,11 @@ class Endpoints(Networks):
         self.check_stays()
         network = self.find_network(network_id)
         self._check_home(network)
-        owners = set(map(self.addresses[network.id].ring.owner, _addresses(specs)))
+        addresses = [address for spec in specs for address in spec.addresses]
+        owners = self.addresses[network.id].ring.owners_of(addresses)
         if owners - {None, self.me}:
-            self._check_owned(network, _addresses(specs))
-        if None not in owners and self._are_whole(network, specs):
+            self._check_owned(network, addresses)
+        if None not in owners and self._are_whole(network, specs, addresses):
             ids = self.rng.randbytes(8 * len(specs)).hex()
             fresh = [
                 Endpoint(
@@ -176,17 +177,19 @@ class Endpoints(Networks):
             raise
         return done
 
-    def _are_whole(self, network: Network, specs: Sequence[EndpointSpec]) -> bool:
+    def _are_whole(
+        self, network: Network, specs: Sequence[EndpointSpec], addresses: Sequence[bytes]
+    ) -> bool:
         """Whether there is nothing to choose for any of them, and no service, gateway or host
-        of the network is in their way."""
-        addresses, hosts = self.addresses[network.id], self._hosts_on(network)
+        of the network is in their way. `addresses` are those of all."""
         return (
             bool(specs)
-            and not (hosts and any(a in hosts for a in _addresses(specs)))
+            and self._hosts_on(network).keys().isdisjoint(addresses)
             and not self.services.of(network.id)
-            and all(spec.mac and spec.addresses for spec in specs)
-            and not addresses.space.reserves_any(_addresses(specs))
-            and not (self._held and any((network.id, a) in self._held for a in _addresses(specs)))
+            and b"" not in [spec.mac for spec in specs]
+            and () not in [spec.addresses for spec in specs]
+            and not self.addresses[network.id].space.reserves_any(addresses)
+            and not (self._held and any((network.id, a) in self._held for a in addresses))
         )
 
     def cancel(self, endpoints: Iterable[Endpoint]) -> None:
@@ -423,7 +426,3 @@ class Endpoints(Networks):
         for address in endpoint.addresses:
             space.take(address)
             self.let_go(endpoint.network, address)
-
-
-def _addresses(specs: Iterable[EndpointSpec]) -> Iterator[bytes]:
-    return (address for spec in specs for address in spec.addresses)

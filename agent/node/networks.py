@@ -310,11 +310,11 @@ class Networks(Records):
         """Tell when a network is nearly full; see core/fill.py."""
         super()._close(change)
         moved: dict[str, int] = {}
-        for network, old, new in change.endpoints:
-            count = len(new.endpoint.addresses) if new else 0
-            if old:
-                count += len(old.endpoint.addresses)
-            moved[network] = moved.get(network, 0) + count
+        for each in change.endpoints:
+            count = len(each.new.endpoint.addresses) if each.new else 0
+            if each.old:
+                count += len(each.old.endpoint.addresses)
+            moved[each.network] = moved.get(each.network, 0) + count
         for network in moved.keys() | change.networks.keys():
             addresses = self.addresses.get(network)
             if addresses is None:

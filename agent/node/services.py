@@ -451,8 +451,9 @@ class Services(Endpoints):
     # -- what follows from a change --
 
     def _close(self, change: Change) -> None:
-        for _, old, new in change.endpoints:
-            if old and new is None and old.node == self.me:
+        for each in change.endpoints:
+            old = each.old
+            if old and each.new is None and old.node == self.me:
                 key = HEALTH + old.endpoint.id
                 if self._health.pop((old.endpoint.id, self.me), None):
                     change.own.append(self.replica.delete(key))

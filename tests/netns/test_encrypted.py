@@ -583,13 +583,22 @@ def test_the_mtu_leaves_room_for_wireguard(world: World) -> None:
 
 
 def test_there_are_devices_only_while_something_is_encrypted_here(world: World) -> None:
+    def is_sealed(host: str) -> bool:
+        return "inet vxmesh_sealed" in world.run(host, "nft", "list", "tables", check=True).stdout
+
     net = world.network("--encrypted")
     assert devices(world, "h1") == set()
+    world.wait(lambda: not is_sealed("h1") and not is_sealed("h2"), "nor any rules for them")
     a = world.workload("h1", net)
     assert len(devices(world, "h1")) == 1 and pid_of(world, "h1")
     assert devices(world, "h2") == set()
+    assert is_sealed("h1") and not is_sealed("h2")
+    world.bed.kill("h1")
+    world.bed.start("h1")
+    assert is_sealed("h1")
     world.vx("h1", "sandbox", "rm", a, "--wait=10")
     world.wait(lambda: not devices(world, "h1") and not pid_of(world, "h1"), "it is gone")
+    world.wait(lambda: not is_sealed("h1"), "and with it the rules")
     route = world.run("h1", "ip", "-6", "route", "show", "type", "unreachable").stdout
     assert str(PREFIX) in route, "this stays"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import model
+from agent import model, requests
 from agent.errors import Invalid, VxmeshError
 from agent.requests import (
     parse_endpoint,
@@ -120,6 +121,37 @@ def test_any_bytes_are_a_line_or_a_clear_error(line: bytes) -> None:
         assert error.what.startswith("line 1")
     else:
         assert len(specs) == bool(line.strip())
+
+
+# Beside plain lines, what could slip through where many are looked at together.
+ODD = [
+    {"name": "Web-1"}, {"name": "-a"}, {"name": "a-"}, {"name": ""}, {"name": "---"},
+    {"name": "\u00b2"}, {"name": "a" * 64}, {"mac": "02-00-00-00-00-01"},
+    {"mac": "02:00:00:00:00:A1"},
+    {"mac": "01:00:00:00:00:01"}, {"mac": "00:00:00:00:00:00"}, {"mac": "02:00:00:00:00:0"},
+    {"mac": "0200:00:00:00:001"}, {"mac": "02:00:00:00:00: 1"}, {"mac": ""},
+    {"mac": "02:00:00:00::011"}, {"addresses": []}, {"addresses": ["fd00::1"]},
+    {"addresses": ["10.1.0.1", "10.1.0.1", "fd00::2"]},
+    {"addresses": ["10.1.0"]}, {"addresses": ["10.1.0.1\0"]}, {"addresses": ["\u0661.1.1.1"]},
+    {"aliases": ["db"]}, {"labels": {"a": "b"}}, {"labels": {"": "b"}},
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from([{}, {}, *ODD]), max_size=6))
+def test_lines_looked_at_together_are_what_each_is_by_itself(odd: list[dict[str, Any]]) -> None:
+    plain = {"name": "w", "mac": "02:00:00:00:00:01", "addresses": ["10.1.0.9"]}
+    lines = [json.dumps({**plain, **changed}).encode() for changed in odd]
+
+    def outcome() -> list[requests.EndpointSpec] | str:
+        try:
+            return parse_lines(lines, 1)
+        except Invalid as error:
+            return str(error)
+
+    together = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests, "_plain", lambda lines: int("not together"))
+        assert outcome() == together
 
 
 @given(st.text(max_size=80))

@@ -108,8 +108,8 @@ class Labelled:
     def _changed(self, change: Change) -> None:
         asks = any(
             SERVICE in member.endpoint.labels
-            for _, old, new in change.endpoints
-            for member in (old, new)
+            for each in change.endpoints
+            for member in (each.old, each.new)
             if member
         )
         if asks or change.services or change.networks or change.statuses:

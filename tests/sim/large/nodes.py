@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 
 from agent.cluster.codec import Encoder, decode
 from agent.core.addresses import Addresses
+from agent.core.members import EndpointChange
 from agent.core.origin import Origin
 from agent.core.replica import Change as Update
 from agent.core.replica import Delta, Replica
@@ -28,7 +29,7 @@ from agent.core.seals import Sealer
 from agent.model import Claims, Endpoint, Network, Node
 from agent.node import NodeState
 from agent.requests import EndpointSpec, parse_endpoint, parse_network
-from agent.views import Change, EndpointChange
+from agent.views import Change
 from tests.sim.keys import sealer_of
 
 EPOCH = 1_000_000.0  # s; the wall clock when the virtual one is 0

@@ -501,6 +501,24 @@ def test_the_same_records_in_any_order_make_the_same_ring(seed: int, order: rand
     assert rings[0] == rings[1]
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), max_size=4),
+    st.lists(st.integers(0, 2 * 256).map(lambda n: (0x0A000000 + n).to_bytes(4)), max_size=5),
+    st.booleans(),
+)
+def test_the_owners_of_many_are_those_of_each(
+    given_away: list[tuple[int, int]], addresses: list[bytes], mixed: bool
+) -> None:
+    ring = Ring("a", ["10.0.0.0/24", "fd00::/64"])
+    for one, other in given_away:
+        low, high = sorted((0x0A000000 + one, 0x0A000000 + other))
+        if all(ring.owner(n.to_bytes(4)) == "a" for n in range(low, high + 1)):
+            ring.donate("a", "b", low, high, 4)
+    if mixed:
+        addresses = [*addresses, parse_address("fd00::7"), b"odd"]
+    assert ring.owners_of(addresses) == {ring.owner(address) for address in addresses}
+
+
 def test_statements_only_rise() -> None:
     # What a node publishes later says at least as much of every address as what it did before:
     # else a peer that has the later one only could believe an older third one.

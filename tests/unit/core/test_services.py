@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from agent.core.members import Member, Members
+from agent.core.members import EndpointChange, Member, Members
 from agent.core.services import Row, Selection, is_ready, rows, taking
 from agent.model import Endpoint
 from agent.servicemodel import (
@@ -54,11 +54,11 @@ class World:
 
     def put(self, new: Endpoint) -> set[str]:
         old = self.members[new.network].put(new, "me")
-        return self.selection.moved([(new.network, old, Member(new, "me"))])
+        return self.selection.moved([EndpointChange(new.network, old, Member(new, "me"))])
 
     def drop(self, held: Endpoint) -> set[str]:
         old = self.members[held.network].drop(held.id)
-        return self.selection.moved([(held.network, old, None)])
+        return self.selection.moved([EndpointChange(held.network, old, None)])
 
     def serve(self, made: Service) -> None:
         self.services[made.id] = made

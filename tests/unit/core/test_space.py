@@ -38,6 +38,33 @@ def space() -> Space:
 
 
 class TestMarks:
+    @given(
+        st.lists(
+            st.one_of(
+                st.integers(0, 600).map(lambda n: v4(BASE + n)),
+                st.integers(0, 9).map(lambda n: bytes(15) + bytes([n])),
+                st.just(b"odd"),
+            )
+        ),
+        st.lists(st.integers(0, 600).map(lambda n: v4(BASE + n))),
+    )
+    def test_many_are_taken_as_one_by_one(self, many: list[bytes], before: list[bytes]) -> None:
+        spaces = []
+        for together in (True, False):
+            space = Space(["10.0.0.0/22", "::/64"], [], "")
+            for address in before:
+                space.take(address)
+            assert len(list(space.used_between(BASE, BASE + 1023, 4))) == len(set(before))
+            if together:
+                space.take_all(many)
+            else:
+                for address in many:
+                    space.take(address)
+            families = space._families.values()
+            found = list(space.used_between(BASE, BASE + 1023, 4))
+            spaces.append((found, [(f.used, f.more) for f in families]))
+        assert spaces[0] == spaces[1]
+
     def test_taken_until_released(self, space: Space) -> None:
         a = parse_address("10.0.0.9")
         assert not space.used(a)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.datapath import nft
+from agent.datapath import entrance, nft
 from agent.drivers.base import Bridge, Forward, Port
+from agent.drivers.marks import DOOR
 from agent.model import HANDED_OUT, Publish
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -88,6 +89,18 @@ def test_host_table_of_no_network() -> None:
 
 def test_the_table_that_keeps_wireguard_apart() -> None:
     golden("sealed.nft", nft.render(nft.sealed(4788)))
+
+
+def test_published_ports_of_services() -> None:
+    doors = {("doors4", "tcp . 8080"): f"{DOOR[4]} . 1", ("doors4_at", "192.0.2.1 . udp . 53"): ""}
+    golden("entrance.nft", nft.render(entrance.ruleset(4, doors)))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_without_a_published_port_no_packet_is_looked_at_for_one(version: int) -> None:
+    other = {(f"doors{10 - version}", "tcp . 8080"): ""}
+    assert "chain" not in nft.render(entrance.ruleset(version, other))
+    assert "hook input" in nft.render(entrance.ruleset(10 - version, other))
 
 
 def test_elements_do_not_depend_on_the_order_of_networks() -> None:
