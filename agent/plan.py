@@ -17,7 +17,8 @@ from agent.drivers.base import Bridge, Closed, Forward, Lan, Rows, WireguardDevi
 from agent.drivers.frontends import elsewhere, frontends
 from agent.errors import Invalid
 from agent.lanmodel import MACVLAN, is_on_lan
-from agent.model import BRIDGE, Endpoint, Network, format_address, holds, parse_address, plugin_of
+from agent.localports import LocalPorts
+from agent.model import BRIDGE, Network, format_address, holds, parse_address, plugin_of
 from agent.node import NodeState
 from agent.views import Change
 
@@ -57,6 +58,9 @@ class Plan:
         self._present: set[str] = set()  # the networks that are on this host
         self._described: dict[str, tuple[str, int]] = {}
         self._closed = Closed()
+        self._ports = LocalPorts(node)
+        # Network -> as it was asked for last, and from which of its subnets apart.
+        self._bridges: dict[str, tuple[Network, frozenset[str], Bridge]] = {}
         self._apart = node.gives_way()
         self._subnets = self._judged = self._find_subnets()
         self.nodes_changed()
@@ -99,6 +103,10 @@ class Plan:
     def touched(self, change: Change) -> Touched:
         """What a change of the node may have changed in the kernel."""
         touched = Touched()
+        for id in self._ports.changed(change) | change.networks.keys():
+            self._bridges.pop(id, None)
+        if change.nodes:
+            self._bridges.clear()
         subnets, self._subnets = self._subnets, self._find_subnets()
         if (change.nodes or subnets != self._subnets) and self.nodes_changed():
             touched.everything = True
@@ -448,16 +456,8 @@ class Plan:
                 return network
         return None
 
-    def _in_sandboxes(self, network: Network) -> list[Endpoint]:
-        """The endpoints of a network that sandboxes here have."""
-        local = self._members(network).local
-        # By the sandboxes: announced endpoints can be many, and have no port.
-        boxes = (s for s in self.node.sandboxes.values() if not s.stack)  # else no interface
-        ids = (id for sandbox in boxes for id in sandbox.endpoints)
-        return [local[id] for id in ids if id in local]
-
     def _lan(self, network: Network) -> Lan | None:
-        endpoints = self._in_sandboxes(network)
+        endpoints = self._ports.endpoints(network.id)
         endpoints += filter(None, [self.node.host_side(network.id)])
         make = macvlan.lan if network.driver == MACVLAN else ipvlan.lan
         try:
@@ -467,12 +467,17 @@ class Plan:
 
     def _bridge(self, network: Network) -> Bridge:
         node = self.node
-        endpoints = self._in_sandboxes(network)
         apart = self._apart.get(network.id, frozenset())
-        me = node.nodes[node.me]
+        made_for, without, made = self._bridges.get(network.id, (None, None, None))
+        if made and made_for is network and without == apart:
+            return made
+        me, ports = node.nodes[node.me], self._ports.ports(network)
         if network.driver == BRIDGE:
-            return bridge.bridge(network, me, endpoints, node.sandboxes, apart)
-        return overlay.bridge(network, me, node.nodes.values(), endpoints, node.sandboxes, apart)
+            made = bridge.bridge(network, me, ports, apart)
+        else:
+            made = overlay.bridge(network, me, node.nodes.values(), ports, apart)
+        self._bridges[network.id] = network, apart, made
+        return made
 
 
 def _is_bridged(network: Network) -> bool:
