@@ -16,10 +16,15 @@ from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Lan, Rows, WireguardDevice
 from agent.drivers.frontends import elsewhere, frontends
 from agent.errors import Invalid
-from agent.lanmodel import MACVLAN, is_on_lan
+from agent.lanmodel import MACVLAN, is_bridged, is_on_lan
 from agent.localports import LocalPorts
-from agent.model import BRIDGE, Network, format_address, holds, parse_address, plugin_of
+from agent.model import (
+    BRIDGE,
+    Network,
+    parse_address,
+)
 from agent.node import NodeState
+from agent.published import Published
 from agent.views import Change
 
 
@@ -62,6 +67,7 @@ class Plan:
         # Network -> as it was asked for last, and from which of its subnets apart.
         self._bridges: dict[str, tuple[Network, frozenset[str], Bridge]] = {}
         self._apart = node.gives_way()
+        self._published = Published(node, self._apart)
         self._subnets = self._judged = self._find_subnets()
         self.nodes_changed()
         self._touch_wireguard(Change(nodes=set(node.nodes)), Touched())
@@ -142,13 +148,13 @@ class Plan:
                 macs.append(member.endpoint.mac)
                 addresses.extend(member.endpoint.addresses)
         for id in change.sandboxes:
-            touched.forwards = True
             sandbox = self.node.sandboxes.get(id)
             for endpoint in sandbox.endpoints if sandbox else ():
                 held = self.node.catalogue.get(self.node.network_of(endpoint))
                 if held:
                     touched.bridges.add(held.vni)
         self._look_who_gives_way(touched)
+        touched.forwards = self._published.changed(change, self._apart, touched.forwards)
         self._touch_services(change, touched)
         return touched
 
@@ -292,7 +298,7 @@ class Plan:
         """All bridges that should exist: of the overlay networks with an endpoint here, and those
         with a service that is published here."""
         present = self.node.present_networks()
-        return {n.vni: self._bridge(n) for n in present if _is_bridged(n)}
+        return {n.vni: self._bridge(n) for n in present if is_bridged(n)}
 
     def bridge(self, vni: int) -> Bridge | None:
         """The bridge of a VNI, if it should exist."""
@@ -384,34 +390,8 @@ class Plan:
         return self.is_complete
 
     def forwards(self) -> tuple[Forward, ...]:
-        """The published ports of this node's sandboxes: to the addresses of the endpoints that
-        have the default routes, by which the answers go."""
-        found = []
-        for sandbox in self.node.sandboxes.values():
-            if not sandbox.publishes:
-                continue
-            addresses = [
-                *self._published_at(sandbox.default, 4),
-                *self._published_at(sandbox.default6, 16),
-            ]
-            for publish in sandbox.publishes:
-                for text in addresses:
-                    if not publish.host_address or (":" in publish.host_address) == (":" in text):
-                        found.append(Forward(publish, text))
-        return tuple(found)
-
-    def _published_at(self, id: str, width: int) -> list[str]:
-        """An endpoint's addresses of `width` bytes to which published ports can lead."""
-        endpoint = self.node.local_endpoint(id)
-        held = self.node.catalogue.get(endpoint.network) if endpoint else None
-        if endpoint is None or held is None or not _is_bridged(held):
-            return []  # a plugin publishes ports itself, and a LAN needs none
-        apart = self._apart.get(endpoint.network, ())  # here these lead to another network
-        return [
-            format_address(address)
-            for address in endpoint.addresses
-            if len(address) == width and not (apart and holds(apart, address))
-        ]
+        """The published ports of this node's sandboxes."""
+        return self._published.all()
 
     def closed(self) -> Closed:
         """The ports of all known agents."""
@@ -452,7 +432,7 @@ class Plan:
 
     def _network(self, vni: int) -> Network | None:
         for network in self.node.present_networks():
-            if network.vni == vni and _is_bridged(network):
+            if network.vni == vni and is_bridged(network):
                 return network
         return None
 
@@ -478,11 +458,6 @@ class Plan:
             made = overlay.bridge(network, me, node.nodes.values(), ports, apart)
         self._bridges[network.id] = network, apart, made
         return made
-
-
-def _is_bridged(network: Network) -> bool:
-    """Whether a network has a bridge of ours: not if a plugin or the hosts' wire drives it."""
-    return not plugin_of(network) and not is_on_lan(network)
 
 
 def _gateways(network: Network) -> frozenset[bytes]:

@@ -26,11 +26,11 @@ class Sights:
         self._node = node
         self.views: dict[bytes, View] = {}
         self._held: dict[str, dict[bytes, View]] = {}  # sandbox -> the views that it is for
-        self._holders: dict[bytes, dict[str, None]] = {}  # view -> sandboxes; the last one has it
+        self._holders: dict[bytes, set[str]] = {}  # view -> sandboxes; the youngest has it
         self._seen: dict[str, tuple[str, ...]] = {}  # sandbox -> the networks that it sees
         self._count: Counter[str] = Counter()  # network -> how many see it
         self._workloads: dict[str, set[str]] = {}  # sandbox -> the workloads that it is part of
-        self._together: dict[str, dict[str, None]] = {}  # workload -> its sandboxes
+        self._together: dict[str, set[str]] = {}  # workload -> its sandboxes
         self._apart: dict[str, frozenset[str]] = {}
 
     @property
@@ -64,11 +64,11 @@ class Sights:
             before = self._workloads.pop(id, set())
             now = {e.labels[WORKLOAD] for e in self._inside(id) if WORKLOAD in e.labels}
             for workload in before - now:
-                del self._together[workload][id]
+                self._together[workload].remove(id)
                 if not self._together[workload]:
                     del self._together[workload]
             for workload in now:
-                self._together.setdefault(workload, {})[id] = None
+                self._together.setdefault(workload, set()).add(id)
             if now:
                 self._workloads[id] = now
             touched |= before | now
@@ -90,8 +90,8 @@ class Sights:
         node, held = self._node, self._inside(id)
         beside = [
             endpoint
-            for workload in self._workloads.get(id, ())
-            for other in self._together[workload]
+            for workload in sorted(self._workloads.get(id, ()))
+            for other in sorted(self._together[workload], key=self._age)
             for endpoint in self._inside(other)
             if endpoint.labels.get(WORKLOAD) == workload
         ]
@@ -124,16 +124,21 @@ class Sights:
         if views:
             self._held[id] = views
         for key in before.keys() - views.keys():
-            del self._holders[key][id]
+            self._holders[key].remove(id)
         for key in views:
-            self._holders.setdefault(key, {})[id] = None
+            self._holders.setdefault(key, set()).add(id)
         for key in before.keys() | views.keys():
             holders = self._holders[key]
             if holders:
-                self.views[key] = self._held[next(reversed(holders))][key]
+                self.views[key] = self._held[max(holders, key=self._age)][key]
             else:
                 del self._holders[key], self.views[key]
         return before.keys() | views.keys()
+
+    def _age(self, id: str) -> tuple[float, str]:
+        """What sandboxes are sorted by, so that who looks again finds the same."""
+        sandbox = self._node.sandboxes.get(id)
+        return (sandbox.created if sandbox else 0.0), id
 
     def _is_on_lan(self, id: str) -> bool:
         network = self._node.catalogue.get(id)
