@@ -17,17 +17,16 @@ from agent.core.nametables import ServiceBackend, ServicePort
 from agent.core.question import parse_question, reverse_prefix
 from agent.core.services import taking
 from agent.errors import Invalid
-from agent.lanmodel import is_on_lan
-from agent.model import WORKLOAD, Endpoint, Network, format_address, holds
+from agent.model import Network, format_address
 from agent.node import NodeState
 from agent.resolver.client import ResolverClient
-from agent.resolver.feed import Batch, Place, ServiceRow, State, View
+from agent.resolver.feed import Batch, ServiceRow, State, View
 from agent.rpc import control_pb2 as pb
 from agent.servicemodel import Service
+from agent.sights import Sights
 from agent.views import Change
 
 TTL = 5
-ROOM = b"sandbox "  # how the keys of views begin that are no addresses: longer than any
 
 
 class ToResolver:
@@ -36,7 +35,8 @@ class ToResolver:
     def __init__(self, node: NodeState, run_dir: Path, netns: Path, workers: int = 1) -> None:
         self.node = node
         self._fed: set[str] = set()  # network ids
-        self._views: dict[bytes, View] = {}
+        self._told: dict[bytes, View] = {}
+        self._sights = Sights(node)
         self._client = ResolverClient(run_dir, str(netns), self._snapshot, workers=workers)
 
     async def start(self) -> None:
@@ -59,52 +59,18 @@ class ToResolver:
 
     # -- feeding --
 
-    def _wanted(self) -> tuple[set[str], dict[bytes, View]]:
-        """The networks to feed, and which of them each address of a sandbox here may see; also
-        who asks from inside a sandbox that reaches no gateway of ours."""
-        networks: set[str] = set()
-        views: dict[bytes, View] = {}
-        apart = self.node.gives_way()
-        boxes = [
-            (sandbox, [e for e in map(self.node.local_endpoint, sandbox.endpoints) if e])
-            for sandbox in self.node.sandboxes.values()
-            if not sandbox.stack  # it asks whom the host asks
-        ]
-        together: dict[str, list[Endpoint]] = {}  # of a workload that has a sandbox a network
-        for endpoint in (e for _, held in boxes for e in held if WORKLOAD in e.labels):
-            together.setdefault(endpoint.labels[WORKLOAD], []).append(endpoint)
-        for sandbox, held in boxes:
-            workloads = {e.labels[WORKLOAD] for e in held if WORKLOAD in e.labels}
-            beside = [e for workload in workloads for e in together[workload]]
-            seen = tuple(
-                dict.fromkeys(
-                    e.network for e in (*held, *beside) if self.node.catalogue.get(e.network)
-                )
-            )
-            networks.update(seen)
-            if any(is_on_lan(self._shown(id)) for id in seen):
-                place = Place(sandbox.netns, sandbox.inode, sandbox.pid, sandbox.start_time)
-                key = ROOM + sandbox.id.encode()
-                views[key] = View(key, seen, place)
-            for endpoint in held:
-                without = apart.get(endpoint.network, ())
-                for address in endpoint.addresses:
-                    # Another network's workload may ask from the same address: that one is meant.
-                    if not (without and holds(without, address)):
-                        views[address] = View(address, seen)
-        return networks, views
-
     def _shown(self, id: str) -> Network:
         network = self.node.catalogue.get(id)
         assert network is not None
         return network
 
     def _snapshot(self) -> State:
-        self._fed, self._views = self._wanted()
+        self._sights.renew()
+        self._fed, self._told = self._sights.networks, self._sights.views.copy()
         return State(
             [self._shown(id) for id in self._fed],
             [m.endpoint for id in self._fed for m in self._living(id)],
-            list(self._views.values()),
+            list(self._told.values()),
             [self._row(s) for id in self._fed for s in self.node.services.of(id)],
         )
 
@@ -173,7 +139,8 @@ class ToResolver:
                 batch.put(member.endpoint)
 
     def _refresh(self, change: Change, batch: Batch) -> None:
-        fed, views = self._wanted()
+        changed = self._sights.changed(change)
+        fed, views = self._sights.networks, self._sights.views
         for id in self._fed - fed:
             batch.drop_network(id)
         for id in fed:
@@ -184,12 +151,17 @@ class ToResolver:
                     batch.put(member.endpoint)
                 for service in self.node.services.of(id):
                     batch.put_service(self._row(service))
-        for address in self._views.keys() - views.keys():
-            batch.drop_view(address)
-        for address, view in views.items():
-            if self._views.get(address) != view:
+        for address in changed:
+            view = views.get(address)
+            if self._told.get(address) == view:
+                continue
+            if view is None:
+                del self._told[address]
+                batch.drop_view(address)
+            else:
+                self._told[address] = view
                 batch.put_view(address, view.networks, view.place)
-        self._fed, self._views = fed, views
+        self._fed = fed
 
     # -- asking --
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.errors import Invalid
-from agent.model import Endpoint, Network, shorten
+from agent.model import Endpoint, Network, plugin_of, shorten
 
 MACVLAN, IPVLAN = "macvlan", "ipvlan"
 LAN_DRIVERS = (MACVLAN, IPVLAN)
@@ -41,6 +41,11 @@ class LanOptions:
     trunk: str  # the device of which `parent` is the VLAN sub-interface by its name; else empty
     vlan: int  # its VLAN
     has_host_interface: bool
+
+
+def is_bridged(network: Network) -> bool:
+    """Whether a network has a bridge of ours: not if a plugin or the hosts' wire drives it."""
+    return not plugin_of(network) and not is_on_lan(network)
 
 
 def is_on_lan(network: Network) -> bool:

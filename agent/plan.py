@@ -16,9 +16,15 @@ from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Lan, Rows, WireguardDevice
 from agent.drivers.frontends import elsewhere, frontends
 from agent.errors import Invalid
-from agent.lanmodel import MACVLAN, is_on_lan
-from agent.model import BRIDGE, Endpoint, Network, format_address, holds, parse_address, plugin_of
+from agent.lanmodel import MACVLAN, is_bridged, is_on_lan
+from agent.localports import LocalPorts
+from agent.model import (
+    BRIDGE,
+    Network,
+    parse_address,
+)
 from agent.node import NodeState
+from agent.published import Published
 from agent.views import Change
 
 
@@ -57,7 +63,11 @@ class Plan:
         self._present: set[str] = set()  # the networks that are on this host
         self._described: dict[str, tuple[str, int]] = {}
         self._closed = Closed()
+        self._ports = LocalPorts(node)
+        # Network -> as it was asked for last, and from which of its subnets apart.
+        self._bridges: dict[str, tuple[Network, frozenset[str], Bridge]] = {}
         self._apart = node.gives_way()
+        self._published = Published(node, self._apart)
         self._subnets = self._judged = self._find_subnets()
         self.nodes_changed()
         self._touch_wireguard(Change(nodes=set(node.nodes)), Touched())
@@ -99,6 +109,10 @@ class Plan:
     def touched(self, change: Change) -> Touched:
         """What a change of the node may have changed in the kernel."""
         touched = Touched()
+        for id in self._ports.changed(change) | change.networks.keys():
+            self._bridges.pop(id, None)
+        if change.nodes:
+            self._bridges.clear()
         subnets, self._subnets = self._subnets, self._find_subnets()
         if (change.nodes or subnets != self._subnets) and self.nodes_changed():
             touched.everything = True
@@ -135,13 +149,13 @@ class Plan:
                 macs.append(member.endpoint.mac)
                 addresses.extend(member.endpoint.addresses)
         for id in change.sandboxes:
-            touched.forwards = True
             sandbox = self.node.sandboxes.get(id)
             for endpoint in sandbox.endpoints if sandbox else ():
                 held = self.node.catalogue.get(self.node.network_of(endpoint))
                 if held:
                     touched.bridges.add(held.vni)
         self._look_who_gives_way(touched)
+        touched.forwards = self._published.changed(change, self._apart, touched.forwards)
         self._touch_services(change, touched)
         return touched
 
@@ -285,7 +299,7 @@ class Plan:
         """All bridges that should exist: of the overlay networks with an endpoint here, and those
         with a service that is published here."""
         present = self.node.present_networks()
-        return {n.vni: self._bridge(n) for n in present if _is_bridged(n)}
+        return {n.vni: self._bridge(n) for n in present if is_bridged(n)}
 
     def bridge(self, vni: int) -> Bridge | None:
         """The bridge of a VNI, if it should exist."""
@@ -377,34 +391,8 @@ class Plan:
         return self.is_complete
 
     def forwards(self) -> tuple[Forward, ...]:
-        """The published ports of this node's sandboxes: to the addresses of the endpoints that
-        have the default routes, by which the answers go."""
-        found = []
-        for sandbox in self.node.sandboxes.values():
-            if not sandbox.publishes:
-                continue
-            addresses = [
-                *self._published_at(sandbox.default, 4),
-                *self._published_at(sandbox.default6, 16),
-            ]
-            for publish in sandbox.publishes:
-                for text in addresses:
-                    if not publish.host_address or (":" in publish.host_address) == (":" in text):
-                        found.append(Forward(publish, text))
-        return tuple(found)
-
-    def _published_at(self, id: str, width: int) -> list[str]:
-        """An endpoint's addresses of `width` bytes to which published ports can lead."""
-        endpoint = self.node.local_endpoint(id)
-        held = self.node.catalogue.get(endpoint.network) if endpoint else None
-        if endpoint is None or held is None or not _is_bridged(held):
-            return []  # a plugin publishes ports itself, and a LAN needs none
-        apart = self._apart.get(endpoint.network, ())  # here these lead to another network
-        return [
-            format_address(address)
-            for address in endpoint.addresses
-            if len(address) == width and not (apart and holds(apart, address))
-        ]
+        """The published ports of this node's sandboxes."""
+        return self._published.all()
 
     def closed(self) -> Closed:
         """The ports of all known agents."""
@@ -445,20 +433,12 @@ class Plan:
 
     def _network(self, vni: int) -> Network | None:
         for network in self.node.present_networks():
-            if network.vni == vni and _is_bridged(network):
+            if network.vni == vni and is_bridged(network):
                 return network
         return None
 
-    def _in_sandboxes(self, network: Network) -> list[Endpoint]:
-        """The endpoints of a network that sandboxes here have."""
-        local = self._members(network).local
-        # By the sandboxes: announced endpoints can be many, and have no port.
-        boxes = (s for s in self.node.sandboxes.values() if not s.stack)  # else no interface
-        ids = (id for sandbox in boxes for id in sandbox.endpoints)
-        return [local[id] for id in ids if id in local]
-
     def _lan(self, network: Network) -> Lan | None:
-        endpoints = self._in_sandboxes(network)
+        endpoints = self._ports.endpoints(network.id)
         endpoints += filter(None, [self.node.host_side(network.id)])
         make = macvlan.lan if network.driver == MACVLAN else ipvlan.lan
         try:
@@ -468,17 +448,17 @@ class Plan:
 
     def _bridge(self, network: Network) -> Bridge:
         node = self.node
-        endpoints = self._in_sandboxes(network)
         apart = self._apart.get(network.id, frozenset())
-        me = node.nodes[node.me]
+        made_for, without, made = self._bridges.get(network.id, (None, None, None))
+        if made and made_for is network and without == apart:
+            return made
+        me, ports = node.nodes[node.me], self._ports.ports(network)
         if network.driver == BRIDGE:
-            return bridge.bridge(network, me, endpoints, node.sandboxes, apart)
-        return overlay.bridge(network, me, node.nodes.values(), endpoints, node.sandboxes, apart)
-
-
-def _is_bridged(network: Network) -> bool:
-    """Whether a network has a bridge of ours: not if a plugin or the hosts' wire drives it."""
-    return not plugin_of(network) and not is_on_lan(network)
+            made = bridge.bridge(network, me, ports, apart)
+        else:
+            made = overlay.bridge(network, me, node.nodes.values(), ports, apart)
+        self._bridges[network.id] = network, apart, made
+        return made
 
 
 def _gateways(network: Network) -> frozenset[bytes]:

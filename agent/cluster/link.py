@@ -81,6 +81,14 @@ class Link:
         heard = self.session.heard
         return time.monotonic() - heard > STALE or heard < self._doubted
 
+    async def until_stale(self) -> None:
+        """Return when nothing has come for `STALE`, or the stream has ended."""
+        if not self.is_stale and not self.ended.is_set():
+            # It was silent, and something came after `_watch` looked. Who waits in a loop for
+            # what is set would keep the loop from ever hearing more.
+            self.stale.clear()
+        await self.stale.wait()
+
     def doubt(self) -> None:
         """The network was away: what TCP still has to send may wait for a long timer."""
         self._doubted = time.monotonic()

@@ -336,7 +336,7 @@ class Peers:
         while id in self._wanted:
             link = self.links.get(id)
             if link and not link.is_stale:
-                await link.stale.wait()
+                await link.until_stale()
                 if link.ended.is_set() and self._leaves_it_to(id):
                     await self._reach.wait(GRACE)
                 continue

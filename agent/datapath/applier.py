@@ -3,7 +3,7 @@ should not be: what keeps encrypted networks from going out in the clear, device
 and before a port is made, its guard.
 
 What stands opposite: reconciler.py says what and when; networks.py, uplink.py, nftables.py,
-guard.py and bulk.py know how.
+guard.py and bulk.py know how; rowapplier.py and lanapplier.py do their parts of it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +31,25 @@ from agent.datapath.lans import Lans
 from agent.datapath.look import Look
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import Netlink
-from agent.datapath.networks import Networks
+from agent.datapath.networks import Held, Networks
 from agent.datapath.nft import UPLINK
 from agent.datapath.nftables import Nftables
 from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
+from agent.datapath.rowapplier import RowApplier
 from agent.datapath.tallies import Tallies
 from agent.datapath.uplink import Uplink
 from agent.datapath.waysback import WaysBack
 from agent.datapath.wireguard import Wireguard
 from agent.drivers import wireguard
 from agent.drivers.balancing import FrontendKey
-from agent.drivers.base import Bridge, Closed, DesiredState, Rows
+from agent.drivers.base import Bridge, Closed, DesiredState, Port
 from agent.errors import VxmeshError
 
 log = structlog.get_logger()
 
 CHECKS = 3  # of all tables in a row, while one was wrong: somebody may go on for ever
-CHUNK = 1000  # MACs and addresses pulled at once: 1 to 2 ms of the loop
-AHEAD = 3  # chunks that wait for the thread, so that it has work while the loop is elsewhere
+NOTHING = (None, 0)  # where there is no port, and our end's index of it
 
 
 class Applier:
@@ -105,6 +104,7 @@ class Applier:
             self.tallies = Tallies(self.balancer)
             self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
+            self.rows = RowApplier(desired, self.networks, self._bulk, self.repairs, backlog)
             self.lans = Lans(self._host, host_netns)
             self.lan_applier = LanApplier(desired, self.lans, failures, self.repairs, self.attempt)
             self.inspection = Inspection(self.networks, self._bulk)
@@ -255,24 +255,42 @@ class Applier:
             self.stale_tables |= changed
             fresh = await self.networks.ensure(bridge, look.links if look else None)
         elsewhere = self.networks.elsewhere(bridge) if changed or look else None
+        self.stale_tables |= held is not None and _asks_otherwise(held.bridge, bridge)
         held = self.networks.held[vni]
-        self.stale_tables |= nft.askers(held.bridge) != nft.askers(bridge)
         held.bridge = bridge  # the same, but for its ports
         if elsewhere is not None:
             # The rows first: then the workloads can go on from the moment that they are moved.
-            await self._all_rows(held.vxlan, vni, fresh, False)
+            await self.rows.all(vni, fresh)
             await self.networks.hand_over(elsewhere, vni)
             await self.networks.remove(elsewhere)
             await self._guard.release(elsewhere)
             fresh = False
         if self._failures.forget(vni, bridge.ports):
             await self._sweep()
-        for endpoint in held.ports.keys() - bridge.ports.keys():
+        await self._ports(held, before, look, resized)
+        if changed:
+            self.networks.fixed.clear()  # another network than it was is no drift
+        if fresh or (look and look.rows):
+            drift = look is not None and look.drift and not fresh
+            await self.attempt(("rows", vni, ""), self.rows.all(vni, fresh, drift))
+
+    async def _ports(
+        self, held: Held, before: Mapping[str, tuple[Port, int]], look: Look | None, resized: bool
+    ) -> None:
+        """A network's ports, so that they are those of its bridge; of those that are as they
+        should be (and were `before`) at none, unless all are to be looked at."""
+        vni, wanted = held.bridge.vni, held.bridge.ports
+        for endpoint in held.ports.keys() - wanted.keys():
             await self.networks.detach(vni, endpoint)
-        await self._guard.release(vni, bridge.ports)
-        for endpoint, port in bridge.ports.items():
+        await self._guard.release(vni, wanted.keys())
+        looked_at = list(wanted.items())
+        if look is None and not resized:
+            # Those that stay are as a rule the same objects, and cost next to nothing.
+            have = held.ports.get
+            looked_at = [(e, p) for e, p in wanted.items() if (have(e) or NOTHING)[0] is not p]
+        for endpoint, port in looked_at:
             looked = look is not None and (look.only is None or endpoint in look.only)
-            if not (looked or resized) and held.ports.get(endpoint, (None, 0))[0] == port:
+            if not (looked or resized) and held.ports.get(endpoint, NOTHING)[0] == port:
                 continue
             if look and look.gone and not sandbox.alive(port):
                 look.gone(endpoint)
@@ -280,13 +298,8 @@ class Applier:
             attach = self.networks.attach(vni, port, interior, look.links if look else None)
             fixed = self.networks.fixed.copy()
             await self.attempt(("port", vni, endpoint), attach)
-            if before.get(endpoint, (None, 0))[0] != port:
+            if before.get(endpoint, NOTHING)[0] != port:
                 self.networks.fixed = fixed  # it was asked for
-        if changed:
-            self.networks.fixed.clear()  # another network than it was is no drift
-        if fresh or (look and look.rows):
-            drift = look is not None and look.drift and not fresh
-            await self.attempt(("rows", vni, ""), self._all_rows(held.vxlan, vni, fresh, drift))
 
     def _renumbered(self, held: Bridge) -> int | None:
         """The VNI that a network has now, if it is still to be here and that is free."""
@@ -295,42 +308,9 @@ class Applier:
                 return None if vni in self.networks.held else vni
         return None
 
-    async def _all_rows(self, vxlan: int, vni: int, fresh: bool, drift: bool) -> None:
-        if not vxlan:
-            return  # a network of this host alone
-        rows = self._desired.all_rows(vni)
-        if fresh:
-            await self._bulk.write(vxlan, rows)
-        else:
-            keep = not self._desired.complete()
-            backlog = self._backlog()
-            asked = backlog.awaits(vni)
-            macs, addresses = map(set, backlog.rows.get(vni, ((), ())))  # to be written anyway
-            fdb, neighbours = await self._bulk.reconcile(vxlan, rows, keep=keep)
-            if drift and not asked:
-                self._count_rows(vni, len(fdb - macs), len(neighbours - addresses))
-
     async def _sweep(self) -> None:
         """Delete what a failed attempt at something no longer wanted may have left."""
         await self.networks.sweep(await self._own.links(), self._desired.bridges().values())
-
-    async def rows(self, vni: int, macs: list[bytes], addresses: list[bytes]) -> None:
-        """The rows of these keys. Chunks are pulled while those before them are written."""
-        held = self.networks.held.get(vni)
-        if held is None or not held.vxlan:
-            return
-        writing: deque[asyncio.Future[tuple[int, int]]] = deque()
-        failures: list[OSError] = []
-        for start in range(0, max(len(macs), len(addresses)), CHUNK):
-            end = start + CHUNK
-            rows = self._desired.rows(vni, macs[start:end], addresses[start:end])
-            if len(writing) == AHEAD:
-                await _note_failure(writing.popleft(), failures)
-            writing.append(self._bulk.write(held.vxlan, rows))
-        for each in writing:
-            await _note_failure(each, failures)
-        if failures:
-            raise failures[0]
 
     async def tables(self) -> None:
         """The rules of both namespaces."""
@@ -370,10 +350,9 @@ class Applier:
         self.stale_tables |= outcome.published
         self._opened |= outcome.opened
         for vni in outcome.networks & self.networks.held.keys():
-            rows = self._all_rows(self.networks.held[vni].vxlan, vni, False, False)
-            await self.attempt(("rows", vni, ""), rows)
+            await self.attempt(("rows", vni, ""), self.rows.all(vni))
         for vni in outcome.vips.keys() - outcome.networks:
-            rows = self.rows(vni, [], outcome.vips[vni])
+            rows = self.rows.write(vni, [], outcome.vips[vni])
             await self.attempt(("rows", vni, ""), rows, whole=False)
         await self._ways_back.furnish(self.balancer.networks)
         if outcome.gone:
@@ -414,43 +393,8 @@ class Applier:
         if self._forwards:
             device = self._set_sysctls(namespaces.of_device(held.bridge.device))
             self.repairs.add("sysctl", await device, held.bridge.network)
-        await self._all_rows(held.vxlan, vni, False, True)
+        await self.rows.all(vni, drift=True)
         self.repairs.add("port", await self._ways_back.audit(vni), held.bridge.network)
-
-    async def restore(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
-        """Put rows back that were deleted and are still wanted."""
-        held = self.networks.held.get(vni)
-        macs, addresses = list(macs), list(addresses)
-        if held is None or not held.vxlan:
-            return
-        for start in range(0, max(len(macs), len(addresses)), CHUNK):
-            end = start + CHUNK
-            rows = self._not_asked(vni, macs[start:end], addresses[start:end])
-            wanted = Rows([r for r in rows.fdb if r[1]], [r for r in rows.neighbours if r[1]])
-            self._count_rows(vni, *await self._bulk.restore(held.vxlan, wanted))
-
-    async def correct(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
-        """Make rows right that somebody added or changed."""
-        held = self.networks.held.get(vni)
-        if held is not None and held.vxlan:
-            rows = self._not_asked(vni, macs, addresses)
-            self._count_rows(vni, *await self._bulk.correct(held.vxlan, rows))
-
-    def _not_asked(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> Rows:
-        """The rows of these keys, without those that are about to be written anyway."""
-        backlog = self._backlog()
-        if backlog.awaits(vni):
-            return Rows([], [])
-        asked = backlog.rows.get(vni, (set(), set()))
-        return self._desired.rows(
-            vni, [m for m in macs if m not in asked[0]], [a for a in addresses if a not in asked[1]]
-        )
-
-    def _count_rows(self, vni: int, fdb: int, neighbours: int) -> None:
-        held = self.networks.held.get(vni)
-        network = held.bridge.network if held else ""
-        self.repairs.add("fdb", fdb, network)
-        self.repairs.add("neighbour", neighbours, network)
 
     def is_bound(self) -> bool:
         """Whether our namespace is at its path."""
@@ -526,11 +470,11 @@ def prepare(netns: Path) -> None:
     namespaces.set_sysctls(netns, namespaces.OWN)
 
 
-async def _note_failure(writing: Awaitable[object], failures: list[OSError]) -> None:
-    try:
-        await writing
-    except OSError as error:
-        failures.append(error)
+def _asks_otherwise(before: Bridge, now: Bridge) -> bool:
+    """Whether other containers of engines ask from a bridge; looking at what differs only."""
+    gone = [port for e, port in before.ports.items() if now.ports.get(e) is not port]
+    come = [port for e, port in now.ports.items() if before.ports.get(e) is not port]
+    return nft.askers(gone) != nft.askers(come)
 
 
 def _without_ports(bridge: Bridge) -> Bridge:

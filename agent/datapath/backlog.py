@@ -124,6 +124,8 @@ class Failures:
 
         True if there was any.
         """
+        if not self._failures:
+            return False
         keep = None if endpoints is None else set(endpoints)
         gone = [
             key

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from agent.datapath import guardrules, nft
 from agent.datapath.guardrules import GUARD_TABLE, Keys
 from agent.datapath.nftables import LIBRARY, Nftables
-from agent.drivers.base import Bridge, Closed
+from agent.drivers.base import Bridge, Closed, Port
 from agent.errors import VxmeshError
 
 
@@ -23,9 +23,16 @@ class _Held(NamedTuple):
     """What an endpoint has in the sets."""
 
     vni: int
-    what: object  # from which the elements follow
-    device: str
+    port: Port
+    of: object  # what else the elements follow from, of its bridge
     keys: Keys
+
+
+class _Admitted(NamedTuple):
+    """What was let in of a network."""
+
+    of: object
+    ports: dict[str, Port]  # by endpoint
 
 
 class Guard:
@@ -35,76 +42,99 @@ class Guard:
         """For the namespace at path `netns`."""
         self.table = Nftables(netns, library, GUARD_TABLE)
         self._held: dict[str, _Held] = {}  # by endpoint id
+        self._admitted: dict[int, _Admitted] = {}  # the same by VNI
         self._closed: Keys = {}
         self._loaded = False
 
     async def load(self, bridges: Iterable[Bridge], closed: Closed) -> None:
         """Make it that of these networks and their ports, and of no other. VxmeshError."""
-        self._held = {}
+        self._held, self._admitted = {}, {}
         for bridge in bridges:
-            self._held.update(self._wanted(bridge))
+            self._admit(bridge)
         self._closed = nft.closed_elements(closed)
         self._loaded = False
         await self._load()
 
     async def admit(self, bridge: Bridge) -> None:
         """Let a network's ports send what is theirs; nothing is taken away. VxmeshError."""
-        come: dict[str, frozenset[str]] = {}
-        gone: dict[str, frozenset[str]] = {}
-        for endpoint, wanted in self._wanted(bridge).items():
-            held = self._held.get(endpoint)
-            before: Keys = held.keys if held else {}
-            self._held[endpoint] = wanted
-            if wanted.keys is not before:
-                _add(come, wanted.keys, before)
-                _add(gone, before, wanted.keys)
+        come: dict[str, set[str]] = {}
+        gone: dict[str, set[str]] = {}
+        for before, wanted in self._admit(bridge):
+            _add(come, wanted, before)
+            _add(gone, before, wanted)
         await self._alter(come, gone)
 
     async def release(self, vni: int, keep: Collection[str] = ()) -> None:
         """Take out the ports of a VNI but for the endpoints in `keep`. VxmeshError."""
-        gone: dict[str, frozenset[str]] = {}
-        for endpoint in [e for e, h in self._held.items() if h.vni == vni and e not in keep]:
+        admitted = self._admitted.get(vni)
+        if admitted is None:
+            return
+        gone: dict[str, set[str]] = {}
+        for endpoint in admitted.ports.keys() - keep:
+            del admitted.ports[endpoint]
             _add(gone, self._held.pop(endpoint).keys, {})
+        if not admitted.ports:
+            del self._admitted[vni]
         if gone:
             await self._alter({}, gone)
 
     async def close_off(self, closed: Closed) -> None:
         """What no sandbox may reach by the way out is now this. VxmeshError."""
         before, self._closed = self._closed, nft.closed_elements(closed)
-        come: dict[str, frozenset[str]] = {}
-        gone: dict[str, frozenset[str]] = {}
+        come: dict[str, set[str]] = {}
+        gone: dict[str, set[str]] = {}
         _add(come, self._closed, before)
         _add(gone, before, self._closed)
         await self._alter(come, gone)
 
     def endpoints(self) -> dict[str, str]:
         """Device -> endpoint id of all ports."""
-        return {held.device: endpoint for endpoint, held in self._held.items()}
+        return {held.port.device: endpoint for endpoint, held in self._held.items()}
 
     def close(self) -> None:
         """End the thread. The table stays."""
         self.table.close()
 
-    def _wanted(self, bridge: Bridge) -> dict[str, _Held]:
-        wanted = {}
-        for endpoint, port in bridge.ports.items():
-            held, what = (
-                self._held.get(endpoint),
-                (port, bridge.spoof, bridge.gateways, bridge.asked),
-            )
-            if held and held.what == what:
-                wanted[endpoint] = held._replace(vni=bridge.vni)
+    def _admit(self, bridge: Bridge) -> list[tuple[Keys, Keys]]:
+        """Take in a network's ports; of those that are not as before, the elements then and now.
+
+        Who is asked again and again hands on the same objects for what did not change.
+        """
+        vni, of = bridge.vni, (bridge.spoof, bridge.gateways, bridge.asked)
+        admitted = self._admitted.get(vni)
+        if admitted is None or admitted.of != of:
+            admitted = self._admitted[vni] = _Admitted(of, admitted.ports if admitted else {})
+            looked_at = list(bridge.ports.items())
+        else:
+            known = admitted.ports.get
+            looked_at = [(e, port) for e, port in bridge.ports.items() if known(e) is not port]
+        changes: list[tuple[Keys, Keys]] = []
+        for endpoint, port in looked_at:
+            held = self._held.get(endpoint)
+            if held and held.vni != vni:
+                self._disown(held.vni, endpoint)
+            if held and (held.port, held.of) == (port, of):
+                keys = held.keys
             else:
                 keys = guardrules.of_port(bridge, port)
-                wanted[endpoint] = _Held(bridge.vni, what, port.device, keys)
-        return wanted
+                changes.append((held.keys if held else {}, keys))
+            self._held[endpoint] = _Held(vni, port, of, keys)
+            admitted.ports[endpoint] = port
+        return changes
 
-    async def _alter(self, come: Keys, gone: Keys) -> None:
+    def _disown(self, vni: int, endpoint: str) -> None:
+        """An endpoint is in a network with another VNI now."""
+        ports = self._admitted[vni].ports
+        del ports[endpoint]
+        if not ports:
+            del self._admitted[vni]
+
+    async def _alter(self, come: dict[str, set[str]], gone: dict[str, set[str]]) -> None:
         if not self._loaded:
             await self._load()
         elif come or gone:
             self._loaded = False  # whatever becomes of it
-            await self.table.alter(come, gone)
+            await self.table.alter(_frozen(come), _frozen(gone))
             self._loaded = True
 
     async def _load(self) -> None:
@@ -121,9 +151,13 @@ class Guard:
         self._loaded = True
 
 
-def _add(to: dict[str, frozenset[str]], keys: Keys, without: Keys) -> None:
+def _add(to: dict[str, set[str]], keys: Keys, without: Keys) -> None:
     """Add to `to` the elements of `keys` that are not in `without`."""
     for name, elements in keys.items():
         new = elements - without.get(name, frozenset())
         if new:
-            to[name] = to.get(name, frozenset()) | new
+            to.setdefault(name, set()).update(new)
+
+
+def _frozen(keys: dict[str, set[str]]) -> Keys:
+    return {name: frozenset(elements) for name, elements in keys.items()}

@@ -12,13 +12,14 @@ Source: nft(8).
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from agent.drivers import wireguard
-from agent.drivers.base import Bridge, Closed, Forward
+from agent.drivers.base import Bridge, Closed, Forward, Port
 from agent.drivers.marks import ASKED, DOOR, UNTRACKED
 from agent.model import IPNetwork, format_address
 
@@ -224,7 +225,7 @@ def own(bridges: Iterable[Bridge]) -> Ruleset:
     for bridge in bridges:
         name = f'"{bridge.device}"'
         hairpin.add(f"{name} . {name}")
-        for address in askers(bridge):
+        for address in askers(bridge.ports.values()):
             asked[address.version].add(f"{name} . {format_address(address.packed)}")
         for gateway in bridge.gateways:
             address = ipaddress.ip_interface(gateway).ip
@@ -248,14 +249,14 @@ def own(bridges: Iterable[Bridge]) -> Ruleset:
     )
 
 
-def askers(bridge: Bridge) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """The addresses of an engine's containers on a bridge."""
-    return {
-        ipaddress.ip_interface(text).ip
-        for port in bridge.ports.values()
-        if port.is_handed_out
-        for text in port.addresses
-    }
+def askers(ports: Iterable[Port]) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The addresses of those of these ports that engines' containers have."""
+    return {_address_of(text) for port in ports if port.is_handed_out for text in port.addresses}
+
+
+@functools.lru_cache(maxsize=4096)  # all are looked at anew with each container that comes
+def _address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_interface(text).ip
 
 
 def host(

@@ -378,7 +378,7 @@ class Reconciler:
         if backlog.forwards or applier.stale_tables:
             await self._rules(applier)
         for vni, (macs, addresses) in backlog.rows.items():
-            rows = applier.rows(vni, list(macs), list(addresses))
+            rows = applier.rows.write(vni, list(macs), list(addresses))
             await applier.attempt(("rows", vni, ""), rows, whole=False)
         if wireguard:
             await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
@@ -405,10 +405,10 @@ class Reconciler:
         for vni in applier.in_turn(backlog.audits):
             await applier.attempt(("audit", vni, ""), applier.audit(vni))
         for vni, (macs, addresses) in backlog.lost.items():
-            restore = applier.restore(vni, macs, addresses)
+            restore = applier.rows.restore(vni, macs, addresses)
             await applier.attempt(("rows", vni, ""), restore, whole=False)
         for vni, (macs, addresses) in backlog.changed.items():
-            correct = applier.correct(vni, macs, addresses)
+            correct = applier.rows.correct(vni, macs, addresses)
             await applier.attempt(("rows", vni, ""), correct, whole=False)
         if applier.stale_tables:
             await self._rules(applier)

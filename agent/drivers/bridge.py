@@ -7,14 +7,14 @@ What stands opposite: datapath/networks.py makes it so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
 
 from agent.drivers import overlay
-from agent.drivers.base import Bridge
-from agent.model import Endpoint, Network, Node, Sandbox
+from agent.drivers.base import Bridge, Port
+from agent.model import Network, Node
 
 
 def mtu(network: Network, home: Node | None) -> int:
@@ -25,14 +25,13 @@ def mtu(network: Network, home: Node | None) -> int:
 def bridge(
     network: Network,
     me: Node,
-    endpoints: Iterable[Endpoint],
-    sandboxes: Mapping[str, Sandbox],
+    ports: Mapping[str, Port],
     apart: frozenset[str] = frozenset(),
 ) -> Bridge:
-    """A network of this node, with a port for each of `endpoints` that is in a sandbox.
+    """A network of this node, with these ports by endpoint.
 
     `apart` are those of its subnets that give way here to another network's.
     """
     sized = msgspec.structs.replace(network, mtu=mtu(network, me))
-    made = overlay.bridge(sized, me, (me,), endpoints, sandboxes, apart)
+    made = overlay.bridge(sized, me, (me,), ports, apart)
     return replace(made, vxlan="", vtep="", data_port=0)

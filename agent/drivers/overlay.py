@@ -78,19 +78,13 @@ def bridge(
     network: Network,
     me: Node,
     nodes: Iterable[Node],
-    endpoints: Iterable[Endpoint],
-    sandboxes: Mapping[str, Sandbox],
+    ports: Mapping[str, Port],
     apart: frozenset[str] = frozenset(),
 ) -> Bridge:
-    """A network on this node, with a port for each of `endpoints` that is in a sandbox.
+    """A network on this node, with these ports by endpoint.
 
     `apart` are those of its subnets that give way here to another network's.
     """
-    ports = {}
-    for endpoint in endpoints:
-        sandbox = sandboxes.get(endpoint.sandbox)
-        if sandbox and endpoint.id in sandbox.endpoints:
-            ports[endpoint.id] = port(network, endpoint, sandbox)
     return Bridge(
         network=network.id,
         vni=network.vni,

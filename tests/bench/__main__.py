@@ -28,6 +28,7 @@ from typing import Any, NoReturn, Protocol
 
 from tests.bench import (
     balancing,
+    bridges,
     dockers,
     failures,
     flood,
@@ -48,7 +49,7 @@ from tests.bench.throughput import Lane
 from tests.bench.world import Missing
 
 SIDES = ("frr", "handmade", "ours", "swarm", "dnsmasq", "docker", "haproxy")
-PARTS = ("speed", "failures", "names", "flood", "balancing", "serving", "many", "docker")
+PARTS = ("speed", "failures", "names", "flood", "balancing", "serving", "many", "docker", "bridge")
 ROUNDS, FAILURE_ROUNDS, MANY_ROUNDS = 5, 10, 3  # of each part, if not said otherwise
 MANY, MOST = 10_000, 100_000
 SINGLES, SINGLES_BY_COMMAND = 25, 5
@@ -205,6 +206,7 @@ def main() -> int:
     crowd = many.Crowd(1 if options.quick else max(1, options.rounds or MANY_ROUNDS), say)
     count = 1 if options.quick else max(1, options.rounds or FAILURE_ROUNDS)
     contained = dockers.Dockers(count, 1 if options.quick else max(1, count // 2), say)
+    bridged = bridges.Bridges(rounds, say)
     status = 0
     print(_machine(), flush=True)
     before = world.processor_time()
@@ -234,6 +236,10 @@ def main() -> int:
                     elif part == "many":
                         if "ours" in sides:
                             crowd.run()
+                    elif part == "bridge":
+                        if {"ours", "docker"} <= set(sides):
+                            with _said(say):
+                                bridged.run(directory)
                     elif part == "docker":
                         with _said(say):
                             _run_docker(contained, sides, directory, things, say)
@@ -253,6 +259,7 @@ def main() -> int:
     every: list[Part] = [bench, broken]
     others: dict[str, Part] = {"names": named, "flood": flooded}
     others |= {"balancing": balances, "serving": serves, "many": crowd, "docker": contained}
+    others["bridge"] = bridged
     every += [part for name, part in others.items() if name in (options.parts or PARTS)]
     lines = [line for part in every for line in part.lines]
     print(report.render(lines, [target for part in every for target in part.targets]))

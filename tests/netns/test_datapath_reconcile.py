@@ -350,7 +350,7 @@ async def test_no_file_is_left_open(fabric: Fabric) -> None:
     a, sandbox = fabric.a, Sandbox(fabric)
     a.add_network(7)
     await a.reconciler.settle()
-    before = open_files()
+    before = open_files()  # or one more, if a thread just reads a file
     for _ in range(10):
         port = a.add_port(7, 2, sandbox)
         await a.reconciler.settle(port.endpoint)
@@ -360,7 +360,7 @@ async def test_no_file_is_left_open(fabric: Fabric) -> None:
         await a.reconciler.settle()
         a.set_ports(7, {})
         await a.reconciler.settle()
-    assert open_files() == before
+    assert open_files() <= before, "ten rounds would have left ten"
     for _ in range(3):
         await restart(a)
-    assert open_files() == before
+    assert open_files() <= before

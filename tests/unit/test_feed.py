@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from agent.feed import ROOM, ToResolver
+from agent.feed import ToResolver
 from agent.model import Node, Sandbox
 from agent.node import NodeState
 from agent.requests import EndpointSpec, parse_network
 from agent.resolver.feed import Batch, Changes, Place
+from agent.sights import ROOM
 
 BOX = Sandbox("5" * 16, "box", "/proc/9/ns/net", 7, 9, 11, 0.0)
 KEY = ROOM + BOX.id.encode()

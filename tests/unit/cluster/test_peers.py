@@ -8,7 +8,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Literal
 
 import grpc.aio
 import pytest
@@ -428,6 +428,33 @@ def streams(agents: list[Agent]) -> set[int]:
 async def all_have_all(agents: list[Agent]) -> None:
     most = len(agents) - 1
     await until(lambda: all(len(a.peers.links) == most for a in agents), "all streams are up")
+
+
+class CountedEvent(asyncio.Event):
+    waits = 0
+
+    async def wait(self) -> Literal[True]:
+        self.waits += 1
+        return await super().wait()
+
+
+async def test_who_keeps_a_stream_that_is_heard_again_lets_others_have_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers_module, "GRACE", 0.01)
+    async with running(2, everybody=30) as agents:
+        await all_have_all(agents)
+        # Who dialled it is busy with carrying it; the other one waits for it to fall silent.
+        [link] = [one for agent in agents for one in agent.peers.links.values() if not one.dialed]
+        # As its watch leaves it when the loop was held up, and then it was heard.
+        before, counted = link.stale, CountedEvent()
+        link.stale = counted
+        counted.set()
+        link.session.heard = time.monotonic()
+        before.set()
+        await until(lambda: counted.waits, "it has seen that, and waits anew")
+        assert counted.waits == 1
+        assert not link.ended.is_set()
 
 
 async def test_streams_outlive_the_certificates_with_which_they_were_made() -> None:

@@ -131,7 +131,7 @@ def test_an_internal_network_gives_no_default_route(world: World) -> None:
     network = world.state.create_network(
         parse_network("in", subnets=["10.2.0.0/24"], internal=True)
     )
-    assert overlay.bridge(network, host(ME, "10.99.0.1"), [host(ME, "10.99.0.1")], [], {}).internal
+    assert overlay.bridge(network, host(ME, "10.99.0.1"), [host(ME, "10.99.0.1")], {}).internal
 
 
 def test_published_ports_lead_to_the_default_endpoint(world: World) -> None:
@@ -281,7 +281,7 @@ def test_a_network_may_let_its_sandboxes_spoof(options: dict[str, str], spoof: b
     me = Node("1" * 16, "n1", "10.99.0.1", 7946, "10.99.0.1", 4789, "0", 0.0, 1500)
     state = NodeState(me, lambda: 1000.0, random.Random(1))
     network = state.create_network(parse_network("lab", options=options))
-    assert overlay.bridge(network, me, [me], [], {}).spoof is spoof
+    assert overlay.bridge(network, me, [me], {}).spoof is spoof
 
 
 def test_a_router_mac_says_whose_it_is_and_has_a_mark_in_it_on_every_machine() -> None:
