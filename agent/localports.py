@@ -37,10 +37,7 @@ class LocalPorts:
             if sandbox and not sandbox.stack:  # else it has no interface
                 self._listed[id] = sandbox.endpoints
                 looked_at.update(sandbox.endpoints)
-        for _, old, new in change.endpoints:
-            for member in (old, new):
-                if member and member.node == node.me and member.endpoint.sandbox:
-                    looked_at.add(member.endpoint.id)
+        looked_at.update(endpoint.id for endpoint in change.inhabited(node.me))
         touched: set[str] = set()
         for id in looked_at:
             touched |= self._look(id)

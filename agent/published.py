@@ -30,10 +30,7 @@ class Published:
         looked_at: set[str] = set(change.sandboxes)
         if all or change.networks:
             looked_at = sandboxes.keys() | self._forwards.keys()
-        for _, *members in change.endpoints:
-            for member in members:
-                if member and member.node == self._node.me and member.endpoint.sandbox:
-                    looked_at.add(member.endpoint.sandbox)
+        looked_at.update(endpoint.sandbox for endpoint in change.inhabited(self._node.me))
         is_other = False
         for id in looked_at:
             sandbox = sandboxes.get(id)

@@ -46,15 +46,8 @@ class Sights:
         """Take in a change of the node; the views that came, went or may be others now."""
         if change.networks or self._node.gives_way() != self._apart:
             return self.renew()
-        return self._look_at(change.sandboxes | self._sandboxes_of(change))
-
-    def _sandboxes_of(self, change: Change) -> set[str]:
-        return {
-            member.endpoint.sandbox
-            for _, *members in change.endpoints
-            for member in members
-            if member and member.node == self._node.me and member.endpoint.sandbox
-        }
+        inhabited = change.inhabited(self._node.me)
+        return self._look_at(change.sandboxes.union(e.sandbox for e in inhabited))
 
     def _look_at(self, sandboxes: set[str]) -> set[bytes]:
         """Look at these, and at what is a part of one workload with one of them."""

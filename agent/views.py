@@ -101,6 +101,25 @@ class Change:
     health: set[str] = field(default_factory=set)  # endpoints of which something else is said
     # Services (ids) that may lead elsewhere now: they, a backend, its health or node changed.
     led: set[str] = field(default_factory=set)
+    _inhabited: tuple[int, list[Endpoint]] = field(
+        default=(0, []), repr=False
+    )  # of so many of `endpoints`
+
+    def inhabited(self, me: str) -> list[Endpoint]:
+        """Of `endpoints`, as they were and as they are: those that sandboxes of node `me` have.
+
+        Looked for once, whoever asks: a bulk has 100,000, and none of them.
+        """
+        looked_at, found = self._inhabited
+        if looked_at != len(self.endpoints):
+            found = [
+                member.endpoint
+                for each in self.endpoints
+                for member in (each.old, each.new)
+                if member and member.endpoint.sandbox and member.node == me
+            ]
+            self._inhabited = len(self.endpoints), found
+        return found
 
 
 class Views:
