@@ -29,6 +29,12 @@ log = structlog.get_logger()
 
 SPANS_UNUSED = 8  # time-outs of affinity whose chains stay for a while without a frontend
 AT_ONCE = 50  # frontends that are worked out before others have a turn: some 5 ms
+# Elements that go into the kernel in one transaction, by a thread, while the next frontends are
+# worked out; those of one frontend go at once. Many more would overrun the socket on which we hear
+# of changes (tablemonitor.py), and then the whole table would be looked at.
+TOGETHER = 5000
+
+Touched = dict[str, dict[str, str | None]]  # set or map -> key -> value before, None: it was not
 
 
 class Publication(NamedTuple):
@@ -125,43 +131,64 @@ class Balancer:
         doors: dict[FrontendKey, list[int]] = {}
         for owner, door in self._doors.values():
             doors.setdefault(owner, []).append(door)
-        come: dict[str, dict[str, str]] = {}
-        gone: dict[str, dict[str, str]] = {}
-        touched: dict[str, dict[str, str | None]] = {}
-        for number, (key, frontend) in enumerate(changes.items(), 1):
-            if number % AT_ONCE == 0:
-                await asyncio.sleep(0)
-            old = self._placed.pop(key, None)
-            self._count(old, -1)
-            new = self._place(frontend, old, doors.get(key, ())) if frontend else None
-            self._count(new, 1)
-            if new:
-                self._placed[key] = new
-            if old != new:
-                self._claim(key, balancerules.claims(new) if new else {}, touched)
-                _note(old, new, outcome)
-        outcome.networks |= self.networks ^ before
-        for name, keys in touched.items():
-            for text, value in keys.items():
-                now = self._value(name, text)
-                if value == now:
-                    continue
-                if value is not None:
-                    gone.setdefault(name, {})[text] = value
-                if now is not None:
-                    come.setdefault(name, {})[text] = now
-        spans = frozenset(self._in_force)
-        if not self._loaded or len(self._spans - spans) > SPANS_UNUSED:
-            self._loaded = False
+        whole, touched, sent = not self._loaded, Touched(), list[asyncio.Task[None]]()
+        self._loaded = False  # whatever becomes of it
+        try:
+            for number, (key, frontend) in enumerate(changes.items(), 1):
+                if not whole and sum(map(len, touched.values())) >= TOGETHER:
+                    sent += self._send(touched)
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                old = self._placed.pop(key, None)
+                self._count(old, -1)
+                new = self._place(frontend, old, doors.get(key, ())) if frontend else None
+                self._count(new, 1)
+                if new:
+                    self._placed[key] = new
+                if old != new:
+                    self._claim(key, balancerules.claims(new) if new else {}, touched)
+                    _note(old, new, outcome)
+            outcome.networks |= self.networks ^ before
+            spans = frozenset(self._in_force)
+            if not whole and len(self._spans - spans) <= SPANS_UNUSED:
+                sent += self._send(touched)
+        finally:
+            failed = await asyncio.gather(*sent, return_exceptions=True)
+        for error in filter(None, failed):
+            raise error
+        if whole or len(self._spans - spans) > SPANS_UNUSED:
             await self.table.load(balancerules.ruleset([self._all()], spans))
             self._spans = spans
-        elif come or gone:
-            self._loaded = False  # whatever becomes of it
-            await self.table.alter(come, gone, affinityrules.chains(spans - self._spans))
-            self._spans |= spans
         self._loaded = True
         self._owed = Outcome()
         return outcome
+
+    def _send(self, touched: Touched) -> list[asyncio.Task[None]]:
+        """Begin to bring what was touched so far into the kernel; it is no longer touched then."""
+        come: dict[str, dict[str, str]] = {}
+        gone: dict[str, dict[str, str]] = {}
+        for name, keys in touched.items():
+            held = self._claimed.get(name, {})
+            out, new = dict[str, str](), dict[str, str]()
+            for text, value in keys.items():
+                now = _first(held.get(text))
+                if value == now:
+                    continue
+                if value is not None:
+                    out[text] = value
+                if now is not None:
+                    new[text] = now
+            if out:
+                gone[name] = out
+            if new:
+                come[name] = new
+        touched.clear()
+        if not come and not gone:
+            return []
+        spans = frozenset(self._in_force)
+        chains = affinityrules.chains(spans - self._spans)
+        self._spans |= spans
+        return [asyncio.create_task(self.table.alter(come, gone, chains))]
 
     def _moved(self, local: frozenset[str]) -> dict[FrontendKey, Frontend | None]:
         """The frontends that have a backend which came to this host or left it."""
@@ -239,40 +266,39 @@ class Balancer:
         owners = [doors[p][0] for p in moved for doors in (before, self._doors) if p in doors]
         return {key: held.get(key) for key in owners}
 
-    def _claim(
-        self, owner: FrontendKey, claims: Claims, touched: dict[str, dict[str, str | None]]
-    ) -> None:
+    def _claim(self, owner: FrontendKey, claims: Claims, touched: Touched) -> None:
         """Replace what `owner` claims; `touched` takes in the values before of what may differ."""
         old = self._claims.pop(owner, {})
         for name, elements in old.items():
             keep = claims.get(name, {})
-            held = self._claimed[name]
+            held, before = self._claimed[name], touched.setdefault(name, {})
             for text, value in elements.items():
                 if keep.get(text) != value:
-                    touched.setdefault(name, {}).setdefault(text, self._value(name, text))
                     owners = held[text]
+                    before.setdefault(text, _first(owners))
                     del owners[owner]
                     if not owners:
                         del held[text]
         for name, elements in claims.items():
             known = old.get(name, {})
-            held = self._claimed.setdefault(name, {})
+            held, before = self._claimed.setdefault(name, {}), touched.setdefault(name, {})
             for text, value in elements.items():
                 if known.get(text) != value:
-                    touched.setdefault(name, {}).setdefault(text, self._value(name, text))
+                    before.setdefault(text, _first(held.get(text)))
                     held.setdefault(text, {})[owner] = value
         if claims:
             self._claims[owner] = claims
-
-    def _value(self, name: str, text: str) -> str | None:
-        owners = self._claimed.get(name, {}).get(text)
-        return owners[min(owners)] if owners else None
 
     def _all(self) -> Claims:
         return {
             name: {text: owners[min(owners)] for text, owners in keys.items()}
             for name, keys in self._claimed.items()
         }
+
+
+def _first(owners: Mapping[FrontendKey, str] | None) -> str | None:
+    """What the one of them that holds the key says; None if there is none."""
+    return owners[min(owners)] if owners else None
 
 
 def _ways(placed: Placed) -> Iterable[Way]:

@@ -26,7 +26,7 @@ import dns.rcode
 
 from agent.core.names import Kind, Names
 from agent.core.question import Question
-from agent.resolver import messages
+from agent.resolver import hugepages, messages
 from agent.resolver.datagrams import Datagram, Datagrams
 from agent.resolver.fairness import FairQueue, Pace
 from agent.resolver.forward import Forwarder
@@ -46,6 +46,7 @@ CONNECTIONS_PER_SOURCE_MAX = 16
 QUESTIONS_PER_CONNECTION_MAX = 16  # forwarded at once; what comes after waits to be read
 IDLE_SECONDS = 10.0
 _TURNS_MAX = 10_000
+GATHERED = 8192  # answers that were made ready, some 8 MiB, before they go into huge pages
 
 _log = logging.getLogger("vxmesh.resolver.server")
 
@@ -102,6 +103,8 @@ class Server:
             QUESTIONS_PER_SOURCE_MAX
         )
         self._rooms: dict[bytes, _Room] = {}
+        self._fresh = 0  # answers made ready that were not put into huge pages
+        self._gathering: asyncio.Future[bool] | None = None
         self._turn: asyncio.Handle | None = None  # when those that wait go on being answered
         self._pace = Pace(PACE, PACE_BURST)
 
@@ -251,6 +254,9 @@ class Server:
                 if asked.plain and udp and view and several <= TURNS_MAX:
                     kind = _NUMBERS[answer.kind]
                     self._table.put(source, view, question, key, made[2:], kind, max(several, 1))
+                    self._fresh += 1
+                    if self._fresh >= GATHERED:
+                        self._gather()
                 return made
         except Exception:
             # One question must not end the process that all sandboxes of the host ask.
@@ -263,6 +269,15 @@ class Server:
         if not self._forwarder.admit(source):
             return failure(asked, dns.rcode.SERVFAIL)
         return asked
+
+    def _gather(self) -> None:
+        """Have the table's memory in huge pages, if the kernel can, without waiting for it."""
+        last = self._gathering
+        if last is not None and not (last.done() and last.result()):
+            return
+        self._fresh = 0
+        loop = asyncio.get_running_loop()
+        self._gathering = loop.run_in_executor(None, hugepages.gather)
 
     async def _forward(self, asked: Asked) -> bytes:
         """The wire form of an answer from upstream, or SERVFAIL."""

@@ -15,6 +15,7 @@ from zlib import crc32
 import pytest
 
 from agent.datapath import affinityrules, balancerules, nft, replies
+from agent.datapath import balancer as balancer_module
 from agent.datapath.balancer import Balancer, Publication, Way
 from agent.datapath.balancerules import Placed
 from agent.datapath.nft import Ruleset
@@ -321,3 +322,95 @@ async def test_a_way_that_came_back_after_a_failure_is_not_ended(
         with pytest.raises(VxmeshError):
             await balancer.alter(by_id(replace(HTTP, backends=(ONE,))), NOBODY)
     assert not (await balancer.load(by_id(HTTP), NOBODY)).gone
+
+
+def many(count: int) -> dict[FrontendKey, Frontend]:
+    """Services of one backend, which is another one's for each."""
+    services = [
+        replace(
+            HTTP,
+            service=f"s{number:03}",
+            address=bytes((10, 1, 1, number)),
+            backends=(replace(ONE, address=bytes((10, 1, 2, number))),),
+        )
+        for number in range(count)
+    ]
+    return by_id(*services)
+
+
+def elements(changes: list[tuple[Any, Any]]) -> dict[str, set[str]]:
+    """What came by all of these, by set or map; none may come twice."""
+    found: dict[str, set[str]] = {}
+    for come, gone in changes:
+        assert not gone
+        for name, pairs in come.items():
+            held = found.setdefault(name, set())
+            assert not held & pairs.keys()
+            held |= pairs.keys()
+    return found
+
+
+async def test_many_services_come_in_several_transactions_and_each_in_one(
+    balancer: Balancer, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(balancer_module, "TOGETHER", 50)
+    await balancer.load({}, NOBODY)
+    await balancer.alter(many(100), NOBODY)
+    several = table.changes[:]
+    assert len(several) > 5
+    for come, _ in several:
+        vips = {key.split(" . ")[0] for key in come["services4"]}
+        assert vips == come["vips4"].keys()
+        assert vips == {key.split(" . ")[0] for key in come["slots4"]}
+    # All of it, as in one.
+    table.changes.clear()
+    monkeypatch.undo()
+    await balancer.load({}, NOBODY)
+    await balancer.alter(many(100), NOBODY)
+    assert len(table.changes) == 1
+    assert elements(several) == elements(table.changes)
+
+
+async def test_several_transactions_end_where_one_load_does(
+    balancer: Balancer, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the maps hold in the end is what one load of the same has."""
+    monkeypatch.setattr(balancer_module, "TOGETHER", 1)
+    services = many(20)
+    first = min(services)
+    await balancer.load(services, NOBODY)
+    after = {
+        key: replace(one, backends=(replace(one.backends[0], port=9000 + number),))
+        for number, (key, one) in enumerate(services.items())
+    }
+    await balancer.alter({**after, first: None}, NOBODY)
+    held = {name: dict(one.elements) for name, one in table.loads[-1].sets.items()}
+    for come, gone in table.changes:
+        for name, pairs in gone.items():
+            for key in pairs:
+                del held[name][key]
+        for name, pairs in come.items():
+            assert not held[name].keys() & pairs.keys()
+            held[name].update(pairs)
+    await balancer.load({key: one for key, one in after.items() if key != first}, NOBODY)
+    assert held == {name: dict(one.elements) for name, one in table.loads[-1].sets.items()}
+
+
+async def test_when_one_transaction_of_several_fails_the_next_change_brings_all(
+    balancer: Balancer, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(balancer_module, "TOGETHER", 50)
+    await balancer.load({}, NOBODY)
+    second = Mock(side_effect=[None, VxmeshError("firewall rules", "refused"), *[None] * 50])
+
+    async def alter(come: object, gone: object, chains: str) -> None:
+        second()
+
+    monkeypatch.setattr(table, "alter", alter)
+    with pytest.raises(VxmeshError):
+        await balancer.alter(many(100), NOBODY)
+    assert second.call_count > 2  # nobody goes on while some are still under way
+    before = len(table.loads)
+    await balancer.alter({}, NOBODY)
+    assert len(table.loads) == before + 1
+    assert len(table.loads[-1].sets["vips4"].elements) == 100
