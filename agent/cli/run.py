@@ -92,10 +92,12 @@ def run(
     log = f"{LOG_DIR}/{name or secrets.token_hex(6)}.log" if detach else ""
     child = _Child(command, detach, log, isolated=not _is_hosts(_split(networks)))
     try:
-        # Only now: gRPC must not have threads when the child is forked.
+        # Only now: gRPC must not have threads when the child is forked. The child takes its
+        # namespaces meanwhile.
         from agent.cli.calls import call, pairs, to_dict
         from agent.rpc.types_pb2 import Publish
 
+        child.await_ready()
         sandbox = call(
             host,
             lambda client: client.create_sandbox(
@@ -171,12 +173,13 @@ class _Child:
 
     def __init__(self, command: Sequence[str], detach: bool, log: str, isolated: bool) -> None:
         self._isolated = isolated
-        ready, self._ready = os.pipe()
+        self.pid = 0  # once it is known
+        self._is_ready, self._ready = os.pipe()
         self._go, go = os.pipe()
         # A detached child is a grandchild, so that this process leaves no zombie to anyone.
-        first = _fork()
+        first = self._first = _fork()
         if first == 0:
-            os.close(ready)
+            os.close(self._is_ready)
             os.close(go)
             if detach:
                 os.setsid()
@@ -188,21 +191,22 @@ class _Child:
         self._write = go
         if detach:
             os.waitpid(first, 0)
+        self._direct = not detach
+
+    def await_ready(self) -> None:
+        """Return when it is in its namespaces; Unsupported if it cannot be."""
         said = b""
-        while piece := os.read(ready, 200):
+        while piece := os.read(self._is_ready, 200):
             said += piece
             if said.endswith(b"\n"):
                 break
-        os.close(ready)
+        os.close(self._is_ready)
         text = said.decode().strip()
         if not text.isdigit():
-            if not detach:
-                os.waitpid(first, 0)
             raise Unsupported(
                 "a sandbox", f"cannot be made ({text or 'the child ended'})", "Run it as root"
             )
         self.pid = int(text)
-        self._direct = not detach
 
     def _wait_and_become(self, command: Sequence[str], detach: bool, log: str) -> NoReturn:
         try:
@@ -243,7 +247,7 @@ class _Child:
         with contextlib.suppress(OSError):
             os.close(self._write)
         if self._direct:
-            _reap(self.pid)
+            _reap(self._first)
 
 
 def _fork() -> int:

@@ -146,6 +146,32 @@ class Failures:
             self.succeeded(key)
 
 
+def note_again(key: Key, backlog: Backlog, failures: Failures) -> None:
+    """Note what failed and whose time has come, to be looked at again."""
+    kind, vni, _ = key
+    if kind == "port":
+        backlog.bridges.add(vni)
+    elif kind in ("bridge", "rows"):
+        backlog.again.add(vni)
+    elif kind in ("tables", "routes"):
+        backlog.forwards = True
+    elif kind in ("services", "replies"):
+        failures.succeeded(key)
+        backlog.balancing = True
+    elif kind in ("wireguard", "wireguard-rest"):
+        backlog.wireguard = True
+    elif kind == "guard":
+        backlog.everything = True
+    elif kind == "audit":
+        failures.succeeded(key)  # a network that is gone by now would stand for ever
+        backlog.audits.add(vni)
+    elif kind in ("uplink", "namespace", "sysctls", "strangers"):
+        setattr(backlog, kind, True)
+    else:
+        failures.succeeded(key)
+        backlog.everything = True
+
+
 def _text(key: Key) -> str:
     kind, vni, endpoint = key
     of = f" of endpoint {endpoint}" if endpoint else f" of VNI {vni}" if vni else ""

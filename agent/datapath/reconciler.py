@@ -17,8 +17,9 @@ from pathlib import Path
 import structlog
 
 from agent.datapath.applier import Applier, prepare
-from agent.datapath.backlog import Backlog, Failures, Key, Passing, add_rows
+from agent.datapath.backlog import Backlog, Failures, Key, Passing, add_rows, note_again
 from agent.datapath.cleanup import remove_everything
+from agent.datapath.concerns import Concerns
 from agent.datapath.drift import Drift
 from agent.datapath.look import Look
 from agent.datapath.monitor import RECEIVE_BUFFER, Events, Monitor
@@ -39,10 +40,6 @@ PASSES_WITHIN = 3.0  # s; a namespace that is gone is taken apart some tens of m
 LOOK_INTERVAL = 0.02  # s
 HOST = 0  # among VNIs: what there is once a host
 DATA_PORT = 4789  # RFC 7348
-
-
-HOLDS = ("tables", "wireguard", "everything")  # failures after which nothing is in force
-WITHHOLDS = ("bridge", "rows")  # and those after which all but one network is
 
 
 class Reconciler:
@@ -84,6 +81,7 @@ class Reconciler:
         self._audit_interval, self._monitor_buffer = audit_interval, monitor_buffer
         self._backlog = Backlog()
         self._failures = Failures(self._retry)
+        self._concerns = Concerns(desired, self._failures)
         self._wake = asyncio.Event()
         self._next: list[asyncio.Future[None]] = []  # who waits for what is noted now
         self._current: list[asyncio.Future[None]] = []  # who waits for what is being applied
@@ -153,28 +151,12 @@ class Reconciler:
                 future = loop.create_future()
                 (self._next if self._backlog else self._current).append(future)
                 await future
-            error = self._failure_of(endpoint) if endpoint else None
+            error = self._concerns.failure_of(endpoint) if endpoint else None
             if error is None:
                 return
             if not isinstance(error, Passing) or loop.time() > deadline:
                 raise type(error)(error.what, error.why, error.fix)
             await asyncio.sleep(LOOK_INTERVAL)
-
-    def _failure_of(self, endpoint: str) -> VxmeshError | None:
-        for (kind, vni, port), error in self._failures.items().items():
-            whole = kind in ("bridge", "rows")
-            network = (self._desired.bridge(vni) or self._desired.lan(vni)) if whole else None
-            if port == endpoint or (network and endpoint in network.ports):
-                return error
-            if kind == "wireguard" and self._is_encrypted(endpoint):
-                return error
-        return None
-
-    def _is_encrypted(self, endpoint: str) -> bool:
-        return any(
-            bridge.encrypted and endpoint in bridge.ports
-            for bridge in self._desired.bridges().values()
-        )
 
     async def sessions(self, device: str) -> dict[bytes, float]:
         """Public key of each peer of a WireGuard device -> when the last handshake with it was
@@ -201,38 +183,13 @@ class Reconciler:
         return list(self._failures.items().values())
 
     def _note_applied(self, mark: object) -> None:
-        """Tell, unless the rules failed: a retry that succeeds tells then.
-
-        What is in one network's way (a device of somebody else's with its VNI) holds up just
-        that one. A port that failed is its caller's to know, who asked `settle` for it. What
-        concerns the host alone (a route of somebody else's in our way) holds up nobody.
-        """
-        failures = self._failures.items()
-        if any(kind in HOLDS for kind, _, _ in failures):
-            return
-        withheld: dict[str, str] = {}
-        for (kind, vni, _), error in failures.items():
-            if kind not in WITHHOLDS:
-                continue
-            networks = self._networks_of(vni)
-            if not networks:
-                return  # nobody can tell whom it concerns: all
-            for network in networks:
-                withheld[network] = f"{error.what} {error.why}"
-        self.on_withheld(withheld)
-        self.on_applied(mark)
-
-    def _networks_of(self, vni: int) -> set[str]:
-        """The ids of those that have a VNI here: that which should, and that which still does."""
-        held = self._applier.networks.held.get(vni) if self._applier else None
-        lan = self._applier.lans.held.get(vni) if self._applier else None
-        found = (
-            self._desired.bridge(vni),
-            self._desired.lan(vni),
-            held.bridge if held else None,
-            lan.lan if lan else None,
-        )
-        return {network.network for network in found if network}
+        """Tell what is in force by now, and of which networks it is not; see Concerns.withheld."""
+        applier = self._applier
+        held = (applier.networks.held, applier.lans.held) if applier else ({}, {})
+        withheld = self._concerns.withheld(*held)
+        if withheld is not None:
+            self.on_withheld(withheld)
+            self.on_applied(mark)
 
     # -- life --
 
@@ -423,28 +380,7 @@ class Reconciler:
         await applier.attempt(("routes", 0, ""), applier.routes())
 
     def _retry(self, key: Key) -> None:
-        kind, vni, _ = key
-        if kind == "port":
-            self._backlog.bridges.add(vni)
-        elif kind in ("bridge", "rows"):
-            self._backlog.again.add(vni)
-        elif kind in ("tables", "routes"):
-            self._backlog.forwards = True
-        elif kind in ("services", "replies"):
-            self._failures.succeeded(key)
-            self._backlog.balancing = True
-        elif kind in ("wireguard", "wireguard-rest"):
-            self._backlog.wireguard = True
-        elif kind == "guard":
-            self._backlog.everything = True
-        elif kind == "audit":
-            self._failures.succeeded(key)  # a network that is gone by now would stand for ever
-            self._backlog.audits.add(vni)
-        elif kind in ("uplink", "namespace", "sysctls", "strangers"):
-            setattr(self._backlog, kind, True)
-        else:
-            self._failures.succeeded(key)
-            self._backlog.everything = True
+        note_again(key, self._backlog, self._failures)
         self._wake.set()
 
     async def _audit(self, applier: Applier) -> None:

@@ -2,9 +2,9 @@
 
 Two hosts with an agent each. The workloads are processes in stacks of their own on h1 that sleep;
 what is measured is how long a connected client waits for each to have its place in the network,
-one after the other, and then, when they all end at once, how long until nothing of them is left:
-no process, stack, device, endpoint or sandbox. Whatever is left is an error, not a figure.
-Nothing stands beside it.
+one after the other, and how long for each to be taken out again. Then all are put in at once, and
+all end at once: how long until nothing of them is left, no process, stack, device, endpoint or
+sandbox. Whatever is left is an error, not a figure. Nothing stands beside it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from agent.client import Client
 from agent.testbed import Host, Testbed
@@ -34,8 +35,18 @@ COUNT, EDGE = 500, 100  # how many; how many of the first and of the last are he
 SUBNET = "10.64.0.0/16"
 NETNS = "/run/vxmesh/netns"  # where an agent keeps its devices, as its host sees it
 GONE_WITHIN = 60.0  # s
-FLAT = 1.5  # the last ones against the first ones
+AT_ONCE = 50  # calls on their way at one time, when all are put in at once
+FLAT = 1.5  # those among many against those among few
 SLEEP = ["unshare", "-n", "sh", "-c", "echo; exec sleep infinity"]
+
+
+class Took(NamedTuple):
+    """Seconds of one round."""
+
+    made: list[float]  # each, in their order
+    removed: list[float]
+    together: float  # until all were in
+    gone: float  # until nothing was left of all
 
 
 class Crowd:
@@ -43,17 +54,20 @@ class Crowd:
 
     def __init__(self, rounds: int, say: Progress) -> None:
         self._rounds, self._say = rounds, say
-        self._each: dict[str, tuple[Line, Line]] = {}
-        self._gone: dict[str, Line] = {}
+        self._of: dict[str, list[Line]] = {}
         self.lines: list[Line] = []
         self.targets: list[Target] = []
         for driver in DRIVERS:
-            each = Line(f"{driver}: a workload of {COUNT}, median", "ms")
-            edges = Line(f"{driver}: of the last {EDGE}, beside the first", "ms", f"first {EDGE}")
-            gone = Line(f"{driver}: {COUNT} end, nothing is left", "s")
-            self._each[driver], self._gone[driver] = (each, edges), gone
-            self.lines += [each, edges, gone]
-            self.targets.append(Target(edges, FLAT, of_ratio=True))
+            lines = self._of[driver] = [
+                Line(f"{driver}: a workload of {COUNT}, median", "ms"),
+                Line(f"{driver}: of the last {EDGE}, beside the first", "ms", f"first {EDGE}"),
+                Line(f"{driver}: one taken out, median", "ms"),
+                Line(f"{driver}: of the first {EDGE}, beside the last", "ms", f"last {EDGE}"),
+                Line(f"{driver}: {COUNT} put in at once", "s"),
+                Line(f"{driver}: {COUNT} end, nothing is left", "s"),
+            ]
+            self.lines += lines
+            self.targets += [Target(lines[i], FLAT, of_ratio=True) for i in (1, 3)]
 
     def run(self) -> None:
         """Measure; everything goes at the end."""
@@ -61,27 +75,39 @@ class Crowd:
             for number in range(1, self._rounds + 1):
                 for driver in DRIVERS:
                     self._say(f"{COUNT} in {driver}, round {number} of {self._rounds}")
-                    took, gone = runner.run(_round(bed, driver))
-                    each, edges = self._each[driver]
-                    each.ours.append(1000 * statistics.median(took))
-                    edges.theirs.append(1000 * statistics.median(took[:EDGE]))
-                    edges.ours.append(1000 * statistics.median(took[-EDGE:]))
-                    self._gone[driver].ours.append(gone)
+                    took = runner.run(_round(bed, driver))
+                    made, last, removed, first, together, gone = self._of[driver]
+                    made.ours.append(1000 * statistics.median(took.made))
+                    last.theirs.append(1000 * statistics.median(took.made[:EDGE]))
+                    last.ours.append(1000 * statistics.median(took.made[-EDGE:]))
+                    removed.ours.append(1000 * statistics.median(took.removed))
+                    first.theirs.append(1000 * statistics.median(took.removed[-EDGE:]))
+                    first.ours.append(1000 * statistics.median(took.removed[:EDGE]))
+                    together.ours.append(took.together)
+                    gone.ours.append(took.gone)
 
 
-async def _round(bed: Testbed, driver: str) -> tuple[list[float], float]:
-    """Seconds of each workload, in their order, and until nothing was left of all."""
+async def _round(bed: Testbed, driver: str) -> Took:
     h1 = bed.hosts[0]
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(Client(h1.target))
         before = _look(h1)
         network = await client.create_network(NETWORK, driver=driver, subnets=[SUBNET], wait=10)
         sleepers = stack.enter_context(_sleepers(h1))
-        took = []
+        made, ids = [], []
         for process in sleepers:
             began = time.monotonic()
-            await client.create_sandbox(process.pid, [NETWORK])
-            took.append(time.monotonic() - began)
+            sandbox = await client.create_sandbox(process.pid, [NETWORK])
+            made.append(time.monotonic() - began)
+            ids.append(sandbox.id)
+        await _check_all(h1, client, sleepers, network.vni)
+        removed = []
+        for id in ids:
+            began = time.monotonic()
+            await client.remove_sandboxes([id])
+            removed.append(time.monotonic() - began)
+        assert not await client.sandboxes()
+        together = await _put_in(client, sleepers)
         await _check_all(h1, client, sleepers, network.vni)
         world.settle([host.pid for host in bed.hosts])
         stacks = {_stack(process.pid) for process in sleepers}
@@ -96,7 +122,22 @@ async def _round(bed: Testbed, driver: str) -> tuple[list[float], float]:
         left = _look(h1) ^ before
         if left:
             raise Late(f"with the network these differ from before: {sorted(left)[:10]}")
-    return took, gone
+    return Took(made, removed, together, gone)
+
+
+async def _put_in(client: Client, sleepers: Sequence[subprocess.Popen[bytes]]) -> float:
+    """Seconds until all are in, of whom many ask at one time."""
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def put(pid: int) -> None:
+        async with turns:
+            await client.create_sandbox(pid, [NETWORK])
+
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for process in sleepers:
+            group.create_task(put(process.pid))
+    return time.monotonic() - began
 
 
 @contextlib.contextmanager
