@@ -38,6 +38,7 @@ from agent.cluster.identity.files import ANEW, Files
 from agent.cluster.identity.service import Identity
 from agent.cluster.identity.tokens import Token
 from agent.cluster.identity.users import Users
+from agent.cluster.pathprober import PathProber
 from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
 from agent.cluster.signing import seal_records
@@ -63,6 +64,7 @@ from agent.model import Node
 from agent.node import NodeState
 from agent.offences import Offences
 from agent.operations import Operations
+from agent.pathwatch import PathWatch, keep_known
 from agent.plan import Plan
 from agent.remote.client import Plugins
 from agent.remote.driver import RemoteDriver
@@ -132,6 +134,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         node.monotonic = time.monotonic
         seal_records(node, identity.keyring)
         restart.recall(node, disk, life)
+        me = keep_known(me, node)
         identity.attach(node)
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -252,7 +255,18 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await storing.durable()
         await peers.start([split_address(seed) for seed in settings.join])
         stack.push_async_callback(peers.stop)
-        carrier = Carrier(node, peers.redial)
+        watch = PathWatch(node)
+        every = settings.path_interval
+        paths = PathProber(node, identity.keyring, every, watch.known(), watch.found)
+        watch.narrow = paths.narrow
+        await paths.start()
+        stack.push_async_callback(paths.stop)
+
+        def cable_is_back() -> None:
+            peers.redial()
+            paths.hasten()
+
+        carrier = Carrier(node, cable_is_back)
         stack.callback(carrier.close)
         await detector.start()
         stack.push_async_callback(detector.stop)
@@ -277,6 +291,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             records_refused=lambda: node.refused,
             health_checks=lambda: checker.count,
             connections=kernel.connections,
+            paths=paths.measures,
         )
         metrics = Metrics(node, sources)
         detector.on_answered.append(metrics.probes.observe)
@@ -305,6 +320,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             encryption,
         )
         control.users = Users(identity, node)
+        control.paths = paths.measures
         control.service_operations = ServiceOperations(node, peers, peers, operations.done)
         if settings.docker:
             services = control.service_operations
@@ -315,7 +331,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(catching_up.cancel)
         progress = asyncio.create_task(_report_progress(node, peers))
         stack.callback(progress.cancel)
-        underlay = asyncio.create_task(watch_underlay(settings, node))
+        underlay = asyncio.create_task(watch_underlay(node, paths.hasten))
         stack.callback(underlay.cancel)
         gc.freeze()
         log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))

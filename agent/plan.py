@@ -17,7 +17,16 @@ from agent.drivers.base import Bridge, Closed, Forward, Lan, Rows, WireguardDevi
 from agent.drivers.frontends import elsewhere, frontends
 from agent.errors import Invalid
 from agent.lanmodel import MACVLAN, is_on_lan
-from agent.model import BRIDGE, Endpoint, Network, format_address, holds, parse_address, plugin_of
+from agent.model import (
+    BRIDGE,
+    OVERLAY,
+    Endpoint,
+    Network,
+    format_address,
+    holds,
+    parse_address,
+    plugin_of,
+)
 from agent.node import NodeState
 from agent.views import Change
 
@@ -57,6 +66,8 @@ class Plan:
         self._present: set[str] = set()  # the networks that are on this host
         self._described: dict[str, tuple[str, int]] = {}
         self._closed = Closed()
+        self._is_narrow = node.has_narrow_paths()
+        self._mtus: dict[str, int] = {}  # of the overlay networks here, while a path is narrow
         self._apart = node.gives_way()
         self._subnets = self._judged = self._find_subnets()
         self.nodes_changed()
@@ -142,7 +153,31 @@ class Plan:
                     touched.bridges.add(held.vni)
         self._look_who_gives_way(touched)
         self._touch_services(change, touched)
+        self._touch_narrowed(change, touched)
         return touched
+
+    def _touch_narrowed(self, change: Change, touched: Touched) -> None:
+        """The networks whose MTU is another one because a path is found narrow or wide again, or
+        because other nodes have members of them now."""
+        was_narrow = self._is_narrow
+        if change.nodes:
+            self._is_narrow = self.node.has_narrow_paths()
+        if not (was_narrow or self._is_narrow):
+            return
+        looked_at = {network for network, _, _ in change.endpoints}
+        looked_at.update(s.network for s in map(self.node.services.get, change.services) if s)
+        looked_at.update(s.network for s in change.services.values() if s)
+        everything = bool(change.nodes) or not self._mtus
+        nodes = self.node.nodes.values()
+        for network in self.node.present_networks():
+            if network.driver != OVERLAY or not (everything or network.id in looked_at):
+                continue
+            mtu = overlay.mtu(network, nodes, self.node.partakers(network.id))
+            if self._mtus.get(network.id) != mtu:
+                self._mtus[network.id] = mtu
+                touched.bridges.add(network.vni)
+        if not self._is_narrow:
+            self._mtus = {}
 
     def _touch_services(self, change: Change, touched: Touched) -> None:
         """The frontends of services that lead elsewhere, or whose network is on this host now."""
@@ -472,7 +507,10 @@ class Plan:
         me = node.nodes[node.me]
         if network.driver == BRIDGE:
             return bridge.bridge(network, me, endpoints, node.sandboxes, apart)
-        return overlay.bridge(network, me, node.nodes.values(), endpoints, node.sandboxes, apart)
+        members = node.partakers(network.id) if self._is_narrow else ()
+        return overlay.bridge(
+            network, me, node.nodes.values(), endpoints, node.sandboxes, apart, members
+        )
 
 
 def _is_bridged(network: Network) -> bool:

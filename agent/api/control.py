@@ -88,6 +88,7 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
         self.users: Users | None = None  # where the node has an identity
         self.administration = administration
         self.encryption = encryption
+        self.paths: convert.Measures = dict  # where paths are measured
 
     @reports
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:
@@ -103,7 +104,10 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
 
     @reports
     async def GetNode(self, request: pb.GetRequest, context: Context) -> types.Node:
-        return convert.node(self.node, self.health, self.node.find_node(request.ref))
+        node = self.node.find_node(request.ref)
+        reply = convert.node(self.node, self.health, node)
+        reply.paths.extend(convert.paths(self.node, self.paths, node))
+        return reply
 
     @reports
     async def RemoveNode(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:

@@ -31,6 +31,7 @@ from prometheus_client.registry import Collector
 
 from agent import __version__
 from agent.api.refusals import REASONS
+from agent.core.pathmtu import Measure, State
 from agent.core.services import taking
 from agent.errors import VxmeshError
 from agent.node import NodeState
@@ -88,6 +89,8 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_health_changes_total": (("state",), "Endpoints of this node that came to a state."),
     "vxmesh_control_refused_total": (("reason",), "Attempts to use the agent that were refused."),
     "vxmesh_records_refused_total": (("reason",), "Deltas that a peer could not prove."),
+    "vxmesh_paths": (("state",), "Paths to other nodes: unknown, whole, narrow, silent."),
+    "vxmesh_path_mtu_min_bytes": ((), "What fits through the narrowest known path from here."),
 }
 
 # A notice of this kind counts here: the metric, which of its fields are labels, and which one
@@ -145,6 +148,7 @@ class Sources:
     refused: Callable[[], Mapping[str, int]] = dict  # frames by reason
     health_checks: Callable[[], int] = lambda: 0
     records_refused: Callable[[], Mapping[str, int]] = dict  # by reason
+    paths: Callable[[], Mapping[str, Measure]] = dict  # by node
     # By ids of service and endpoint.
     connections: Callable[[], Awaitable[Mapping[tuple[str, str], int]]] | None = None
 
@@ -280,6 +284,12 @@ class Metrics:
         values["vxmesh_guard_dropped_total"] = {
             (reason,): count for reason, count in self.sources.refused().items()
         }
+        measured = self.sources.paths().values()
+        counted = Counter({(state.value,): 0 for state in State})
+        counted.update((path.state.value,) for path in measured)
+        values["vxmesh_paths"] = {key: float(count) for key, count in counted.items()}
+        narrowest = min((path.mtu for path in measured if path.mtu), default=0)
+        values["vxmesh_path_mtu_min_bytes"] = {(): float(narrowest)}
         refused = self.sources.records_refused()
         values["vxmesh_records_refused_total"] = {(why,): n for why, n in refused.items()}
         return values
