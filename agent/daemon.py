@@ -42,14 +42,18 @@ from agent.cluster.pathprober import PathProber
 from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
 from agent.cluster.signing import seal_records
+from agent.cluster.tunnelprober import TunnelProber
 from agent.config import CERT_LIFE, Settings, parse_duration
 from agent.core.membership import PRESETS
+from agent.core.tunnels import Turn
 from agent.datapath import sandbox
 from agent.datapath.guardrules import REASONS
 from agent.datapath.guests import Guests
+from agent.datapath.probetunnel import ProbeTunnel
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import KINDS, Repair
+from agent.datapath.underlay import device_of
 from agent.datapath.wireguard import check_supported
 from agent.departures import Departures
 from agent.drains import Drains
@@ -87,6 +91,7 @@ PROGRESS_INTERVAL = 1.0  # s
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
 SPREAD_WITHIN = 5.0  # s; for all live nodes to know that a join token is void
 ANSWERED_WITHIN = 0.2  # s; what is left of a call when the node has left
+TUNNELS_EVERY = 6  # path intervals between two looks at how frames come through VXLAN
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
 
 
@@ -262,9 +267,23 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await paths.start()
         stack.push_async_callback(paths.stop)
 
+        async def turned(turns: list[Turn]) -> None:
+            device = ""
+            with contextlib.suppress(OSError):
+                device = await device_of(me.vtep)
+            watch.turned(turns, device)
+
+        tunnels = TunnelProber(node, paths, TUNNELS_EVERY * every, turned)
+        tunnels.start(ProbeTunnel(paths.take_frame))
+        stack.push_async_callback(tunnels.stop)
+
+        def underlay_changed() -> None:
+            paths.hasten()
+            tunnels.hasten()
+
         def cable_is_back() -> None:
             peers.redial()
-            paths.hasten()
+            underlay_changed()
 
         carrier = Carrier(node, cable_is_back)
         stack.callback(carrier.close)
@@ -292,6 +311,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             health_checks=lambda: checker.count,
             connections=kernel.connections,
             paths=paths.measures,
+            tunnels=tunnels.states,
         )
         metrics = Metrics(node, sources)
         detector.on_answered.append(metrics.probes.observe)
@@ -320,7 +340,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             encryption,
         )
         control.users = Users(identity, node)
-        control.paths = paths.measures
+        control.paths, control.tunnels = paths.measures, tunnels.states
         control.service_operations = ServiceOperations(node, peers, peers, operations.done)
         if settings.docker:
             services = control.service_operations
@@ -331,7 +351,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(catching_up.cancel)
         progress = asyncio.create_task(_report_progress(node, peers))
         stack.callback(progress.cancel)
-        underlay = asyncio.create_task(watch_underlay(node, paths.hasten))
+        underlay = asyncio.create_task(watch_underlay(node, underlay_changed))
         stack.callback(underlay.cancel)
         gc.freeze()
         log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))

@@ -14,6 +14,7 @@ import msgspec
 from agent.core.bounds import NARROW_MAX
 from agent.core.pathmtu import State
 from agent.core.paths import Found
+from agent.core.tunnels import Tunnel, Turn
 from agent.drivers import overlay
 from agent.model import OVERLAY, Narrow, Node
 from agent.node import NodeState
@@ -43,6 +44,35 @@ class PathWatch:
         self._state()
         for change in changes:
             self._tell(change)
+
+    def turned(self, turns: Sequence[Turn], device: str) -> None:
+        """Frames through VXLAN come otherwise than they did. `device` is the host's interface by
+        which they leave."""
+        node, me = self._node, self._node.nodes[self._node.me]
+        for id, before, after in turns:
+            name = node.node_name(id)
+            fields = {"node": id, "name": name, "device": device}
+            if after is Tunnel.CHECKSUMS:
+                node.tell(
+                    "tunnel.checksums",
+                    f"what {me.name} sends to {name} through VXLAN comes with wrong checksums, or "
+                    f"not at all, where {device} is to compute them: TCP in networks stands still. "
+                    f"Run 'ethtool -K {device} tx off' on {me.name}",
+                    **fields,
+                )
+            elif after is Tunnel.BLOCKED:
+                node.tell(
+                    "tunnel.blocked",
+                    f"nothing that {me.name} sends to {name} through VXLAN comes, though the "
+                    f"agents reach each other. Let UDP port {me.data_port} through between them",
+                    **fields,
+                )
+            elif before is not Tunnel.UNKNOWN:
+                node.tell(
+                    "tunnel.mended",
+                    f"what {me.name} sends to {name} through VXLAN comes as it should again",
+                    **fields,
+                )
 
     def _state(self) -> None:
         """Put into this node's record what is narrow, if that says something else."""

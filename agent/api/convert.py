@@ -15,6 +15,7 @@ from agent.core.members import Member
 from agent.core.pathmtu import Measure, State
 from agent.core.paths import expected
 from agent.core.services import Row, taking
+from agent.core.tunnels import Tunnel
 from agent.core.waysout import priorities
 from agent.departures import Handover
 from agent.drivers import bridge, overlay
@@ -81,7 +82,9 @@ def node(state: NodeState, health: Health, value: Node) -> pb.Node:
     )
 
 
-def paths(state: NodeState, measures: Measures, value: Node) -> list[pb.Path]:
+def paths(
+    state: NodeState, measures: Measures, tunnels: Mapping[str, Tunnel], value: Node
+) -> list[pb.Path]:
     """The paths from this node, if that is it; else the one to a node, and its own narrow ones."""
     me, nodes = state.nodes[state.me], state.nodes
     measured = measures()
@@ -92,6 +95,7 @@ def paths(state: NodeState, measures: Measures, value: Node) -> list[pb.Path]:
             mtu=measured[id].mtu,
             expected=measured[id].expected,
             state=measured[id].state.value,
+            tunnel=tunnels.get(id, Tunnel.UNKNOWN).value,
         )
         for id in (measured if value.id == me.id else [value.id])
         if id in measured and id in nodes

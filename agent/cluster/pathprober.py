@@ -26,7 +26,7 @@ from agent.core.bounds import UNDERLAY_MTU_MIN
 from agent.core.pathmtu import Measure
 from agent.core.paths import SIZE_MAX, Found, Paths, Send, expected
 from agent.core.ratelimit import Buckets
-from agent.model import parse_address
+from agent.model import Node, parse_address
 from agent.node import NodeState
 from agent.views import Change
 
@@ -62,6 +62,11 @@ class PathProber:
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._is_gone = False  # a node, and nobody was told yet
+        # For tunnelprober.py: whether frames through VXLAN are taken here; a node has answered, and
+        # takes them or not; it has got one, and its checksum was right or not.
+        self.hears: Callable[[], bool] = lambda: False
+        self.on_answer: Callable[[str, bool], None] = lambda node, hears: None
+        self.on_report: Callable[[str, int, bool], None] = lambda node, nonce, is_right: None
 
     async def start(self) -> None:
         """Begin. If the port is taken nothing is measured, and nobody answered."""
@@ -105,9 +110,10 @@ class PathProber:
         """What fits, by node, where that is less than should."""
         return self._paths.narrow()
 
-    def hasten(self) -> None:
-        """The host's own way to the others may have changed: look at all of it again."""
-        self._paths.hasten(self._paths.nodes(), time.monotonic())
+    def hasten(self, nodes: Iterable[str] | None = None) -> None:
+        """The way to these nodes may have changed (none given: the host's own, to all of them):
+        look at it again."""
+        self._paths.hasten(self._paths.nodes() if nodes is None else nodes, time.monotonic())
         self._wake.set()
 
     # -- who there is --
@@ -204,14 +210,38 @@ class PathProber:
         if key is None or not pathwire.is_proven(datagram, key):
             return
         now = time.monotonic()
-        if datagram.kind == pathwire.ANSWER:
-            self._paths.answered(node.id, datagram.nonce, now)
-        elif self._answers.take(node.id, now) and self._socket is not None:
-            answer = pathwire.build(
-                pathwire.ANSWER, datagram.nonce, datagram.size, self._node.me, key, self._family
-            )
-            with contextlib.suppress(OSError):
-                self._socket.sendto(answer, (node.vtep, node.port))
+        if datagram.kind in (pathwire.ANSWER, pathwire.HEARING):
+            if self._paths.answered(node.id, datagram.nonce, now):
+                self.on_answer(node.id, datagram.kind == pathwire.HEARING)
+        elif datagram.kind == pathwire.REPORT:
+            self.on_report(node.id, datagram.nonce, datagram.size == 1)
+        elif datagram.kind == pathwire.PROBE and self._answers.take(node.id, now):
+            kind = pathwire.HEARING if self.hears() else pathwire.ANSWER
+            self._reply(node, kind, datagram.nonce, datagram.size, key)
+
+    def take_frame(self, data: bytes, is_right: bool) -> None:
+        """A frame came through VXLAN: report it to the member who sent it, if it was one."""
+        frame = pathwire.parse(data, self._family)
+        node = self._node.nodes.get(frame.sender) if frame else None
+        key = self._keys.key(node.id) if node else None
+        if frame is None or node is None or key is None or frame.kind != pathwire.FRAME:
+            return
+        is_proven = pathwire.is_proven(frame, key) and node.id != self._node.me
+        if is_proven and self._answers.take(node.id, time.monotonic()):
+            self._reply(node, pathwire.REPORT, frame.nonce, int(is_right), key)
+
+    def frame(self, node: str, nonce: int) -> bytes:
+        """What is in a frame for a node; empty if it would not take it."""
+        key = self._keys.key(node)
+        if key is None:
+            return b""
+        return pathwire.build(pathwire.FRAME, nonce, 0, self._node.me, key, self._family)
+
+    def _reply(self, node: Node, kind: int, nonce: int, size: int, key: bytes) -> None:
+        data = pathwire.build(kind, nonce, size, self._node.me, key, self._family)
+        with contextlib.suppress(OSError):
+            if self._socket is not None:
+                self._socket.sendto(data, (node.vtep, node.port))
 
 
 def _bound(address: str, port: int) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Datagrams that measure a path, and their answers, as bytes.
+"""Datagrams that measure a path, and their answers, as bytes; and what is in probes of VXLAN.
 
     magic 4 | kind 1 | nonce 8 | size 2 | length of id 1 | id of the sender | tag 16 | padding
 
@@ -18,6 +18,9 @@ from typing import NamedTuple
 
 MAGIC = b"vxmp"
 PROBE, ANSWER = 1, 2
+HEARING = 3  # an answer of one that takes frames through VXLAN too (tunnelprober.py)
+FRAME, REPORT = 4, 5  # what is in such a frame; and that it came, `size` 1 if as it should
+FRAME_SIZE = 200  # bytes of the former
 _FIXED = struct.Struct("!4sBQHB")
 TAG = 16  # bytes
 HEADERS = {4: 20 + 8, 6: 40 + 8}  # bytes of IP and UDP, by IP version
@@ -39,7 +42,9 @@ def build(kind: int, nonce: int, size: int, sender: str, key: bytes, family: int
     id = sender.encode()
     signed = _FIXED.pack(MAGIC, kind, nonce, size, len(id)) + id
     data = signed + _tag(key, signed)
-    return data.ljust(size - HEADERS[family], b"\0") if kind == PROBE else data
+    if kind == PROBE:
+        return data.ljust(size - HEADERS[family], b"\0")
+    return data.ljust(FRAME_SIZE, b"\0") if kind == FRAME else data
 
 
 def parse(data: bytes, family: int) -> Datagram | None:
@@ -48,8 +53,9 @@ def parse(data: bytes, family: int) -> Datagram | None:
         return None
     magic, kind, nonce, size, length = _FIXED.unpack_from(data)
     end = _FIXED.size + length
-    whole = len(data) + HEADERS[family] == size if kind == PROBE else len(data) == end + TAG
-    if magic != MAGIC or kind not in (PROBE, ANSWER) or not whole or len(data) < end + TAG:
+    sizes = {PROBE: size - HEADERS[family], FRAME: FRAME_SIZE}
+    whole = len(data) == sizes.get(kind, end + TAG) and len(data) >= end + TAG
+    if magic != MAGIC or not PROBE <= kind <= REPORT or not whole:
         return None
     sender = data[_FIXED.size : end].decode("ascii", "replace")
     return Datagram(kind, nonce, size, sender, data[:end], data[end : end + TAG])

@@ -47,18 +47,20 @@ class Node(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., vtep: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[str] = ..., endpoints: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., since: _Optional[str] = ..., mtu: _Optional[int] = ..., routes: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ..., keeper: _Optional[bool] = ..., certificate_ends: _Optional[str] = ..., trust: _Optional[int] = ..., wireguard: _Optional[_Iterable[_Union[WireguardKey, _Mapping]]] = ..., paths: _Optional[_Iterable[_Union[Path, _Mapping]]] = ...) -> None: ...
 
 class Path(_message.Message):
-    __slots__ = ("from_node", "to_node", "mtu", "expected", "state")
+    __slots__ = ("from_node", "to_node", "mtu", "expected", "state", "tunnel")
     FROM_NODE_FIELD_NUMBER: _ClassVar[int]
     TO_NODE_FIELD_NUMBER: _ClassVar[int]
     MTU_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    TUNNEL_FIELD_NUMBER: _ClassVar[int]
     from_node: str
     to_node: str
     mtu: int
     expected: int
     state: str
-    def __init__(self, from_node: _Optional[str] = ..., to_node: _Optional[str] = ..., mtu: _Optional[int] = ..., expected: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
+    tunnel: str
+    def __init__(self, from_node: _Optional[str] = ..., to_node: _Optional[str] = ..., mtu: _Optional[int] = ..., expected: _Optional[int] = ..., state: _Optional[str] = ..., tunnel: _Optional[str] = ...) -> None: ...
 
 class WireguardKey(_message.Message):
     __slots__ = ("public_key", "port", "generation", "address")

@@ -11,6 +11,7 @@ import pytest
 from agent.core.pathmtu import Measure, State
 from agent.core.paths import Found
 from agent.core.replica import Delta
+from agent.core.tunnels import Tunnel, Turn
 from agent.drivers import overlay
 from agent.model import Narrow, Network, Node, Notice, Sandbox
 from agent.node import NodeState
@@ -211,6 +212,24 @@ def test_what_is_told() -> None:
     assert found(State.NARROW, 1300) == ["path.narrow"]
     assert found(State.WHOLE, 1500) == ["path.mended"]
     assert found(State.WHOLE, 1500) == []
+
+
+def test_what_is_told_of_frames_through_vxlan() -> None:
+    host = World().hosts["h1"]
+    watch = PathWatch(host.state)
+
+    def turned(before: Tunnel, after: Tunnel) -> list[tuple[str, str]]:
+        host.notices.clear()
+        watch.turned([Turn(IDS["h2"], before, after)], "ens3")
+        return [(n.kind, n.message.rpartition(". ")[2]) for n in host.notices]
+
+    assert turned(Tunnel.UNKNOWN, Tunnel.SOUND) == []
+    mends = "Run 'ethtool -K ens3 tx off' on h1"
+    assert turned(Tunnel.SOUND, Tunnel.CHECKSUMS) == [("tunnel.checksums", mends)]
+    opens = "Let UDP port 4789 through between them"
+    assert turned(Tunnel.UNKNOWN, Tunnel.BLOCKED) == [("tunnel.blocked", opens)]
+    [(kind, _)] = turned(Tunnel.BLOCKED, Tunnel.SOUND)
+    assert kind == "tunnel.mended"
 
 
 def test_a_restart_keeps_what_was_found_and_a_node_that_is_gone_takes_it_along() -> None:
