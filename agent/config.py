@@ -34,7 +34,9 @@ class Settings:
         default="",
         metadata={"help": "address for peers and VXLAN [the one that leads outside]"},
     )
-    port: int = field(default=7946, metadata={"help": "TCP port for peers"})
+    port: int = field(
+        default=7946, metadata={"help": "TCP port for peers, and UDP port to measure paths"}
+    )
     data_port: int = field(default=4789, metadata={"help": "UDP port for VXLAN (RFC 7348)"})
     join: tuple[str, ...] = field(
         default=(), metadata={"help": "HOST[:PORT] of a node to join; may be repeated"}
@@ -46,6 +48,9 @@ class Settings:
     agent_grace: float = field(
         default=60.0,
         metadata={"help": "s that a host's rows and names outlive its agent, if the host answers"},
+    )
+    path_interval: float = field(
+        default=10.0, metadata={"help": "s between two looks at how large packets get to a node"}
     )
     state_dir: str = field(
         default="/var/lib/vxmesh", metadata={"help": "what must outlive a restart"}
@@ -203,6 +208,12 @@ def _check(values: dict[str, Any]) -> None:
     if not 0 <= values["agent_grace"] <= 86400:
         raise Invalid(
             "setting agent_grace", f"is out of range: {values['agent_grace']}", "Use 0 to 86400 s"
+        )
+    if not 0.1 <= values["path_interval"] <= 86400:
+        raise Invalid(
+            "setting path_interval",
+            f"is out of range: {values['path_interval']}",
+            "Use 0.1 s to a day",
         )
     for name, allowed in (
         ("detection", ("lan", "wan", "local")),

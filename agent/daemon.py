@@ -38,17 +38,22 @@ from agent.cluster.identity.files import ANEW, Files
 from agent.cluster.identity.service import Identity
 from agent.cluster.identity.tokens import Token
 from agent.cluster.identity.users import Users
+from agent.cluster.pathprober import PathProber
 from agent.cluster.peers import Peers
 from agent.cluster.server import check_port, split_address
 from agent.cluster.signing import seal_records
+from agent.cluster.tunnelprober import TunnelProber
 from agent.config import CERT_LIFE, Settings, parse_duration
 from agent.core.membership import PRESETS
+from agent.core.tunnels import Turn
 from agent.datapath import sandbox
 from agent.datapath.guardrules import REASONS
 from agent.datapath.guests import Guests
+from agent.datapath.probetunnel import ProbeTunnel
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.refusals import Refusal
 from agent.datapath.repairs import KINDS, Repair
+from agent.datapath.underlay import device_of
 from agent.datapath.wireguard import check_supported
 from agent.departures import Departures
 from agent.drains import Drains
@@ -63,6 +68,7 @@ from agent.model import Node
 from agent.node import NodeState
 from agent.offences import Offences
 from agent.operations import Operations
+from agent.pathwatch import PathWatch, keep_known
 from agent.plan import Plan
 from agent.remote.client import Plugins
 from agent.remote.driver import RemoteDriver
@@ -85,6 +91,7 @@ PROGRESS_INTERVAL = 1.0  # s
 CATCH_UP_WITHIN = 10.0  # s; then what peers did not tell counts as gone
 SPREAD_WITHIN = 5.0  # s; for all live nodes to know that a join token is void
 ANSWERED_WITHIN = 0.2  # s; what is left of a call when the node has left
+TUNNELS_EVERY = 6  # path intervals between two looks at how frames come through VXLAN
 NETNS = "netns"  # below the run directory: the namespace that holds bridges and VXLAN devices
 
 
@@ -132,6 +139,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         node.monotonic = time.monotonic
         seal_records(node, identity.keyring)
         restart.recall(node, disk, life)
+        me = keep_known(me, node)
         identity.attach(node)
         ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -252,7 +260,32 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await storing.durable()
         await peers.start([split_address(seed) for seed in settings.join])
         stack.push_async_callback(peers.stop)
-        carrier = Carrier(node, peers.redial)
+        watch = PathWatch(node)
+        every = settings.path_interval
+        paths = PathProber(node, identity.keyring, every, watch.known(), watch.found)
+        watch.narrow = paths.narrow
+        await paths.start()
+        stack.push_async_callback(paths.stop)
+
+        async def turned(turns: list[Turn]) -> None:
+            device = ""
+            with contextlib.suppress(OSError):
+                device = await device_of(me.vtep)
+            watch.turned(turns, device)
+
+        tunnels = TunnelProber(node, paths, TUNNELS_EVERY * every, turned)
+        tunnels.start(ProbeTunnel(paths.take_frame))
+        stack.push_async_callback(tunnels.stop)
+
+        def underlay_changed() -> None:
+            paths.hasten()
+            tunnels.hasten()
+
+        def cable_is_back() -> None:
+            peers.redial()
+            underlay_changed()
+
+        carrier = Carrier(node, cable_is_back)
         stack.callback(carrier.close)
         await detector.start()
         stack.push_async_callback(detector.stop)
@@ -277,6 +310,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
             records_refused=lambda: node.refused,
             health_checks=lambda: checker.count,
             connections=kernel.connections,
+            paths=paths.measures,
+            tunnels=tunnels.states,
         )
         metrics = Metrics(node, sources)
         detector.on_answered.append(metrics.probes.observe)
@@ -305,6 +340,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             encryption,
         )
         control.users = Users(identity, node)
+        control.paths, control.tunnels = paths.measures, tunnels.states
         control.service_operations = ServiceOperations(node, peers, peers, operations.done)
         if settings.docker:
             services = control.service_operations
@@ -315,7 +351,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         stack.callback(catching_up.cancel)
         progress = asyncio.create_task(_report_progress(node, peers))
         stack.callback(progress.cancel)
-        underlay = asyncio.create_task(watch_underlay(settings, node))
+        underlay = asyncio.create_task(watch_underlay(node, underlay_changed))
         stack.callback(underlay.cancel)
         gc.freeze()
         log.info("agent.ready", node=me.id, name=me.name, address=me.address, socket=str(socket))

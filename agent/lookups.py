@@ -172,6 +172,20 @@ class Lookups(Views):
         """The networks that are on this node."""
         return [n for n in self.catalogue.all() if self.is_present(n.id)]
 
+    def partakers(self, network: str) -> set[str]:
+        """The nodes (ids) between which frames of a network go: those with an endpoint in it, and
+        those at which a service of it is published."""
+        members = self.members.get(network)
+        found = {node for node, count in members.count.items() if count} if members else set()
+        for service in self.services.of(network):
+            if service.published:
+                found.update(service.publish_on or self.nodes)
+        return found
+
+    def has_narrow_paths(self) -> bool:
+        """Whether any node has found a path too narrow."""
+        return any(node.narrow for node in self.nodes.values())
+
     def gives_way(self) -> dict[str, frozenset[str]]:
         """Network id -> those of its subnets that have no gateway and no way out on this node,
         because an older network that is here as well has these addresses."""

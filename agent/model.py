@@ -66,6 +66,13 @@ class WireguardKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
     generation: int  # counts the node's keys
 
 
+class Narrow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What fits through the path to a node, as measured, where that is less than should."""
+
+    node: str
+    mtu: int  # bytes, of IP packets of the underlay
+
+
 class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A host that runs an agent, as that agent describes itself."""
 
@@ -86,6 +93,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     wireguard: tuple[WireguardKey, ...] = ()  # the one to use first; none: no encrypted networks
     closed: tuple[int, ...] = ()  # its other TCP ports that no sandbox may reach: metrics …
     keeper_proof: bytes = b""  # that `keeper` is true (cluster/identity/proof.py)
+    narrow: tuple[Narrow, ...] = ()  # the paths from it that it found too narrow, by node
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -20,6 +20,7 @@ from agent.lanmodel import MACVLAN, is_bridged, is_on_lan
 from agent.localports import LocalPorts
 from agent.model import (
     BRIDGE,
+    OVERLAY,
     Network,
     parse_address,
 )
@@ -66,6 +67,8 @@ class Plan:
         self._ports = LocalPorts(node)
         # Network -> as it was asked for last, and from which of its subnets apart.
         self._bridges: dict[str, tuple[Network, frozenset[str], Bridge]] = {}
+        self._is_narrow = node.has_narrow_paths()
+        self._mtus: dict[str, int] = {}  # of the overlay networks here, while a path is narrow
         self._apart = node.gives_way()
         self._published = Published(node, self._apart)
         self._subnets = self._judged = self._find_subnets()
@@ -157,7 +160,32 @@ class Plan:
         self._look_who_gives_way(touched)
         touched.forwards = self._published.changed(change, self._apart, touched.forwards)
         self._touch_services(change, touched)
+        self._touch_narrowed(change, touched)
         return touched
+
+    def _touch_narrowed(self, change: Change, touched: Touched) -> None:
+        """The networks whose MTU is another one because a path is found narrow or wide again, or
+        because other nodes have members of them now."""
+        was_narrow = self._is_narrow
+        if change.nodes:
+            self._is_narrow = self.node.has_narrow_paths()
+        if not (was_narrow or self._is_narrow):
+            return
+        looked_at = {each.network for each in change.endpoints}
+        looked_at.update(s.network for s in map(self.node.services.get, change.services) if s)
+        looked_at.update(s.network for s in change.services.values() if s)
+        everything = bool(change.nodes) or not self._mtus
+        nodes = self.node.nodes.values()
+        for network in self.node.present_networks():
+            if network.driver != OVERLAY or not (everything or network.id in looked_at):
+                continue
+            mtu = overlay.mtu(network, nodes, self.node.partakers(network.id))
+            if self._mtus.get(network.id) != mtu:
+                self._mtus[network.id] = mtu
+                self._bridges.pop(network.id, None)
+                touched.bridges.add(network.vni)
+        if not self._is_narrow:
+            self._mtus = {}
 
     def _touch_services(self, change: Change, touched: Touched) -> None:
         """The frontends of services that lead elsewhere, or whose network is on this host now."""
@@ -456,7 +484,8 @@ class Plan:
         if network.driver == BRIDGE:
             made = bridge.bridge(network, me, ports, apart)
         else:
-            made = overlay.bridge(network, me, node.nodes.values(), ports, apart)
+            members = node.partakers(network.id) if self._is_narrow else ()
+            made = overlay.bridge(network, me, node.nodes.values(), ports, apart, members)
         self._bridges[network.id] = network, apart, made
         return made
 

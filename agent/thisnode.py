@@ -58,8 +58,9 @@ def _closed(settings: Settings) -> tuple[int, ...]:
     return tuple(sorted({parse_listen(text, name)[1] for name, text in listens.items() if text}))
 
 
-async def watch_underlay(settings: Settings, node: NodeState) -> None:
-    """Tell the others when this host's routes or MTU change: subnets and MTUs rest on them."""
+async def watch_underlay(node: NodeState, changed: Callable[[], None]) -> None:
+    """Tell the others when this host's routes or MTU change: subnets and MTUs rest on them; and
+    call `changed`, as packets may take another way now."""
     while True:
         await asyncio.sleep(UNDERLAY_INTERVAL)
         try:
@@ -71,6 +72,7 @@ async def watch_underlay(settings: Settings, node: NodeState) -> None:
         if (underlay.mtu, underlay.routes) != (known.mtu, known.routes):
             log.info("underlay.changed", mtu=underlay.mtu, routes=len(underlay.routes))
             node.describe(msgspec.structs.replace(known, mtu=underlay.mtu, routes=underlay.routes))
+            changed()
 
 
 class Carrier:

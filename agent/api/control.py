@@ -5,7 +5,7 @@ What stands opposite: client.py and, through it, the command line.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 import grpc.aio
@@ -17,6 +17,7 @@ from agent.api.requests import all_of, refs_of, wait_of
 from agent.api.services import ServiceControl
 from agent.api.watch import Watchers
 from agent.core.members import Member
+from agent.core.tunnels import Tunnel
 from agent.departures import Departures
 from agent.encryption import Encryption
 from agent.errors import Exhausted, Invalid, Unsupported
@@ -88,6 +89,8 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
         self.users: Users | None = None  # where the node has an identity
         self.administration = administration
         self.encryption = encryption
+        self.paths: convert.Measures = dict  # where paths are measured
+        self.tunnels: Callable[[], Mapping[str, Tunnel]] = dict  # and frames through VXLAN tried
 
     @reports
     async def GetInfo(self, request: pb.GetInfoRequest, context: Context) -> pb.Info:
@@ -103,7 +106,10 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
 
     @reports
     async def GetNode(self, request: pb.GetRequest, context: Context) -> types.Node:
-        return convert.node(self.node, self.health, self.node.find_node(request.ref))
+        node = self.node.find_node(request.ref)
+        reply = convert.node(self.node, self.health, node)
+        reply.paths.extend(convert.paths(self.node, self.paths, self.tunnels(), node))
+        return reply
 
     @reports
     async def RemoveNode(self, request: pb.RemoveRequest, context: Context) -> pb.RemoveReply:

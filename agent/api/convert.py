@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import datetime
 import functools
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from cryptography import x509
 
 from agent.core.bounds import clip_time
 from agent.core.members import Member
+from agent.core.pathmtu import Measure, State
+from agent.core.paths import expected
 from agent.core.services import Row, taking
+from agent.core.tunnels import Tunnel
 from agent.core.waysout import priorities
 from agent.departures import Handover
 from agent.drivers import bridge, overlay
@@ -24,6 +28,9 @@ from agent.rpc import control_pb2 as control
 from agent.rpc import types_pb2 as pb
 from agent.servicemodel import UNKNOWN, Service
 from agent.views import Status
+
+# What was measured of the paths from this node, by the node at the other end.
+Measures = Callable[[], Mapping[str, Measure]]
 
 _MOST = (1 << 64) - 1  # an IPv6 subnet can have more addresses than a field holds
 
@@ -73,6 +80,40 @@ def node(state: NodeState, health: Health, value: Node) -> pb.Node:
             for key in value.wireguard
         ],
     )
+
+
+def paths(
+    state: NodeState, measures: Measures, tunnels: Mapping[str, Tunnel], value: Node
+) -> list[pb.Path]:
+    """The paths from this node, if that is it; else the one to a node, and its own narrow ones."""
+    me, nodes = state.nodes[state.me], state.nodes
+    measured = measures()
+    found = [
+        pb.Path(
+            from_node=me.name,
+            to_node=nodes[id].name,
+            mtu=measured[id].mtu,
+            expected=measured[id].expected,
+            state=measured[id].state.value,
+            tunnel=tunnels.get(id, Tunnel.UNKNOWN).value,
+        )
+        for id in (measured if value.id == me.id else [value.id])
+        if id in measured and id in nodes
+    ]
+    found.sort(key=lambda path: path.to_node)
+    if value.id != me.id:
+        found += [
+            pb.Path(
+                from_node=value.name,
+                to_node=state.node_name(path.node),
+                mtu=path.mtu,
+                expected=expected(value, nodes[path.node]),
+                state=State.NARROW.value,
+            )
+            for path in value.narrow
+            if path.node in nodes
+        ]
+    return found
 
 
 @functools.lru_cache(maxsize=4096)  # they are parsed anew at each look, and seldom change
@@ -153,7 +194,7 @@ def _mtu(state: NodeState, value: Network) -> int:
         return value.mtu
     if value.driver == BRIDGE:
         return bridge.mtu(value, state.nodes.get(value.creator))
-    return overlay.mtu(value, state.nodes.values())
+    return overlay.mtu(value, state.nodes.values(), state.partakers(value.id))
 
 
 def endpoint(state: NodeState, value: Member) -> pb.Endpoint:

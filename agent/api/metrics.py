@@ -31,7 +31,9 @@ from prometheus_client.registry import Collector
 
 from agent import __version__
 from agent.api.refusals import REASONS
+from agent.core.pathmtu import Measure, State
 from agent.core.services import taking
+from agent.core.tunnels import Tunnel
 from agent.errors import VxmeshError
 from agent.node import NodeState
 from agent.servicemodel import HEALTHY, UNHEALTHY, UNKNOWN
@@ -88,6 +90,9 @@ SPECS: dict[str, tuple[tuple[str, ...], str]] = {
     "vxmesh_health_changes_total": (("state",), "Endpoints of this node that came to a state."),
     "vxmesh_control_refused_total": (("reason",), "Attempts to use the agent that were refused."),
     "vxmesh_records_refused_total": (("reason",), "Deltas that a peer could not prove."),
+    "vxmesh_paths": (("state",), "Paths to other nodes: unknown, whole, narrow, silent."),
+    "vxmesh_tunnels": (("state",), "Ways through VXLAN: unknown, sound, checksums, blocked."),
+    "vxmesh_path_mtu_min_bytes": ((), "What fits through the narrowest known path from here."),
 }
 
 # A notice of this kind counts here: the metric, which of its fields are labels, and which one
@@ -145,6 +150,8 @@ class Sources:
     refused: Callable[[], Mapping[str, int]] = dict  # frames by reason
     health_checks: Callable[[], int] = lambda: 0
     records_refused: Callable[[], Mapping[str, int]] = dict  # by reason
+    paths: Callable[[], Mapping[str, Measure]] = dict  # by node
+    tunnels: Callable[[], Mapping[str, Tunnel]] = dict  # by node
     # By ids of service and endpoint.
     connections: Callable[[], Awaitable[Mapping[tuple[str, str], int]]] | None = None
 
@@ -280,6 +287,15 @@ class Metrics:
         values["vxmesh_guard_dropped_total"] = {
             (reason,): count for reason, count in self.sources.refused().items()
         }
+        measured = self.sources.paths().values()
+        counted = Counter({(state.value,): 0 for state in State})
+        counted.update((path.state.value,) for path in measured)
+        values["vxmesh_paths"] = {key: float(count) for key, count in counted.items()}
+        narrowest = min((path.mtu for path in measured if path.mtu), default=0)
+        values["vxmesh_path_mtu_min_bytes"] = {(): float(narrowest)}
+        ways = Counter({(tunnel.value,): 0 for tunnel in Tunnel})
+        ways.update((tunnel.value,) for tunnel in self.sources.tunnels().values())
+        values["vxmesh_tunnels"] = {key: float(count) for key, count in ways.items()}
         refused = self.sources.records_refused()
         values["vxmesh_records_refused_total"] = {(why,): n for why, n in refused.items()}
         return values

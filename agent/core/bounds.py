@@ -48,6 +48,7 @@ SEGMENTS_MAX = 4000
 TIME_MAX = 253_402_300_799.0
 UNDERLAY_MTU_MIN = 576  # every host takes datagrams of this size (RFC 791)
 UNDERLAY_MTU_MAX = 65536  # of a loopback device
+NARROW_MAX = 2000  # narrow paths that one node states; a cluster has fewer nodes
 # A node counts it up at each start and refutation. Far below what a peer's codec takes, so that
 # there is room above every claim for the node to refute it.
 INCARNATION_MAX = 1 << 61
@@ -174,6 +175,12 @@ def _check_node(value: Node) -> None:
         )
     if value.mtu and not UNDERLAY_MTU_MIN <= value.mtu <= UNDERLAY_MTU_MAX:
         raise Invalid("record", f"has an MTU of {value.mtu}")
+    if len(value.narrow) > NARROW_MAX:
+        raise Invalid("record", f"has {len(value.narrow)} narrow paths")
+    for path in value.narrow:
+        check_ids(path.node)
+        if not UNDERLAY_MTU_MIN <= path.mtu <= UNDERLAY_MTU_MAX:
+            raise Invalid("record", f"has a path of {path.mtu} bytes")
     if not 0 <= value.incarnation <= INCARNATION_MAX:
         raise Invalid("record", f"has the incarnation {value.incarnation}")
 

@@ -14,8 +14,10 @@ from typing import Any
 from agent.datapath.linkstate import IFF_LOWER_UP, IFF_UP, SKIP_STATISTICS
 from agent.datapath.routing import Routing
 from agent.datapath.rtnetlink import each, in_thread, request
+from agent.model import format_mac
 
 BR_STATE_FORWARDING = 3  # linux/if_bridge.h
+NTF_SELF, NUD_PERMANENT = 0x02, 0x80  # linux/neighbour.h
 IPVLAN_MODES = {"l2": 0, "l3": 1}  # linux/if_link.h
 
 
@@ -192,6 +194,20 @@ class Netlink(Routing):
                 learning=0,
                 unicast_flood=int(flood),
                 **extra,
+            )
+        )
+
+    @in_thread
+    async def lead(self, index: int, mac: bytes, vtep: str) -> None:
+        """Have a VXLAN device send what is for `mac` to a VTEP."""
+        await request(
+            self._route.fdb(
+                "replace",
+                ifindex=index,
+                lladdr=format_mac(mac),
+                dst=vtep,
+                state=NUD_PERMANENT,
+                flags=NTF_SELF,
             )
         )
 

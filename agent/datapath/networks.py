@@ -367,6 +367,8 @@ class Networks:
                 changes = await sandbox.furnish(fd, port, held.bridge.mtu, link.index, old)
             except LookupError:
                 keep = False
+        if keep and port.is_handed_out and link.mtu != held.bridge.mtu:
+            changes += await sandbox.resize(port, held.bridge.mtu, link.index)
         if not keep:
             await self._clear(link)
             try:

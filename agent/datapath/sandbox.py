@@ -127,6 +127,28 @@ async def furnish(fd: int, port: Port, mtu: int, peer: int, old: Port | None = N
 
 
 @in_thread
+async def resize(port: Port, mtu: int, peer: int) -> int:
+    """Give an interface that somebody else has furnished another MTU, where it is known to be; how
+    many there were. Else what it sends is too large for our end, and lost."""
+    inside = port.inside
+    if inside is None:
+        return 0
+    try:
+        fd = open_netns(inside)
+    except VxmeshError:
+        return 0  # its workload is ending
+    try:
+        async with Netlink(f"/proc/self/fd/{fd}") as box:
+            link = await _find(box, inside, peer)
+            if link is None or link.mtu == mtu:
+                return 0
+            await box.set_link(link.index, mtu=mtu)
+            return 1
+    finally:
+        os.close(fd)
+
+
+@in_thread
 async def remove(port: Port, peer: int) -> None:
     """Delete an interface that shares the device with index `peer`, whatever it is called by now;
     fine if it is gone."""

@@ -46,6 +46,18 @@ async def describe(vtep: str, host_netns: str = "/proc/self/ns/net") -> Underlay
     )
 
 
+async def device_of(vtep: str, host_netns: str = "/proc/self/ns/net") -> str:
+    """The name of the device that has the host's VTEP address, else of that by which packets leave
+    it; empty if there is none. OSError."""
+    async with Netlink(host_netns) as host:
+        device = await host.find_address(vtep)
+        if not device:
+            routes = await host.routes()
+            ways = [r.device for r in routes if r.destination in ("0.0.0.0/0", "::/0")]
+            device = ways[0] if ways else 0
+        return next((link.name for link in await host.links() if link.index == device), "")
+
+
 def widest(routes: Collection[str]) -> tuple[str, ...]:
     """The routes (CIDR) that others are told of, sorted: of a router's hundred thousand the widest,
     as others take no more of one node."""

@@ -33,24 +33,46 @@ from agent.model import (
 )
 
 UNDERLAY_MTU = 1500  # of a node that has not said
+MTU_MIN_V4, MTU_MIN_V6 = 576 - VXLAN_OVERHEAD_V4, 1280  # bytes; the latter of RFC 8200, section 5
 ROUTER_PREFIX = b"\x0a\x76"  # locally administered; no endpoint's MAC begins so
 
 
-def mtu(network: Network, nodes: Iterable[Node]) -> int:
-    """The MTU of a network's interfaces: as asked, else what fits through every underlay."""
-    return network.mtu or largest_mtu(network.encrypted, nodes)
+def mtu(network: Network, nodes: Iterable[Node], members: Collection[str] = ()) -> int:
+    """The MTU of a network's interfaces: as asked, else what fits through every underlay; but no
+    more than gets through the narrowest path between two of its `members` (node ids).
+
+    All nodes come to the same: a frame that is larger than a device takes is dropped without a
+    word, so one that sends has to know of the narrowest (docs/decisions/0019).
+    """
+    nodes = list(nodes)
+    wanted = network.mtu or largest_mtu(network.encrypted, nodes)
+    narrowest = [
+        path.mtu - overhead(network.encrypted, node)
+        for node in nodes
+        if node.narrow and node.id in members
+        for path in node.narrow
+        if path.node in members
+    ]
+    if not narrowest:
+        return wanted
+    least = MTU_MIN_V6 if any(":" in subnet for subnet in network.subnets) else MTU_MIN_V4
+    return min(wanted, max(min(narrowest), least))
+
+
+def overhead(encrypted: bool, node: Node) -> int:
+    """What is around a frame on its way to or from a node, bytes."""
+    if encrypted:  # inside, the addresses are IPv6
+        return wireguard.overhead([node.vtep]) + VXLAN_OVERHEAD_V6
+    return VXLAN_OVERHEAD_V6 if ":" in node.vtep else VXLAN_OVERHEAD_V4
 
 
 def largest_mtu(encrypted: bool, nodes: Iterable[Node]) -> int:
     """What fits through the underlays of all of `nodes`, bytes."""
     nodes = list(nodes)
-    if encrypted:  # inside, the addresses are IPv6
+    if encrypted:
         inside = wireguard.overhead(n.vtep for n in nodes) + VXLAN_OVERHEAD_V6
         return min(n.mtu or UNDERLAY_MTU for n in nodes) - inside
-    return min(
-        (n.mtu or UNDERLAY_MTU) - (VXLAN_OVERHEAD_V6 if ":" in n.vtep else VXLAN_OVERHEAD_V4)
-        for n in nodes
-    )
+    return min((n.mtu or UNDERLAY_MTU) - overhead(False, n) for n in nodes)
 
 
 def router_mac(network: str, node: str) -> bytes:
@@ -80,17 +102,19 @@ def bridge(
     nodes: Iterable[Node],
     ports: Mapping[str, Port],
     apart: frozenset[str] = frozenset(),
+    members: Collection[str] = (),
 ) -> Bridge:
     """A network on this node, with these ports by endpoint.
 
-    `apart` are those of its subnets that give way here to another network's.
+    `apart` are those of its subnets that give way here to another network's, `members` the nodes
+    (ids) between which its frames go.
     """
     return Bridge(
         network=network.id,
         vni=network.vni,
         device=f"vxb{network.vni}",
         vxlan=f"vxl{network.vni}",
-        mtu=mtu(network, nodes),
+        mtu=mtu(network, nodes, members),
         router_mac=router_mac(network.id, me.id),
         gateways=tuple(
             _interface(gateway, network.subnets)

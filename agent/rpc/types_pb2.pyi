@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Node(_message.Message):
-    __slots__ = ("id", "name", "address", "vtep", "state", "reason", "version", "endpoints", "rtt_ms", "since", "mtu", "routes", "incarnation", "keeper", "certificate_ends", "trust", "wireguard")
+    __slots__ = ("id", "name", "address", "vtep", "state", "reason", "version", "endpoints", "rtt_ms", "since", "mtu", "routes", "incarnation", "keeper", "certificate_ends", "trust", "wireguard", "paths")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class Node(_message.Message):
     CERTIFICATE_ENDS_FIELD_NUMBER: _ClassVar[int]
     TRUST_FIELD_NUMBER: _ClassVar[int]
     WIREGUARD_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     address: str
@@ -42,7 +43,24 @@ class Node(_message.Message):
     certificate_ends: str
     trust: int
     wireguard: _containers.RepeatedCompositeFieldContainer[WireguardKey]
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., vtep: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[str] = ..., endpoints: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., since: _Optional[str] = ..., mtu: _Optional[int] = ..., routes: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ..., keeper: _Optional[bool] = ..., certificate_ends: _Optional[str] = ..., trust: _Optional[int] = ..., wireguard: _Optional[_Iterable[_Union[WireguardKey, _Mapping]]] = ...) -> None: ...
+    paths: _containers.RepeatedCompositeFieldContainer[Path]
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., vtep: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., version: _Optional[str] = ..., endpoints: _Optional[int] = ..., rtt_ms: _Optional[float] = ..., since: _Optional[str] = ..., mtu: _Optional[int] = ..., routes: _Optional[_Iterable[str]] = ..., incarnation: _Optional[int] = ..., keeper: _Optional[bool] = ..., certificate_ends: _Optional[str] = ..., trust: _Optional[int] = ..., wireguard: _Optional[_Iterable[_Union[WireguardKey, _Mapping]]] = ..., paths: _Optional[_Iterable[_Union[Path, _Mapping]]] = ...) -> None: ...
+
+class Path(_message.Message):
+    __slots__ = ("from_node", "to_node", "mtu", "expected", "state", "tunnel")
+    FROM_NODE_FIELD_NUMBER: _ClassVar[int]
+    TO_NODE_FIELD_NUMBER: _ClassVar[int]
+    MTU_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TUNNEL_FIELD_NUMBER: _ClassVar[int]
+    from_node: str
+    to_node: str
+    mtu: int
+    expected: int
+    state: str
+    tunnel: str
+    def __init__(self, from_node: _Optional[str] = ..., to_node: _Optional[str] = ..., mtu: _Optional[int] = ..., expected: _Optional[int] = ..., state: _Optional[str] = ..., tunnel: _Optional[str] = ...) -> None: ...
 
 class WireguardKey(_message.Message):
     __slots__ = ("public_key", "port", "generation", "address")

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def bed() -> Iterator[Testbed]:
     """Three hosts with agents, for all tests that leave them as they were."""
-    with temporary(hosts=3) as made:
+    with temporary(hosts=3, agent_options=["--path-interval", "0.5"]) as made:
         yield made
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from agent.testbed import Testbed, temporary
+from tests.netns.test_paths import Box, Hole, wait_path
 from tests.netns.test_services import ASK, SERVER, Backend, ask, ready
 from tests.netns.world import World
 
@@ -29,7 +30,7 @@ SERVER6 = (
 @pytest.fixture(scope="module")
 def bed6() -> Iterator[Testbed]:
     """Two hosts whose agents reach each other by IPv6."""
-    with temporary(hosts=2, underlay=6) as made:
+    with temporary(hosts=2, underlay=6, agent_options=["--path-interval", "0.5"]) as made:
         yield made
 
 
@@ -62,6 +63,17 @@ def test_the_mtu_is_what_fits_over_ipv6(world: World) -> None:
     for size, passes in ((1430 - 48, True), (1430 - 47, False)):
         done = world.inside("h1", one, "ping", "-c1", "-W1", "-M", "do", "-s", str(size), two)
         assert (done.returncode == 0) == passes, done.stdout
+
+
+def test_a_black_hole_between_ipv6_hosts_is_found(world: World) -> None:
+    net = world.network("--ipv6-only")
+    one, _ = Box(world, "h1", net), Box(world, "h2", net)
+    wait_path(world, "h1", "h2", ("whole", 1500, 1500))
+    hole = Hole(world)
+    world.later(hole.fill)
+    hole.dig(1400)
+    wait_path(world, "h1", "h2", ("narrow", 1400, 1500))
+    one.wait_mtu(1400 - 70)
 
 
 def test_traffic_leaves_as_the_hosts_unless_internal(world: World) -> None:

@@ -35,6 +35,7 @@ def test_a_flag_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
         ({"metrics_listen": "9646"}, {}, "Write ADDRESS:PORT"),
         ({"metrics_listen": "::1:9646"}, {}, "Write ADDRESS:PORT"),
         ({"metrics_listen": "127.0.0.1:0"}, {}, "Write ADDRESS:PORT"),
+        ({"path_interval": 0.0}, {}, "setting path_interval: is out of range"),
         ({"log_level": "loud"}, {}, "Use debug, info"),
     ],
 )

@@ -12,6 +12,7 @@ from agent.core.bounds import (
     ADDRESSES_MAX,
     INCARNATION_MAX,
     LOSSES_MAX,
+    NARROW_MAX,
     ROUTES_MAX,
     SEGMENTS_MAX,
     SUBNETS_MAX,
@@ -30,6 +31,7 @@ from agent.model import (
     Claims,
     Endpoint,
     Loss,
+    Narrow,
     Network,
     Node,
     Removal,
@@ -44,6 +46,7 @@ ENDPOINT = Endpoint(ID, ID, "one", b"\2\0^\0S\1", (b"\n\1\0\2",))
 REMOVAL = Removal(ID, "h1", ID, 0, 1.7e9, "h2")
 SEGMENT = Segment(4, b"\n\1\0\0", b"\n\1\0\1", ID, 0)
 LOSS = Loss("name", "web", ID)
+NARROW = tuple(Narrow(f"n{number}", 1400) for number in range(NARROW_MAX + 1))
 
 
 def labels(count: int, size: int = 1) -> dict[str, str]:
@@ -86,6 +89,9 @@ PAIRS: list[tuple[msgspec.Struct, dict[str, Any], dict[str, Any]]] = [
     (NETWORK, {"created": 0.0}, {"created": math.nan}),
     (NODE, {"routes": ("10.0.0.0/8",) * ROUTES_MAX},
      {"routes": ("10.0.0.0/8",) * (ROUTES_MAX + 1)}),
+    (NODE, {"narrow": NARROW[:-1]}, {"narrow": NARROW}),
+    (NODE, {"narrow": (Narrow("n", 576),)}, {"narrow": (Narrow("n", 575),)}),
+    (NODE, {"narrow": (Narrow("n", 576),)}, {"narrow": (Narrow("a b", 576),)}),
     (NODE, {"mtu": UNDERLAY_MTU_MIN}, {"mtu": UNDERLAY_MTU_MIN - 1}),
     (NODE, {"mtu": 0}, {"mtu": -1}),
     (NODE, {"mtu": UNDERLAY_MTU_MAX}, {"mtu": UNDERLAY_MTU_MAX + 1}),
