@@ -120,6 +120,8 @@ class Client:
         ipv6_only: bool = False,
         options: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
+        ipam_driver: str = "",
+        ipam_options: dict[str, str] | None = None,
         wait: float = 0.0,
     ) -> types.Network:
         """Make a network. Without `subnets` a free one is chosen; `wait` is in seconds."""
@@ -137,6 +139,8 @@ class Client:
             ipv6_only=ipv6_only,
             options=options,
             labels=labels,
+            ipam_driver=ipam_driver,
+            ipam_options=ipam_options,
             wait=_wait(wait),
         )
         return cast(types.Network, await self._call(self._stub.CreateNetwork, request))

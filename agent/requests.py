@@ -22,6 +22,7 @@ DRIVERS = (model.OVERLAY, model.BRIDGE, *LAN_DRIVERS)
 MTU_MIN_V4 = 68  # RFC 791
 MTU_MIN_V6 = 1280  # RFC 8200, section 5
 MTU_MAX = 65535 - model.VXLAN_OVERHEAD_V6
+IPAM_OURS = "default"  # as Docker calls the driver that is its own
 PRIORITY_MAX = 32767  # of an interface, for its sandbox's default routes
 _PLUGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _IFNAME = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
@@ -44,6 +45,8 @@ class NetworkSpec:
     labels: dict[str, str] = field(default_factory=dict)
     encrypted: bool = False
     ipv4: bool = True  # without subnets: choose one of IPv4
+    # Who gives out the addresses, if not we; without pools yet where it has not been asked.
+    ipam: model.Ipam | None = None
 
 
 class EndpointSpec(msgspec.Struct, frozen=True, gc=False):
@@ -84,6 +87,8 @@ def parse_network(
     ipv6_only: bool = False,
     options: dict[str, str] | None = None,
     labels: dict[str, str] | None = None,
+    ipam_driver: str = "",
+    ipam_options: dict[str, str] | None = None,
 ) -> NetworkSpec:
     """Check each field of a network; Invalid or Unsupported names the first that is wrong."""
     name = model.parse_name(name, "network")
@@ -99,7 +104,7 @@ def parse_network(
             f"Use it: vxmesh run --network {driver}",
         )
     if driver.startswith(model.REMOTE):
-        _parse_plugin(driver)
+        _parse_plugin(driver, "driver")
     elif driver not in DRIVERS:
         raise Invalid(
             f"driver {model.shorten(driver)}", "is unknown", f"Use one of {', '.join(DRIVERS)}"
@@ -183,14 +188,28 @@ def parse_network(
         model.parse_labels(labels or {}),
         encrypted,
         ipv4=not ipv6_only,
+        ipam=_parse_ipam(ipam_driver, ipam_options or {}),
     )
 
 
-def _parse_plugin(driver: str) -> None:
-    """Invalid unless what follows remote: can be a plugin's name."""
-    if not _PLUGIN.match(driver.removeprefix(model.REMOTE)):
+def _parse_ipam(driver: str, options: dict[str, str]) -> model.Ipam | None:
+    if driver in ("", IPAM_OURS):
+        if options:
+            raise Invalid(
+                "--ipam-opt", "is for a plugin, and none is given", "Give --ipam-driver as well"
+            )
+        return None
+    _parse_plugin(driver, "IPAM driver")
+    found = model.parse_labels(options, "IPAM option")
+    return model.Ipam(driver.removeprefix(model.REMOTE), (), "", found)
+
+
+def _parse_plugin(driver: str, what: str) -> None:
+    """Invalid unless it is remote: and what can be a plugin's name."""
+    name = driver.removeprefix(model.REMOTE)
+    if name == driver or not _PLUGIN.match(name):
         raise Invalid(
-            f"driver {model.shorten(driver)}",
+            f"{what} {model.shorten(driver)}",
             "names no plugin",
             "Write it as remote:NAME, where NAME.sock or NAME.spec is in /run/docker/plugins",
         )

@@ -142,6 +142,8 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
             ipv6_only=request.ipv6_only,
             options=dict(request.options),
             labels=dict(request.labels),
+            ipam_driver=request.ipam_driver,
+            ipam_options=dict(request.ipam_options),
         )
         network = await self.operations.create_network(spec, wait_of(request))
         return convert.network(self.node, network)

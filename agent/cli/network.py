@@ -66,6 +66,8 @@ def network() -> None:
 @click.option("--encrypted", is_flag=True, help="between hosts, inside WireGuard")
 @click.option("-O", "--opt", "options", multiple=True, metavar="KEY=VALUE", help="driver option")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE")
+@click.option("--ipam-driver", default="", metavar="remote:PLUGIN", help="[addresses are ours]")
+@click.option("--ipam-opt", "ipam_options", multiple=True, metavar="KEY=VALUE", help="for it")
 @wait_option
 @host_option
 @output_option
@@ -83,6 +85,8 @@ def create(
     encrypted: bool,
     options: tuple[str, ...],
     labels: tuple[str, ...],
+    ipam_driver: str,
+    ipam_options: tuple[str, ...],
     wait: float,
     host: str,
     output: str,
@@ -104,6 +108,8 @@ def create(
             ipv6_only=ipv6_only,
             options=pairs(options, "-O"),
             labels=pairs(labels, "--label"),
+            ipam_driver=ipam_driver,
+            ipam_options=pairs(ipam_options, "--ipam-opt"),
             wait=wait,
         ),
     )
