@@ -127,6 +127,12 @@ class Network(msgspec.Struct, frozen=True, array_like=True, gc=False):
     born: int = 0  # stamp of the creation; 0 in records of agents that did not know it
     lost: tuple[Loss, ...] = ()
     ipam: Ipam | None = None  # none: its addresses are ours to give out
+    more_ranges: tuple[str, ...] = ()  # beside `ip_range`, which older agents know
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """The IP ranges that addresses are chosen from, of whichever subnet."""
+        return (self.ip_range, *self.more_ranges) if self.ip_range else ()
 
 
 class Endpoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -417,7 +423,7 @@ def check_sound(
         check_endpoint(value, id)
         return
     if isinstance(value, Network):
-        for text in (*value.subnets, *([value.ip_range] if value.ip_range else ())):
+        for text in (*value.subnets, *value.ranges):
             ipaddress.ip_network(text)
         for text in value.gateways:
             parse_address(text)

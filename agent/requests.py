@@ -36,7 +36,7 @@ class NetworkSpec:
     driver: str = model.OVERLAY
     subnets: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
-    ip_range: str = ""
+    ip_ranges: tuple[str, ...] = ()
     internal: bool = False
     mtu: int = 0
     vni: int = 0
@@ -78,7 +78,7 @@ def parse_network(
     driver: str = "",
     subnets: Sequence[str] = (),
     gateways: Sequence[str] = (),
-    ip_range: str = "",
+    ip_ranges: Sequence[str] = (),
     internal: bool = False,
     mtu: int = 0,
     vni: int = 0,
@@ -129,17 +129,10 @@ def parse_network(
             home.version == 4 and address == home.broadcast_address
         ):
             raise Invalid(f"gateway {gateway}", f"is no host's address in {home}", "Use another")
-    if ip_range:
-        inner = model.parse_subnet(ip_range) if "/" in ip_range else None
-        if inner is None or not any(
-            inner.version == s.version and inner.subnet_of(s)  # type: ignore[arg-type]
-            for s in parsed
-        ):
-            raise Invalid(
-                f"IP range {model.shorten(ip_range)}",
-                "lies in none of the subnets",
-                "Write it as 10.1.0.64/26, with the --subnet that it is a part of",
-            )
+    ranges = [_parse_range(text, parsed) for text in ip_ranges if text]
+    for i, part in enumerate(ranges):
+        if clash := model.find_overlap(part, [(str(r), str(r)) for r in ranges[:i]]):
+            raise Invalid(f"IP range {part}", f"overlaps {clash[0]}", "Give separate ones")
     if driver != model.OVERLAY and (encrypted or vni):
         raise Invalid(
             f"network {name}",
@@ -179,7 +172,7 @@ def parse_network(
         driver,
         tuple(str(s) for s in parsed),
         tuple(gateways),
-        ip_range,
+        tuple(map(str, ranges)),
         internal,
         mtu,
         vni,
@@ -190,6 +183,21 @@ def parse_network(
         ipv4=not ipv6_only,
         ipam=_parse_ipam(ipam_driver, ipam_options or {}),
     )
+
+
+def _parse_range(text: str, subnets: Sequence[model.IPNetwork]) -> model.IPNetwork:
+    """A part of one of `subnets`; Invalid if it is none."""
+    part = model.parse_subnet(text) if "/" in text else None
+    if part is None or not any(
+        part.version == s.version and part.subnet_of(s)  # type: ignore[arg-type]
+        for s in subnets
+    ):
+        raise Invalid(
+            f"IP range {model.shorten(text)}",
+            "lies in none of the subnets",
+            "Write it as 10.1.0.64/26, with the --subnet that it is a part of",
+        )
+    return part
 
 
 def _parse_ipam(driver: str, options: dict[str, str]) -> model.Ipam | None:

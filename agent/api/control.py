@@ -133,7 +133,7 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
             driver=request.driver,
             subnets=request.subnets,
             gateways=request.gateways,
-            ip_range=request.ip_range,
+            ip_ranges=[request.ip_range, *request.ip_ranges],
             internal=request.internal,
             mtu=request.mtu,
             vni=request.vni,

@@ -111,6 +111,7 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
         subnets=value.subnets,
         gateways=value.gateways,
         ip_range=value.ip_range,
+        ip_ranges=value.ranges,
         vni=value.vni,
         mtu=_mtu(state, value),
         internal=value.internal,

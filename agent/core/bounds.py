@@ -129,8 +129,10 @@ def are_plain(values: Sequence[Endpoint], ids: Sequence[str]) -> bool:
 def _check_network(value: Network) -> None:
     check_ids(value.id, value.creator)
     check_name(value.name)
-    check_texts(value.driver, value.ip_range)
+    check_texts(value.driver, value.ip_range, *value.more_ranges)
     check_times(value.created)
+    if len(value.more_ranges) > SUBNETS_MAX:
+        raise Invalid("record", f"has {len(value.more_ranges)} IP ranges")
     if len(value.subnets) > SUBNETS_MAX or max(len(value.options), len(value.labels)) > LABELS_MAX:
         raise Invalid("record", f"has {len(value.subnets)} subnets, or too many labels")
     for subnet, gateway in zip(value.subnets, value.gateways, strict=True):

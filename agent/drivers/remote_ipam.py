@@ -9,6 +9,7 @@ What stands opposite: agent/remote/ipam.py, which asks.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,19 +110,23 @@ def asked_again(network: Network, ipam: Ipam) -> list[dict[str, Any]]:
     """The bodies of RequestPool that ask for just the pools that a network has."""
     return [
         pool_request(
-            ipam.space, subnet, part_of(subnet, network.ip_range), ipam.options, ":" in subnet
+            ipam.space, subnet, part_of(subnet, network.ranges), ipam.options, ":" in subnet
         )
         for subnet in network.subnets
     ]
 
 
-def part_of(subnet: str, ip_range: str) -> str:
-    """The IP range, if it is one of `subnet`; else nothing."""
-    if not ip_range or not subnet:
+def part_of(subnet: str, ranges: Iterable[str]) -> str:
+    """The first IP range that is a part of `subnet`, and not all of it; else nothing."""
+    if not subnet:
         return ""
-    inner, outer = ipaddress.ip_network(ip_range), ipaddress.ip_network(subnet)
-    fits = inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
-    return ip_range if fits and inner != outer else ""
+    outer = ipaddress.ip_network(subnet)
+    for text in ranges:
+        inner = ipaddress.ip_network(text)
+        fits = inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+        if fits and inner != outer:
+            return text
+    return ""
 
 
 def pools_for(network: Network, ipam: Ipam, address: bytes) -> list[tuple[str, str]]:

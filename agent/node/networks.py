@@ -77,7 +77,7 @@ class Networks(Records):
             spec.driver,
             subnets,
             gateways,
-            spec.ip_range,
+            next(iter(spec.ip_ranges), ""),
             self._choose_vni(spec.vni, id),
             spec.mtu,
             spec.internal,
@@ -89,6 +89,7 @@ class Networks(Records):
             stamp,
             born=stamp,
             ipam=spec.ipam,
+            more_ranges=spec.ip_ranges[1:],
         )
         with Recording(self) as change:
             self._put(NETWORK + id, network)

@@ -90,7 +90,7 @@ class RemoteIpam:
         found: list[Pool] = []
         gateways: list[str] = []
         for subnet, ipv6 in wanted:
-            part = remote_ipam.part_of(subnet, spec.ip_range)
+            part = remote_ipam.part_of(subnet, spec.ip_ranges)
             body = remote_ipam.pool_request(space, subnet, part, ipam.options, ipv6)
             pool = await self._request_pool(owner, ipam.plugin, body, spec.driver, found)
             found.append(pool)
@@ -104,7 +104,7 @@ class RemoteIpam:
             spec,
             subnets=subnets,
             gateways=tuple(gateways),
-            ip_range="" if spec.ip_range in subnets else spec.ip_range,
+            ip_ranges=tuple(part for part in spec.ip_ranges if part not in subnets),
             ipam=Ipam(ipam.plugin, tuple(pool.id for pool in found), space, ipam.options),
         )
 

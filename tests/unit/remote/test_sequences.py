@@ -239,7 +239,7 @@ async def test_what_is_asked_for_is_passed_on(world: Rig) -> None:
         "bridge",
         subnets=["10.8.0.0/16"],
         gateways=["10.8.9.9"],
-        ip_range="10.8.1.0/24",
+        ip_ranges=["10.8.1.0/24"],
         options={"aux.db": "10.8.1.7"},
         ipam_options={"pool": "blue"},
     )
