@@ -44,4 +44,4 @@ generate: setup-dev
 	scripts/generate.sh
 
 clean: down
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-plugins

@@ -113,6 +113,7 @@ class Client:
         subnets: Sequence[str] = (),
         gateways: Sequence[str] = (),
         ip_range: str = "",
+        ip_ranges: Sequence[str] = (),
         internal: bool = False,
         mtu: int = 0,
         vni: int = 0,
@@ -121,6 +122,8 @@ class Client:
         ipv6_only: bool = False,
         options: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
+        ipam_driver: str = "",
+        ipam_options: dict[str, str] | None = None,
         wait: float = 0.0,
     ) -> types.Network:
         """Make a network. Without `subnets` a free one is chosen; `wait` is in seconds."""
@@ -130,6 +133,7 @@ class Client:
             subnets=subnets,
             gateways=gateways,
             ip_range=ip_range,
+            ip_ranges=ip_ranges,
             internal=internal,
             mtu=_unsigned("--mtu", mtu),
             vni=_unsigned("--vni", vni),
@@ -138,6 +142,8 @@ class Client:
             ipv6_only=ipv6_only,
             options=options,
             labels=labels,
+            ipam_driver=ipam_driver,
+            ipam_options=ipam_options,
             wait=_wait(wait),
         )
         return cast(types.Network, await self._call(self._stub.CreateNetwork, request))

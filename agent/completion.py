@@ -7,8 +7,10 @@ What stands opposite: node.py (state), datapath/ (kernel), cluster/ (other nodes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from agent.allocator import Donors, with_space
@@ -17,7 +19,7 @@ from agent.errors import Timeout, Unsupported
 from agent.model import Endpoint, Network, Sandbox
 from agent.node import NodeState
 from agent.ports import PortHolder
-from agent.requests import EndpointSpec
+from agent.requests import EndpointSpec, NetworkSpec
 
 POLL = 0.02  # s
 
@@ -65,6 +67,18 @@ class RemoteDriver(Protocol):
         """Have plugins undo what is not wanted any more."""
 
 
+class IpamDriver(Protocol):
+    """What remote/ offers for networks whose addresses a plugin gives out."""
+
+    def pools(self, spec: NetworkSpec, id: str) -> AbstractAsyncContextManager[NetworkSpec]:
+        """`spec` with its subnets; given back if what is done inside fails."""
+
+    def addresses(
+        self, network: Network, spec: EndpointSpec
+    ) -> AbstractAsyncContextManager[EndpointSpec]:
+        """`spec` with its addresses; given back if what is done inside fails."""
+
+
 class Completion:
     """The parts of this node that a changing call needs, and how it ends."""
 
@@ -82,6 +96,7 @@ class Completion:
         self.ports = PortHolder()
         self.encrypter: Encrypter | None = None
         self.remote: RemoteDriver | None = None
+        self.ipam: IpamDriver | None = None
         # Returns when the name server has what was changed so far.
         self.names_settled: Callable[[], Awaitable[None]] | None = None
         self._host_sides = asyncio.Lock()  # the host's interface in a network is made once
@@ -148,8 +163,18 @@ class Completion:
         )
 
     async def allocate(self, network: str, spec: EndpointSpec, sandbox: str) -> Endpoint:
-        return await with_space(
-            self.node,
-            self._cluster,
-            lambda: self.node.create_endpoint(network, spec, sandbox),
-        )
+        """Make an endpoint, with addresses of whoever gives them out in its network."""
+        async with self.addressed(self.node.find_network(network), spec) as own:
+            return await with_space(
+                self.node,
+                self._cluster,
+                lambda: self.node.create_endpoint(network, own, sandbox),
+            )
+
+    def addressed(
+        self, network: Network, spec: EndpointSpec
+    ) -> AbstractAsyncContextManager[EndpointSpec]:
+        """`spec` with the addresses that a plugin gives, where they are its to give."""
+        if network.ipam and self.ipam:
+            return self.ipam.addresses(network, spec)
+        return contextlib.nullcontext(spec)

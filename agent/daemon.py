@@ -72,7 +72,9 @@ from agent.pathwatch import PathWatch, keep_known
 from agent.plan import Plan
 from agent.remote.client import Plugins
 from agent.remote.driver import RemoteDriver
+from agent.remote.ipam import RemoteIpam
 from agent.remote.ledger import Ledger
+from agent.remote.undoing import Undoer
 from agent.serviceops import ServiceOperations
 from agent.serving import free_socket, serve_cni, serve_control, serve_docker, serve_metrics
 from agent.syscalls import raise_file_limit
@@ -223,14 +225,15 @@ async def run(settings: Settings, reset_state: bool) -> None:
             settings.wireguard_rotate,
         )
         operations.encrypter = encryption
-        remote = RemoteDriver(
+        guests, plugins = Guests(), Plugins(settings.plugin_dir)
+        undoer = Undoer(
             node,
-            peers,
-            Plugins(settings.plugin_dir),
+            plugins,
             Ledger(state_dir / "plugins.json"),
-            Guests(),
+            {"move_out": guests.move_out, "hide": guests.hide},
         )
-        operations.remote = remote
+        operations.remote = RemoteDriver(node, peers, plugins, undoer, guests)
+        operations.ipam = ipam = RemoteIpam(node, plugins, undoer)
         operations.adopt()
         ToKernel(node, plan, kernel)
         node.describe(me)
@@ -243,8 +246,10 @@ async def run(settings: Settings, reset_state: bool) -> None:
                 "See whether another agent runs here with another --run-dir, and dmesg",
             ) from error
         stack.push_async_callback(kernel.stop)
-        remote.start()
-        stack.push_async_callback(remote.stop)
+        undoer.start()
+        stack.push_async_callback(undoer.stop)
+        ipam.start()
+        stack.push_async_callback(ipam.stop)
         watcher.start()
         stack.callback(watcher.stop)
         checker = HealthChecker(node)
@@ -342,6 +347,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
         control.users = Users(identity, node)
         control.paths, control.tunnels = paths.measures, tunnels.states
         control.service_operations = ServiceOperations(node, peers, peers, operations.done)
+        control.service_operations.ipam = ipam
         if settings.docker:
             services = control.service_operations
             await serve_docker(operations, settings, lambda: plan.is_complete, services, stack)

@@ -146,16 +146,34 @@ class InterfaceOperations(Completion):
     ) -> Endpoint:
         """The same with an interface of a plugin's: its name there is the plugin's choice."""
         sandbox = self.node.sandboxes.get(sandbox.id) or sandbox
-        endpoint, name, gateways = await remote.attach(sandbox, network, spec, ifname)
-        try:
-            sandbox = self._still(sandbox, is_kept)
-            fresh = with_interface(sandbox, endpoint.id, name, spec.priority)
-            lent = {**sandbox.lent, endpoint.id: gateways}
-            self.node.put_sandbox(msgspec.structs.replace(fresh, lent=lent))
-        except BaseException:
-            self.node.remove_endpoints([endpoint.id])
-            raise
+        async with self.addressed(network, spec) as own:
+            endpoint, name, gateways = await remote.attach(sandbox, network, own, ifname)
+            try:
+                # Of two connects at once the second one looks at what the first made.
+                sandbox = self._still(sandbox, is_kept)
+                self._check_fits(sandbox, network, name, endpoint.id)
+                fresh = with_interface(sandbox, endpoint.id, name, spec.priority)
+                lent = {**sandbox.lent, endpoint.id: gateways}
+                self.node.put_sandbox(msgspec.structs.replace(fresh, lent=lent))
+                await self._lead(remote, self.node.sandboxes[sandbox.id], endpoint.id)
+            except BaseException:
+                if self.node.local_endpoint(endpoint.id):
+                    self.node.remove_endpoints([endpoint.id])
+                self.shrink({endpoint.id})
+                await asyncio.shield(asyncio.ensure_future(self._taken_out(remote, sandbox.id)))
+                raise
         return endpoint
+
+    async def _taken_out(self, remote: RemoteDriver, sandbox: str) -> None:
+        """Have a sandbox be as it was before a plugin's interface came, which did not stay."""
+        await remote.settle()
+        await self.follow([sandbox])
+
+    async def _lead(self, remote: RemoteDriver, sandbox: Sandbox, endpoint: str) -> None:
+        """Have the default routes go by a plugin's interface, where they are its. OSError."""
+        if led := led_by(sandbox, endpoint, sandbox.lent[endpoint]):
+            name = sandbox.ifnames[sandbox.endpoints.index(endpoint)]
+            await remote.lead_out(sandbox, name, led)
 
     def _still(self, sandbox: Sandbox, is_kept: bool) -> Sandbox:
         """A sandbox as it is by now; NotFound if it was kept and has ended."""
@@ -228,14 +246,11 @@ class InterfaceOperations(Completion):
             if sandbox is None or sandbox.netns == HANDED_OUT:
                 continue
             if self.remote:
-                for endpoint, gateways in sandbox.lent.items():
-                    led = led_by(sandbox, endpoint, gateways)
-                    if led:
-                        name = sandbox.ifnames[sandbox.endpoints.index(endpoint)]
-                        try:
-                            await self.remote.lead_out(sandbox, name, led)
-                        except OSError as error:
-                            log.warning("sandbox.not_led", sandbox=id, error=str(error))
+                for endpoint in sandbox.lent:
+                    try:
+                        await self._lead(self.remote, sandbox, endpoint)
+                    except OSError as error:
+                        log.warning("sandbox.not_led", sandbox=id, error=str(error))
             if sandbox.pid and not sandbox.stack:
                 await self._tell_resolver(id)
 

@@ -104,6 +104,15 @@ class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
     winner: str  # id of the network that has it
 
 
+class Ipam(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The plugin that gives out a network's addresses, and what it calls the network's subnets."""
+
+    plugin: str
+    pools: tuple[str, ...]  # its ids of them, one for each subnet
+    space: str  # address space; the plugin's own word
+    options: dict[str, str] = {}
+
+
 class Network(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An isolated layer-2 segment. Stamps are those of core/clock.py: see core/judging.py."""
 
@@ -125,6 +134,13 @@ class Network(msgspec.Struct, frozen=True, array_like=True, gc=False):
     deleted: bool = False
     born: int = 0  # stamp of the creation; 0 in records of agents that did not know it
     lost: tuple[Loss, ...] = ()
+    ipam: Ipam | None = None  # none: its addresses are ours to give out
+    more_ranges: tuple[str, ...] = ()  # beside `ip_range`, which older agents know
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """The IP ranges that addresses are chosen from, of whichever subnet."""
+        return (self.ip_range, *self.more_ranges) if self.ip_range else ()
 
 
 class Endpoint(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -415,12 +431,13 @@ def check_sound(
         check_endpoint(value, id)
         return
     if isinstance(value, Network):
-        for text in (*value.subnets, *([value.ip_range] if value.ip_range else ())):
+        for text in (*value.subnets, *value.ranges):
             ipaddress.ip_network(text)
         for text in value.gateways:
             parse_address(text)
         sound = value.id == id and 1 <= value.vni <= VNI_MAX and 0 <= value.mtu <= 65535
         sound = sound and len(value.gateways) == len(value.subnets)
+        sound = sound and (value.ipam is None or len(value.ipam.pools) == len(value.subnets))
         sound = sound and 0 <= value.stamp <= STAMP_MAX and 0 <= value.born <= STAMP_MAX
     elif isinstance(value, Node):
         parse_address(value.address)
@@ -468,7 +485,9 @@ def find_overlap(subnet: IPNetwork, others: Iterable[tuple[str, str]]) -> tuple[
     return None
 
 
-REMOTE = "remote:"  # a network's driver that begins so is a plugin by the name that follows
+# A network's driver, or who gives out its addresses, that begins so is a plugin by the name that
+# follows.
+REMOTE = "remote:"
 
 
 def plugin_of(network: Network) -> str:

@@ -14,6 +14,7 @@ import itertools
 from collections.abc import AsyncIterator, Sequence
 
 from agent.allocator import with_space
+from agent.errors import Unsupported
 from agent.interfaceops import check_not_lent
 from agent.model import HANDED_OUT, Endpoint, Network, plugin_of
 from agent.requests import EndpointSpec, NetworkSpec, parse_lines
@@ -32,14 +33,23 @@ class Operations(SandboxOperations):
     async def create_network(self, spec: NetworkSpec, wait: float = 0.0) -> Network:
         """Make a network."""
         await self.check_encryption(spec.encrypted, f"network {spec.name}")
-        network = self.node.create_network(spec)
+        if spec.ipam and self.ipam:
+            id = self.node.new_network_id()
+            async with self.ipam.pools(spec, id) as own:
+                network = await self._make_network(own, id)
+        else:
+            network = await self._make_network(spec)
+        await self.done(wait, [network.id])
+        return network
+
+    async def _make_network(self, spec: NetworkSpec, id: str = "") -> Network:
+        network = self.node.create_network(spec, id)
         if self.remote and plugin_of(network):
             try:
                 await self.remote.ensure_network(network)
             except BaseException:
                 self.node.remove_network(network.id)
                 raise
-        await self.done(wait, [network.id])
         return network
 
     async def remove_networks(self, refs: Sequence[str], wait: float = 0.0) -> list[str]:
@@ -97,6 +107,12 @@ class Operations(SandboxOperations):
         """
         found = self.node.find_network(network)
         await self.check_encryption(found.encrypted, f"network {network}")
+        if found.ipam:
+            raise Unsupported(
+                f"network {network}",
+                f"has addresses that plugin {found.ipam.plugin} gives out, one by one",
+                "Make these endpoints with 'vxmesh endpoint create'",
+            )
         reserved: list[Endpoint] = []
         number = 1  # of the next line
         try:

@@ -23,6 +23,7 @@ DRIVERS = (model.OVERLAY, model.BRIDGE, *LAN_DRIVERS)
 MTU_MIN_V4 = 68  # RFC 791
 MTU_MIN_V6 = 1280  # RFC 8200, section 5
 MTU_MAX = 65535 - model.VXLAN_OVERHEAD_V6
+IPAM_OURS = "default"  # as Docker calls the driver that is its own
 PRIORITY_MAX = 32767  # of an interface, for its sandbox's default routes
 _PLUGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _IFNAME = re.compile(r"[A-Za-z0-9_.-]{1,15}\Z")
@@ -36,7 +37,7 @@ class NetworkSpec:
     driver: str = model.OVERLAY
     subnets: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
-    ip_range: str = ""
+    ip_ranges: tuple[str, ...] = ()
     internal: bool = False
     mtu: int = 0
     vni: int = 0
@@ -45,6 +46,8 @@ class NetworkSpec:
     labels: dict[str, str] = field(default_factory=dict)
     encrypted: bool = False
     ipv4: bool = True  # without subnets: choose one of IPv4
+    # Who gives out the addresses, if not we; without pools yet where it has not been asked.
+    ipam: model.Ipam | None = None
 
 
 class EndpointSpec(msgspec.Struct, frozen=True, gc=False):
@@ -76,7 +79,7 @@ def parse_network(
     driver: str = "",
     subnets: Sequence[str] = (),
     gateways: Sequence[str] = (),
-    ip_range: str = "",
+    ip_ranges: Sequence[str] = (),
     internal: bool = False,
     mtu: int = 0,
     vni: int = 0,
@@ -85,6 +88,8 @@ def parse_network(
     ipv6_only: bool = False,
     options: dict[str, str] | None = None,
     labels: dict[str, str] | None = None,
+    ipam_driver: str = "",
+    ipam_options: dict[str, str] | None = None,
 ) -> NetworkSpec:
     """Check each field of a network; Invalid or Unsupported names the first that is wrong."""
     name = model.parse_name(name, "network")
@@ -100,7 +105,7 @@ def parse_network(
             f"Use it: vxmesh run --network {driver}",
         )
     if driver.startswith(model.REMOTE):
-        _parse_plugin(driver)
+        _parse_plugin(driver, "driver")
     elif driver not in DRIVERS:
         raise Invalid(
             f"driver {model.shorten(driver)}", "is unknown", f"Use one of {', '.join(DRIVERS)}"
@@ -125,17 +130,10 @@ def parse_network(
             home.version == 4 and address == home.broadcast_address
         ):
             raise Invalid(f"gateway {gateway}", f"is no host's address in {home}", "Use another")
-    if ip_range:
-        inner = model.parse_subnet(ip_range) if "/" in ip_range else None
-        if inner is None or not any(
-            inner.version == s.version and inner.subnet_of(s)  # type: ignore[arg-type]
-            for s in parsed
-        ):
-            raise Invalid(
-                f"IP range {model.shorten(ip_range)}",
-                "lies in none of the subnets",
-                "Write it as 10.1.0.64/26, with the --subnet that it is a part of",
-            )
+    ranges = [_parse_range(text, parsed) for text in ip_ranges if text]
+    for i, part in enumerate(ranges):
+        if clash := model.find_overlap(part, [(str(r), str(r)) for r in ranges[:i]]):
+            raise Invalid(f"IP range {part}", f"overlaps {clash[0]}", "Give separate ones")
     if driver != model.OVERLAY and (encrypted or vni):
         raise Invalid(
             f"network {name}",
@@ -175,7 +173,7 @@ def parse_network(
         driver,
         tuple(str(s) for s in parsed),
         tuple(gateways),
-        ip_range,
+        tuple(map(str, ranges)),
         internal,
         mtu,
         vni,
@@ -184,14 +182,43 @@ def parse_network(
         model.parse_labels(labels or {}),
         encrypted,
         ipv4=not ipv6_only,
+        ipam=_parse_ipam(ipam_driver, ipam_options or {}),
     )
 
 
-def _parse_plugin(driver: str) -> None:
-    """Invalid unless what follows remote: can be a plugin's name."""
-    if not _PLUGIN.match(driver.removeprefix(model.REMOTE)):
+def _parse_range(text: str, subnets: Sequence[model.IPNetwork]) -> model.IPNetwork:
+    """A part of one of `subnets`; Invalid if it is none."""
+    part = model.parse_subnet(text) if "/" in text else None
+    if part is None or not any(
+        part.version == s.version and part.subnet_of(s)  # type: ignore[arg-type]
+        for s in subnets
+    ):
         raise Invalid(
-            f"driver {model.shorten(driver)}",
+            f"IP range {model.shorten(text)}",
+            "lies in none of the subnets",
+            "Write it as 10.1.0.64/26, with the --subnet that it is a part of",
+        )
+    return part
+
+
+def _parse_ipam(driver: str, options: dict[str, str]) -> model.Ipam | None:
+    if driver in ("", IPAM_OURS):
+        if options:
+            raise Invalid(
+                "--ipam-opt", "is for a plugin, and none is given", "Give --ipam-driver as well"
+            )
+        return None
+    _parse_plugin(driver, "IPAM driver")
+    found = model.parse_labels(options, "IPAM option")
+    return model.Ipam(driver.removeprefix(model.REMOTE), (), "", found)
+
+
+def _parse_plugin(driver: str, what: str) -> None:
+    """Invalid unless it is remote: and what can be a plugin's name."""
+    name = driver.removeprefix(model.REMOTE)
+    if name == driver or not _PLUGIN.match(name):
+        raise Invalid(
+            f"{what} {model.shorten(driver)}",
             "names no plugin",
             "Write it as remote:NAME, where NAME.sock or NAME.spec is in /run/docker/plugins",
         )

@@ -280,6 +280,13 @@ class SandboxOperations(InterfaceOperations):
         """Unsupported if interfaces in `network` cannot be made in the host's namespace and moved
         by somebody else: on the hosts' wire, a plugin's, which would be furnished there, and those
         of a bridge on another node."""
+        if network.ipam:
+            raise Unsupported(
+                f"network {network.name}",
+                f"has addresses that plugin {network.ipam.plugin} gives out, and the engine has "
+                "those of another",
+                "Use a network whose addresses are ours",
+            )
         if network.driver == OVERLAY:
             return
         if network.driver != BRIDGE:

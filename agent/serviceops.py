@@ -8,17 +8,21 @@ cluster/ports.py (other nodes).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import structlog
 
 from agent.allocator import Donors, with_space
+from agent.completion import IpamDriver
 from agent.errors import Conflict, Invalid, VxmeshError
 from agent.model import Endpoint, Publish
 from agent.node import NodeState
 from agent.ports import Taken, find_taken
-from agent.servicemodel import HEALTHY, UNHEALTHY, Service
+from agent.requests import EndpointSpec
+from agent.servicemodel import DNSRR, HEALTHY, UNHEALTHY, Service
 from agent.servicespec import ServiceSpec
 
 log = structlog.get_logger()
@@ -54,15 +58,29 @@ class ServiceOperations:
         self._donors = donors
         self._asker = asker
         self._done = done
+        self.ipam: IpamDriver | None = None
 
     async def create(self, spec: ServiceSpec, wait: float = 0.0) -> Service:
         """Make a service; Conflict names the node on which a port to publish is taken."""
         looked_at = self.node.preview(spec)
         self.node.check_published(looked_at)
         await self._check_hosts(looked_at)
-        service = await with_space(self.node, self._donors, lambda: self.node.create_service(spec))
+        async with self._addressed(spec) as own:
+            service = await with_space(
+                self.node, self._donors, lambda: self.node.create_service(own)
+            )
         await self._done(wait, [service.network])
         return service
+
+    @contextlib.asynccontextmanager
+    async def _addressed(self, spec: ServiceSpec) -> AsyncIterator[ServiceSpec]:
+        """`spec` with the addresses that a plugin gives, where they are its to give."""
+        network = self.node.find_network(spec.network)
+        if self.ipam is None or network.ipam is None or spec.mode == DNSRR:
+            yield spec
+            return
+        async with self.ipam.addresses(network, EndpointSpec(spec.name, spec.vips)) as own:
+            yield dataclasses.replace(spec, vips=own.addresses)
 
     async def update(
         self, ref: str, network: str, spec: ServiceSpec, fields: Sequence[str], wait: float = 0.0

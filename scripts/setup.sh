@@ -100,3 +100,15 @@ if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraints.txt -nt
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$extra"
   touch "$stamp"
 fi
+
+if [ "$what" = dev ]; then
+  # A plugin of somebody else's, run as it is by a test; what it needs is not to be among ours.
+  stamp=.venv-plugins/.installed
+  if [ ! -e "$stamp" ] || [ constraints.txt -nt "$stamp" ]; then
+    echo "setup: installing kuryr-libnetwork"
+    [ -x .venv-plugins/bin/python ] || .venv/bin/python -m venv .venv-plugins
+    .venv-plugins/bin/python -m pip install --quiet --disable-pip-version-check \
+      -c constraints.txt kuryr-libnetwork
+    touch "$stamp"
+  fi
+fi

@@ -139,7 +139,7 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
             driver=request.driver,
             subnets=request.subnets,
             gateways=request.gateways,
-            ip_range=request.ip_range,
+            ip_ranges=[request.ip_range, *request.ip_ranges],
             internal=request.internal,
             mtu=request.mtu,
             vni=request.vni,
@@ -148,6 +148,8 @@ class Control(ServiceControl, pb_grpc.ControlServicer):
             ipv6_only=request.ipv6_only,
             options=dict(request.options),
             labels=dict(request.labels),
+            ipam_driver=request.ipam_driver,
+            ipam_options=dict(request.ipam_options),
         )
         network = await self.operations.create_network(spec, wait_of(request))
         return convert.network(self.node, network)

@@ -22,8 +22,9 @@ from agent.drivers import bridge, overlay
 from agent.drivers.wireguard import key_address
 from agent.encryption import without_key
 from agent.lanmodel import is_on_lan
-from agent.model import BRIDGE, Network, Node, Publish, Sandbox, format_address, format_mac
+from agent.model import BRIDGE, REMOTE, Network, Node, Publish, Sandbox, format_address, format_mac
 from agent.node import NodeState, expelled_error
+from agent.requests import IPAM_OURS
 from agent.rpc import control_pb2 as control
 from agent.rpc import types_pb2 as pb
 from agent.servicemodel import UNKNOWN, Service
@@ -151,6 +152,7 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
         subnets=value.subnets,
         gateways=value.gateways,
         ip_range=value.ip_range,
+        ip_ranges=value.ranges,
         vni=value.vni,
         mtu=_mtu(state, value),
         internal=value.internal,
@@ -162,6 +164,7 @@ def network(state: NodeState, value: Network, ranges: bool = False) -> pb.Networ
         endpoints=len(members.all) if members else 0,
         conflict="; ".join(map(state.describe_conflict, state.catalogue.conflicts_of(value.id))),
         without_key=map(state.node_name, without_key(state, value.id)),
+        ipam_driver=f"{REMOTE}{value.ipam.plugin}" if value.ipam else IPAM_OURS,
     )
     addresses = state.addresses.get(value.id)
     if addresses:

@@ -19,6 +19,7 @@ from agent.cli.output import (
 if TYPE_CHECKING:
     from agent.rpc.types_pb2 import Network
 
+AUX = "aux."  # model.AUX, which is not loaded for this
 _COUNTS = ("total", "used", "free", "owned")
 COLUMNS: list[tuple[str, Any]] = [
     ("NAME", "name"),
@@ -42,6 +43,11 @@ def _fields(message: Network, *without: str) -> dict[str, Any]:
     return found
 
 
+def _kept(given: tuple[str, ...]) -> dict[str, str]:
+    """Addresses that are to be no workload's, as the option that says so of each."""
+    return {f"{AUX}{name}": ip for name, ip in pairs(given, "--aux-address").items()}
+
+
 @click.group()
 def network() -> None:
     """Isolated networks."""
@@ -57,7 +63,10 @@ def network() -> None:
 )
 @click.option("--subnet", "subnets", multiple=True, metavar="CIDR", help="[a free one]")
 @click.option("--gateway", "gateways", multiple=True, metavar="IP", help="[the first address]")
-@click.option("--ip-range", default="", metavar="CIDR", help="choose addresses only from here")
+@click.option(
+    "--ip-range", "ip_ranges", multiple=True, metavar="CIDR", help="choose addresses only from here"
+)
+@click.option("--aux-address", "kept", multiple=True, metavar="NAME=IP", help="for no workload")
 @click.option("--ipv6", is_flag=True, help="without --subnet: an IPv6 one too")
 @click.option("--ipv6-only", is_flag=True, help="without --subnet: an IPv6 one alone")
 @click.option("--internal", is_flag=True, help="no way out through the hosts")
@@ -66,6 +75,8 @@ def network() -> None:
 @click.option("--encrypted", is_flag=True, help="between hosts, inside WireGuard")
 @click.option("-O", "--opt", "options", multiple=True, metavar="KEY=VALUE", help="driver option")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE")
+@click.option("--ipam-driver", default="", metavar="remote:PLUGIN", help="[addresses are ours]")
+@click.option("--ipam-opt", "ipam_options", multiple=True, metavar="KEY=VALUE", help="for it")
 @wait_option
 @host_option
 @output_option
@@ -74,7 +85,8 @@ def create(
     driver: str,
     subnets: tuple[str, ...],
     gateways: tuple[str, ...],
-    ip_range: str,
+    ip_ranges: tuple[str, ...],
+    kept: tuple[str, ...],
     ipv6: bool,
     ipv6_only: bool,
     internal: bool,
@@ -83,6 +95,8 @@ def create(
     encrypted: bool,
     options: tuple[str, ...],
     labels: tuple[str, ...],
+    ipam_driver: str,
+    ipam_options: tuple[str, ...],
     wait: float,
     host: str,
     output: str,
@@ -95,15 +109,17 @@ def create(
             driver=driver,
             subnets=subnets,
             gateways=gateways,
-            ip_range=ip_range,
+            ip_ranges=ip_ranges,
             internal=internal,
             mtu=mtu,
             vni=vni,
             encrypted=encrypted,
             ipv6=ipv6,
             ipv6_only=ipv6_only,
-            options=pairs(options, "-O"),
+            options={**pairs(options, "-O"), **_kept(kept)},
             labels=pairs(labels, "--label"),
+            ipam_driver=ipam_driver,
+            ipam_options=pairs(ipam_options, "--ipam-opt"),
             wait=wait,
         ),
     )

@@ -43,7 +43,7 @@ class Addresses:
         self.ring = Ring(network.creator, network.subnets)
         reserved = [parse_address(g) for g in network.gateways]
         reserved += aux_addresses(network.options)
-        self.space = Space(network.subnets, reserved, network.ip_range)
+        self.space = Space(network.subnets, reserved, network.ranges)
 
     def pick(self, family: int) -> bytes | None:
         """A free address that this node owns; None if it has none left."""

@@ -40,6 +40,7 @@ ADDRESSES_MAX = 64  # of one endpoint: each is a row in every kernel and a recor
 SUBNETS_MAX = 16  # of one network; each is an address of a bridge, and is compared with all others
 ROUTES_MAX = 1024  # that a node says its host has: a new subnet is compared with each of them
 TEXT_MAX = 128  # characters of what is only shown: versions, drivers, names of removed nodes
+POOL_MAX = 512  # characters of what a plugin calls a subnet, and an address space
 LOSSES_MAX = 2  # of a network: its name and its VNI
 # Pieces of a network's addresses that one record states: some 60 bytes each with IPv6, so that
 # the record stays below the 256 KiB that peers take (cluster/codec.py).
@@ -145,8 +146,10 @@ def are_stations(macs: Sequence[bytes]) -> bool:
 def _check_network(value: Network) -> None:
     check_ids(value.id, value.creator)
     check_name(value.name)
-    check_texts(value.driver, value.ip_range)
+    check_texts(value.driver, value.ip_range, *value.more_ranges)
     check_times(value.created)
+    if len(value.more_ranges) > SUBNETS_MAX:
+        raise Invalid("record", f"has {len(value.more_ranges)} IP ranges")
     if len(value.subnets) > SUBNETS_MAX or max(len(value.options), len(value.labels)) > LABELS_MAX:
         raise Invalid("record", f"has {len(value.subnets)} subnets, or too many labels")
     for subnet, gateway in zip(value.subnets, value.gateways, strict=True):
@@ -160,6 +163,12 @@ def _check_network(value: Network) -> None:
     for loss in value.lost:
         check_ids(loss.winner)
         check_texts(loss.value)
+    if value.ipam:
+        check_texts(value.ipam.plugin)
+        parse_labels(value.ipam.options, "option")
+        for text in (value.ipam.space, *value.ipam.pools):
+            if len(text) > POOL_MAX:
+                raise Invalid("record", f"has the pool {shorten(text)}")
 
 
 def _check_node(value: Node) -> None:

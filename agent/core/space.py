@@ -25,15 +25,17 @@ _WIDTH = {4: 4, 6: 16}  # family -> bytes of an address
 class _Family:
     """The addresses of one family."""
 
-    __slots__ = ("fixed", "last", "more", "order", "used", "width", "windows")
+    __slots__ = ("fixed", "more", "order", "turns", "used", "width", "windows")
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.windows: list[Span] = []  # what dynamic addresses are picked from, sorted
+        # What dynamic addresses are picked from, disjoint: the first one until it is full. And
+        # the last pick of each, or one less than its first address.
+        self.windows: list[Span] = []
+        self.turns: list[int] = []
         self.used: dict[int, int] = {}  # address // 256 -> bitmap; none is 0
         self.more: dict[int, int] = {}  # address -> users, where there are several
         self.fixed: dict[int, int] = {}  # reserved addresses, as `used`
-        self.last = -1  # the last pick
         # The sorted keys of `used` and `fixed`, and of blocks that are empty by now.
         self.order: list[int] | None = None
 
@@ -72,14 +74,17 @@ class Space:
 
     `subnets` are CIDR; `reserved` are addresses, four or sixteen bytes, that no endpoint gets
     (the gateways). Of themselves reserved are the network and broadcast address of IPv4 and
-    the subnet-router anycast address of IPv6 (RFC 4291, section 2.6.1). With an `ip_range`
-    (CIDR, or empty) only addresses in it are picked, in its family; use is counted anywhere.
+    the subnet-router anycast address of IPv6 (RFC 4291, section 2.6.1). In a family that one of
+    `ranges` (CIDR, disjoint) is of only addresses in them are picked; use is counted anywhere.
+    Of several subnets the first one is picked from until it is full.
     """
 
-    def __init__(self, subnets: Iterable[str], reserved: Iterable[bytes], ip_range: str) -> None:
+    def __init__(
+        self, subnets: Iterable[str], reserved: Iterable[bytes], ranges: Iterable[str]
+    ) -> None:
         self._families = {width: _Family(width) for width in _WIDTH.values()}
         fixed = [(len(address), int.from_bytes(address)) for address in reserved]
-        range_ = ipaddress.ip_network(ip_range) if ip_range else None
+        parts = [ipaddress.ip_network(text) for text in ranges]
         for text in subnets:
             subnet = ipaddress.ip_network(text)
             width = _WIDTH[subnet.version]
@@ -87,18 +92,18 @@ class Space:
             fixed.append((width, low))
             if width == 4:
                 fixed.append((width, high))
-            if range_ is not None and range_.version == subnet.version:
-                low = max(low, int(range_.network_address))
-                high = min(high, int(range_.broadcast_address))
-            if low <= high:
-                self._families[width].windows.append((low, high))
+            chosen = [part for part in parts if part.version == subnet.version]
+            for part in chosen or [subnet]:
+                start = max(low, int(part.network_address))
+                end = min(high, int(part.broadcast_address))
+                if start <= end:
+                    self._families[width].windows.append((start, end))
+                    self._families[width].turns.append(start - 1)
         self._reserved = frozenset(number.to_bytes(width) for width, number in fixed)
         for width, number in fixed:
             masks = self._families[width].fixed
             block, offset = divmod(number, _BITS)
             masks[block] = masks.get(block, 0) | 1 << offset
-        for family in self._families.values():
-            family.windows.sort()
 
     # -- marking --
 
@@ -187,27 +192,29 @@ class Space:
     def pick(self, owned: Sequence[Span], family: int) -> bytes | None:
         """A free dynamic address inside `owned` (sorted, disjoint); None if there is none.
 
-        Next-fit: the first one after the last pick, then from the start again, so that an
-        address that was just released, which others still remember, is not the next one.
+        In each subnet next-fit: the first one after the last pick, then from the start again, so
+        that an address that was just released, which others still remember, is not the next one.
         """
         state = self._families[_WIDTH[family]]
-        turn = state.last + 1
-        after = [(max(low, turn), high) for low, high in state.windows if high >= turn]
-        before = [(low, min(high, turn - 1)) for low, high in state.windows if low < turn]
-        for windows in (after, before):
-            for low, high in _inside(owned, windows):
-                number = state.first_free(low, high)
-                if number is not None:
-                    state.last = number
-                    return number.to_bytes(state.width)
+        for index, (low, high) in enumerate(state.windows):
+            turn = state.turns[index] + 1
+            for start, end in ((turn, high), (low, turn - 1)):
+                for first, last in _inside(owned, [(start, end)] if start <= end else ()):
+                    number = state.first_free(first, last)
+                    if number is not None:
+                        state.turns[index] = number
+                        return number.to_bytes(state.width)
         return None
 
     def largest_free(self, owned: Sequence[Span], family: int) -> Span | None:
-        """The longest run of free dynamic addresses inside `owned`; the lowest of equals."""
+        """The longest run of free dynamic addresses inside `owned`; the first of equals."""
+        return self._longest(owned, family, self._families[_WIDTH[family]].windows)
+
+    def _longest(self, owned: Sequence[Span], family: int, windows: Iterable[Span]) -> Span | None:
         state = self._families[_WIDTH[family]]
         best: Span | None = None
         size = 0
-        for low, high in _inside(owned, state.windows):
+        for low, high in _inside(owned, windows):
             start = low  # of the run that we are in
             for block, bits in state.blocks(low, high):
                 mask = state.blocked(block) & bits
@@ -228,9 +235,12 @@ class Space:
     def offer(self, owned: Sequence[Span], family: int) -> Span | None:
         """What to donate: the upper half of the largest free run, rounded down.
 
-        Of a run of one, that one. None if nothing is free.
+        Of a run of one, that one. It is of the first subnet that has something free. None if
+        nothing is free.
         """
-        run = self.largest_free(owned, family)
+        windows = self._families[_WIDTH[family]].windows
+        found = (self._longest(owned, family, [window]) for window in windows)
+        run = next((run for run in found if run), None)
         if run is None or run[0] == run[1]:
             return run
         start, end = run
@@ -238,7 +248,7 @@ class Space:
 
     def usage(self, family: int) -> tuple[int, int]:
         """How many dynamic addresses the network has, and how many of them are used."""
-        return self.usage_of(self._families[_WIDTH[family]].windows, family)
+        return self.usage_of(sorted(self._families[_WIDTH[family]].windows), family)
 
     def usage_of(self, owned: Sequence[Span], family: int) -> tuple[int, int]:
         """The same of those inside `owned` (sorted, disjoint)."""
@@ -254,7 +264,7 @@ class Space:
 
 
 def _inside(owned: Sequence[Span], windows: Iterable[Span]) -> Iterator[Span]:
-    """What `owned` and `windows` have in common; both sorted and disjoint."""
+    """What `owned` (sorted, disjoint) and each of `windows` have in common."""
     for low, high in windows:
         first = max(bisect_right(owned, low, key=itemgetter(0)) - 1, 0)
         for index in range(first, len(owned)):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from agent.model import Network, Sandbox
+from agent.model import Endpoint, Network, Sandbox, holds
 
 
 class Way(NamedTuple):
@@ -68,6 +68,21 @@ def without(sandbox: Sandbox, endpoints: Collection[str]) -> Sandbox:
         priorities=tuple(priority for _, _, priority in kept),
         lent={id: ways for id, ways in sandbox.lent.items() if id not in endpoints},
     )
+
+
+def reached(network: Network, endpoint: Endpoint) -> tuple[str, ...]:
+    """The gateways of the subnets that an endpoint has addresses in, one a family: of those of
+    other subnets it could not ask who they are."""
+    found: dict[bool, str] = {}
+    has = {len(address) == 16 for address in endpoint.addresses}
+    families = [":" in subnet for subnet in network.subnets]
+    for gateway, subnet, family in zip(network.gateways, network.subnets, families, strict=True):
+        if family not in has or family in found:
+            continue
+        # As a rule there is one subnet of a family, and nothing to look at.
+        if families.count(family) == 1 or any(holds([subnet], a) for a in endpoint.addresses):
+            found[family] = gateway
+    return tuple(found.values())
 
 
 def led_by(sandbox: Sandbox, endpoint: str, gateways: Sequence[str]) -> tuple[str, ...]:

@@ -6,8 +6,10 @@ Source: libnetwork's docs/remote.md, Join; rtnetlink(7).
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+from pathlib import Path
 
 from agent.datapath import namespaces
 from agent.datapath.netlink import Netlink
@@ -29,7 +31,6 @@ class Guests:
         name: str,
         addresses: tuple[str, ...],
         mac: bytes,
-        gateways: tuple[str, ...],
         routes: tuple[tuple[str, str], ...],
     ) -> bytes:
         """Move interface `source` into `sandbox` as `name` and furnish it; its MAC.
@@ -61,8 +62,6 @@ class Guests:
                 # Those on the link first: next hops may be behind them.
                 for destination, hop in sorted(routes, key=lambda route: bool(route[1])):
                     await box.add_route(destination, hop, index)
-                for gateway in gateways:
-                    await lead_out(box, index, gateway, sandbox.netns)
                 found = await box.link(name)
                 return bytes.fromhex(found.mac.replace(":", "")) if found else mac
         except OSError as error:
@@ -89,6 +88,31 @@ class Guests:
                     await lead_out(box, link.index, gateway, sandbox.netns)
         finally:
             os.close(fd)
+
+    async def show(self, path: str, netns: str) -> None:
+        """Have a sandbox's namespace be found at `path` too, where nothing else is. OSError.
+
+        By a link: a mount would have the namespace outlive its workload.
+        """
+
+        def link() -> None:
+            place = Path(path)
+            place.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+            if place.is_symlink():
+                place.unlink()
+            place.symlink_to(netns)
+
+        await asyncio.to_thread(link)
+
+    async def hide(self, path: str) -> None:
+        """Take such a link away; fine if it is gone. OSError."""
+
+        def unlink() -> None:
+            place = Path(path)
+            if place.is_symlink():
+                place.unlink()
+
+        await asyncio.to_thread(unlink)
 
     async def move_out(self, netns: str, inode: int, name: str, source: str) -> None:
         """Give an interface back to the host under its old name; fine if it is gone. OSError."""

@@ -16,7 +16,7 @@ import ipaddress
 from collections.abc import Collection, Iterable, Mapping
 
 from agent.core.members import Members
-from agent.core.waysout import led_by
+from agent.core.waysout import led_by, reached
 from agent.drivers import wireguard
 from agent.drivers.base import Bridge, Closed, Port, Rows
 from agent.model import (
@@ -144,7 +144,7 @@ def port(network: Network, endpoint: Endpoint, sandbox: Sandbox, kind: str = "ve
         netns=sandbox.netns,
         inode=sandbox.inode,
         ifname=sandbox.ifnames[position],
-        gateways=led_by(sandbox, endpoint.id, network.gateways),
+        gateways=led_by(sandbox, endpoint.id, reached(network, endpoint)),
         handed_on=tuple(
             family
             for family, default in ((4, sandbox.default), (6, sandbox.default6))

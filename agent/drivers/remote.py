@@ -18,6 +18,7 @@ import msgspec
 
 from agent.errors import Invalid
 from agent.model import (
+    AUX,
     Endpoint,
     Network,
     Publish,
@@ -32,36 +33,41 @@ from agent.model import (
 T = TypeVar("T")
 ROUTES_MAX = 256  # static routes of one endpoint
 PREFIX_MAX = 11  # of an interface's name, so that its number has room in the kernel's 15
+KEYS = "/var/run/docker/netns"  # libnetwork, osl/namespace_linux.go: where sandboxes are found
 GENERIC = "com.docker.network.generic"
 _PROTOCOLS = {"tcp": 6, "udp": 17}  # IANA's numbers
 
 
-class _Capabilities(msgspec.Struct):
+class Answer(msgspec.Struct, rename="lower"):
+    """A part of what a plugin answers; see `decode`."""
+
+
+class _Capabilities(Answer):
     Scope: str | None = None
 
 
-class _Interface(msgspec.Struct):
+class _Interface(Answer):
     Address: str | None = None
     AddressIPv6: str | None = None
     MacAddress: str | None = None
 
 
-class _Created(msgspec.Struct):
+class _Created(Answer):
     Interface: _Interface | None = None
 
 
-class _Name(msgspec.Struct):
+class _Name(Answer):
     SrcName: str | None = None
     DstPrefix: str | None = None
 
 
-class _Route(msgspec.Struct):
+class _Route(Answer):
     Destination: str | None = None
     RouteType: int | None = None  # 0: by NextHop, 1: on the link
     NextHop: str | None = None
 
 
-class _Join(msgspec.Struct):
+class _Join(Answer):
     InterfaceName: _Name | None = None
     Gateway: str | None = None
     GatewayIPv6: str | None = None
@@ -87,6 +93,11 @@ def wire_id(id: str) -> str:
     return (id * 4)[:64]
 
 
+def sandbox_key(sandbox: Sandbox) -> str:
+    """The path of a sandbox's namespace in the form of Docker's, which some plugins insist on."""
+    return f"{KEYS}/{sandbox.id[:12]}"
+
+
 def network_request(network: Network) -> dict[str, Any]:
     """The body of CreateNetwork."""
     options: dict[str, Any] = {
@@ -98,12 +109,17 @@ def network_request(network: Network) -> dict[str, Any]:
     data: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for subnet, gateway in zip(network.subnets, network.gateways, strict=True):
         length = subnet.partition("/")[2]
+        inside = ipaddress.ip_network(subnet)
         data[":" in subnet].append(
             {
-                "AddressSpace": "vxmesh",
+                "AddressSpace": network.ipam.space if network.ipam else "vxmesh",
                 "Pool": subnet,
                 "Gateway": f"{gateway}/{length}",
-                "AuxAddresses": {},
+                "AuxAddresses": {
+                    key.removeprefix(AUX): f"{value}/{length}"
+                    for key, value in network.options.items()
+                    if key.startswith(AUX) and ipaddress.ip_address(value) in inside
+                },
             }
         )
     return {
@@ -179,9 +195,9 @@ def free_name(sandbox: Sandbox, prefix: str) -> str:
 
 def parse_scope(answer: bytes, plugin: str) -> str:
     """local or global; Invalid if it is neither."""
-    scope = (_decode(answer, _Capabilities, plugin, "GetCapabilities").Scope or "").lower()
+    scope = (decode_of(answer, _Capabilities, plugin, "GetCapabilities").Scope or "").lower()
     if scope not in ("local", "global"):
-        raise _wrong(plugin, f"has scope {shorten(scope)}, which is neither local nor global")
+        raise wrong(plugin, f"has scope {shorten(scope)}, which is neither local nor global")
     return scope
 
 
@@ -190,73 +206,88 @@ def parse_created(answer: bytes, plugin: str, network: Network, asked: Mapping[s
 
     `asked` is the Interface of the request. Invalid if the plugin changes what it was given.
     """
-    interface = _decode(answer, _Created, plugin, "CreateEndpoint").Interface or _Interface()
+    interface = decode_of(answer, _Created, plugin, "CreateEndpoint").Interface or _Interface()
     for key in ("Address", "AddressIPv6", "MacAddress"):
         value = getattr(interface, key) or ""
         if not value or value.lower() == str(asked[key]).lower():
             continue
         if asked[key]:
-            raise _wrong(plugin, f"answered {key} {shorten(value)}, but was given {asked[key]}")
+            raise wrong(plugin, f"answered {key} {shorten(value)}, but was given {asked[key]}")
         if key != "MacAddress":
-            raise _wrong(plugin, f"answered {key} {shorten(value)}, of which there is no subnet")
+            raise wrong(plugin, f"answered {key} {shorten(value)}, of which there is no subnet")
     if not interface.MacAddress:
         return b""
     try:
         return parse_mac(interface.MacAddress)
     except Invalid as error:
-        raise _wrong(plugin, f"answered {error.what}, which {error.why}") from None
+        raise wrong(plugin, f"answered {error.what}, which {error.why}") from None
 
 
 def parse_join(answer: bytes, plugin: str) -> Joined:
     """What Join answered; Invalid if it cannot be meant."""
-    join = _decode(answer, _Join, plugin, "Join")
+    join = decode_of(answer, _Join, plugin, "Join")
     name = join.InterfaceName or _Name()
     source, prefix = name.SrcName or "", name.DstPrefix or "eth"
     if len(source) > 15 or "/" in source or not source.isprintable():
-        raise _wrong(plugin, f"named an interface {shorten(source)}, which none can be called")
+        raise wrong(plugin, f"named an interface {shorten(source)}, which none can be called")
     if not (prefix.isascii() and prefix.isalnum()) or len(prefix) > PREFIX_MAX:
-        raise _wrong(plugin, f"wants interfaces called {shorten(prefix)}, which none can be")
+        raise wrong(plugin, f"wants interfaces called {shorten(prefix)}, which none can be")
     gateways = []
     for text, is_ipv6 in ((join.Gateway, False), (join.GatewayIPv6, True)):
         if not text:
             continue
-        address = _parse_host(plugin, text)
+        address = parse_host(plugin, text)
         if (len(address) == 16) != is_ipv6:
-            raise _wrong(plugin, f"answered a gateway of the wrong family, {shorten(text)}")
+            raise wrong(plugin, f"answered a gateway of the wrong family, {shorten(text)}")
         gateways.append(format_address(address))
     found = join.StaticRoutes or []
     if len(found) > ROUTES_MAX:
-        raise _wrong(plugin, f"answered {len(found)} static routes, of which {ROUTES_MAX} may be")
+        raise wrong(plugin, f"answered {len(found)} static routes, of which {ROUTES_MAX} may be")
     routes = []
     for route in found:
         try:
             destination = ipaddress.ip_network(route.Destination or "", strict=False)
         except ValueError:
             text = shorten(route.Destination or "")
-            raise _wrong(plugin, f"answered a route to {text}, which is no subnet") from None
+            raise wrong(plugin, f"answered a route to {text}, which is no subnet") from None
         hop = ""
         if (route.RouteType or 0) == 0:
-            hop = format_address(_parse_host(plugin, route.NextHop or ""))
+            hop = format_address(parse_host(plugin, route.NextHop or ""))
             if (":" in hop) != (destination.version == 6):
-                raise _wrong(plugin, f"answered a route to {destination} by {hop}")
+                raise wrong(plugin, f"answered a route to {destination} by {hop}")
         routes.append((str(destination), hop))
     return Joined(source, prefix, tuple(gateways), tuple(routes))
 
 
-def _parse_host(plugin: str, text: str) -> bytes:
+def parse_host(plugin: str, text: str) -> bytes:
     """An address, with or without a prefix length."""
     try:
         return parse_address(text.partition("/")[0])
     except Invalid as error:
-        raise _wrong(plugin, f"answered {error.what}, which {error.why}") from None
+        raise wrong(plugin, f"answered {error.what}, which {error.why}") from None
 
 
-def _decode(answer: bytes, kind: type[T], plugin: str, method: str) -> T:
+def decode(answer: bytes, kind: type[T]) -> T:
+    """An Answer out of JSON, whose keys may be written in any case: so does Docker read them
+    (encoding/json of Go). MsgspecError or UnicodeDecodeError if it is none."""
     try:
-        return msgspec.json.decode(answer or b"{}", type=kind)
+        return msgspec.convert(_fold(msgspec.json.decode(answer or b"{}")), kind)
+    except RecursionError:
+        raise msgspec.ValidationError("it is nested too deeply") from None
+
+
+def _fold(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key.lower(): _fold(item) for key, item in value.items()}
+    return list(map(_fold, value)) if isinstance(value, list) else value
+
+
+def decode_of(answer: bytes, kind: type[T], plugin: str, method: str) -> T:
+    try:
+        return decode(answer, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise _wrong(plugin, f"answered {method} with what it cannot be: {error}") from None
+        raise wrong(plugin, f"answered {method} with what it cannot be: {error}") from None
 
 
-def _wrong(plugin: str, why: str) -> Invalid:
+def wrong(plugin: str, why: str) -> Invalid:
     return Invalid(f"plugin {plugin}", why, "Tell its maker; what was begun is undone")

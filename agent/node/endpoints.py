@@ -383,6 +383,8 @@ class Endpoints(Networks):
         return {parse_address(a): node.name for node in nodes for a in (node.address, node.vtep)}
 
     def _check_owned(self, network: Network, addresses: Iterable[bytes]) -> None:
+        if network.ipam:
+            return  # a plugin sees to it that no two nodes have one
         foreign = self.addresses[network.id].foreign(addresses)
         for owner, ranges in foreign.items():
             label = f"address {format_address(ranges[0][0])}"
@@ -395,6 +397,12 @@ class Endpoints(Networks):
             )
 
     def _pick(self, network: Network, family: int) -> bytes:
+        if network.ipam:
+            raise Unsupported(
+                f"an address in network {self.catalogue.name(network.id)}",
+                f"is plugin {network.ipam.plugin}'s to choose, which is not asked for this",
+                "Use a network whose addresses are ours",
+            )
         addresses = self.addresses[network.id]
         hosts = self._hosts_on(network)
         while (address := addresses.pick(family)) is not None:

@@ -43,7 +43,15 @@ class Networks(Records):
 
     # -- networks --
 
-    def create_network(self, spec: NetworkSpec) -> Network:
+    def new_network_id(self) -> str:
+        """An id for `create_network`, where it is needed before."""
+        return self._new_id()
+
+    def check_free(self, subnet: str, driver: str) -> None:
+        """Conflict if no new network of `driver` can have `subnet`."""
+        check_subnets([subnet], self._taken(driver))
+
+    def create_network(self, spec: NetworkSpec, id: str = "") -> Network:
         """Make a network; Conflict names what stands in the way, and nothing is changed."""
         self.check_stays()
         if self.catalogue.named(spec.name):
@@ -56,7 +64,7 @@ class Networks(Records):
             )
         taken = self._taken(spec.driver)
         self._check_mtu(spec)
-        id = self._new_id()
+        id = id or self._new_id()
         if spec.subnets:
             check_subnets(spec.subnets, taken)
         subnets = spec.subnets or choose_subnets(id, spec.ipv4, spec.ipv6, taken)
@@ -69,7 +77,7 @@ class Networks(Records):
             spec.driver,
             subnets,
             gateways,
-            spec.ip_range,
+            next(iter(spec.ip_ranges), ""),
             self._choose_vni(spec.vni, id),
             spec.mtu,
             spec.internal,
@@ -80,6 +88,8 @@ class Networks(Records):
             self.me,
             stamp,
             born=stamp,
+            ipam=spec.ipam,
+            more_ranges=spec.ip_ranges[1:],
         )
         with Recording(self) as change:
             self._put(NETWORK + id, network)

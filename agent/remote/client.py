@@ -15,13 +15,14 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from agent.drivers.remote import Answer, decode
 from agent.errors import Invalid, NotFound, Timeout, Unavailable, VxmeshError
 from agent.remote import discovery
 
 ACCEPT = "application/vnd.docker.plugins.v1.2+json"
 ANSWER_BYTES_MAX = 1 << 20
 CALL_WITHIN = 20.0  # s, connecting included; a plugin may have to ask a controller elsewhere
-NETWORK_DRIVER = "NetworkDriver"
+NETWORK_DRIVER, IPAM_DRIVER = "NetworkDriver", "IpamDriver"
 
 
 class Refused(VxmeshError):
@@ -35,12 +36,13 @@ class Refused(VxmeshError):
         self.is_unknown = status == 404  # it does not know the method
 
 
-class _Activated(msgspec.Struct):
+class _Activated(Answer):
     Implements: list[str] | None = None
 
 
-class _Error(msgspec.Struct):
-    Err: str | None = None
+class _Error(Answer):
+    Err: str | None = None  # libnetwork drivers/remote/api
+    Error: str | None = None  # libnetwork ipams/remote/api
 
 
 class Plugins:
@@ -48,15 +50,17 @@ class Plugins:
 
     def __init__(self, directories: Sequence[str], within: float = CALL_WITHIN) -> None:
         """`within` is how long a call may take, s."""
-        self._directories, self._within = tuple(directories), within
+        self._directories, self.within = tuple(directories), within
         self._implements: dict[tuple[str, discovery.Place], list[str]] = {}
 
-    async def call(self, plugin: str, method: str, body: dict[str, Any]) -> bytes:
+    async def call(
+        self, plugin: str, method: str, body: dict[str, Any], within: float = 0.0
+    ) -> bytes:
         """Call `method`, such as NetworkDriver.Join, and return the JSON of its answer.
 
         NotFound if no plugin has that name, Unavailable if it does not listen or breaks off,
         Timeout if it hangs, Refused if it answers an error, Invalid if that is no answer or it
-        does not implement what the method is of.
+        does not implement what the method is of. `within` is s, if not as long as any call.
         """
         place = await asyncio.to_thread(discovery.find, plugin, self._directories)
         kind = method.partition(".")[0]
@@ -64,7 +68,7 @@ class Plugins:
         if place.tls is not None or key not in self._implements:
             answer = await self._post(plugin, place, "Plugin.Activate", {})
             try:
-                found = msgspec.json.decode(answer, type=_Activated).Implements or []
+                found = decode(answer, _Activated).Implements or []
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 why = f"answered Plugin.Activate with what it cannot be: {error}"
                 raise Invalid(f"plugin {plugin}", why, "Tell its maker") from None
@@ -77,13 +81,18 @@ class Plugins:
                 f"plugin {plugin}", f"implements {has} and not {kind}", "Use another plugin"
             )
         try:
-            return await self._post(plugin, place, method, body)
+            return await self._post(plugin, place, method, body, within)
         except (Unavailable, Timeout):
             self._implements.pop(key, None)
             raise
 
     async def _post(
-        self, plugin: str, place: discovery.Place, method: str, body: dict[str, Any]
+        self,
+        plugin: str,
+        place: discovery.Place,
+        method: str,
+        body: dict[str, Any],
+        within: float = 0.0,
     ) -> bytes:
         connector = (
             aiohttp.UnixConnector(place.socket)
@@ -92,7 +101,7 @@ class Plugins:
         )
         try:
             async with (
-                asyncio.timeout(self._within),
+                asyncio.timeout(within or self.within),
                 aiohttp.ClientSession(connector=connector, auto_decompress=False) as session,
                 session.post(
                     f"{place.url}/{method}",
@@ -112,7 +121,7 @@ class Plugins:
         except TimeoutError:
             raise Timeout(
                 f"plugin {plugin}",
-                f"has not answered {method} after {self._within:g} s",
+                f"has not answered {method} after {within or self.within:g} s",
                 "See the plugin's log, or start it anew",
             ) from None
         except (aiohttp.ClientError, OSError) as error:
@@ -133,6 +142,7 @@ def is_away(error: VxmeshError) -> bool:
 def _said(answer: bytes) -> str:
     """The error that an answer has, in one line; empty if it has none."""
     try:
-        return " ".join((msgspec.json.decode(answer or b"{}", type=_Error).Err or "").split())[:500]
+        found = decode(answer, _Error)
+        return " ".join((found.Err or found.Error or "").split())[:500]
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return " ".join(answer[:500].decode(errors="replace").split())

@@ -56,6 +56,19 @@ class Ledger:
             self.steps.pop(owner, None)
         await self._save()
 
+    async def put(self, owner: str, steps: list[Step]) -> None:
+        """Replace what undoes an owner: of what was there before nothing is left to undo."""
+        self.steps[owner] = list(steps)
+        if not steps:
+            del self.steps[owner]
+        await self._save()
+
+    def is_shared(self, step: Step) -> bool:
+        """Whether another owner wants the same undone."""
+        return any(
+            other == step and other is not step for steps in self.steps.values() for other in steps
+        )
+
     async def _save(self) -> None:
         async with self._lock:
             content = msgspec.json.encode(self.steps)

@@ -69,7 +69,7 @@ class ListNodesReply(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[_types_pb2.Node, _Mapping]]] = ...) -> None: ...
 
 class CreateNetworkRequest(_message.Message):
-    __slots__ = ("name", "driver", "subnets", "gateways", "ip_range", "internal", "mtu", "vni", "encrypted", "options", "labels", "wait", "ipv6", "ipv6_only")
+    __slots__ = ("name", "driver", "subnets", "gateways", "ip_range", "internal", "mtu", "vni", "encrypted", "options", "labels", "wait", "ipv6", "ipv6_only", "ipam_driver", "ipam_options", "ip_ranges")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,13 @@ class CreateNetworkRequest(_message.Message):
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class IpamOptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +105,9 @@ class CreateNetworkRequest(_message.Message):
     WAIT_FIELD_NUMBER: _ClassVar[int]
     IPV6_FIELD_NUMBER: _ClassVar[int]
     IPV6_ONLY_FIELD_NUMBER: _ClassVar[int]
+    IPAM_DRIVER_FIELD_NUMBER: _ClassVar[int]
+    IPAM_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    IP_RANGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     driver: str
     subnets: _containers.RepeatedScalarFieldContainer[str]
@@ -112,7 +122,10 @@ class CreateNetworkRequest(_message.Message):
     wait: Wait
     ipv6: bool
     ipv6_only: bool
-    def __init__(self, name: _Optional[str] = ..., driver: _Optional[str] = ..., subnets: _Optional[_Iterable[str]] = ..., gateways: _Optional[_Iterable[str]] = ..., ip_range: _Optional[str] = ..., internal: _Optional[bool] = ..., mtu: _Optional[int] = ..., vni: _Optional[int] = ..., encrypted: _Optional[bool] = ..., options: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., ipv6: _Optional[bool] = ..., ipv6_only: _Optional[bool] = ...) -> None: ...
+    ipam_driver: str
+    ipam_options: _containers.ScalarMap[str, str]
+    ip_ranges: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., driver: _Optional[str] = ..., subnets: _Optional[_Iterable[str]] = ..., gateways: _Optional[_Iterable[str]] = ..., ip_range: _Optional[str] = ..., internal: _Optional[bool] = ..., mtu: _Optional[int] = ..., vni: _Optional[int] = ..., encrypted: _Optional[bool] = ..., options: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., ipv6: _Optional[bool] = ..., ipv6_only: _Optional[bool] = ..., ipam_driver: _Optional[str] = ..., ipam_options: _Optional[_Mapping[str, str]] = ..., ip_ranges: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListNetworksRequest(_message.Message):
     __slots__ = ()

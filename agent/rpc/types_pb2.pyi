@@ -75,7 +75,7 @@ class WireguardKey(_message.Message):
     def __init__(self, public_key: _Optional[str] = ..., port: _Optional[int] = ..., generation: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Network(_message.Message):
-    __slots__ = ("id", "name", "driver", "subnets", "gateways", "ip_range", "vni", "mtu", "internal", "encrypted", "options", "labels", "created", "creator", "endpoints", "ranges", "conflict", "total", "used", "free", "usage", "without_key")
+    __slots__ = ("id", "name", "driver", "subnets", "gateways", "ip_range", "vni", "mtu", "internal", "encrypted", "options", "labels", "created", "creator", "endpoints", "ranges", "conflict", "total", "used", "free", "usage", "without_key", "ipam_driver", "ip_ranges")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,8 @@ class Network(_message.Message):
     FREE_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_KEY_FIELD_NUMBER: _ClassVar[int]
+    IPAM_DRIVER_FIELD_NUMBER: _ClassVar[int]
+    IP_RANGES_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     driver: str
@@ -134,7 +136,9 @@ class Network(_message.Message):
     free: int
     usage: _containers.RepeatedCompositeFieldContainer[AddressUse]
     without_key: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., driver: _Optional[str] = ..., subnets: _Optional[_Iterable[str]] = ..., gateways: _Optional[_Iterable[str]] = ..., ip_range: _Optional[str] = ..., vni: _Optional[int] = ..., mtu: _Optional[int] = ..., internal: _Optional[bool] = ..., encrypted: _Optional[bool] = ..., options: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., creator: _Optional[str] = ..., endpoints: _Optional[int] = ..., ranges: _Optional[_Iterable[_Union[Ownership, _Mapping]]] = ..., conflict: _Optional[str] = ..., total: _Optional[int] = ..., used: _Optional[int] = ..., free: _Optional[int] = ..., usage: _Optional[_Iterable[_Union[AddressUse, _Mapping]]] = ..., without_key: _Optional[_Iterable[str]] = ...) -> None: ...
+    ipam_driver: str
+    ip_ranges: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., driver: _Optional[str] = ..., subnets: _Optional[_Iterable[str]] = ..., gateways: _Optional[_Iterable[str]] = ..., ip_range: _Optional[str] = ..., vni: _Optional[int] = ..., mtu: _Optional[int] = ..., internal: _Optional[bool] = ..., encrypted: _Optional[bool] = ..., options: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created: _Optional[str] = ..., creator: _Optional[str] = ..., endpoints: _Optional[int] = ..., ranges: _Optional[_Iterable[_Union[Ownership, _Mapping]]] = ..., conflict: _Optional[str] = ..., total: _Optional[int] = ..., used: _Optional[int] = ..., free: _Optional[int] = ..., usage: _Optional[_Iterable[_Union[AddressUse, _Mapping]]] = ..., without_key: _Optional[_Iterable[str]] = ..., ipam_driver: _Optional[str] = ..., ip_ranges: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AddressUse(_message.Message):
     __slots__ = ("node", "family", "owned", "used")

@@ -108,6 +108,24 @@ def test_a_workload_is_connected_to_a_plugins_network_and_to_ours_by_order(weird
     assert world.pings("h1", one, one), "by name, at a name server of ours"
 
 
+def test_a_plugins_interface_that_does_not_stay_leaves_the_way_out_as_it_was(
+    weird: Weird,
+) -> None:
+    world = weird.world
+    world.vx("h1", "network", "create", "odd", "--driver", "remote:weird")
+    ours = world.network()
+    one = world.workload("h1", ours, "", "--publish", "8080:80")
+    [gateway] = world.read("h1", "network", "inspect", ours)["gateways"]
+    weird.start("refuse:ProgramExternalConnectivity")
+    join = ("endpoint", "create", "--sandbox", one, "--network", "odd", "--priority", "1")
+    done = world.try_vx("h1", *join)
+    assert "refused NetworkDriver.ProgramExternalConnectivity" in done.stderr
+    lead = world.inside("h1", one, "ip", "route", "show", "default").stdout
+    assert f"via {gateway} dev eth0" in lead
+    assert world.pings("h1", one, gateway)
+    assert "weird" not in world.inside("h1", one, "ip", "-o", "link").stdout
+
+
 @pytest.mark.parametrize("broken", ["lie:Join", "die:Join", "refuse:Join"])
 def test_a_plugin_that_breaks_leaves_nothing_half_made(weird: Weird, broken: str) -> None:
     world = weird.world

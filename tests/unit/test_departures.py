@@ -624,7 +624,7 @@ def test_a_full_network_says_who_uses_it_and_who_has_the_rest(
 
 def test_an_ip_range_is_the_total() -> None:
     n1 = make("n1")
-    spec = parse_network("web", subnets=["10.1.0.0/24"], ip_range="10.1.0.64/29")
+    spec = parse_network("web", subnets=["10.1.0.0/24"], ip_ranges=["10.1.0.64/29"])
     web = n1.create_network(spec)
     usage = n1.addresses[web.id].usage(4)
     assert (usage.total, usage.used, usage.free) == (8, 0, 8)

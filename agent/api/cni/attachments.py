@@ -18,6 +18,7 @@ import msgspec
 
 from agent import cnimodel as cni
 from agent.cnimodel import CniError
+from agent.core.waysout import reached
 from agent.drivers.base import Seen
 from agent.errors import (
     Conflict,
@@ -254,7 +255,7 @@ class Attachments:
         if found is None or seen is None:
             raise CniError(cni.TRY_AGAIN, "the interface went again as soon as it had been made")
         own = {format_address(address) for address in made.addresses}
-        outside = () if network.internal else network.gateways
+        outside = () if network.internal else reached(network, made)
         return {
             "mac": seen.mac,
             "mtu": seen.mtu,

@@ -87,7 +87,7 @@ def compare(
     has.update(held.network for id, held in means.items() if id not in steps.forget)
     for id in sorted(ours.keys() - has - set(steps.gone)):
         name = ours[id].labels.get(NAME)
-        if name and ours[id].driver == OVERLAY:
+        if name and ours[id].driver == OVERLAY and not ours[id].ipam:
             name = f"{name}-{id[:SHORT]}" if name in taken else name
             if name not in taken:
                 steps.create.append((ours[id], name))

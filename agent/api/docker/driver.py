@@ -35,6 +35,7 @@ from agent.api.docker.bodies import (
     read,
 )
 from agent.api.docker.ipam import SPACE, Ipam
+from agent.core.waysout import reached
 from agent.errors import Conflict, Invalid, NotFound
 from agent.model import (
     AUX,
@@ -113,7 +114,7 @@ class Driver:
             f"docker-{asked.id[:12]}",
             subnets=[pool.pool for pool in pools],
             gateways=[pool.gateway.partition("/")[0] for pool in pools if pool.gateway],
-            ip_range=self._ipam.part_of([pool.pool for pool in pools]) or _upper_half(pools),
+            ip_ranges=[self._ipam.part_of([pool.pool for pool in pools]) or _upper_half(pools)],
             internal=bool(options.get(INTERNAL)),
             ipv6=bool(options.get(IPV6)),
             mtu=int(mtu),
@@ -206,9 +207,9 @@ class Driver:
             "DisableGatewayService": True,
         }
         if network.internal:
-            joined["StaticRoutes"] = _to_resolvers(network, self._resolvers())
+            joined["StaticRoutes"] = _to_resolvers(network, endpoint, self._resolvers())
         else:
-            for gateway in network.gateways:
+            for gateway in reached(network, endpoint):
                 joined["GatewayIPv6" if ":" in gateway else "Gateway"] = gateway
         return joined
 
@@ -303,10 +304,12 @@ def _is_elsewhere(address: str) -> bool:
         return False
 
 
-def _to_resolvers(network: Network, resolvers: Iterable[str]) -> list[dict[str, Any]]:
+def _to_resolvers(
+    network: Network, endpoint: Endpoint, resolvers: Iterable[str]
+) -> list[dict[str, Any]]:
     """Routes of a container in a network without a way out: to the name servers that it asks, and
     in whose place ours answers. Nothing else gets through."""
-    gateways = {":" in gateway: gateway for gateway in reversed(network.gateways)}
+    gateways = {":" in gateway: gateway for gateway in reached(network, endpoint)}
     return [
         {"Destination": f"{a}/{128 if ':' in a else 32}", "RouteType": 0,
          "NextHop": gateways[":" in a]}

@@ -212,7 +212,7 @@ WORDS: list[tuple[Callable[[str], object], tuple[str, ...]]] = [
     (lambda word: requests.parse_network("n", subnets=word.split(",")), ("10.1.0.0/24",)),
     (lambda word: requests.parse_network(word, gateways=["10.1.0.1"]), ("n",)),
     (
-        lambda word: requests.parse_network("n", subnets=["10.1.0.0/24"], ip_range=word),
+        lambda word: requests.parse_network("n", subnets=["10.1.0.0/24"], ip_ranges=[word]),
         ("10.1.0.64/26",),
     ),
     (lambda word: requests.parse_network("n", driver=word), ("overlay", "macvlan")),

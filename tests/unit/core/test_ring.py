@@ -321,7 +321,7 @@ class _Node:
         """Start with nothing but own records and own endpoints."""
         self.replica = {k: v for k, v in self.replica.items() if k == self.name}
         self.ring = Ring("n0", self.subnets)
-        self.space = Space(self.subnets, [], "")
+        self.space = Space(self.subnets, [], ())
         for origin, (_, claims) in self.replica.items():
             self.ring.merge(origin, claims)
         for used in self.mine:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.space import Space
-from agent.model import parse_address
+from agent.model import format_address, parse_address
 
 
 def number(text: str) -> int:
@@ -34,7 +34,7 @@ ALL = whole("10.0.0.0/24")
 
 @pytest.fixture
 def space() -> Space:
-    return Space(["10.0.0.0/24"], [parse_address("10.0.0.1")], "")
+    return Space(["10.0.0.0/24"], [parse_address("10.0.0.1")], ())
 
 
 class TestMarks:
@@ -93,14 +93,14 @@ class TestMarks:
         assert got == [0, 1, 255]
 
     def test_reserved_in_ipv6(self) -> None:
-        space = Space(["fd00::/64"], [parse_address("fd00::1")], "")
+        space = Space(["fd00::/64"], [parse_address("fd00::1")], ())
         assert space.reserved(parse_address("fd00::"))
         assert space.reserved(parse_address("fd00::1"))
         assert not space.reserved(parse_address("fd00::2"))
         assert not space.reserved(parse_address("fd00::ffff:ffff:ffff:ffff"))
 
     def test_families_are_kept_apart(self) -> None:
-        space = Space(["10.0.0.0/24", "::/96"], [], "")
+        space = Space(["10.0.0.0/24", "::/96"], [], ())
         space.take(parse_address("10.0.0.9"))
         assert not space.used((BASE + 9).to_bytes(16))
         space.take((BASE + 8).to_bytes(16))
@@ -134,10 +134,10 @@ class TestMarks:
             space.take(v4(BASE + n))
         assert space.usage(4) == (253, 2)
         assert space.usage(6) == (0, 0)
-        assert Space(["fd00::/64"], [parse_address("fd00::1")], "").usage(6) == (2**64 - 2, 0)
+        assert Space(["fd00::/64"], [parse_address("fd00::1")], ()).usage(6) == (2**64 - 2, 0)
 
     def test_usage_counts_the_dynamic_range_only(self) -> None:
-        space = Space(["10.0.0.0/24", "fd00::/120"], [], "10.0.0.128/26")
+        space = Space(["10.0.0.0/24", "fd00::/120"], [], ["10.0.0.128/26"])
         space.take(parse_address("10.0.0.5"))
         space.take(parse_address("10.0.0.130"))
         assert space.usage(4) == (64, 1)
@@ -176,7 +176,7 @@ class TestPick:
         assert space.pick(owned, 6) is None
 
     def test_only_from_the_dynamic_range(self) -> None:
-        space = Space(["10.0.0.0/24"], [], "10.0.0.64/30")
+        space = Space(["10.0.0.0/24"], [], ["10.0.0.64/30"])
         got = []
         while (found := space.pick(ALL, 4)) is not None:
             space.take(found)
@@ -184,13 +184,49 @@ class TestPick:
         assert got == [64, 65, 66, 67]
         assert space.largest_free(ALL, 4) is None
 
+    def test_the_first_subnet_until_it_is_full_and_then_the_second(self) -> None:
+        space = Space(["10.9.0.0/29", "10.0.0.0/30", "10.4.0.0/24"], [], ())
+        owned = [(number("10.0.0.0"), number("10.9.255.255"))]
+        got = []
+        for _ in range(9):
+            found = space.pick(owned, 4)
+            assert found is not None
+            space.take(found)
+            got.append(found)
+        first = [f"10.9.0.{n}" for n in range(1, 7)]
+        assert got == [parse_address(a) for a in [*first, "10.0.0.1", "10.0.0.2", "10.4.0.1"]]
+        space.release(parse_address("10.9.0.3"))
+        assert space.pick(owned, 4) == parse_address("10.9.0.3"), "the first has one again"
+
+    def test_what_is_donated_is_of_the_first_subnet_that_has_some(self) -> None:
+        space = Space(["10.9.0.0/29", "10.0.0.0/16"], [], ())
+        owned = [*whole("10.0.0.0/16"), *whole("10.9.0.0/29")]
+        assert space.offer(owned, 4) == (number("10.9.0.4"), number("10.9.0.6"))
+        for n in range(1, 7):
+            space.take(parse_address(f"10.9.0.{n}"))
+        run = space.offer(owned, 4)
+        assert run and run[1] == number("10.0.255.254")
+
+    def test_ranges_of_each_family_and_of_several_subnets(self) -> None:
+        ranges = ["10.4.0.8/30", "10.9.0.4/31", "fd00::10/126"]
+        space = Space(["10.9.0.0/29", "10.4.0.0/24", "fd00::/64", "fd01::/64"], [], ranges)
+        owned = [*whole("10.4.0.0/24"), *whole("10.9.0.0/29")]
+        got = []
+        while (found := space.pick(owned, 4)) is not None:
+            space.take(found)
+            got.append(format_address(found))
+        assert got == [*(f"10.9.0.{n}" for n in (4, 5)), *(f"10.4.0.{n}" for n in (8, 9, 10, 11))]
+        assert space.pick(whole("fd00::/64"), 6) == parse_address("fd00::10")
+        assert space.pick(whole("fd01::/64"), 6) is None
+        assert (space.usage(4), space.usage(6)) == ((6, 6), (4, 0))
+
     def test_a_range_outside_the_subnets_gives_nothing(self) -> None:
-        space = Space(["10.0.0.0/24"], [], "10.5.0.0/24")
+        space = Space(["10.0.0.0/24"], [], ["10.5.0.0/24"])
         assert space.pick(ALL, 4) is None
         assert space.usage(4) == (0, 0)
 
     def test_in_a_slash_64(self) -> None:
-        space = Space(["fd00::/64"], [parse_address("fd00::1")], "")
+        space = Space(["fd00::/64"], [parse_address("fd00::1")], ())
         owned = whole("fd00::/64")
         for want in ("fd00::2", "fd00::3"):
             found = space.pick(owned, 6)
@@ -228,7 +264,7 @@ class TestOffer:
         assert space.offer([(BASE + 9, BASE + 9)], 4) == (BASE + 9, BASE + 9)
 
     def test_runs_are_found_across_and_inside_blocks(self) -> None:
-        space = Space(["10.0.0.0/16"], [], "")
+        space = Space(["10.0.0.0/16"], [], ())
         owned = whole("10.0.0.0/16")
         for n in range(1 << 16):
             if not (1000 <= n < 1010 or 5100 <= n < 5140 or 9000 <= n < 9020):
@@ -240,7 +276,7 @@ class TestOffer:
         assert space.largest_free(owned, 4) == (BASE + 9000, BASE + 9019)
 
     def test_half_of_a_slash_64(self) -> None:
-        space = Space(["fd00::/64"], [parse_address("fd00::1")], "")
+        space = Space(["fd00::/64"], [parse_address("fd00::1")], ())
         owned = whole("fd00::/64")
         assert space.largest_free(owned, 6) == (number("fd00::2"), owned[0][1])
         offered = space.offer(owned, 6)
@@ -256,7 +292,7 @@ def test_against_a_plain_set(data: st.DataObject) -> None:
     low, high = sorted(data.draw(st.tuples(st.integers(0, SIZE), st.integers(0, SIZE))))
     ip_range = data.draw(st.sampled_from(["", "10.0.1.0/24", "10.0.0.128/25", "10.0.2.64/27"]))
     gateway = data.draw(st.integers(1, SIZE - 2))
-    space = Space(["10.0.0.0/22"], [v4(BASE + gateway)], ip_range)
+    space = Space(["10.0.0.0/22"], [v4(BASE + gateway)], [ip_range] if ip_range else ())
     window = whole(ip_range or "10.0.0.0/22")[0]
     reserved = {0, gateway, SIZE - 1}
     dynamic = {n for n in range(SIZE) if window[0] <= BASE + n <= window[1]} - reserved
@@ -327,7 +363,7 @@ class TestCost:
         ):
             best = 9.0
             for _ in range(3):
-                space = Space(["10.0.0.0/12", "fd00::/64"], [], "")
+                space = Space(["10.0.0.0/12", "fd00::/64"], [], ())
                 began = time.process_time()
                 for a in addresses:
                     space.take(a)
@@ -340,7 +376,7 @@ class TestCost:
             [v4(BASE + n) for n in range(100_000)],
             [v4(BASE + 2 * n) for n in range(100_000)],
         ):
-            space = Space(["10.0.0.0/12"], [], "")
+            space = Space(["10.0.0.0/12"], [], ())
             for a in addresses:
                 space.take(a)
             best = 9.0
@@ -353,7 +389,7 @@ class TestCost:
 
     def test_a_run_among_scattered_ipv6(self) -> None:
         rng = random.Random(2)
-        space = Space(["fd00::/64"], [], "")
+        space = Space(["fd00::/64"], [], ())
         low = number("fd00::")
         for _ in range(20_000):
             space.take((low + rng.getrandbits(64)).to_bytes(16))
@@ -362,7 +398,7 @@ class TestCost:
         assert time.process_time() - began < 0.2
 
     def test_picking_past_a_long_used_run(self) -> None:
-        space = Space(["10.0.0.0/12"], [], "")
+        space = Space(["10.0.0.0/12"], [], ())
         for n in range(1 << 19):
             space.take(v4(BASE + n))
         began = time.process_time()

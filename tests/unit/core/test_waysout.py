@@ -5,8 +5,17 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from agent.core.waysout import Way, lead, led_by, priorities, renewed, with_interface, without
-from agent.model import Sandbox
+from agent.core.waysout import (
+    Way,
+    lead,
+    led_by,
+    priorities,
+    reached,
+    renewed,
+    with_interface,
+    without,
+)
+from agent.model import Endpoint, Network, Sandbox, parse_address
 
 BOTH, V4, V6, NONE = frozenset((4, 6)), frozenset((4,)), frozenset((6,)), frozenset[int]()
 BOX = Sandbox("b" * 16, "box", "/x", 1, 0, 0, 0.0)
@@ -57,3 +66,24 @@ def test_what_an_older_agent_stored_had_both_families_by_one_interface() -> None
     fresh = msgspec.structs.replace(old, priorities=(0, 1))
     assert renewed(fresh).default6 == "", "this one says that there is none"
     assert with_interface(old, "e3", "c", 1).priorities == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "gateways"),
+    [
+        (["10.1.0.5"], ("10.1.0.1",)),
+        (["10.2.0.5"], ("10.2.0.1",)),
+        (["10.2.0.5", "fd00::5"], ("10.2.0.1", "fd00::1")),
+        (["10.2.0.5", "10.1.0.5"], ("10.1.0.1",)),
+        (["fd00::5"], ("fd00::1",)),
+        ([], ()),
+    ],
+)
+def test_of_several_subnets_the_gateway_is_that_of_ones_own(
+    addresses: list[str], gateways: tuple[str, ...]
+) -> None:
+    subnets = ("10.1.0.0/24", "10.2.0.0/24", "fd00::/64")
+    network = Network("a" * 16, "net", "overlay", subnets, ("10.1.0.1", "10.2.0.1", "fd00::1"),
+                      "", 7, 0, False, False, {}, {}, 0.0, "a" * 16)  # fmt: skip
+    own = tuple(map(parse_address, addresses))
+    assert reached(network, Endpoint("e", network.id, "one", b"", own)) == gateways

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from agent.remote.driver import RemoteDriver
 from agent.remote.ledger import Ledger, Step
+from agent.remote.undoing import Undoer
 
 
 class SlowPlugin:
@@ -31,12 +31,10 @@ async def test_who_settles_waits_for_what_another_is_undoing(tmp_path: Path) -> 
     node = SimpleNamespace(
         listeners=[], catalogue=SimpleNamespace(get=lambda id: None), local_endpoint=lambda id: None
     )
-    driver = RemoteDriver(
-        cast(Any, node), cast(Any, None), cast(Any, plugin), ledger, cast(Any, None)
-    )
-    first = asyncio.create_task(driver.settle())
+    undoer = Undoer(cast(Any, node), cast(Any, plugin), ledger, {})
+    first = asyncio.create_task(undoer.settle())
     await plugin.asked.wait()
-    second = asyncio.create_task(driver.settle())
+    second = asyncio.create_task(undoer.settle())
     for _ in range(10):
         await asyncio.sleep(0)
     assert not second.done(), "the network is still the plugin's"
