@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -24,6 +23,10 @@ from agent.cli.output import emit_done, host_option, output_option, wait_option
 from agent.errors import Invalid, Unsupported, VxmeshError
 from agent.model import HOST
 from agent.workload import own_resolver
+
+if TYPE_CHECKING:
+    from agent.client import Client
+    from agent.rpc.types_pb2 import Sandbox
 
 CANNOT_RUN = 126  # as sh and docker have it
 NOT_FOUND = 127
@@ -89,7 +92,7 @@ def run(
     """Run a command in a sandbox of its own, which goes when the command ends."""
     given = _parse_macs(macs)
     ports = [port for text in publishes for port in _parse_publish(text)]
-    log = f"{LOG_DIR}/{name or secrets.token_hex(6)}.log" if detach else ""
+    log = f"{LOG_DIR}/{name or os.urandom(6).hex()}.log" if detach else ""
     child = _Child(command, detach, log, isolated=not _is_hosts(_split(networks)))
     try:
         # Only now: gRPC must not have threads when the child is forked. The child takes its
@@ -98,9 +101,9 @@ def run(
         from agent.rpc.types_pb2 import Publish
 
         child.await_ready()
-        sandbox = call(
-            host,
-            lambda client: client.create_sandbox(
+
+        async def make(client: Client) -> Sandbox:
+            made = await client.create_sandbox(
                 child.pid,
                 _split(networks),
                 name=name,
@@ -115,9 +118,11 @@ def run(
                 ],
                 log=log,
                 wait=wait,
-            ),
-        )
-        child.start(sandbox.resolv_conf)
+            )
+            child.start(made.resolv_conf)  # it need not wait until we have disconnected
+            return made
+
+        sandbox = call(host, make)
     except BaseException:
         child.kill()
         raise
@@ -174,6 +179,7 @@ class _Child:
     def __init__(self, command: Sequence[str], detach: bool, log: str, isolated: bool) -> None:
         self._isolated = isolated
         self.pid = 0  # once it is known
+        self._is_started = False
         self._is_ready, self._ready = os.pipe()
         self._go, go = os.pipe()
         # A detached child is a grandchild, so that this process leaves no zombie to anyone.
@@ -233,6 +239,7 @@ class _Child:
 
     def start(self, resolv_conf: str) -> None:
         """Let the child become its command."""
+        self._is_started = True
         os.write(self._write, resolv_conf.encode() or b"\n")
         os.close(self._write)
         if self._direct:
@@ -243,7 +250,9 @@ class _Child:
         return _reap(self.pid)
 
     def kill(self) -> None:
-        """End the child before it became anything."""
+        """End the child before it became anything; afterwards it goes on."""
+        if self._is_started:
+            return
         with contextlib.suppress(OSError):
             os.close(self._write)
         if self._direct:
