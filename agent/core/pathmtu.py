@@ -230,6 +230,10 @@ class Path:
             return self.top
         if known + 1 == self.top or (yield _Try(known + 1, True, 0.0)) is not _Came.THROUGH:
             return known
+        # It has become wider, maybe since the first try.
+        fits = yield from self._fits(self.top, 0.0)
+        if fits is not _Fits.NO:
+            return self.top if fits is _Fits.YES else known
         return (yield from self._search(known + 1, self.top)) or known
 
     def _search(self, fits: int, too_large: int) -> Generator[_Try, _Came, int]:

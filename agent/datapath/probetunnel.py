@@ -18,10 +18,10 @@ import struct
 from collections.abc import Callable
 
 from agent.datapath.netlink import Netlink
-from agent.model import parse_address
 from agent.syscalls import CLONE_NEWNET, in_thread, socket_in, unshare
 
 DEVICE = "vxmprobe"
+PREFIX = b"\x0a\x77"  # of MACs: locally administered, and no network's routers have it
 MTU = 1000  # bytes; passes wherever anything does
 BUFFER = 2048
 DRAINED = 64  # frames at a wake-up
@@ -45,6 +45,7 @@ class ProbeTunnel:
         self._received = received
         self._netns = -1
         self._index = 0
+        self._led: dict[str, bytes] = {}  # VTEP -> the MAC by which the device finds it
         self._socket: socket.socket | None = None
 
     async def open(self, vtep: str, port: int) -> None:
@@ -79,6 +80,7 @@ class ProbeTunnel:
                     await own.delete_link(link.index)
             os.close(self._netns)
             self._netns = -1
+        self._led.clear()
 
     @property
     def is_open(self) -> bool:
@@ -89,9 +91,12 @@ class ProbeTunnel:
         """Have a frame with `data` go to a VTEP; nothing if it cannot be sent now. OSError."""
         if self._socket is None:
             return
-        mac = _mac(vtep)
-        async with Netlink(f"/proc/self/fd/{self._netns}") as own:
-            await own.lead(self._index, mac, vtep)
+        mac = self._led.get(vtep)
+        if mac is None:
+            mac = PREFIX + len(self._led).to_bytes(4, "big")
+            async with Netlink(f"/proc/self/fd/{self._netns}") as own:
+                await own.lead(self._index, mac, vtep)
+            self._led[vtep] = mac
         try:
             self._socket.send(frame(mac, data, offloaded))
         except OSError as error:
@@ -157,11 +162,6 @@ def checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total ^ 0xFFFF
-
-
-def _mac(vtep: str) -> bytes:
-    """One for each VTEP, by which the device finds it."""
-    return b"\x0a\x77" + parse_address(vtep)[-4:]
 
 
 def _new_netns() -> int:

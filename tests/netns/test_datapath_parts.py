@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from agent.datapath import namespaces, nft
+from agent.datapath import namespaces, nft, sandbox
 from agent.datapath.bulk import Bulk
 from agent.datapath.monitor import Events, Monitor
 from agent.datapath.mountwatch import MountWatch
@@ -22,8 +24,9 @@ from agent.datapath.nftables import Nftables
 from agent.datapath.packing import Row
 from agent.datapath.tablemonitor import TableMonitor
 from agent.datapath.underlay import describe
-from agent.drivers.base import Rows
+from agent.drivers.base import Port, Rows
 from agent.errors import Conflict
+from agent.model import HANDED_OUT
 from tests.netns.datapath_hosts import Sandbox, longest_pause, opened, run, until
 
 pytestmark = pytest.mark.netns
@@ -36,6 +39,31 @@ def netns() -> Iterator[Path]:
     run("ip", "netns", "add", name)
     yield Path("/run/netns") / name
     run("ip", "netns", "delete", name)
+
+
+# -- interfaces --
+
+
+async def test_an_interface_that_somebody_else_has_moved_gets_another_mtu(netns: Path) -> None:
+    run("ip", "link", "add", "vxptest", "type", "veth", "peer", "name", "eth0", netns=netns)
+
+    def shown(name: str) -> tuple[int, int]:
+        """Index and MTU."""
+        [link] = json.loads(run("ip", "-j", "link", "show", name, netns=netns))
+        return link["ifindex"], link["mtu"]
+
+    ours, inode = shown("vxptest")[0], namespaces.inode(netns)
+    waits = Port(
+        "e" * 16, "vxptest", bytes([2, 0, 0, 0, 0, 1]), (), HANDED_OUT, inode, "vxpx", (),
+    )  # fmt: skip
+    assert await sandbox.resize(waits, 1350, ours) == 0  # nobody knows where it is
+    moved = replace(waits, moved=(str(netns), inode, "eth0"))
+    assert await sandbox.resize(replace(moved, moved=(str(netns), 1, "eth0")), 1350, ours) == 0
+    assert await sandbox.resize(moved, 1350, ours + 77) == 0  # another's, with that name
+    assert shown("eth0")[1] == 1500
+    assert await sandbox.resize(moved, 1350, ours) == 1
+    assert shown("eth0")[1] == 1350
+    assert await sandbox.resize(moved, 1350, ours) == 0
 
 
 # -- namespaces --

@@ -103,6 +103,23 @@ def test_a_black_hole_is_found_to_the_byte_and_told_once(mtu: int, delay: float)
     assert world.paths.narrow() == {}
 
 
+def test_a_path_that_is_mended_in_the_midst_of_a_look_is_whole_at_once() -> None:
+    for number in range(120):
+        way = Way(mtu=1400)
+        world = World({"b": way})
+        world.run(15)
+        world.sent.clear()
+        while TOP not in (send.size for _, send in world.sent):  # it sees whether it is mended
+            world.run(0.01)
+        world.run(number * 0.005)
+        way.mtu = TOP
+        world.run(30)
+        assert [(f.after.state, f.after.mtu) for _, f in world.found] == [
+            (State.NARROW, 1400),
+            (State.WHOLE, TOP),
+        ], number
+
+
 def test_jumbo_frames_that_a_switch_drops() -> None:
     world = World({"b": Way(mtu=1500)})
     world.paths.put("b", 9000, FLOOR, world.now)
