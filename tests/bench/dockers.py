@@ -21,6 +21,7 @@ from tests.bench.world import Missing, Say
 
 PREFIX = "vxb-docker"
 NETWORK = "web"
+BRIDGE = "made"  # a bridge network of a user's: those have names, and the engine's own has none
 LIST, SLEEP = ["/bin/busybox", "ls"], ["/bin/busybox", "sleep", "86400"]
 SEEN_WITHIN = 20.0  # s; until what one engine made is in the other
 ENV = {"PATH": engines.PATH}
@@ -77,10 +78,12 @@ class Dockers:
         what = "docker run --rm IMAGE ls"
         beside_swarm = Line(what, "s", "Swarm")
         beside_bridge = Line(what, "s", "bridge")
+        # As in ours, there is a resolver in the container, which the engine sets up.
+        beside_own = Line(what, "s", "bridge made")
         beside_none = Line(what, "s", "none")
         over = Line("docker run, over that of none", "s", "Swarm")
         tcp = Line("TCP, container to container", "Gbit/s", "Swarm")
-        self.lines += [beside_swarm, beside_bridge, beside_none, over, tcp]
+        self.lines += [beside_swarm, beside_bridge, beside_own, beside_none, over, tcp]
         self.targets += [
             Target(beside_swarm, 0.75, of_ratio=True),
             Target(over, 0.15, of_ratio=False),
@@ -92,9 +95,10 @@ class Dockers:
         for number in range(1, self._rounds + 1):
             self._say(f"docker run, round {number} of {self._rounds}")
             none, bridge, own = ours.run("none"), ours.run("bridge"), ours.run(ours.network)
-            for line, value in ((beside_bridge, bridge), (beside_none, none)):
+            made = ours.run(BRIDGE)
+            for line, value in ((beside_bridge, bridge), (beside_own, made), (beside_none, none)):
                 line.theirs.append(value)
-            for line in (beside_swarm, beside_bridge, beside_none):
+            for line in (beside_swarm, beside_bridge, beside_own, beside_none):
                 line.ours.append(own)
             over.ours.append(own - none)
             if theirs:
@@ -128,6 +132,7 @@ def start(say: Say) -> Iterator[Side]:
     try:
         bed = Testbed.up(2, prefix=PREFIX, docker=True)
         side = Side(bed.hosts, NETWORK, engines.IMAGE)
+        side.docker(0, "network", "create", "-d", "bridge", BRIDGE)
         side.docker(0, "network", "create", "-d", "vxmesh", NETWORK)
         deadline = time.monotonic() + SEEN_WITHIN
         listed = ("network", "ls", "-q", "--filter", f"name=^{NETWORK}$")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 from agent.testbed.engines import IMAGE
 from tests.docker.world import DockerWorld
 
 OURS = ("-d", "vxmesh", "--ipam-driver", "vxmesh")
-MANY = 8
 
 
 def create(world: DockerWorld, *options: str) -> None:
@@ -71,29 +68,6 @@ def test_internal_has_no_way_out(world: DockerWorld) -> None:
     for target in (address, "one"):
         said = world.docker("h3", "run", "--rm", "--network", "web", IMAGE, "ping", "-c1", target)
         assert "1 packets received" in said
-
-
-def test_many_at_once_on_two_hosts_have_addresses_of_their_own(world: DockerWorld) -> None:
-    # Docker's own choice on h1, the first free one; h3's are of the ring.
-    create(world, "-d", "vxmesh", "--subnet", "10.21.0.0/26")
-    wanted = [(host, f"c{host}-{n}") for n in range(MANY) for host in ("h1", "h3")]
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda one: world.container(one[0], "web", one[1]), wanted))
-    found = [world.about(host, name, "web")["IPAddress"] for host, name in wanted]
-    assert len(set(found)) == len(wanted)
-    world.wait(lambda: len(world.read("h2", "endpoint", "ls")) == len(wanted), "all are known")
-    told = {e["name"]: e["addresses"] for e in world.read("h2", "endpoint", "ls")}
-    assert told == {name: [a] for (_, name), a in zip(wanted, found, strict=True)}
-    for host, names in (("h1", "ch3-"), ("h3", "ch1-")):
-        # ping ends with 0 if it is answered; of all, one after the other.
-        loop = f"for n in $(seq 0 {MANY - 1}); do ping -c1 -W2 {names}$n || exit 1; done"
-        world.docker(host, "exec", f"c{host}-0", "sh", "-c", loop)
-    for host in ("h1", "h3"):
-        ids = world.docker(host, "ps", "-aq").split()
-        world.docker(host, "rm", "-f", *ids)
-    world.wait(lambda: world.read("h2", "endpoint", "ls") == [], "nothing is left")
-    used = world.read("h2", "network", "inspect", "web")
-    assert used["subnets"] == ["10.21.0.0/26"]
 
 
 def test_aux_addresses_are_nobodys(world: DockerWorld) -> None:

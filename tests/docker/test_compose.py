@@ -33,6 +33,11 @@ EACH = 3  # containers on each host
 
 @pytest.fixture(autouse=True)
 def _compose() -> None:
+    need_compose()
+
+
+def need_compose() -> None:
+    """Skip, or under CI fail, where there is none."""
     if COMPOSE is None:
         why = "needs docker-compose. Install it with 'apt-get install docker-compose'"
         if os.environ.get("CI"):

@@ -75,6 +75,23 @@ def test_a_container_in_two_networks_sees_the_names_of_both(world: DockerWorld) 
     world.wait(lambda: address_by(world, "h1", "one", "three") == "", "three is seen no more")
 
 
+def test_a_container_whose_default_route_is_another_networks(world: DockerWorld) -> None:
+    address = pair(world)
+    world.docker("h1", "network", "create", "-d", "bridge", "aaa")  # the first of these has it
+    world.later(lambda: world.docker("h1", "network", "rm", "aaa"))
+    world.docker("h1", "network", "connect", "aaa", "one")
+    world.later(lambda: world.docker("h1", "rm", "-f", "one"))
+    gateway = world.about("h1", "one", "aaa")["Gateway"]
+    assert f"default via {gateway} " in world.docker("h1", "exec", "one", "ip", "route")
+    assert address_by(world, "h1", "one", "two") == address
+    # And in two of ours, of which either has the routes to the name servers.
+    world.docker("h1", "network", "create", "-d", "vxmesh", "--internal", "inside")
+    world.docker("h1", "network", "connect", "inside", "one")
+    assert address_by(world, "h1", "one", "two") == address
+    world.docker("h1", "restart", "one")
+    world.wait(lambda: address_by(world, "h1", "one", "two") == address, "two is seen again")
+
+
 @pytest.mark.parametrize("policy", ["ACCEPT", "DROP"])
 def test_published_ports_and_the_way_out_whatever_is_forwarded(
     world: DockerWorld, policy: str

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import socket
 import subprocess
 import sys
 from typing import Any
 
-from agent.testbed.engines import IMAGE
+from agent.testbed.engines import IMAGE, SOCKET
 from tests.netns.world import Failed, World
 
 COMMAND_TIMEOUT = 60.0  # s; two cores have three engines to run, and more tests beside them
@@ -36,6 +39,21 @@ class DockerWorld(World):
         if done.returncode:
             raise Failed(f"{host}: docker {' '.join(words)}: {done.returncode}: {done.stderr}")
         return done.stdout.strip()
+
+    def api(self, host: str, method: str, path: str, body: object = None) -> Any:
+        """A request to a host's engine, without a docker command for it; what it answers."""
+        connection = http.client.HTTPConnection("docker", timeout=COMMAND_TIMEOUT)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.settimeout(COMMAND_TIMEOUT)
+        connection.sock.connect(str(self.host(host).run_dir / SOCKET))
+        with contextlib.closing(connection):
+            headers = {"Content-Type": "application/json"}
+            connection.request(method, path, json.dumps(body) if body else None, headers)
+            answer = connection.getresponse()
+            text = answer.read().decode()
+        if answer.status >= 400:
+            raise Failed(f"{host}: {method} {path}: {answer.status}: {text}")
+        return json.loads(text) if text else None
 
     def container(self, host: str, network: str, name: str, *options: str) -> str:
         """A container that sleeps; its name."""

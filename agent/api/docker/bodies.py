@@ -64,14 +64,15 @@ class Interface(msgspec.Struct, rename={"address": "Address", "address6": "Addre
 
 
 class OfEndpoint(msgspec.Struct, rename={"network": "NetworkID", "id": "EndpointID",
-                                         "interface": "Interface",
-                                         "options": "Options"}):  # fmt: skip
-    """A call about one endpoint."""
+                                         "interface": "Interface", "options": "Options",
+                                         "sandbox": "SandboxKey"}):  # fmt: skip
+    """A call about one endpoint; `sandbox` is the path of its container's network namespace."""
 
     network: str
     id: str
     interface: Interface | None = None
     options: dict[str, Any] | None = None
+    sandbox: str = ""
 
 
 class RequestPool(msgspec.Struct, rename={"space": "AddressSpace", "pool": "Pool",

@@ -9,7 +9,9 @@ Source: libnetwork docs/remote.md. Opposite: server.py (HTTP), agent/operations.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ class Driver:
     ) -> None:
         self.node, self._operations = node, operations
         self._bindings, self._ipam = bindings, ipam
+        self._joined: dict[str, str] = {}  # endpoints with routes to resolvers -> their namespace
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.resolv_conf = Path("/etc/resolv.conf")
 
@@ -200,18 +203,37 @@ class Driver:
 
     async def join(self, body: bytes) -> dict[str, Any]:
         """The interface that the engine is to move into the container, and its ways out."""
-        network, endpoint = self._find(read(body, OfEndpoint))
+        asked = read(body, OfEndpoint)
+        network, endpoint = self._find(asked)
         sandbox = self.node.sandboxes[endpoint.sandbox]
         joined: dict[str, Any] = {
             "InterfaceName": {"SrcName": sandbox.ifnames[0], "DstPrefix": PREFIX},
             "DisableGatewayService": True,
         }
-        if network.internal:
+        # Whichever network has the default route. Only once: of a second route to the same place
+        # the kernel says that it exists, and the container would not start.
+        if not self._has_another(asked.sandbox, endpoint.id):
+            self._joined[endpoint.id] = asked.sandbox
             joined["StaticRoutes"] = _to_resolvers(network, endpoint, self._resolvers())
-        else:
+        if not network.internal:
             for gateway in reached(network, endpoint):
                 joined["GatewayIPv6" if ":" in gateway else "Gateway"] = gateway
         return joined
+
+    def _has_another(self, netns: str, endpoint: str) -> bool:
+        """Whether a container has an endpoint of ours besides that one, by its namespace: one
+        that joined just now, or one that the engine has told of."""
+        self._joined = {id: at for id, at in self._joined.items() if self.node.local_endpoint(id)}
+        if not netns:
+            return False
+        if any(at == netns and id != endpoint for id, at in self._joined.items()):
+            return True
+        own = _inode(netns)
+        return any(
+            endpoint not in sandbox.endpoints
+            and (sandbox.moved_to == netns or own == sandbox.moved_inode != 0)
+            for sandbox in self.node.sandboxes.values()
+        )
 
     def _resolvers(self) -> list[str]:
         """The name servers that the engine's containers ask for what the engine does not know:
@@ -225,8 +247,10 @@ class Driver:
         return [a for a in found if _is_elsewhere(a)] or list(DEFAULT_RESOLVERS)
 
     async def leave(self, body: bytes) -> dict[str, Any]:
-        """The engine takes the interface out by itself."""
-        read(body, OfEndpoint)
+        """The engine takes the interface out by itself, and the routes with it."""
+        asked = read(body, OfEndpoint)
+        with contextlib.suppress(NotFound):
+            self._joined.pop(self._find(asked)[1].id, None)
         return {}
 
     async def program_external_connectivity(self, body: bytes) -> dict[str, Any]:
@@ -297,6 +321,14 @@ def _upper_half(pools: Iterable[Pool]) -> str:
     return ""
 
 
+def _inode(netns: str) -> int:
+    """What tells that namespace from others; 0 if it is not there."""
+    try:
+        return os.stat(netns).st_ino  # noqa: PTH116 (a file of the kernel's: does not block)
+    except (OSError, ValueError):
+        return 0
+
+
 def _is_elsewhere(address: str) -> bool:
     try:
         return not ipaddress.ip_address(address).is_loopback
@@ -307,8 +339,8 @@ def _is_elsewhere(address: str) -> bool:
 def _to_resolvers(
     network: Network, endpoint: Endpoint, resolvers: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """Routes of a container in a network without a way out: to the name servers that it asks, and
-    in whose place ours answers. Nothing else gets through."""
+    """Routes of a container to the name servers that it asks, and in whose place ours answers. Of
+    a network without a way out nothing else gets through."""
     gateways = {":" in gateway: gateway for gateway in reached(network, endpoint)}
     return [
         {"Destination": f"{a}/{128 if ':' in a else 32}", "RouteType": 0,

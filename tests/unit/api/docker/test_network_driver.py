@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.api.docker.bindings import Bound
@@ -205,6 +206,45 @@ async def test_an_internal_network_leads_to_name_servers_only(
         joined = await engine.call("NetworkDriver.Join", **ABOUT)
         assert "Gateway" not in joined
         assert [(r["Destination"], r["NextHop"]) for r in joined["StaticRoutes"]] == found
+
+
+@pytest.mark.parametrize("told", ["just now", "by the engine", "by the engine, elsewhere"])
+async def test_a_container_in_several_networks_has_one_route_to_a_name_server(
+    engine: Caller, tmp_path: Path, told: str
+) -> None:
+    netns = tmp_path / "netns"
+    netns.touch()
+    engine.driver.resolv_conf = tmp_path / "resolv.conf"
+    engine.driver.resolv_conf.write_text("nameserver 192.0.2.53\n")
+    abouts = []
+    for number, internal in enumerate((False, True)):
+        about = {"NetworkID": str(number) * 64, "EndpointID": str(number) * 64}
+        pool = {"Pool": f"10.{number + 5}.0.0/24", "Gateway": f"10.{number + 5}.0.1/24"}
+        await engine.call(
+            "NetworkDriver.CreateNetwork", NetworkID=about["NetworkID"], IPv4Data=[pool],
+            Options={"com.docker.network.internal": internal},
+        )  # fmt: skip
+        await engine.call("NetworkDriver.CreateEndpoint", **about)
+        abouts.append(about)
+    key = {"SandboxKey": str(netns)}
+
+    async def routes(about: dict[str, str]) -> list[str]:
+        joined = await engine.call("NetworkDriver.Join", **about, **key)
+        return [r["NextHop"] for r in joined.get("StaticRoutes", ())]
+
+    assert await routes(abouts[0]) == ["10.5.0.1"]  # also where it has the default route
+    if told != "just now":  # and another agent since
+        engine.driver._joined.clear()
+        (sandbox,) = (s for s in engine.node.sandboxes.values() if s.name.startswith("docker-000"))
+        path = str(netns) if told == "by the engine" else "/proc/1/ns/net"
+        engine.node.put_sandbox(
+            msgspec.structs.replace(sandbox, moved_to=path, moved_inode=netns.stat().st_ino)
+        )
+    assert await routes(abouts[1]) == []
+    assert await routes(abouts[0]) == ["10.5.0.1"]  # it asks again, as it was not answered
+    await engine.call("NetworkDriver.Leave", **abouts[0])
+    await engine.call("NetworkDriver.DeleteEndpoint", **abouts[0])
+    assert await routes(abouts[1]) == ["10.6.0.1"]
 
 
 @pytest.mark.parametrize(
