@@ -323,6 +323,27 @@ async def test_a_subnet_that_is_taken_here_is_held_until_another_is_found(world:
     assert list(world.odd.pools.values()) == ["10.6.0.0/24"], "the others are given back"
 
 
+async def test_a_pool_that_another_network_has_is_not_given_back(world: Rig) -> None:
+    await _network(world, "overlay")
+    with pytest.raises(Conflict, match=r"offers 10.7.0.0/24, which overlaps 10.7.0.0/24, network"):
+        await world.operations.create_network(parse_network("more", ipam_driver="remote:odd"))
+    names = ("a", "b", "c")
+    made = await asyncio.gather(
+        *(
+            world.operations.create_network(
+                parse_network(name, subnets=["10.8.0.0/24"], ipam_driver="remote:odd")
+            )
+            for name in names
+        ),
+        return_exceptions=True,
+    )
+    assert sorted(type(m).__name__ for m in made) == ["Conflict", "Conflict", "Network"]
+    assert list(world.odd.pools.values()) == ["10.7.0.0/24", "10.8.0.0/24"]
+    await world.operations.remove_networks([m.name for m in made if isinstance(m, Network)])
+    assert list(world.odd.pools.values()) == ["10.7.0.0/24"]
+    assert len(world.undoer.ledger.steps) == 1
+
+
 @pytest.mark.parametrize(
     ("data", "gateways", "expected"),
     [
