@@ -37,6 +37,7 @@ from tests.unit.remote.standin import (
     hangs,
     rig,
     says,
+    slowly,
 )
 
 IPAM, NET = "IpamDriver", "NetworkDriver"
@@ -182,6 +183,16 @@ async def test_what_a_plugin_does_not_undo_is_asked_for_until_it_answers(
         await world.nothing_left()  # what it refuses is let go, and what it did stays done
     assert not world.interfaces.inside
     assert not world.interfaces.shown
+
+
+async def test_who_has_something_removed_waits_until_it_is_undone(world: Rig) -> None:
+    await _network(world)
+    await _connect(world)
+    world.odd.wrong[f"{NET}.Leave"] = slowly
+    await world.operations.remove_endpoints(["box"])
+    await world.until(lambda: f"{NET}.Leave" in world.odd.methods())  # by what goes on by itself
+    await world.operations.remove_networks(["net"])
+    assert not world.odd.left()
 
 
 async def test_an_agent_that_is_killed_undoes_in_its_next_life(world: Rig) -> None:
