@@ -30,6 +30,11 @@ def test_a_network_goes_on_in_its_second_subnet_when_the_first_is_full(world: Wo
         assert world.pings("h1", one, target), target
     for target in (one, beside):
         assert world.pings("h2", two, target), f"{target}, by name"
+    # The way back of balanced connections is by the gateway of one's own subnet, too.
+    world.vx("h1", "service", "create", "web", "--network", net, "--port", "80", "--wait=10")
+    ways = world.inside("h2", two, "ip", "route", "show", "table", "all").stdout
+    assert "default via 10.62.0.1 dev eth0 table 836" in ways
+    assert "via 10.61.0.1" not in ways
 
 
 def test_each_family_has_its_range(world: World) -> None:
