@@ -325,6 +325,8 @@ class Applier:
         if closed != self._closed:
             await self._guard.close_off(closed)
         doors = self.balancer.published()
+        if self.balancer.publishes_ipv6:  # also where no network has an IPv6 way out
+            await self.uplink.forward_ipv6()
         forwards = self._desired.forwards()
         rules = nft.host(bridges, forwards, closed, doors, at_once=not self._entrances)
         await self._host_table.load(rules)

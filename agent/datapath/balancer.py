@@ -94,6 +94,11 @@ class Balancer:
         """The VNIs in which there is a service."""
         return frozenset(placed.frontend.vni for placed in self._placed.values())
 
+    @property
+    def publishes_ipv6(self) -> bool:
+        """Whether a port is published over IPv6."""
+        return any(publication.version == 6 for publication in self._doors)
+
     def published(self) -> dict[tuple[str, str], str]:
         """Elements of the host's maps of published ports: (map, key) -> value."""
         return balancerules.doors({p: door for p, (_, door) in self._doors.items()})

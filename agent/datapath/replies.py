@@ -93,9 +93,9 @@ async def furnish(fd: int, port: Port, gateways: Iterable[str]) -> int:
             await box.set_lookup("del", table, source, mark, there[source, mark])
         # The route first: a lookup in a table that has none goes on to the next rule.
         for gateway in gateways:
-            address = str(ipaddress.ip_interface(gateway).ip)
-            if any((":" in source) == (":" in address) for source in sources):
-                await box.set_table_default(table, address, link.index)
+            hop = ipaddress.ip_interface(gateway)
+            if any(ipaddress.ip_address(source) in hop.network for source in sources):
+                await box.set_table_default(table, str(hop.ip), link.index)
         for source in sorted(sources):
             if (source, FLAG) not in there:
                 await box.set_lookup("add", table, source, FLAG, PRIORITY)

@@ -151,6 +151,11 @@ class Uplink:
             if r.protocol == PROTOCOL and r.device == self.host_index
         }
 
+    async def forward_ipv6(self) -> None:
+        """Have the host forward IPv6, where it can."""
+        if self.has_ipv6:
+            await asyncio.to_thread(in_netns, self._host_netns, _forward_ipv6)
+
     async def set_routes(self, subnets: Iterable[str]) -> int:
         """Make the host's routes into our namespace exactly `subnets`; how many were missing.
 
@@ -158,7 +163,7 @@ class Uplink:
         """
         wanted = {s for s in subnets if self.has_ipv6 or ":" not in s}
         if any(":" in s for s in wanted):
-            await asyncio.to_thread(in_netns, self._host_netns, _forward_ipv6)
+            await self.forward_ipv6()
         for subnet in self._routes - wanted:
             gateway = OWN6 if ":" in subnet else OWN4
             await self._host.delete_route(subnet, gateway, self.host_index)

@@ -59,6 +59,7 @@ class RemoteIpam:
         self._capabilities: dict[str, Capabilities] = {}
         self._told: set[str] = set()  # networks of which their plugin knows, in this life
         self._telling: dict[str, asyncio.Lock] = {}  # plugin -> held while it is told
+        self._pooling: dict[str, asyncio.Lock] = {}  # plugin -> held while it is asked for pools
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self) -> None:
@@ -79,7 +80,9 @@ class RemoteIpam:
         """`spec`, of a network that is to have this id, with the subnets that its plugin gives;
         given back if what is done inside fails."""
         assert spec.ipam
-        async with self._undoer.making(f"pool:{id}"):
+        # One at a time, so that a pool which one got is not given back for another.
+        pooling = self._pooling.setdefault(spec.ipam.plugin, asyncio.Lock())
+        async with pooling, self._undoer.making(f"pool:{id}"):
             yield await self._request_pools(f"pool:{id}", spec, spec.ipam)
 
     async def _request_pools(self, owner: str, spec: NetworkSpec, ipam: Ipam) -> NetworkSpec:
@@ -123,11 +126,11 @@ class RemoteIpam:
     ) -> Pool:
         """A pool that the network can have; those that overlap something here are held until
         one is found, so that the plugin offers another each time."""
-        unfit: list[tuple[str, Step]] = []
+        unfit: dict[str, Step | None] = {}
         while True:
-            answer = await self._obtain(plugin, "RequestPool", body, _pool_back)
-            step = _pool_back(plugin, answer)
-            if step not in self._ledger.steps.get(owner, []):
+            answer = await self._obtain(plugin, "RequestPool", body, self._pool_back)
+            step = self._pool_back(plugin, answer)
+            if step and step not in self._ledger.steps.get(owner, []):
                 await self._ledger.add(owner, step)
             pool = remote_ipam.parse_pool(answer, plugin, body)
             clash = find_overlap(parse_subnet(pool.subnet), [("", o.subnet) for o in others])
@@ -137,13 +140,23 @@ class RemoteIpam:
                 self._node.check_free(pool.subnet, driver)
                 break
             except Conflict as error:
-                if body["Pool"] or len(unfit) == TRIES or pool.id in (id for id, _ in unfit):
+                if body["Pool"] or len(unfit) == TRIES or pool.id in unfit:
                     why = f"offers {pool.subnet}, which {error.why}"
                     raise Conflict(f"plugin {plugin}", why, "Give a --subnet") from None
-                unfit.append((pool.id, step))
-        for _, held in unfit:
+                unfit[pool.id] = step
+        for held in filter(None, unfit.values()):
             await self._undoer.undo_one(owner, held)
         return pool
+
+    def _pool_back(self, plugin: str, answer: bytes) -> Step | None:
+        """What gives back a pool that a plugin answered; None if it is another network's already,
+        which would lose it."""
+        step = _release_of(plugin, answer)
+        for network in self._node.catalogue.all():
+            ipam = network.ipam
+            if ipam and ipam.plugin == plugin and step.body["PoolID"] in ipam.pools:
+                return None
+        return step
 
     async def _gateway(self, owner: str, plugin: str, pool: Pool, wanted: tuple[str, ...]) -> str:
         """The gateway of a pool: the one that is wanted, or the plugin's choice, or else the first
@@ -176,11 +189,14 @@ class RemoteIpam:
         mac = spec.mac
         if not mac and (await self._wants(network.ipam.plugin)).needs_mac:
             mac = b"\x06" + self._node.rng.randbytes(5)
+        # What of them was somebody's until now is given back first. All before any is held: two who
+        # want the same ones must not wait for each other.
+        for address in spec.addresses:
+            await self._undoer.done_with(_owner(network, format_address(address)))
         found: list[bytes] = []
         async with contextlib.AsyncExitStack() as stack:
             for address in spec.addresses:
                 text = format_address(address)
-                await self._undoer.done_with(_owner(network, text))
                 pools = remote_ipam.pools_for(network, network.ipam, address)
                 # Of an address that is in no subnet, or somebody's, who makes the endpoint says so.
                 if pools and not self._is_taken(network, address):
@@ -260,7 +276,7 @@ class RemoteIpam:
             bodies = remote_ipam.asked_again(network, ipam)
             for id, body in zip(ipam.pools, bodies, strict=True):
                 answer = await self._ask(ipam.plugin, "RequestPool", body)
-                step = _pool_back(ipam.plugin, answer)
+                step = _release_of(ipam.plugin, answer)
                 if step not in self._ledger.steps.get(owner, []):
                     await self._ledger.add(owner, step)
                 if remote_ipam.parse_pool_id(answer, ipam.plugin) != id:
@@ -369,7 +385,8 @@ def _owner(network: Network, address: str) -> str:
     return f"addr:{network.id}:{address}"
 
 
-def _pool_back(plugin: str, answer: bytes) -> Step:
+def _release_of(plugin: str, answer: bytes) -> Step:
+    """What gives back the pool that RequestPool answered."""
     body = {"PoolID": remote_ipam.parse_pool_id(answer, plugin)}
     return Step(plugin, f"{IPAM_DRIVER}.ReleasePool", body)
 

@@ -48,8 +48,8 @@ class Undoer:
         self.ledger = ledger
         self._retry_every = retry_every
         self._busy: dict[str, int] = {}  # owner -> by how many it is being made or undone
+        self._undoing: set[str] = set()  # those of them that `settle` undoes
         self._freed = asyncio.Event()  # set when an owner is not busy any more
-        self._settling = asyncio.Lock()  # who asks to settle waits for what another has begun
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         node.listeners.append(self._heard)
@@ -121,19 +121,22 @@ class Undoer:
         return True
 
     async def settle(self) -> None:
-        """Undo all that is not wanted, as far as plugins answer: also what is being undone now."""
-        async with self._settling:
-            for number, kind in enumerate(_KINDS):
-                owners = [owner for owner in self.ledger.steps if owner.startswith(kind)]
-                resting = self._resting(_KINDS[:number]) if owners else set()
-                for owner in owners:
-                    if owner in self._busy or self._is_wanted(owner, resting):
-                        continue
-                    self._hold(owner)
-                    try:
+        """Undo all that is not wanted, as far as plugins answer; what somebody else is undoing is
+        waited for."""
+        for number, kind in enumerate(_KINDS):
+            owners = [owner for owner in self.ledger.steps if owner.startswith(kind)]
+            resting = self._resting(_KINDS[:number]) if owners else set()
+            for owner in owners:
+                while owner in self._undoing:
+                    await self._freed.wait()
+                if owner in self._busy or self._is_wanted(owner, resting):
+                    continue
+                self._undoing.add(owner)
+                try:
+                    async with self.held(owner):
                         await self.undo(owner)
-                    finally:
-                        self._let_go(owner)
+                finally:
+                    self._undoing.discard(owner)
 
     def wake(self) -> None:
         """Something may be there to undo."""

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +18,57 @@ from agent.datapath.conntrack import Conntrack, Entry, with_table
 from agent.drivers.balancing import Backend, Frontend
 from agent.model import format_address, parse_address
 from agent.syscalls import in_netns, socket_in
-from tests.netns.datapath_hosts import Fabric, Host, Sandbox
+from tests.netns.datapath_hosts import Fabric, Host, Sandbox, run
 
 TIMEOUT = 3.0  # s, for an answer that comes in milliseconds
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
-def backend(host: Host, number: int, vni: int = 7, **changes: Any) -> Backend:
+@dataclass(frozen=True)
+class Over:
+    """A protocol over one family, and what addresses are called there."""
+
+    version: Literal[4, 6]
+    protocol: str = "tcp"
+
+    def __str__(self) -> str:
+        return f"{self.protocol}{self.version}"
+
+    def box(self, number: int, vni: int = 7) -> str:
+        """A port's address (see Host.add_port)."""
+        return f"10.{vni}.0.{number}" if self.version == 4 else f"fd00:{vni}::{number:x}"
+
+    @property
+    def vip(self) -> str:
+        """That of `frontend`."""
+        return "10.7.0.100" if self.version == 4 else "fd00:7::100"
+
+    @property
+    def node(self) -> str:
+        """The address of host a that the outsider sees."""
+        return "10.98.0.1" if self.version == 4 else "fd98::1"
+
+    @property
+    def own(self) -> str:
+        """An address of host a that it has itself."""
+        return "10.99.0.1" if self.version == 4 else "fd98::1"
+
+    @property
+    def any(self) -> str:
+        """Where a server takes questions to all addresses."""
+        return "0.0.0.0" if self.version == 4 else "::"
+
+    def outsider(self, number: int = 9) -> str:
+        """The outsider's own address, the first of those that it may have."""
+        return f"10.98.0.{number}" if self.version == 4 else f"fd98::{number:x}"
+
+
+def backend(
+    host: Host, number: int, vni: int = 7, version: Literal[4, 6] = 4, **changes: Any
+) -> Backend:
     """The port 10.<vni>.0.<number> of a host (see Host.add_port), as a backend at 8080."""
     key = f"{vni:04x}{number:04x}{host.number:08x}"
-    found = Backend(parse_address(f"10.{vni}.0.{number}"), 8080, 1, key)
+    found = Backend(parse_address(Over(version).box(number, vni)), 8080, 1, key)
     return replace(found, **changes)
 
 
@@ -53,6 +94,13 @@ def frontend(
         version=version,
     )
     return replace(found, **changes)
+
+
+def add_address(outsider: Path, address: str) -> None:
+    """Give the outsider an address more."""
+    given = ("side6", "64", ["nodad"]) if ":" in address else ("side", "24", [])
+    device, length, more = given
+    run("ip", "address", "add", f"{address}/{length}", "dev", device, *more, netns=outsider)
 
 
 def announce_routers(fabric: Fabric, vni: int) -> None:

@@ -12,7 +12,9 @@ import pytest
 from agent.model import parse_address
 from tests.netns.balancing_hosts import (
     Client,
+    Over,
     Server,
+    add_address,
     ask,
     backend,
     forget_all,
@@ -29,6 +31,8 @@ from tests.netns.datapath_hosts import Fabric, Sandbox, opened, restart, run, un
 OUTSIDER = "10.98.0.9"
 PUBLISHED = ((b"", 8000),)
 BOTH = pytest.mark.parametrize("protocol", ["tcp", "udp"])
+EACH = pytest.mark.parametrize("over", [Over(4), Over(4, "udp"), Over(6), Over(6, "udp")], ids=str)
+FAMILIES = pytest.mark.parametrize("over", [Over(4), Over(6)], ids=str)
 
 
 @pytest.fixture
@@ -37,25 +41,31 @@ async def fabric(tmp_path: Path) -> AsyncIterator[Fabric]:
         yield fabric
 
 
-@BOTH
+@EACH
 async def test_a_vip_leads_to_a_backend_on_another_host_which_sees_the_client_itself(
-    fabric: Fabric, protocol: str
+    fabric: Fabric, over: Over
 ) -> None:
     near, far = await network(fabric, fabric.a, fabric.b)
-    serve(fabric.hosts, frontend(backend(fabric.b, 3), protocol=protocol))
+    serve(
+        fabric.hosts,
+        frontend(backend(fabric.b, 3, version=over.version), protocol=over.protocol, vip=over.vip),
+    )
     await fabric.settle()
-    async with Server(far.path, "far"):
-        assert await ask(near.path, "10.7.0.100", 80, protocol) == ("far", "10.7.0.2")
+    async with Server(far.path, "far", address=over.any):
+        assert await ask(near.path, over.vip, 80, over.protocol) == ("far", over.box(2))
 
 
-@BOTH
-async def test_a_vip_leads_to_a_backend_on_the_same_host(fabric: Fabric, protocol: str) -> None:
+@EACH
+async def test_a_vip_leads_to_a_backend_on_the_same_host(fabric: Fabric, over: Over) -> None:
     one, two = await network(fabric, fabric.a, fabric.a)
-    serve(fabric.hosts, frontend(backend(fabric.a, 3), protocol=protocol))
+    serve(
+        fabric.hosts,
+        frontend(backend(fabric.a, 3, version=over.version), protocol=over.protocol, vip=over.vip),
+    )
     await fabric.settle()
-    async with Server(two.path, "two"):
-        assert await ask(one.path, "10.7.0.100", 80, protocol) == ("two", "10.7.0.2")
-        assert one.ping("10.7.0.100")
+    async with Server(two.path, "two", address=over.any):
+        assert await ask(one.path, over.vip, 80, over.protocol) == ("two", over.box(2))
+        assert one.ping(over.vip)
 
 
 @BOTH
@@ -72,26 +82,48 @@ async def test_a_backend_reaches_itself_by_its_vip_and_by_a_published_port(
         assert (await ask(box.path, "10.98.0.1", 8000, protocol))[0] == "box"
 
 
-@BOTH
+@EACH
 async def test_a_published_port_leads_to_a_backend_elsewhere_which_sees_the_client_itself(
-    fabric: Fabric, protocol: str
+    fabric: Fabric, over: Over
 ) -> None:
     (far,) = await network(fabric, fabric.b)  # host a has none of its own
-    serve(fabric.hosts, frontend(backend(fabric.b, 2), protocol=protocol, published=PUBLISHED))
+    serve(
+        fabric.hosts,
+        frontend(
+            backend(fabric.b, 2, version=over.version),
+            protocol=over.protocol,
+            published=PUBLISHED,
+            vip=over.vip,
+        ),
+    )
     await fabric.settle()
-    async with Server(far.path, "far"):
-        assert await ask(fabric.outsider, "10.98.0.1", 8000, protocol) == ("far", OUTSIDER)
+    async with Server(far.path, "far", address=over.any):
+        assert await ask(fabric.outsider, over.node, 8000, over.protocol) == (
+            "far",
+            over.outsider(),
+        )
 
 
-@BOTH
+@EACH
 async def test_a_published_port_leads_to_a_backend_of_the_same_host(
-    fabric: Fabric, protocol: str
+    fabric: Fabric, over: Over
 ) -> None:
     (box,) = await network(fabric, fabric.a)
-    serve(fabric.hosts, frontend(backend(fabric.a, 2), protocol=protocol, published=PUBLISHED))
+    serve(
+        fabric.hosts,
+        frontend(
+            backend(fabric.a, 2, version=over.version),
+            protocol=over.protocol,
+            published=PUBLISHED,
+            vip=over.vip,
+        ),
+    )
     await fabric.settle()
-    async with Server(box.path, "box"):
-        assert await ask(fabric.outsider, "10.98.0.1", 8000, protocol) == ("box", OUTSIDER)
+    async with Server(box.path, "box", address=over.any):
+        assert await ask(fabric.outsider, over.node, 8000, over.protocol) == (
+            "box",
+            over.outsider(),
+        )
 
 
 @BOTH
@@ -110,23 +142,28 @@ async def test_a_published_port_is_reached_from_the_host_itself_and_from_sandbox
         assert (await ask(far.path, "10.99.0.1", 8000, protocol))[0] == "far"
 
 
-@BOTH
+@EACH
 async def test_three_clients_at_once_are_each_seen_with_their_own_address(
-    fabric: Fabric, protocol: str
+    fabric: Fabric, over: Over
 ) -> None:
-    addresses = ["10.98.0.9", "10.98.0.10", "10.98.0.11"]
+    addresses = [over.outsider(n) for n in (9, 10, 11)]
     for address in addresses[1:]:
-        run("ip", "address", "add", f"{address}/24", "dev", "side", netns=fabric.outsider)
+        add_address(fabric.outsider, address)
     near, far = await network(fabric, fabric.a, fabric.b)
-    backends = (backend(fabric.a, 2), backend(fabric.b, 3))
-    serve(fabric.hosts, frontend(*backends, protocol=protocol, published=PUBLISHED))
+    backends = (
+        backend(fabric.a, 2, version=over.version),
+        backend(fabric.b, 3, version=over.version),
+    )
+    serve(
+        fabric.hosts, frontend(*backends, protocol=over.protocol, published=PUBLISHED, vip=over.vip)
+    )
     await fabric.settle()
 
     async def client(address: str) -> set[str]:
         names = set()
         for _ in range(20):
-            asking = Client(fabric.outsider, protocol, source=address)
-            await asking.connect("10.98.0.1", 8000)
+            asking = Client(fabric.outsider, over.protocol, over.version, address)
+            await asking.connect(over.node, 8000)
             for _ in range(3):
                 name, seen = await asking.ask()
                 assert seen == address
@@ -134,86 +171,125 @@ async def test_three_clients_at_once_are_each_seen_with_their_own_address(
             asking.close()
         return names
 
-    async with Server(near.path, "near"), Server(far.path, "far"):
+    async with (
+        Server(near.path, "near", address=over.any),
+        Server(far.path, "far", address=over.any),
+    ):
         for names in await asyncio.gather(*map(client, addresses)):
             assert names == {"near", "far"}  # all 20 at one of them: once in a million
 
 
-@BOTH
-async def test_without_a_backend_a_client_is_refused_at_once(fabric: Fabric, protocol: str) -> None:
+@EACH
+async def test_without_a_backend_a_client_is_refused_at_once(fabric: Fabric, over: Over) -> None:
     (box,) = await network(fabric, fabric.a)
-    serve(fabric.hosts, frontend(protocol=protocol, published=PUBLISHED))
+    serve(fabric.hosts, frontend(protocol=over.protocol, published=PUBLISHED, vip=over.vip))
     await fabric.settle()
-    assert await refused(box.path, "10.7.0.100", 80, protocol)
-    assert await refused(box.path, "10.7.0.100", 81, protocol)
-    assert await refused(fabric.outsider, "10.98.0.1", 8000, protocol)
-    serve(fabric.hosts, frontend(protocol=protocol, published=PUBLISHED, refuse=False))
+    assert await refused(box.path, over.vip, 80, over.protocol)
+    assert await refused(box.path, over.vip, 81, over.protocol)
+    assert await refused(fabric.outsider, over.node, 8000, over.protocol)
+    serve(
+        fabric.hosts,
+        frontend(protocol=over.protocol, published=PUBLISHED, refuse=False, vip=over.vip),
+    )
     await fabric.settle()
-    assert not await refused(box.path, "10.7.0.100", 80, protocol)
+    assert not await refused(box.path, over.vip, 80, over.protocol)
 
 
-async def test_a_draining_backend_keeps_its_connections_and_gets_no_new_one(fabric: Fabric) -> None:
+@FAMILIES
+async def test_a_draining_backend_keeps_its_connections_and_gets_no_new_one(
+    fabric: Fabric, over: Over
+) -> None:
     near, far = await network(fabric, fabric.a, fabric.b)
-    old, new = backend(fabric.a, 2), backend(fabric.b, 3)
-    serve(fabric.hosts, frontend(old, published=PUBLISHED))
+    old, new = (
+        backend(fabric.a, 2, version=over.version),
+        backend(fabric.b, 3, version=over.version),
+    )
+    serve(fabric.hosts, frontend(old, published=PUBLISHED, vip=over.vip))
     await fabric.settle()
-    async with Server(near.path, "old"), Server(far.path, "new"):
-        inside = await Client(far.path).connect("10.7.0.100", 80)
-        outside = await Client(fabric.outsider).connect("10.98.0.1", 8000)
-        assert await inside.ask() == ("old", "10.7.0.3")
-        assert await outside.ask() == ("old", OUTSIDER)
-        serve(fabric.hosts, frontend(replace(old, draining=True), new, published=PUBLISHED))
+    async with (
+        Server(near.path, "old", address=over.any),
+        Server(far.path, "new", address=over.any),
+    ):
+        inside = await Client(far.path, version=over.version).connect(over.vip, 80)
+        outside = await Client(fabric.outsider, version=over.version).connect(over.node, 8000)
+        assert await inside.ask() == ("old", over.box(3))
+        assert await outside.ask() == ("old", over.outsider())
+        serve(
+            fabric.hosts,
+            frontend(replace(old, draining=True), new, published=PUBLISHED, vip=over.vip),
+        )
         await fabric.settle()
         for _ in range(10):
-            assert (await ask(far.path, "10.7.0.100", 80))[0] == "new"
-            assert (await ask(fabric.outsider, "10.98.0.1", 8000))[0] == "new"
-        assert await inside.ask() == ("old", "10.7.0.3")
-        assert await outside.ask() == ("old", OUTSIDER)
+            assert (await ask(far.path, over.vip, 80))[0] == "new"
+            assert (await ask(fabric.outsider, over.node, 8000))[0] == "new"
+        assert await inside.ask() == ("old", over.box(3))
+        assert await outside.ask() == ("old", over.outsider())
         inside.close()
         outside.close()
 
 
-async def test_connections_go_on_when_the_agent_starts_again(fabric: Fabric) -> None:
+@FAMILIES
+async def test_connections_go_on_when_the_agent_starts_again(fabric: Fabric, over: Over) -> None:
     near, far = await network(fabric, fabric.a, fabric.b)
-    serve(fabric.hosts, frontend(backend(fabric.b, 3), published=PUBLISHED))
+    serve(
+        fabric.hosts,
+        frontend(backend(fabric.b, 3, version=over.version), published=PUBLISHED, vip=over.vip),
+    )
     await fabric.settle()
-    async with Server(far.path, "far"):
-        inside = await Client(near.path).connect("10.7.0.100", 80)
-        outside = await Client(fabric.outsider).connect("10.98.0.1", 8000)
+    async with Server(far.path, "far", address=over.any):
+        inside = await Client(near.path, version=over.version).connect(over.vip, 80)
+        outside = await Client(fabric.outsider, version=over.version).connect(over.node, 8000)
         for host in fabric.hosts:
             await restart(host)
-            assert await inside.ask() == ("far", "10.7.0.2")
-            assert await outside.ask() == ("far", OUTSIDER)
-        assert await ask(fabric.outsider, "10.98.0.1", 8000) == ("far", OUTSIDER)
+            assert await inside.ask() == ("far", over.box(2))
+            assert await outside.ask() == ("far", over.outsider())
+        assert await ask(fabric.outsider, over.node, 8000) == ("far", over.outsider())
         inside.close()
         outside.close()
 
 
-async def test_connections_are_shared_out_by_weight(fabric: Fabric) -> None:
+@FAMILIES
+async def test_connections_are_shared_out_by_weight(fabric: Fabric, over: Over) -> None:
     near, far = await network(fabric, fabric.a, fabric.b)
-    light, heavy = backend(fabric.a, 2), backend(fabric.b, 3, weight=3)
-    serve(fabric.hosts, frontend(light, heavy))
+    light, heavy = (
+        backend(fabric.a, 2, version=over.version),
+        backend(fabric.b, 3, version=over.version, weight=3),
+    )
+    serve(fabric.hosts, frontend(light, heavy, vip=over.vip))
     await fabric.settle()
-    async with Server(near.path, "light"), Server(far.path, "heavy"):
-        names = [(await ask(near.path, "10.7.0.100", 80))[0] for _ in range(400)]
+    async with (
+        Server(near.path, "light", address=over.any),
+        Server(far.path, "heavy", address=over.any),
+    ):
+        names = [(await ask(near.path, over.vip, 80))[0] for _ in range(400)]
     # 100 are to be expected; 30 more or fewer are 3.5 standard deviations
     assert 70 <= names.count("light") <= 130
 
 
-async def test_with_affinity_a_client_stays_with_its_backend(fabric: Fabric) -> None:
+@FAMILIES
+async def test_with_affinity_a_client_stays_with_its_backend(fabric: Fabric, over: Over) -> None:
     near, far = await network(fabric, fabric.a, fabric.b)
-    one = frontend(backend(fabric.a, 2), backend(fabric.b, 3), affinity=60, published=PUBLISHED)
+    one = frontend(
+        backend(fabric.a, 2, version=over.version),
+        backend(fabric.b, 3, version=over.version),
+        affinity=60,
+        published=PUBLISHED,
+        vip=over.vip,
+    )
     serve(fabric.hosts, one)
     await fabric.settle()
     found = set()
-    async with Server(near.path, "near"), Server(far.path, "far"):
+    async with (
+        Server(near.path, "near", address=over.any),
+        Server(far.path, "far", address=over.any),
+    ):
         for number in range(10, 22):
-            address = f"10.98.0.{number}"
-            run("ip", "address", "add", f"{address}/24", "dev", "side", netns=fabric.outsider)
+            address = over.outsider(number)
+            add_address(fabric.outsider, address)
             names = set()
             for _ in range(5):
-                client = Client(fabric.outsider, source=address)
-                await client.connect("10.98.0.1", 8000)
+                client = Client(fabric.outsider, version=over.version, source=address)
+                await client.connect(over.node, 8000)
                 names.add((await client.ask())[0])
                 client.close()
             assert len(names) == 1
@@ -221,55 +297,76 @@ async def test_with_affinity_a_client_stays_with_its_backend(fabric: Fabric) -> 
     assert found == {"near", "far"}
 
 
-async def test_prefer_local_leaves_a_host_only_when_there_is_none(fabric: Fabric) -> None:
+@FAMILIES
+async def test_prefer_local_leaves_a_host_only_when_there_is_none(
+    fabric: Fabric, over: Over
+) -> None:
     near, far = await network(fabric, fabric.a, fabric.b)
-    here, there = backend(fabric.a, 2), backend(fabric.b, 3)
-    serve(fabric.hosts, frontend(here, there, prefer_local=True))
+    here, there = (
+        backend(fabric.a, 2, version=over.version),
+        backend(fabric.b, 3, version=over.version),
+    )
+    serve(fabric.hosts, frontend(here, there, prefer_local=True, vip=over.vip))
     await fabric.settle()
-    async with Server(near.path, "near"), Server(far.path, "far"):
+    async with (
+        Server(near.path, "near", address=over.any),
+        Server(far.path, "far", address=over.any),
+    ):
         for _ in range(10):
-            assert (await ask(near.path, "10.7.0.100", 80))[0] == "near"
-            assert (await ask(far.path, "10.7.0.100", 80))[0] == "far"
+            assert (await ask(near.path, over.vip, 80))[0] == "near"
+            assert (await ask(far.path, over.vip, 80))[0] == "far"
         gone = replace(here, draining=True)
-        serve(fabric.hosts, frontend(gone, there, prefer_local=True))
+        serve(fabric.hosts, frontend(gone, there, prefer_local=True, vip=over.vip))
         await fabric.settle()
-        assert (await ask(near.path, "10.7.0.100", 80))[0] == "far"
+        assert (await ask(near.path, over.vip, 80))[0] == "far"
 
 
+@FAMILIES
 @pytest.mark.parametrize("chain", ["forward", "input"])
 async def test_a_drop_rule_of_the_host_keeps_clients_from_a_published_port(
-    fabric: Fabric, chain: str
+    fabric: Fabric, over: Over, chain: str
 ) -> None:
     (box,) = await network(fabric, fabric.a)
-    serve(fabric.hosts, frontend(backend(fabric.a, 2), published=PUBLISHED))
+    serve(
+        fabric.hosts,
+        frontend(backend(fabric.a, 2, version=over.version), published=PUBLISHED, vip=over.vip),
+    )
     await fabric.settle()
-    async with Server(box.path, "box"):
-        assert await ask(fabric.outsider, "10.98.0.1", 8000) == ("box", OUTSIDER)
+    async with Server(box.path, "box", address=over.any):
+        assert await ask(fabric.outsider, over.node, 8000) == ("box", over.outsider())
         rules = (
             f"table inet filter {{ chain {chain} {{ type filter hook {chain} priority filter; "
-            'iifname "side" tcp dport 8000 drop; }\n}'
+            "iifname { side, side6 } tcp dport 8000 drop; }\n}"
         )
         fabric.a.run("nft", "-f", "-", text=rules)
         with pytest.raises(TimeoutError):
-            await ask(fabric.outsider, "10.98.0.1", 8000)
+            await ask(fabric.outsider, over.node, 8000)
         fabric.a.run("nft", "delete", "table", "inet", "filter")
-        assert await ask(fabric.outsider, "10.98.0.1", 8000) == ("box", OUTSIDER)
+        assert await ask(fabric.outsider, over.node, 8000) == ("box", over.outsider())
 
 
-@BOTH
+@EACH
 async def test_an_internal_networks_service_is_reached_by_its_published_port(
-    fabric: Fabric, protocol: str
+    fabric: Fabric, over: Over
 ) -> None:
     for host in fabric.hosts:
         host.add_network(7, internal=True)
     box = Sandbox(fabric)
     fabric.b.add_port(7, 2, box, gateways=())
     await network(fabric)
-    serve(fabric.hosts, frontend(backend(fabric.b, 2), protocol=protocol, published=PUBLISHED))
+    serve(
+        fabric.hosts,
+        frontend(
+            backend(fabric.b, 2, version=over.version),
+            protocol=over.protocol,
+            published=PUBLISHED,
+            vip=over.vip,
+        ),
+    )
     await fabric.settle()
-    async with Server(box.path, "box"):
-        if protocol == "tcp":
-            assert await ask(fabric.outsider, "10.98.0.1", 8000) == ("box", OUTSIDER)
+    async with Server(box.path, "box", address=over.any):
+        if over.protocol == "tcp":
+            assert await ask(fabric.outsider, over.node, 8000) == ("box", over.outsider())
     assert not box.ping("10.99.0.1")
 
 
@@ -289,69 +386,72 @@ async def test_one_port_at_two_addresses_leads_to_two_services(fabric: Fabric) -
         assert await ask(fabric.outsider, "10.99.0.1", 8000) == ("far", OUTSIDER)
 
 
-async def test_a_sandbox_of_another_network_does_not_reach_a_vip(fabric: Fabric) -> None:
+@FAMILIES
+async def test_a_sandbox_of_another_network_does_not_reach_a_vip(
+    fabric: Fabric, over: Over
+) -> None:
     (box,) = await network(fabric, fabric.a)
     (stranger,) = await network(fabric, fabric.a, vni=8, first=2)
-    serve(fabric.hosts, frontend(backend(fabric.a, 2)))
+    serve(fabric.hosts, frontend(backend(fabric.a, 2, version=over.version), vip=over.vip))
     await fabric.settle()
-    async with Server(box.path, "box"):
-        assert (await ask(box.path, "10.7.0.100", 80))[0] == "box"
+    async with Server(box.path, "box", address=over.any):
+        assert (await ask(box.path, over.vip, 80))[0] == "box"
         with pytest.raises((TimeoutError, OSError)):
-            await ask(stranger.path, "10.7.0.100", 80)
+            await ask(stranger.path, over.vip, 80)
 
 
-async def test_ipv6_goes_the_same_way(fabric: Fabric) -> None:
-    near, far = await network(fabric, fabric.a, fabric.b)
-    over6 = replace(backend(fabric.b, 3), address=parse_address("fd00:7::3"))
-    for protocol in ("tcp", "udp"):
-        serve(
-            fabric.hosts,
-            frontend(over6, vip="fd00:7::100", protocol=protocol, published=PUBLISHED),
-        )
-    await fabric.settle()
-    async with Server(far.path, "far", address="::"):
-        for protocol in ("tcp", "udp"):
-            assert await ask(near.path, "fd00:7::100", 80, protocol) == ("far", "fd00:7::2")
-            answer = await ask(fabric.outsider, "fd98::1", 8000, protocol)
-            assert answer == ("far", "fd98::9")
-    assert await refused(near.path, "fd00:7::100", 80)
-
-
+@FAMILIES
 async def test_a_backend_that_goes_for_good_has_its_connections_reset_at_once(
     fabric: Fabric,
+    over: Over,
 ) -> None:
     near, far = await network(fabric, fabric.a, fabric.b)
-    old, new = backend(fabric.a, 2), backend(fabric.b, 3)
-    serve(fabric.hosts, frontend(old, published=PUBLISHED))
+    old, new = (
+        backend(fabric.a, 2, version=over.version),
+        backend(fabric.b, 3, version=over.version),
+    )
+    serve(fabric.hosts, frontend(old, published=PUBLISHED, vip=over.vip))
     await fabric.settle()
-    async with Server(near.path, "old"), Server(far.path, "new"):
+    async with (
+        Server(near.path, "old", address=over.any),
+        Server(far.path, "new", address=over.any),
+    ):
         clients = [
-            await Client(far.path).connect("10.7.0.100", 80),
-            await Client(fabric.outsider).connect("10.98.0.1", 8000),
-            await Client(fabric.a.path).connect("10.99.0.1", 8000),
+            await Client(far.path, version=over.version).connect(over.vip, 80),
+            await Client(fabric.outsider, version=over.version).connect(over.node, 8000),
+            await Client(fabric.a.path, version=over.version).connect(over.own, 8000),
         ]
         for client in clients:
             assert (await client.ask())[0] == "old"
-        serve(fabric.hosts, frontend(new, published=PUBLISHED))
+        serve(fabric.hosts, frontend(new, published=PUBLISHED, vip=over.vip))
         await fabric.settle()
         for client in clients:  # none of which says a word
             with pytest.raises(ConnectionResetError):
                 await client.wait()
             client.close()
-        assert (await ask(fabric.outsider, "10.98.0.1", 8000))[0] == "new"
+        assert (await ask(fabric.outsider, over.node, 8000))[0] == "new"
 
 
-async def test_a_connection_lives_across_a_change_of_other_backends(fabric: Fabric) -> None:
+@FAMILIES
+async def test_a_connection_lives_across_a_change_of_other_backends(
+    fabric: Fabric, over: Over
+) -> None:
     near, far = await network(fabric, fabric.a, fabric.b)
-    stays, goes = backend(fabric.a, 2), backend(fabric.b, 3)
-    serve(fabric.hosts, frontend(stays, published=PUBLISHED))
+    stays, goes = (
+        backend(fabric.a, 2, version=over.version),
+        backend(fabric.b, 3, version=over.version),
+    )
+    serve(fabric.hosts, frontend(stays, published=PUBLISHED, vip=over.vip))
     await fabric.settle()
-    async with Server(near.path, "stays"), Server(far.path, "goes"):
-        client = await Client(fabric.outsider).connect("10.98.0.1", 8000)
+    async with (
+        Server(near.path, "stays", address=over.any),
+        Server(far.path, "goes", address=over.any),
+    ):
+        client = await Client(fabric.outsider, version=over.version).connect(over.node, 8000)
         for backends in ((stays, goes), (stays,), (stays, goes)):
-            serve(fabric.hosts, frontend(*backends, published=PUBLISHED))
+            serve(fabric.hosts, frontend(*backends, published=PUBLISHED, vip=over.vip))
             await fabric.settle()
-            assert await client.ask() == ("stays", OUTSIDER)
+            assert await client.ask() == ("stays", over.outsider())
         client.close()
 
 

@@ -25,6 +25,8 @@ import dns.flags
 import dns.message
 import dns.query
 import dns.rcode
+import dns.rdatatype
+import dns.reversename
 import dns.rrset
 import pytest
 
@@ -43,6 +45,30 @@ UPSTREAM = "192.0.2.53"
 LOOPBACK_UPSTREAM = "127.0.0.53"  # as systemd-resolved has it on the host
 PREFIX = f"vxt-{os.getpid()}"
 ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family's addresses and records."""
+
+    type: str
+
+    def at(self, net: int, number: int) -> str:
+        """An address in demo, back or shut, which are 1, 2 and 3; the gateway's number is 1."""
+        return f"10.9{net}.0.{number}" if self.type == "A" else f"fd9{net}::{number:x}"
+
+    def reverse(self, net: int, number: int) -> str:
+        """The name of an address, for PTR."""
+        return str(dns.reversename.from_address(self.at(net, number))).rstrip(".")
+
+    @property
+    def outside(self) -> str:
+        """What the host's resolver answers."""
+        return "203.0.113.9" if self.type == "A" else "2001:db8::9"
+
+
+V4, V6 = Family("A"), Family("AAAA")
+FAMILIES = pytest.mark.parametrize("by", [V4, V6], ids=["v4", "v6"])
 
 # What an agent does, in a process that can be killed; it prints the resolver's pid.
 FEEDER = """
@@ -83,32 +109,33 @@ def base_state(marker: str = "first") -> State:
     """All that the agent of this host knows; `marker` is a name that tells states apart."""
     networks = [
         network(DEMO, "demo", ("10.91.0.0/16", "fd91::/64")),
-        network(BACK, "back", ("10.92.0.0/24",)),
-        network(SHUT, "shut", ("10.93.0.0/24",), internal=True),
+        network(BACK, "back", ("10.92.0.0/24", "fd92::/64")),
+        network(SHUT, "shut", ("10.93.0.0/24", "fd93::/64"), internal=True),
     ]
     endpoints = [
         endpoint(1, DEMO, "one", "10.91.0.2", "fd91::2"),
         endpoint(2, DEMO, "two", "10.91.0.3", "fd91::3"),
-        endpoint(3, BACK, "db", "10.92.0.2"),
-        endpoint(4, BACK, "two", "10.92.0.3"),
-        endpoint(5, SHUT, "safe", "10.93.0.2"),
+        endpoint(3, BACK, "db", "10.92.0.2", "fd92::2"),
+        endpoint(4, BACK, "two", "10.92.0.3", "fd92::3"),
+        endpoint(5, SHUT, "safe", "10.93.0.2", "fd93::2"),
         endpoint(6, DEMO, marker, "10.91.0.6"),
         *(endpoint(100 + n, DEMO, f"many{n}", f"10.91.1.{n}") for n in range(200)),
     ]
     endpoints += [
         Endpoint(
-            f"{1000 + n:016x}", DEMO, f"many{n}", bytes(6), (bytes((10, 91, 1, n)),), ("many",)
+            f"{1000 + n:016x}", DEMO, f"many{n}", bytes(6),
+            (bytes((10, 91, 1, n)), parse_address(f"fd91::1:{n:x}")), ("many",),
         )
         for n in range(200)
-    ]
+    ]  # fmt: skip
     views = [
-        View(parse_address("10.91.0.2"), (DEMO,)),
-        View(parse_address("fd91::2"), (DEMO,)),
-        View(parse_address("10.92.0.2"), (BACK,)),
-        View(parse_address("10.91.0.3"), (DEMO, BACK)),
-        View(parse_address("10.92.0.3"), (DEMO, BACK)),
-        View(parse_address("10.93.0.2"), (SHUT,)),
-    ]
+        View(parse_address(family.at(net, number)), seen)
+        for family in (V4, V6)
+        for net, number, seen in (
+            (1, 2, (DEMO,)), (2, 2, (BACK,)), (1, 3, (DEMO, BACK)), (2, 3, (DEMO, BACK)),
+            (3, 2, (SHUT,)),
+        )
+    ]  # fmt: skip
     return State(networks, endpoints, views)
 
 
@@ -139,7 +166,8 @@ class Upstream:
             name = query.question[0].name
             self.seen.append(name.to_text().lower())
             response = dns.message.make_response(query, recursion_available=True)
-            response.answer.append(dns.rrset.from_text(name, 60, "IN", "A", "203.0.113.9"))
+            family = V6 if query.question[0].rdtype == dns.rdatatype.AAAA else V4
+            response.answer.append(dns.rrset.from_text(name, 60, "IN", family.type, family.outside))
             sock.sendto(response.to_wire(), peer)
         sock.close()
 
@@ -206,14 +234,14 @@ def namespaces() -> Iterator[None]:
     ports: list[tuple[str, ...]] = [  # bridge, sandbox, interface, addresses
         ("demo", "a", "eth0", "10.91.0.2/16", "fd91::2/64"),
         ("demo", "c", "eth0", "10.91.0.3/16", "fd91::3/64"),
-        ("back", "b", "eth0", "10.92.0.2/24"),
-        ("back", "c", "eth1", "10.92.0.3/24"),
-        ("shut", "s", "eth0", "10.93.0.2/24"),
+        ("back", "b", "eth0", "10.92.0.2/24", "fd92::2/64"),
+        ("back", "c", "eth1", "10.92.0.3/24", "fd92::3/64"),
+        ("shut", "s", "eth0", "10.93.0.2/24", "fd93::2/64"),
     ]
     gateways = {
         "demo": ("10.91.0.1/16", "fd91::1/64"),
-        "back": ("10.92.0.1/24",),
-        "shut": ("10.93.0.1/24",),
+        "back": ("10.92.0.1/24", "fd92::1/64"),
+        "shut": ("10.93.0.1/24", "fd93::1/64"),
     }
     try:
         for host in hosts:
@@ -290,40 +318,48 @@ def until(holds: Callable[[], bool], seconds: float = 5) -> None:
         time.sleep(0.01)
 
 
-def test_who_asks_decides_what_is_seen(bed: Bed) -> None:
+@FAMILIES
+def test_who_asks_decides_what_is_seen(bed: Bed, by: Family) -> None:
     bed.start_agent()
-    assert found(ask("a", "one")) == ["10.91.0.2"]
-    assert found(ask("a", "two.demo")) == ["10.91.0.3"]
-    assert found(ask("a", f"two.demo.{ZONE}", "AAAA")) == ["fd91::3"]
-    assert found(ask("a", "web")) == ["10.91.0.2", "10.91.0.3"]
-    assert found(ask("b", "two", where="10.92.0.1")) == ["10.92.0.3"]
-    assert ask("b", "one", where="10.92.0.1").rcode() == dns.rcode.NXDOMAIN
-    assert ask("a", f"db.back.{ZONE}").rcode() == dns.rcode.NXDOMAIN
+    demo, back = by.at(1, 1), by.at(2, 1)
+    assert found(ask("a", "one", by.type, demo)) == [by.at(1, 2)]
+    assert found(ask("a", "two.demo", by.type, demo)) == [by.at(1, 3)]
+    assert found(ask("a", f"two.demo.{ZONE}", by.type, demo)) == [by.at(1, 3)]
+    assert found(ask("a", "web", by.type, demo)) == [by.at(1, 2), by.at(1, 3)]
+    assert found(ask("b", "two", by.type, back)) == [by.at(2, 3)]
+    assert ask("b", "one", by.type, back).rcode() == dns.rcode.NXDOMAIN
+    assert ask("a", f"db.back.{ZONE}", by.type, demo).rcode() == dns.rcode.NXDOMAIN
     # c is in both: the first network of its view counts, the long name chooses
-    assert found(ask("c", "two")) == ["10.91.0.3"]
-    assert found(ask("c", "two.back")) == ["10.92.0.3"]
-    assert found(ask("c", "db", where="10.92.0.1")) == ["10.92.0.2"]
-    assert found(ask("a", "3.0.91.10.in-addr.arpa", "PTR")) == [f"two.demo.{ZONE}."]
-    assert ask("a", "2.0.92.10.in-addr.arpa", "PTR").rcode() == dns.rcode.NXDOMAIN
+    assert found(ask("c", "two", by.type, demo)) == [by.at(1, 3)]
+    assert found(ask("c", "two.back", by.type, demo)) == [by.at(2, 3)]
+    assert found(ask("c", "db", by.type, back)) == [by.at(2, 2)]
+    assert found(ask("a", by.reverse(1, 3), "PTR", demo)) == [f"two.demo.{ZONE}."]
+    assert ask("a", by.reverse(2, 2), "PTR", demo).rcode() == dns.rcode.NXDOMAIN
 
 
-def test_the_answer_leaves_from_the_address_that_was_asked(bed: Bed) -> None:
+@FAMILIES
+def test_the_answer_leaves_from_the_address_that_was_asked(bed: Bed, by: Family) -> None:
     """c asks either gateway from either of its addresses, and one that came later."""
     bed.start_agent()
-    assert found(ask("c", "one", where="10.92.0.1", source="10.92.0.3")) == ["10.91.0.2"]
+    back, ours = by.at(2, 1), [by.at(1, 2)]
+    assert found(ask("c", "one", by.type, back, source=by.at(2, 3))) == ours
     # The question comes in on the other network's bridge; the routes take the answer home.
-    assert found(ask("c", "one", where="10.92.0.1", source="10.91.0.3")) == ["10.91.0.2"]
-    assert found(ask("a", "one", where="fd91::1")) == ["10.91.0.2"]
-    assert found(ask("a", "one", "AAAA", where="fd91::1", tcp=True)) == ["fd91::2"]
-    run(f"ip -n {PREFIX}-o addr add 10.91.0.77/16 dev demo")
+    assert found(ask("c", "one", by.type, back, source=by.at(1, 3))) == ours
+    for tcp in (False, True):
+        assert found(ask("a", "one", by.type, by.at(1, 1), tcp=tcp)) == ours
+    later = f"{by.at(1, 77)}/{16 if by is V4 else 64}"
+    nodad = " nodad" if by is V6 else ""
+    run(f"ip -n {PREFIX}-o addr add {later} dev demo{nodad}")
     try:
-        assert found(ask("a", "one", where="10.91.0.77")) == ["10.91.0.2"]
+        assert found(ask("a", "one", by.type, by.at(1, 77))) == ours
     finally:
-        run(f"ip -n {PREFIX}-o addr del 10.91.0.77/16 dev demo")
+        run(f"ip -n {PREFIX}-o addr del {later} dev demo")
 
 
-def test_what_is_ours_never_leaves_and_the_rest_does(bed: Bed) -> None:
+@FAMILIES
+def test_what_is_ours_never_leaves_and_the_rest_does(bed: Bed, by: Family) -> None:
     bed.start_agent()
+    gateway = by.at(1, 1)
     ours = [
         "nosuch",
         "nosuch.demo",
@@ -337,45 +373,50 @@ def test_what_is_ours_never_leaves_and_the_rest_does(bed: Bed) -> None:
         f"db.back.{ZONE}",
         f"one.nosuch.{ZONE}",
         "localhost",
-        "99.0.91.10.in-addr.arpa",
-        "2.0.93.10.in-addr.arpa",
+        by.reverse(1, 99),
+        by.reverse(3, 2),
     ]
     for text in ours:
         for type in ("A", "AAAA", "PTR", "MX", "SOA", "TXT", "ANY"):
             for tcp in (False, True):
-                assert ask("a", text, type, tcp=tcp).rcode() in (
+                assert ask("a", text, type, gateway, tcp=tcp).rcode() in (
                     dns.rcode.NOERROR,
                     dns.rcode.NXDOMAIN,
                 )
     assert bed.upstream.seen == []
-    assert found(ask("a", "example.com")) == ["203.0.113.9"]
-    assert found(ask("a", "example.net", tcp=True)) == ["203.0.113.9"]
-    ask("a", "8.8.8.8.in-addr.arpa", "PTR")
+    assert found(ask("a", "example.com", by.type, gateway)) == [by.outside]
+    assert found(ask("a", "example.net", by.type, gateway, tcp=True)) == [by.outside]
+    ask("a", "8.8.8.8.in-addr.arpa", "PTR", gateway)
     assert bed.upstream.seen == ["example.com.", "example.net.", "8.8.8.8.in-addr.arpa."]
 
 
-def test_strangers_and_internal_networks_have_no_way_out(bed: Bed) -> None:
+@FAMILIES
+def test_strangers_and_internal_networks_have_no_way_out(bed: Bed, by: Family) -> None:
     bed.start_agent()
-    run(f"ip -n {PREFIX}-a addr add 10.91.0.200/16 dev eth0")
+    strange = f"{by.at(1, 200)}/{16 if by is V4 else 64}"
+    run(f"ip -n {PREFIX}-a addr add {strange} dev eth0{' nodad' if by is V6 else ''}")
+    own = by.at(1, 200)
     try:
-        stranger = ask("a", "example.com", source="10.91.0.200")
+        stranger = ask("a", "example.com", by.type, by.at(1, 1), source=own)
         assert stranger.rcode() == dns.rcode.REFUSED
-        assert ask("a", "one", source="10.91.0.200").rcode() == dns.rcode.NXDOMAIN
+        known = ask("a", "one", by.type, by.at(1, 1), source=own)
+        assert known.rcode() == dns.rcode.NXDOMAIN
     finally:
-        run(f"ip -n {PREFIX}-a addr del 10.91.0.200/16 dev eth0")
-    assert found(ask("s", "safe", where="10.93.0.1")) == ["10.93.0.2"]
-    assert ask("s", "example.com", where="10.93.0.1").rcode() == dns.rcode.REFUSED
+        run(f"ip -n {PREFIX}-a addr del {strange} dev eth0")
+    assert found(ask("s", "safe", by.type, by.at(3, 1))) == [by.at(3, 2)]
+    assert ask("s", "example.com", by.type, by.at(3, 1)).rcode() == dns.rcode.REFUSED
     # The host itself asks across the uplink: it is no sandbox, which ends any loop by it.
-    assert ask("h", "example.com", where="169.254.83.2").rcode() == dns.rcode.REFUSED
+    assert ask("h", "example.com", by.type, "169.254.83.2").rcode() == dns.rcode.REFUSED
     assert bed.upstream.seen == []
 
 
-def test_tcp_and_truncation(bed: Bed) -> None:
+@FAMILIES
+def test_tcp_and_truncation(bed: Bed, by: Family) -> None:
     bed.start_agent()
-    cut = ask("a", "many")
+    cut = ask("a", "many", by.type, by.at(1, 1))
     assert cut.flags & dns.flags.TC
-    assert 20 < len(cut.answer[0]) < 200
-    assert len(ask("a", "many", tcp=True).answer[0]) == 200
+    assert 10 < len(cut.answer[0]) < 200
+    assert len(ask("a", "many", by.type, by.at(1, 1), tcp=True).answer[0]) == 200
 
 
 def test_the_hosts_loopback_is_asked_and_ourselves_are_not(bed: Bed) -> None:
@@ -433,18 +474,20 @@ def test_garbage_from_a_sandbox(bed: Bed) -> None:
     assert start_time(pid)
 
 
-def test_a_c_library_finds_both_forms(bed: Bed) -> None:
+@FAMILIES
+def test_a_c_library_finds_both_forms(bed: Bed, by: Family) -> None:
     """getent, with the resolv.conf that a sandbox has."""
     bed.start_agent()
     own = bed.directory / "sandbox.conf"
-    own.write_text(resolv_conf(["10.91.0.1"], ["demo"]))
+    own.write_text(resolv_conf([by.at(1, 1)], ["demo"]))
+    hosts = "ahostsv4" if by is V4 else "ahostsv6"
     for name, address in (
-        ("two", "10.91.0.3"),
-        ("two.demo", "10.91.0.3"),
-        (f"two.demo.{ZONE}", "10.91.0.3"),
-        ("example.com", "203.0.113.9"),
+        ("two", by.at(1, 3)),
+        ("two.demo", by.at(1, 3)),
+        (f"two.demo.{ZONE}", by.at(1, 3)),
+        ("example.com", by.outside),
     ):
-        look_up = f"mount --bind {own} /etc/resolv.conf && getent ahostsv4 {name}"
+        look_up = f"mount --bind {own} /etc/resolv.conf && getent {hosts} {name}"
         command = ["nsenter", f"--net={path('c')}", "unshare", "--mount", "sh", "-c", look_up]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
         assert done.stdout.split()[:1] == [address], (name, done)

@@ -167,6 +167,12 @@ async def hangs(odd: Odd, method: str, body: Body) -> web.Response:
     return web.json_response(answer)
 
 
+async def slowly(odd: Odd, method: str, body: Body) -> web.Response:
+    """It does what it is asked, and takes its time."""
+    await asyncio.sleep(WITHIN / 3)
+    return web.json_response(odd.do(method, body))
+
+
 async def dies(odd: Odd, method: str, body: Body) -> web.Response:
     """It breaks off before it has done anything."""
     raise Broken

@@ -37,6 +37,7 @@ from tests.unit.remote.standin import (
     hangs,
     rig,
     says,
+    slowly,
 )
 
 IPAM, NET = "IpamDriver", "NetworkDriver"
@@ -184,6 +185,16 @@ async def test_what_a_plugin_does_not_undo_is_asked_for_until_it_answers(
     assert not world.interfaces.shown
 
 
+async def test_who_has_something_removed_waits_until_it_is_undone(world: Rig) -> None:
+    await _network(world)
+    await _connect(world)
+    world.odd.wrong[f"{NET}.Leave"] = slowly
+    await world.operations.remove_endpoints(["box"])
+    await world.until(lambda: f"{NET}.Leave" in world.odd.methods())  # by what goes on by itself
+    await world.operations.remove_networks(["net"])
+    assert not world.odd.left()
+
+
 async def test_an_agent_that_is_killed_undoes_in_its_next_life(world: Rig) -> None:
     await _network(world)
     await _connect(world)
@@ -321,6 +332,27 @@ async def test_a_subnet_that_is_taken_here_is_held_until_another_is_found(world:
     net = await _network(world, "overlay")
     assert net.subnets == ("10.6.0.0/24",)
     assert list(world.odd.pools.values()) == ["10.6.0.0/24"], "the others are given back"
+
+
+async def test_a_pool_that_another_network_has_is_not_given_back(world: Rig) -> None:
+    await _network(world, "overlay")
+    with pytest.raises(Conflict, match=r"offers 10.7.0.0/24, which overlaps 10.7.0.0/24, network"):
+        await world.operations.create_network(parse_network("more", ipam_driver="remote:odd"))
+    names = ("a", "b", "c")
+    made = await asyncio.gather(
+        *(
+            world.operations.create_network(
+                parse_network(name, subnets=["10.8.0.0/24"], ipam_driver="remote:odd")
+            )
+            for name in names
+        ),
+        return_exceptions=True,
+    )
+    assert sorted(type(m).__name__ for m in made) == ["Conflict", "Conflict", "Network"]
+    assert list(world.odd.pools.values()) == ["10.7.0.0/24", "10.8.0.0/24"]
+    await world.operations.remove_networks([m.name for m in made if isinstance(m, Network)])
+    assert list(world.odd.pools.values()) == ["10.7.0.0/24"]
+    assert len(world.undoer.ledger.steps) == 1
 
 
 @pytest.mark.parametrize(
