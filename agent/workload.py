@@ -154,7 +154,13 @@ def _is_own_tmpfs(pid: int, file: int) -> bool:
 
 
 def own_resolver(content: str) -> None:
-    """Give the calling process a mount namespace in which /etc/resolv.conf says `content`.
+    """Give the calling process a mount namespace in which /etc/resolv.conf says `content`."""
+    cover_resolver().write_text(content)
+
+
+def cover_resolver() -> Path:
+    """Give the calling process a mount namespace with an /etc/resolv.conf of its own, still empty;
+    its path, for who writes it.
 
     The file lives on a tmpfs that only this namespace knows, so nothing is left when the last
     process in it ends, however it ends.
@@ -169,6 +175,7 @@ def own_resolver(content: str) -> None:
             TMPFS, directory, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "size=64k"
         )
         file = Path(directory, "resolv.conf")
-        file.write_text(content)
+        file.touch()
         syscalls.mount(str(file), target, flags=syscalls.MS_BIND)
         syscalls.umount(directory, syscalls.MNT_DETACH)
+    return Path(target)

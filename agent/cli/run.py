@@ -22,7 +22,7 @@ from agent import syscalls
 from agent.cli.output import emit_done, host_option, output_option, wait_option
 from agent.errors import Invalid, Unsupported, VxmeshError
 from agent.model import HOST
-from agent.workload import own_resolver
+from agent.workload import cover_resolver, own_resolver
 
 if TYPE_CHECKING:
     from agent.client import Client
@@ -223,14 +223,21 @@ class _Child:
             os.write(self._ready, f"{error}\n".encode())
             os._exit(1)
         os.close(self._ready)
+        resolver: Path | OSError | None = None
+        try:
+            resolver = cover_resolver() if self._isolated else None  # while others are busy
+        except OSError as error:
+            resolver = error  # to be told when somebody waits for the command
         content = b""
         while piece := os.read(self._go, 4096):
             content += piece
         if not content:
             os._exit(1)  # the parent gave up, or was killed
         try:
-            if self._isolated:
-                own_resolver(content.decode())
+            if isinstance(resolver, OSError):
+                raise resolver
+            if resolver:
+                resolver.write_text(content.decode())
             if detach:
                 _redirect(log)
         except OSError as error:
