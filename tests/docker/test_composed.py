@@ -30,6 +30,7 @@ HOSTS = ("h1", "h2", "h3")
 PROJECT = "composed"
 TIMEOUT = 300.0  # s; for an image to be built, and three agents to start, beside other tests
 pytestmark = pytest.mark.timeout(400)  # s
+MANY = 80  # connections, of which some reach each of three backends, but for 1 in 10^13 times
 SOON = 60.0  # s; the three share what others leave of two cores
 
 
@@ -51,7 +52,8 @@ class Composed:
         return done.stdout
 
     def answers(self, host: str, count: int = 12) -> set[str]:
-        """Who answers the client at a host's port; "" where nobody does."""
+        """Who answers the client at a host's port; "" where nobody does. Each connection's backend
+        is a matter of chance: of three, one is missed by 12 connections in 1 of 43 times."""
         url = f"http://{host}:8080/"
         return set(json.loads(self.exec("client", "python3", "-c", FETCH, url, str(count))))
 
@@ -103,7 +105,7 @@ def test_the_four_lines(composed: Composed) -> None:
 
 
 def test_each_workload_sees_the_clients_own_address(composed: Composed) -> None:
-    assert composed.answers("h1") == {*HOSTS}
+    assert composed.answers("h1", MANY) == {*HOSTS}
     address = composed.exec("client", "hostname", "-i").strip()
     for host in HOSTS:
         log = composed.exec(host, "cat", f"/run/vxmesh/logs/w{host[1:]}.log")
@@ -116,7 +118,7 @@ def test_agents_that_start_anew_one_after_the_other(composed: Composed) -> None:
         composed.compose("kill", "-s", "HUP", host)
         assert composed.answers(host, 6) <= {*HOSTS}  # nobody notices
         until(composed, partial(is_another, composed, host, before), f"{host} is back")
-    assert composed.answers("h2") == {*HOSTS}
+    assert composed.answers("h2", MANY) == {*HOSTS}
     assert " 0% packet loss" in composed.exec("h1", "vxmesh", "exec", "w1", "ping", "-c1", "w3")
 
 
