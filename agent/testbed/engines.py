@@ -188,12 +188,14 @@ def _make_image(busybox: Path) -> bytes:
 
 
 def _wait_for_containerd(host: Host) -> None:
-    """Return when that of the last engine runs or is gone altogether. It dies with the engine,
-    but while nobody has reaped it the next one takes it for a living one and gives up."""
+    """Return when that of the last engine is gone altogether. It ends with the engine, by a signal
+    of the kernel's, but a moment later: the next engine would take it for one to go on with, also
+    while nobody has reaped it, and give up on it."""
     deadline = time.monotonic() + CONTAINERD_TIMEOUT
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    # Without the file there was none, or it is gone; another name: the number is another's now.
+    with contextlib.suppress(OSError, ValueError):
         pid = int((host.run_dir / "docker/containerd/containerd.pid").read_text())
-        while Path(f"/proc/{pid}").exists() and syscalls.start_time(pid) == 0:
+        while Path(f"/proc/{pid}/comm").read_text().strip() == "containerd":
             if time.monotonic() > deadline:
                 return
             time.sleep(POLL)

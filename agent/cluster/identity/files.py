@@ -144,7 +144,7 @@ class Files:
         if keys:
             self._write(KEYS, b"".join(_private_pem(a.key) for a in keys))
         elif (self.directory / KEYS).exists():
-            (self.directory / KEYS).unlink()
+            (self.directory / KEYS).unlink(missing_ok=True)
             wholefile.sync_directory(self.directory)
 
     def set_aside(self) -> Path | None:
