@@ -96,12 +96,15 @@ class PathWatch:
     def _tell(self, change: Found) -> None:
         """An event, if the path became narrow, more or less so, or is whole again."""
         after, id = change.after, change.node
+        is_narrower = after.state is State.NARROW and self._told.get(id) != after.mtu
+        if not is_narrower and not (after.state is State.WHOLE and id in self._told):
+            return  # as of nearly all, and whom it concerns takes a look at every network
         name, mine = self._node.node_name(id), self._node.node_name(self._node.me)
         fields = {"node": id, "name": name, "mtu": str(after.mtu), "expected": str(after.expected)}
         concerned = self._concerned(id)
         fields["networks"] = ",".join(sorted(concerned))
         now = "; ".join(f"{n} has an MTU of {mtu}" for n, mtu in sorted(concerned.items()))
-        if after.state is State.NARROW and self._told.get(id) != after.mtu:
+        if is_narrower:
             self._told[id] = after.mtu
             self._node.tell(
                 "path.narrow",
@@ -110,7 +113,8 @@ class PathWatch:
                 f"through between them, or give the interface of one an MTU of {after.mtu}",
                 **fields,
             )
-        elif after.state is State.WHOLE and self._told.pop(id, 0):
+        else:
+            del self._told[id]
             self._node.tell(
                 "path.mended",
                 f"path from {mine} to {name} takes packets of {after.mtu} bytes again"

@@ -316,7 +316,7 @@ class Applier:
         """The rules of both namespaces."""
         self.stale_tables = False  # whatever comes of it: a failure has its own next attempt
         bridges = self._bridges()
-        if self._is_sealed and self.uplink.has_ipv6:
+        if self.uplink.has_ipv6 and (self._is_sealed or self._has_inside()):
             await self._sealed_table.load(self._sealed)
         await self._own_table.load(nft.own(bridges))
         await self._set_sysctls(namespaces.FORWARDING)

@@ -75,11 +75,13 @@ class ProbeTunnel:
             self._socket = None
         if self._netns >= 0:
             path = f"/proc/self/fd/{self._netns}"
-            async with Netlink(path) as own:
-                if link := await own.link(DEVICE):
-                    await own.delete_link(link.index)
-            os.close(self._netns)
-            self._netns = -1
+            try:
+                async with Netlink(path) as own:
+                    if link := await own.link(DEVICE):
+                        await own.delete_link(link.index)
+            finally:
+                os.close(self._netns)
+                self._netns = -1
         self._led.clear()
 
     @property
