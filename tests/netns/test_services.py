@@ -193,7 +193,9 @@ def test_health_turns_within_an_interval_on_every_node(world: World) -> None:
     took = seen[-1] - before
     assert took < interval + CONVERGENCE, f"{took:.2f} s"
     shown = backends(world, "h3", "web")["first"]
-    assert shown["health"] == "unhealthy" and "refused" in shown["reason"]
+    assert shown["health"] == "unhealthy"
+    # Reset if a look was on its way in when the process ended: it is what was found first.
+    assert any(word in shown["reason"] for word in ("refused", "reset by peer")), shown["reason"]
     told = [json.loads(line) for line in world.vx("h2", "events", "-o", "json").splitlines()]
     changes = [event for event in told if event["kind"] == "health.changed"]
     assert changes[-1]["fields"]["state"] == "unhealthy"
