@@ -36,14 +36,16 @@ FLOOR = {4: UNDERLAY_MTU_MIN, 6: 1280}  # bytes; RFC 791, RFC 8200
 DRAINED = 64  # datagrams at a wake-up, so that a flood of them does not hold up the loop
 RATE, BURST = 100.0, 200.0  # answers a second to one node; a look in a hurry takes some 40 in all
 IDLE = 3600.0  # s; there is nobody to probe
+# s between two times that what changed is told: it is in this node's record, which goes to all, and
+# where the whole underlay is narrow paths are found so one after the other.
+TOGETHER = 1.0
 # Of <linux/in.h> and <linux/in6.h>; the socket module has no names for them.
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_PROBE, IPV6_DONTFRAG = 10, 23, 3, 62
 
 
 class PathProber:
-    """The paths of this node. `found` is told what changed, also by a
-    node that is gone; `known` is what was found narrow
-    in an earlier life, by node."""
+    """The paths of this node. `found` is told what changed, also by a node that is gone; `known` is
+    what was found narrow in an earlier life, by node."""
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class PathProber:
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._is_gone = False  # a node, and nobody was told yet
+        self._tell_at = 0.0
         # For tunnelprober.py: whether frames through VXLAN are taken here; a node has answered, and
         # takes them or not; it has got one, and its checksum was right or not.
         self.hears: Callable[[], bool] = lambda: False
@@ -159,18 +162,22 @@ class PathProber:
             now = time.monotonic()
             for send in self._paths.handle_timer(now):
                 self._send(send)
-            self._tell()
-            wait = self._paths.next_timer() - time.monotonic()
+            if now >= self._tell_at and self._tell():
+                self._tell_at = now + TOGETHER
+            due = self._paths.next_timer()
+            wait = (min(due, self._tell_at) if now < self._tell_at else due) - time.monotonic()
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with
             # what it waits for.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(wait, 0.001), IDLE)):
                     await self._wake.wait()
 
-    def _tell(self) -> None:
+    def _tell(self) -> bool:
+        """Whether there was anything to tell."""
         changes, is_gone, self._is_gone = self._paths.found(), self._is_gone, False
         if changes or is_gone:
             self._told(changes)
+        return bool(changes or is_gone)
 
     def _send(self, send: Send) -> None:
         node, key = self._node.nodes.get(send.node), self._keys.key(send.node)
@@ -197,7 +204,6 @@ class PathProber:
             except OSError:
                 continue  # an ICMP error of something that was sent
             self._take(data, source[0])
-        self._wake.set()
 
     def _take(self, data: bytes, address: str) -> None:
         datagram = pathwire.parse(data, self._family)
@@ -212,6 +218,7 @@ class PathProber:
         now = time.monotonic()
         if datagram.kind in (pathwire.ANSWER, pathwire.HEARING):
             if self._paths.answered(node.id, datagram.nonce, now):
+                self._wake.set()
                 self.on_answer(node.id, datagram.kind == pathwire.HEARING)
         elif datagram.kind == pathwire.REPORT:
             self.on_report(node.id, datagram.nonce, datagram.size == 1)

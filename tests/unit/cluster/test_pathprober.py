@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import socket
 import time
@@ -19,8 +20,8 @@ from agent.cluster.pathkeys import PairKeys
 from agent.cluster.pathprober import PathProber
 from agent.cluster.pathwire import ANSWER, HEADERS, PROBE, build, is_proven, parse
 from agent.cluster.trust import Keyring
-from agent.core.pathmtu import State
-from agent.core.paths import Found
+from agent.core.pathmtu import Measure, State
+from agent.core.paths import Found, Send
 from agent.model import Node
 from agent.node import NodeState
 from tests.identities import Authority, authority
@@ -263,3 +264,29 @@ async def test_forged_answers_and_a_port_that_is_taken_measure_nothing() -> None
         assert pair.probers[ONE].measure(TWO).state is State.UNKNOWN
         member.sendto(build(ANSWER, asked.nonce, asked.size, TWO, pair.key(TWO), 4), at)
         await until(lambda: pair.probers[ONE].measure(TWO).state is State.WHOLE)
+
+
+@pytest.mark.parametrize(("together", "times"), [(3600.0, 1), (0.0, 5)])
+async def test_what_is_found_soon_after_is_told_together(
+    monkeypatch: pytest.MonkeyPatch, together: float, times: int
+) -> None:
+    monkeypatch.setattr(pathprober, "TOGETHER", together)
+    pair, enough = Pair(), asyncio.Event()
+    prober, told, turns = pair.probers[ONE], list[int](), itertools.count(1)
+
+    def handle_timer(now: float) -> list[Send]:
+        if next(turns) > 5:
+            enough.set()
+        return []
+
+    unknown = Measure(State.UNKNOWN, 0, 1500)
+    change = Found(TWO, unknown, unknown)
+    monkeypatch.setattr(prober._paths, "handle_timer", handle_timer)
+    monkeypatch.setattr(prober._paths, "next_timer", time.monotonic)
+    monkeypatch.setattr(prober._paths, "found", lambda: [change])
+    prober._told = lambda changes: told.append(len(changes))
+    await prober.start()
+    async with asyncio.timeout(30):
+        await enough.wait()
+    await prober.stop()
+    assert len(told) == 1 if times == 1 else len(told) >= times
