@@ -183,6 +183,8 @@ class Applier:
         """
         if self._desired.complete():
             await self.wireguard.shrink(self._desired.wireguard())
+            if self._failures.items():
+                return  # what could not be taken away yet may still speak to the inside
             held = any(held.bridge.encrypted for held in self.networks.held.values())
             if not held and not self._has_inside():
                 await self._unseal()
