@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.drivers.balancing import Backend, Frontend
 from agent.model import parse_address
 from tests.netns.balancing_hosts import (
     Client,
@@ -39,6 +40,11 @@ FAMILIES = pytest.mark.parametrize("over", [Over(4), Over(6)], ids=str)
 async def fabric(tmp_path: Path) -> AsyncIterator[Fabric]:
     async with opened(tmp_path) as fabric:
         yield fabric
+
+
+def published(over: Over, *backends: Backend) -> Frontend:
+    """A service at its VIP and at a port of every host."""
+    return frontend(*backends, protocol=over.protocol, published=PUBLISHED, vip=over.vip)
 
 
 @EACH
@@ -87,15 +93,7 @@ async def test_a_published_port_leads_to_a_backend_elsewhere_which_sees_the_clie
     fabric: Fabric, over: Over
 ) -> None:
     (far,) = await network(fabric, fabric.b)  # host a has none of its own
-    serve(
-        fabric.hosts,
-        frontend(
-            backend(fabric.b, 2, version=over.version),
-            protocol=over.protocol,
-            published=PUBLISHED,
-            vip=over.vip,
-        ),
-    )
+    serve(fabric.hosts, published(over, backend(fabric.b, 2, version=over.version)))
     await fabric.settle()
     async with Server(far.path, "far", address=over.any):
         assert await ask(fabric.outsider, over.node, 8000, over.protocol) == (
@@ -109,15 +107,7 @@ async def test_a_published_port_leads_to_a_backend_of_the_same_host(
     fabric: Fabric, over: Over
 ) -> None:
     (box,) = await network(fabric, fabric.a)
-    serve(
-        fabric.hosts,
-        frontend(
-            backend(fabric.a, 2, version=over.version),
-            protocol=over.protocol,
-            published=PUBLISHED,
-            vip=over.vip,
-        ),
-    )
+    serve(fabric.hosts, published(over, backend(fabric.a, 2, version=over.version)))
     await fabric.settle()
     async with Server(box.path, "box", address=over.any):
         assert await ask(fabric.outsider, over.node, 8000, over.protocol) == (
@@ -154,9 +144,7 @@ async def test_three_clients_at_once_are_each_seen_with_their_own_address(
         backend(fabric.a, 2, version=over.version),
         backend(fabric.b, 3, version=over.version),
     )
-    serve(
-        fabric.hosts, frontend(*backends, protocol=over.protocol, published=PUBLISHED, vip=over.vip)
-    )
+    serve(fabric.hosts, published(over, *backends))
     await fabric.settle()
 
     async def client(address: str) -> set[str]:
@@ -182,15 +170,12 @@ async def test_three_clients_at_once_are_each_seen_with_their_own_address(
 @EACH
 async def test_without_a_backend_a_client_is_refused_at_once(fabric: Fabric, over: Over) -> None:
     (box,) = await network(fabric, fabric.a)
-    serve(fabric.hosts, frontend(protocol=over.protocol, published=PUBLISHED, vip=over.vip))
+    serve(fabric.hosts, published(over))
     await fabric.settle()
     assert await refused(box.path, over.vip, 80, over.protocol)
     assert await refused(box.path, over.vip, 81, over.protocol)
     assert await refused(fabric.outsider, over.node, 8000, over.protocol)
-    serve(
-        fabric.hosts,
-        frontend(protocol=over.protocol, published=PUBLISHED, refuse=False, vip=over.vip),
-    )
+    serve(fabric.hosts, replace(published(over), refuse=False))
     await fabric.settle()
     assert not await refused(box.path, over.vip, 80, over.protocol)
 
@@ -354,15 +339,7 @@ async def test_an_internal_networks_service_is_reached_by_its_published_port(
     box = Sandbox(fabric)
     fabric.b.add_port(7, 2, box, gateways=())
     await network(fabric)
-    serve(
-        fabric.hosts,
-        frontend(
-            backend(fabric.b, 2, version=over.version),
-            protocol=over.protocol,
-            published=PUBLISHED,
-            vip=over.vip,
-        ),
-    )
+    serve(fabric.hosts, published(over, backend(fabric.b, 2, version=over.version)))
     await fabric.settle()
     async with Server(box.path, "box", address=over.any):
         if over.protocol == "tcp":
