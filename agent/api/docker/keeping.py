@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from agent import wholefile
 from agent.model import Endpoint, format_address, parse_address
 
 log = structlog.get_logger()
@@ -56,7 +57,9 @@ class Keeper:
         self._path = directory / FILE
         self._kept: dict[str, Kept] = {}  # by the container's id
         self._running: set[str] = set()
-        self._write_later: asyncio.TimerHandle | None = None
+        self._is_stale = False  # the file says something else
+        self._writing: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
         if self._path.exists():
             with contextlib.suppress(msgspec.MsgspecError):  # then all get new ones
                 self._kept = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Kept])
@@ -118,25 +121,28 @@ class Keeper:
 
     # -- the file --
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Write what is not written yet."""
-        if self._write_later:
-            self._write()
+        self._hurry.set()
+        if self._writing:
+            await self._writing
 
     def _change(self) -> None:
-        if self._write_later is None:
-            self._write_later = asyncio.get_running_loop().call_later(SOON, self._write)
+        self._is_stale = True
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
 
-    def _write(self) -> None:
-        if self._write_later:
-            self._write_later.cancel()
-        self._write_later = None
-        fresh = self._path.with_suffix(".new")
-        try:
-            fresh.write_bytes(msgspec.json.encode(self._kept))
-            fresh.replace(self._path)
-        except OSError as error:
-            log.warning("docker.failed", what="keep addresses", error=str(error))
+    async def _write(self) -> None:
+        while self._is_stale:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SOON):
+                    await self._hurry.wait()
+            self._is_stale = False
+            content = msgspec.json.encode(self._kept)
+            try:
+                await asyncio.to_thread(wholefile.replace, self._path, content)
+            except OSError as error:
+                log.warning("docker.failed", what="keep addresses", error=str(error))
 
 
 def first_of(mounted: Iterable[str], waiting: Mapping[str, bytes]) -> bytes:

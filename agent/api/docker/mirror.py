@@ -74,7 +74,7 @@ class Mirror:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._naming.stop()
-        self._keeper.close()
+        await self._keeper.close()
 
     def _changed(self, change: Change) -> None:
         if change.networks:

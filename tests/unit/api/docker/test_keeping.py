@@ -78,7 +78,7 @@ async def test_it_outlives_the_agent_and_only_what_is_there_is_kept(
     for id in (A, B):
         keeper.note(about(id), endpoint(OLD))
     keeper.only([A])
-    keeper.close()
+    await keeper.close()
     again = Keeper(tmp_path)
     mounted(monkeypatch, tmp_path, f"/{B}/x")
     assert await again.wanted("n", 4, free) == b""
