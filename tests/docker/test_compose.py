@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from agent.testbed import engines
 from tests.docker.test_services import answers
 from tests.docker.world import COMMAND_TIMEOUT, DockerWorld
+from tests.needs import lacks
 from tests.netns.world import Failed
 
 COMPOSE = shutil.which("docker-compose", path=engines.PATH)
@@ -39,10 +39,7 @@ def _compose() -> None:
 def need_compose() -> None:
     """Skip, or under CI fail, where there is none."""
     if COMPOSE is None:
-        why = "needs docker-compose. Install it with 'apt-get install docker-compose'"
-        if os.environ.get("CI"):
-            pytest.fail(f"{why} (and CI is set)")
-        pytest.skip(why)
+        lacks("needs docker-compose. Install it with 'apt-get install docker-compose'")
 
 
 def compose(world: DockerWorld, host: str, *words: str) -> None:

@@ -26,6 +26,7 @@ from agent.errors import Denied
 from agent.rpc import control_pb2 as pb
 from agent.rpc import control_pb2_grpc as pb_grpc
 from agent.rpc import types_pb2 as types
+from tests.needs import lacks
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives sockets to groups: needs root")
 
@@ -289,7 +290,7 @@ async def test_root_of_another_user_namespace_is_not_root(served: Served) -> Non
     assert process.stdout
     said = await asyncio.wait_for(process.stdout.readline(), WITHIN)
     if said != b"unshared\n":
-        pytest.skip("this kernel gives no user namespaces")
+        lacks("this kernel gives no user namespaces")
     for name, id in (("uid_map", 64700), ("gid_map", STRANGER)):
         Path(f"/proc/{process.pid}/{name}").write_text(f"0 {id} 1")  # noqa: ASYNC240
     said_of = await finish(process)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from agent.resolver import hugepages, server
+from tests.needs import lacks
 from tests.unit.resolver.test_server import Running, running, until
 
 __all__ = ["running"]  # a fixture
@@ -43,7 +44,7 @@ def test_what_was_in_memory_is_there_and_in_huge_pages_if_the_kernel_can() -> No
         could = hugepages.gather()
         assert memory[:] == content
         if not could:
-            pytest.skip("this kernel gives no huge pages")
+            lacks("this kernel gives no huge pages")
         rollup = Path("/proc/self/smaps_rollup").read_text()
         found = re.search(r"AnonHugePages: +(\d+) kB", rollup)
         assert found and int(found[1]) * 1024 >= hugepages.SIZE
