@@ -88,7 +88,6 @@ def metric(world: World, host: str, name: str, **labels: str) -> float:
     return float(found[0]["value"])
 
 
-@pytest.mark.timeout(120)
 def test_a_flood_of_questions_is_not_noticed_by_others(world: World) -> None:
     network = world.network()
     rogue = workload(world, "h1", network, world.workload("h1", network))
