@@ -39,6 +39,7 @@ IDLE = 3600.0  # s; there is nobody to probe
 # s between two times that what changed is told: it is in this node's record, which goes to all, and
 # where the whole underlay is narrow paths are found so one after the other.
 TOGETHER = 1.0
+AFTER_FAULT = 5.0  # s after something that nobody expected, until it is gone on
 # Of <linux/in.h> and <linux/in6.h>; the socket module has no names for them.
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_PROBE, IPV6_DONTFRAG = 10, 23, 3, 62
 
@@ -159,18 +160,27 @@ class PathProber:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            now = time.monotonic()
-            for send in self._paths.handle_timer(now):
-                self._send(send)
-            if now >= self._tell_at and self._tell():
-                self._tell_at = now + TOGETHER
-            due = self._paths.next_timer()
-            wait = (min(due, self._tell_at) if now < self._tell_at else due) - time.monotonic()
+            try:
+                wait = self._once(time.monotonic())
+            except Exception:
+                log.exception("paths.fault")
+                self._is_gone = True  # what was not told may be known from what is
+                await asyncio.sleep(AFTER_FAULT)
+                continue
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with
             # what it waits for.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(wait, 0.001), IDLE)):
                     await self._wake.wait()
+
+    def _once(self, now: float) -> float:
+        """Do what is due; how long there is then nothing to do, in s."""
+        for send in self._paths.handle_timer(now):
+            self._send(send)
+        if now >= self._tell_at and self._tell():
+            self._tell_at = now + TOGETHER
+        due = self._paths.next_timer()
+        return (min(due, self._tell_at) if now < self._tell_at else due) - time.monotonic()
 
     def _tell(self) -> bool:
         """Whether there was anything to tell."""

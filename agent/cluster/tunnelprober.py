@@ -18,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from agent.cluster.pathprober import IDLE, PathProber
+from agent.cluster.pathprober import AFTER_FAULT, IDLE, PathProber
 from agent.core.tunnels import Tunnel, Tunnels, Turn
 from agent.errors import VxmeshError
 from agent.node import NodeState
@@ -111,22 +111,32 @@ class TunnelProber:
         self._wake.set()
 
     async def _run(self) -> None:
-        await self._open()
         while True:
             self._wake.clear()
-            frames, asked = self._tunnels.handle_timer(time.monotonic())
-            for frame in frames:
-                await self._send(frame.node, frame.nonce, frame.offloaded)
-            if asked:
-                self._paths.hasten(asked)
-            if turns := self._tunnels.turns():
-                await self._told(turns)
-            wait = self._tunnels.next_timer() - time.monotonic()
+            try:
+                wait = await self._once()
+            except Exception:
+                log.exception("tunnels.fault")
+                await asyncio.sleep(AFTER_FAULT)
+                continue
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with
             # what it waits for.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(wait, 0.001), IDLE)):
                     await self._wake.wait()
+
+    async def _once(self) -> float:
+        """Do what is due; how long there is then nothing to do, in s."""
+        if self._device is not None and not self._device.is_open:
+            await self._open()
+        frames, asked = self._tunnels.handle_timer(time.monotonic())
+        for frame in frames:
+            await self._send(frame.node, frame.nonce, frame.offloaded)
+        if asked:
+            self._paths.hasten(asked)
+        if turns := self._tunnels.turns():
+            await self._told(turns)
+        return self._tunnels.next_timer() - time.monotonic()
 
     async def _open(self) -> None:
         """Make the device. One of an agent that was killed takes the kernel a moment to take apart,

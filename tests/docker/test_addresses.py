@@ -26,6 +26,7 @@ def test_as_the_user_says(world: DockerWorld) -> None:
     seen = world.docker("h1", "exec", "one", "cat", "/sys/class/net/eth0/address")
     assert seen == "02:00:00:00:00:07"
     assert "1 packets received" in world.docker("h3", "exec", "two", "ping", "-c1", "10.20.0.7")
+    world.known("h3", "one")
     done = world.try_docker(
         "h3", "run", "--rm", "--network", "web", "--ip", "10.20.0.7", IMAGE, "true"
     )
@@ -57,7 +58,7 @@ def test_internal_has_no_way_out(world: DockerWorld) -> None:
     world.container("h1", "web", "one")
     world.container("h1", "outward", "two")
     # The hosts' name server, to which there is a route.
-    ping = ("ping", "-c1", "-W2", world.bed.client.address)
+    ping = ("ping", "-c1", "-W5", world.bed.client.address)
     assert "1 packets received" in world.docker("h1", "exec", "two", *ping)
     # It is ping that says so, not the engine that could not run it.
     done = world.try_docker("h1", "exec", "one", *ping)
@@ -65,6 +66,7 @@ def test_internal_has_no_way_out(world: DockerWorld) -> None:
     assert "Network is unreachable" in done.stderr or "0 packets received" in done.stdout
     assert "default" not in world.docker("h1", "exec", "one", "ip", "route")
     address = world.about("h1", "one", "web")["IPAddress"]
+    world.known("h3", "one")
     for target in (address, "one"):
         said = world.docker("h3", "run", "--rm", "--network", "web", IMAGE, "ping", "-c1", target)
         assert "1 packets received" in said

@@ -60,17 +60,16 @@ def test_scaled_on_two_hosts_it_is_one_service(world: DockerWorld) -> None:
     assert len(ids) == EACH * len(hosts)
     for host in ("h1", "h2"):  # also at a host that has none of them
         url = f"http://{world.host(host).address}:8091/"
-        world.wait(lambda url=url: answers(world, url, 40) == ids, f"all answer at {host}", 40)  # type: ignore[misc]
+        world.wait(lambda url=url: answers(world, url, 40) == ids, f"all answer at {host}")  # type: ignore[misc]
     client = world.bed.client.address
     for host in hosts:
         for id in world.docker(host, "ps", "-q").split():
-            log = world.run(host, "docker", "logs", id)
-            assert client in log.stdout + log.stderr  # the client's own address
+            world.logged(host, id, client)  # the client's own address
     compose(world, "h3", "up", "-d", "--scale", "api=1")
     gone = ids - {i for h in hosts for i in world.docker(h, "ps", "-q").split()}
     assert len(gone) == EACH - 1
     world.wait(lambda: answers(world, url, 40) == ids - gone, "who is left answers")
     for host in hosts:
         compose(world, host, "down")
-    world.wait(lambda: world.read("h1", "service", "ls") == [], "it is gone", 30)
+    world.wait(lambda: world.read("h1", "service", "ls") == [], "it is gone")
     world.wait(lambda: world.read("h2", "endpoint", "ls") == [], "nothing is left")

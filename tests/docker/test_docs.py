@@ -20,5 +20,6 @@ def test_the_four_lines(world: DockerWorld) -> None:
         host, command = re.fullmatch(r"vxmesh testbed exec (h\d) -- (.*)", line).groups()  # type: ignore[union-attr]
         if host == "h3":
             world.wait(lambda: "web" in world.networks("h3"), "web is on h3")
+            world.known("h3", "db")
         said = world.docker(host, *shlex.split(command)[1:])
     assert "1 packets received" in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from agent.testbed.engines import IMAGE
@@ -23,7 +25,7 @@ def names(world: DockerWorld) -> list[str]:
 
 
 def reaches(world: DockerWorld, host: str, container: str, name: str) -> bool:
-    done = world.try_docker(host, "exec", container, "ping", "-c1", "-W2", name)
+    done = world.try_docker(host, "exec", container, "ping", "-c1", "-W3", name)
     return done.returncode == 0
 
 
@@ -38,8 +40,11 @@ def nothing_is_left(world: DockerWorld) -> None:
     world.docker("h3", "network", "rm", "web")
     world.wait(lambda: not any(world.networks(h.name) for h in world.bed.hosts), "web is nowhere")
     for host in ("h1", "h3"):
-        assert world.read(host, "sandbox", "ls") == []
-        world.wait(lambda host=host: not devices(world, host), f"{host} has no device left")  # type: ignore[misc]
+        world.wait(partial(is_bare, world, host), f"{host} has no sandbox and no device left")
+
+
+def is_bare(world: DockerWorld, host: str) -> bool:
+    return not (world.read(host, "sandbox", "ls") or devices(world, host))
 
 
 def devices(world: DockerWorld, host: str) -> list[str]:
@@ -68,8 +73,8 @@ def test_an_engine_and_its_agent_that_end_together(world: DockerWorld, first: st
     world.bed.kill("h1", engine=first == "engine")
     world.bed.kill("h1", engine=first != "engine")
     world.bed.start("h1")  # the agent, then the engine, which starts `one` again
-    world.wait(lambda: both_reach(world), "both reach each other again", 30)
-    assert names(world) == ["one", "two"]
+    world.wait(lambda: both_reach(world), "both reach each other again")
+    world.wait(lambda: names(world) == ["one", "two"], "h2 knows them and no others")
     nothing_is_left(world)
 
 

@@ -65,7 +65,7 @@ def test_all_reach_all_by_name_and_all_go(world: DockerWorld) -> None:
         list(pool.map(partial(remove, world), HOSTS))
     world.wait(lambda: world.read("h2", "endpoint", "ls") == [], "no endpoint is left", WITHIN)
     for host in HOSTS:
-        assert world.read(host, "sandbox", "ls") == []
+        world.wait(partial(no_sandbox, world, host), f"{host} has no sandbox left", WITHIN)
         world.wait(partial(none_left, world, host), f"{host} has no device left", WITHIN)
     assert world.read("h2", "network", "inspect", "web")["subnets"] == ["10.21.0.0/24"]
 
@@ -88,6 +88,10 @@ def start(world: DockerWorld, host: str, name: str) -> tuple[int, str]:
 def remove(world: DockerWorld, host: str) -> None:
     """Take all of a host's away, by one command."""
     world.docker(host, "rm", "-f", *world.docker(host, "ps", "-aq").split())
+
+
+def no_sandbox(world: DockerWorld, host: str) -> bool:
+    return not world.read(host, "sandbox", "ls")
 
 
 def none_left(world: DockerWorld, host: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -34,7 +35,8 @@ def test_every_name_that_docker_gives(world: DockerWorld) -> None:
     address = pair(world, "--hostname", "box", "--network-alias", "my_db", "--network-alias", "x")
     id = world.docker("h3", "inspect", "-f", "{{.Id}}", "two")[:12]
     for name in ("two", "two.web", "two.web.vxmesh.internal", "box", "my_db", "MY_DB", "x", id):
-        assert address_by(world, "h1", "one", name) == address, name
+        asked = partial(address_by, world, "h1", "one", name)
+        world.wait(lambda a=asked: a() == address, f"{name} is answered")  # type: ignore[misc]
     assert address_by(world, "h1", "one", "three") == ""
 
 
@@ -83,11 +85,11 @@ def test_a_container_whose_default_route_is_another_networks(world: DockerWorld)
     world.later(lambda: world.docker("h1", "rm", "-f", "one"))
     gateway = world.about("h1", "one", "aaa")["Gateway"]
     assert f"default via {gateway} " in world.docker("h1", "exec", "one", "ip", "route")
-    assert address_by(world, "h1", "one", "two") == address
+    world.wait(lambda: address_by(world, "h1", "one", "two") == address, "two is seen")
     # And in two of ours, of which either has the routes to the name servers.
     world.docker("h1", "network", "create", "-d", "vxmesh", "--internal", "inside")
     world.docker("h1", "network", "connect", "inside", "one")
-    assert address_by(world, "h1", "one", "two") == address
+    world.wait(lambda: address_by(world, "h1", "one", "two") == address, "two is seen still")
     world.docker("h1", "restart", "one")
     world.wait(lambda: address_by(world, "h1", "one", "two") == address, "two is seen again")
 
@@ -113,8 +115,7 @@ def test_published_ports_and_the_way_out_whatever_is_forwarded(
     url = f"http://{world.host('h1').address}:8080/"
     client = world.bed.client
     world.wait(lambda: world.fetched(url) == ["hello"], "it is served")
-    log = world.run("h1", "docker", "logs", "www")
-    assert client.address in log.stdout + log.stderr
+    world.logged("h1", "www", client.address)
     answering = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, port=8000)"
     server = client.popen([sys.executable, "-c", answering], stdout=subprocess.DEVNULL,
                           stderr=subprocess.DEVNULL)  # fmt: skip

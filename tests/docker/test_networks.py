@@ -15,6 +15,7 @@ def test_what_one_host_makes_another_uses_by_name(world: DockerWorld) -> None:
     world.docker("h1", "network", "create", "-d", "vxmesh", "web")
     world.docker("h1", "run", "-d", "--network", "web", "--name", "db", IMAGE, "sleep", "3600")
     world.wait(lambda: "web" in world.networks("h3"), "web is on h3")
+    world.known("h3", "db")
     said = world.docker("h3", "run", "--rm", "--network", "web", IMAGE, "ping", "-c1", "db")
     assert "1 packets received" in said
 
@@ -32,7 +33,7 @@ def test_a_network_appears_on_all_hosts_and_goes_from_all(world: DockerWorld, re
     assert world.read("h3", "network", "inspect", "n-1")["internal"]  # its name as a DNS label
     world.docker(remover, "network", "rm", "n_1")
     world.wait(lambda: not any(world.networks(h) for h in HOSTS), "n_1 is nowhere")
-    assert world.read("h3", "network", "ls") == []
+    world.wait(lambda: world.read("h3", "network", "ls") == [], "and h3's agent has none")
 
 
 def test_what_is_in_use_elsewhere_comes_back(world: DockerWorld) -> None:
@@ -42,6 +43,7 @@ def test_what_is_in_use_elsewhere_comes_back(world: DockerWorld) -> None:
     before = world.networks("h2")["web"]
     world.docker("h2", "network", "rm", "web")
     world.wait(lambda: world.networks("h2").get("web", before) != before, "web is back on h2")
+    world.known("h2", "db")
     said = world.docker("h2", "run", "--rm", "--network", "web", IMAGE, "ping", "-c1", "db")
     assert "1 packets received" in said
 
@@ -66,7 +68,7 @@ def test_engines_and_agents_that_were_away_catch_up(world: DockerWorld) -> None:
     world.bed.start("h2")
     world.bed.start("h3")
     right = lambda: all(sorted(world.networks(h)) == ["comes", "stays"] for h in HOSTS)  # noqa: E731
-    world.wait(right, "all have what there is", 20)
+    world.wait(right, "all have what there is")
 
 
 def test_what_is_removed_while_the_agent_is_away_is_removed(world: DockerWorld) -> None:
@@ -75,7 +77,7 @@ def test_what_is_removed_while_the_agent_is_away_is_removed(world: DockerWorld) 
     world.bed.kill("h1")
     world.try_docker("h1", "network", "rm", "web")
     world.bed.start("h1")
-    world.wait(lambda: not any(world.networks(h) for h in HOSTS), "web is nowhere", 20)
+    world.wait(lambda: not any(world.networks(h) for h in HOSTS), "web is nowhere")
 
 
 def test_a_network_of_vxmesh_itself_goes_from_engines_too(world: DockerWorld) -> None:
@@ -91,9 +93,10 @@ def test_an_engine_that_is_killed_leaves_no_endpoints(world: DockerWorld) -> Non
     world.wait(lambda: world.read("h2", "endpoint", "ls"), "db is known")
     world.bed.kill("h1", engine=True)
     world.bed.start("h1")
-    world.wait(lambda: not world.read("h2", "endpoint", "ls"), "db is gone", 20)
+    world.wait(lambda: not world.read("h2", "endpoint", "ls"), "db is gone")
     world.docker("h1", "start", "db")
     world.wait(lambda: "web" in world.networks("h2"), "web is on h2")
+    world.known("h2", "db")
     said = world.docker("h2", "run", "--rm", "--network", "web", IMAGE, "ping", "-c1", "db")
     assert "1 packets received" in said
 
@@ -103,9 +106,7 @@ def test_dockers_choice_that_a_host_uses_is_refused_with_the_way_out() -> None:
         world = DockerWorld(bed)
         world.docker("h2", "network", "create", "--subnet", "172.18.0.0/16", "mine")
         route = "h2 172.18.0.0/16"
-        world.wait(
-            lambda: "172.18.0.0/16" in str(world.read("h1", "node", "inspect", "h2")), route, 20
-        )
+        world.wait(lambda: "172.18.0.0/16" in str(world.read("h1", "node", "inspect", "h2")), route)
         done = world.try_docker("h1", "network", "create", "-d", "vxmesh", "web")
         assert "overlaps 172.18.0.0/16, a route of host h2" in done.stderr
         assert "--ipam-driver vxmesh" in done.stderr

@@ -41,7 +41,7 @@ def end_engine(world: DockerWorld, host: str, number: signal.Signals) -> None:
     """End an engine by a signal, and wait until it has ended."""
     pid = engine(world, host)
     os.kill(pid, number)
-    world.wait(lambda: syscalls.start_time(pid) == 0, f"the engine of {host} has ended", 30)
+    world.wait(lambda: syscalls.start_time(pid) == 0, f"the engine of {host} has ended")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -52,7 +52,7 @@ def test_an_engine_that_starts_again(world: DockerWorld, number: signal.Signals)
     had = addresses(world, "h1", "one")
     end_engine(world, "h1", number)
     world.bed.start("h1")
-    world.wait(lambda: both_reach(world), "both reach each other again", 30)
+    world.wait(lambda: both_reach(world), "both reach each other again")
     assert addresses(world, "h1", "one") == had
     nothing_is_left(world)
 
@@ -88,7 +88,8 @@ def test_live_restore(world: DockerWorld) -> None:
         world.bed.kill("h1")
         world.bed.start("h1")  # the agent, and the engine
         assert world.docker("h1", "inspect", "-f", "{{.State.Pid}}", "one") == pid
-        assert addresses(world, "h1", "one") == had and both_reach(world)
+        assert addresses(world, "h1", "one") == had
+        world.wait(lambda: both_reach(world), "both reach each other as before")
         world.container("h1", "web", "new")
         world.wait(lambda: reaches(world, "h3", "two", "new"), "who is new is reached")
         world.docker("h1", "rm", "-f", "new")
@@ -115,8 +116,9 @@ def test_a_host_that_starts_anew(world: DockerWorld) -> None:
     world.run("h1", "sh", "-c", LOSE)
     assert "vx" not in world.run("h1", "ip", "-o", "link").stdout
     world.bed.start("h1")
-    world.wait(lambda: both_reach(world), "both reach each other again", 30)
-    assert addresses(world, "h1", "one") == had and names(world) == ["one", "two"]
+    world.wait(lambda: both_reach(world), "both reach each other again")
+    assert addresses(world, "h1", "one") == had
+    world.wait(lambda: names(world) == ["one", "two"], "h2 knows them and no others")
     nothing_is_left(world)  # also: no "has active endpoints"
 
 

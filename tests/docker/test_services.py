@@ -38,11 +38,10 @@ def test_containers_of_two_hosts_behind_one_address_and_one_port(world: DockerWo
     world.wait(lambda: answers(world, url) == {"one", "two"}, "both answer at h1's port")
     client = world.bed.client.address
     for host, name in (("h2", "one"), ("h3", "two")):
-        log = world.run(host, "docker", "logs", name)
-        assert client in log.stdout + log.stderr  # the client's own address
-    ask = "for i in $(seq 12); do printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 api 80; done"
+        world.logged(host, name, client)  # the client's own address
+    ask = "for i in $(seq 30); do printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 api 80; done"
     seen = world.docker("h1", "exec", "asks", "sh", "-c", ask)
-    assert "\none" in seen and "\ntwo" in seen
+    assert "\none" in seen and "\ntwo" in seen  # one of two is missed in 1 of 10^9 times
     world.docker("h3", "rm", "-f", "two")
     world.wait(lambda: answers(world, url) == {"one"}, "who is left answers alone")
 
@@ -71,11 +70,10 @@ def test_labels_alone_make_a_service_across_hosts(world: DockerWorld) -> None:
     for host, name in (("h2", "one"), ("h3", "two")):
         server(world, host, name, *labels)
     url = f"http://{world.host('h1').address}:8089/"
-    world.wait(lambda: answers(world, url) == {"one", "two"}, "both answer at h1's port", 20)
+    world.wait(lambda: answers(world, url) == {"one", "two"}, "both answer at h1's port")
     assert [s["name"] for s in world.read("h1", "service", "ls")] == ["api"]
     client = world.bed.client.address
-    log = world.run("h3", "docker", "logs", "two")
-    assert client in log.stdout + log.stderr
+    world.logged("h3", "two", client)
     for host, name in (("h2", "one"), ("h3", "two")):
         world.docker(host, "rm", "-f", name)
-    world.wait(lambda: world.read("h1", "service", "ls") == [], "it is gone", 30)
+    world.wait(lambda: world.read("h1", "service", "ls") == [], "it is gone")

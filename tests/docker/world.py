@@ -19,7 +19,7 @@ FETCH = """
 import json, sys, urllib.request
 def fetch():
     try:
-        return urllib.request.urlopen(sys.argv[1], timeout=2).read().decode().strip()
+        return urllib.request.urlopen(sys.argv[1], timeout=3).read().decode().strip()
     except OSError:
         return ""
 print(json.dumps([fetch() for _ in range(int(sys.argv[2]))]))
@@ -60,6 +60,22 @@ class DockerWorld(World):
         more = ["--stop-timeout", "0", *options, IMAGE, *FOREVER]
         self.docker(host, "run", "-d", "--network", network, "--name", name, *more)
         return name
+
+    def known(self, host: str, *names: str) -> None:
+        """Wait until a host knows containers by name, which comes with their engine's events."""
+        self.wait(
+            lambda: {*names} <= {e["name"] for e in self.read(host, "endpoint", "ls")},
+            f"{host} knows {', '.join(names)}",
+        )
+
+    def logged(self, host: str, container: str, text: str) -> None:
+        """Wait until a container's log, which its engine writes, has a text."""
+
+        def has() -> bool:
+            log = self.run(host, "docker", "logs", container)
+            return text in log.stdout + log.stderr
+
+        self.wait(has, f"{container} of {host} has logged {text}")
 
     def fetched(self, url: str, count: int = 1) -> list[str]:
         """What the client, outside, gets from there, a number of times; "" where nobody answers."""

@@ -20,7 +20,8 @@ from agent.model import format_address, parse_address
 from agent.syscalls import in_netns, socket_in
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox, run
 
-TIMEOUT = 3.0  # s, for an answer that comes in milliseconds
+TIMEOUT = 10.0  # s, for an answer that comes in milliseconds
+NEVER = 1.5  # s, for one that does not come
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -203,9 +204,9 @@ class Client:
         if source:
             self.sock.bind((source, 0))
 
-    async def connect(self, address: str, port: int) -> Client:
+    async def connect(self, address: str, port: int, timeout: float = TIMEOUT) -> Client:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(timeout):
             await loop.sock_connect(self.sock, (address, port))
         return self
 
@@ -231,20 +232,24 @@ class Client:
         self.sock.close()
 
 
-async def ask(path: Path, address: str, port: int, protocol: str = "tcp") -> tuple[str, str]:
+async def ask(
+    path: Path, address: str, port: int, protocol: str = "tcp", timeout: float = TIMEOUT
+) -> tuple[str, str]:
     """One question on a connection of its own: who answers, and whom that one sees."""
     client = Client(path, protocol, 6 if ":" in address else 4)
     try:
-        await client.connect(address, port)
-        return await client.ask()
+        await client.connect(address, port, timeout)
+        return await client.ask(timeout)
     finally:
         client.close()
 
 
-async def refused(path: Path, address: str, port: int, protocol: str = "tcp") -> bool:
-    """Whether a question is refused at once, and not left without an answer."""
+async def refused(
+    path: Path, address: str, port: int, protocol: str = "tcp", timeout: float = TIMEOUT
+) -> bool:
+    """Whether a question is refused, and not left without an answer."""
     try:
-        await ask(path, address, port, protocol)
+        await ask(path, address, port, protocol, timeout)
     except ConnectionRefusedError:
         return True
     except TimeoutError:

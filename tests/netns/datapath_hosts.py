@@ -31,7 +31,7 @@ from agent.drivers.overlay import ROUTER_PREFIX
 from agent.model import parse_address
 from agent.syscalls import in_netns
 
-DEADLINE = 10.0  # s, for what takes milliseconds when it works
+DEADLINE = 30.0  # s, for what takes milliseconds when it works
 
 _numbers = itertools.count(1)
 _indexes = itertools.count(1001)
@@ -54,10 +54,10 @@ async def until(what: Callable[[], Any], why: str) -> None:
         await asyncio.sleep(0.01)
 
 
-def pings(*attempts: tuple[Path, str], wait: float = 1.3) -> list[bool]:
+def pings(*attempts: tuple[Path, str], wait: float = 2.3) -> list[bool]:
     """Whether an echo from a namespace to an address is answered, all at once.
 
-    `wait` s: the kernel asks for a neighbour a second time after 1 s, which a busy machine needs.
+    `wait` s: the kernel asks for a neighbour again after 1 and 2 s, which a busy machine needs.
     """
     started = [
         subprocess.Popen(
@@ -132,7 +132,7 @@ class Sandbox:
         self.path = fabric.namespace(f"s{next(_numbers)}")
         self.inode = namespaces.inode(self.path)
 
-    def ping(self, address: str, size: int = 56, wait: float = 1.0) -> bool:
+    def ping(self, address: str, size: int = 56, wait: float = 2.3) -> bool:
         """Whether one echo is answered in time."""
         dont_fragment = ("-M", "do", "-s", str(size))
         command = ["ping", "-n", "-c", "1", "-W", str(wait), *dont_fragment, address]

@@ -138,6 +138,15 @@ class Ear:
                     self._heard.append(frame)
         return self._heard
 
+    def forget(self) -> None:
+        """What has come so far."""
+        self.heard().clear()
+
+    def lost(self) -> int:
+        """How many frames found no room here since this was last asked."""
+        _, lost = struct.unpack("II", self._sock.getsockopt(263, 6, 8))  # PACKET_STATISTICS
+        return int(lost)
+
     def hears(self, frame: bytes, seconds: float = 5.0) -> bool:
         """Whether it comes within a time; at once if it has."""
         return self.wait(lambda: self.has(frame), seconds)

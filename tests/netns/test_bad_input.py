@@ -58,7 +58,7 @@ def stage(bed: Testbed) -> Iterator[tuple[World, str]]:
     world = World(bed)
     net = world.network("--subnet", "10.77.0.0/29")
     world.vx("h1", "endpoint", "create", "--network", net, "--name", "taken",
-             "--ip", "10.77.0.5", "--mac", "02:00:00:00:00:77")  # fmt: skip
+             "--ip", "10.77.0.5", "--mac", "02:00:00:00:00:77", "--wait=10")  # fmt: skip
     yield world, net
     world.clean()
 
@@ -148,7 +148,7 @@ def test_garbage_on_the_peer_port(world: World) -> None:
 
     def send() -> None:
         for piece in pieces:
-            with socket.create_connection((address, 7946), 3) as sock:
+            with socket.create_connection((address, 7946), 10) as sock:
                 sock.sendall(piece)
 
     world.host("client").call(send)
@@ -162,8 +162,11 @@ def test_garbage_on_the_peer_port(world: World) -> None:
     )
     done = world.run("client", "python", "-c", program, check=True)
     assert "Traceback" not in done.stderr
-    states = {n["name"]: n["state"] for n in world.read("h1", "node", "ls")}
-    assert states == {"h1": "alive", "h2": "alive", "h3": "alive"}
+
+    def states() -> dict[str, str]:
+        return {n["name"]: n["state"] for n in world.read("h1", "node", "ls")}
+
+    world.wait(lambda: states() == dict.fromkeys(("h1", "h2", "h3"), "alive"), "all are alive")
     assert world.network(), "the agent goes on"
 
 

@@ -12,6 +12,7 @@ import pytest
 from agent.drivers.balancing import Backend, Frontend
 from agent.model import parse_address
 from tests.netns.balancing_hosts import (
+    NEVER,
     Client,
     Over,
     Server,
@@ -177,7 +178,7 @@ async def test_without_a_backend_a_client_is_refused_at_once(fabric: Fabric, ove
     assert await refused(fabric.outsider, over.node, 8000, over.protocol)
     serve(fabric.hosts, replace(published(over), refuse=False))
     await fabric.settle()
-    assert not await refused(box.path, over.vip, 80, over.protocol)
+    assert not await refused(box.path, over.vip, 80, over.protocol, NEVER)
 
 
 @FAMILIES
@@ -325,7 +326,7 @@ async def test_a_drop_rule_of_the_host_keeps_clients_from_a_published_port(
         )
         fabric.a.run("nft", "-f", "-", text=rules)
         with pytest.raises(TimeoutError):
-            await ask(fabric.outsider, over.node, 8000)
+            await ask(fabric.outsider, over.node, 8000, timeout=NEVER)
         fabric.a.run("nft", "delete", "table", "inet", "filter")
         assert await ask(fabric.outsider, over.node, 8000) == ("box", over.outsider())
 
@@ -374,7 +375,7 @@ async def test_a_sandbox_of_another_network_does_not_reach_a_vip(
     async with Server(box.path, "box", address=over.any):
         assert (await ask(box.path, over.vip, 80))[0] == "box"
         with pytest.raises((TimeoutError, OSError)):
-            await ask(stranger.path, over.vip, 80)
+            await ask(stranger.path, over.vip, 80, timeout=NEVER)
 
 
 @FAMILIES

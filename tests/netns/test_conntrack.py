@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -98,8 +99,7 @@ async def test_a_client_that_comes_again_by_the_port_of_a_broken_connection_gets
         first = await Client(fabric.outsider).connect("10.98.0.1", 8000)
         accepted, _ = await loop.sock_accept(listener)
         await loop.sock_sendall(first.sock, b"?\n")
-        while not accepted.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-            await asyncio.sleep(0)
+        await until(lambda: select.select([accepted], [], [], 0)[0], "the question is there")
         ends = first.sock.getsockname()
         accepted.close()  # with something unread: reset, as when the process is killed
         listener.close()

@@ -282,9 +282,10 @@ def does(world: World, host: str, name: str, *lines: str) -> None:
         assert done.returncode == 0, (line, done.stderr)
 
 
-def reaches(world: World, one: Box, two: Box) -> list[bool]:
-    """Whether one's pings are answered by two: IPv4, IPv6."""
-    return [world.pings(one.host.name, one.name, to) for to in (two.end.v4, two.end.v6)]
+def reaches(world: World, one: Box, two: Box, within: float = 1.0) -> list[bool]:
+    """Whether one's pings are answered by two `within` s: IPv4, IPv6."""
+    ways = (two.end.v4, two.end.v6)
+    return [world.pings(one.host.name, one.name, to, within=within) for to in ways]
 
 
 def has(frame: bytes, token: bytes) -> bool:
@@ -322,7 +323,7 @@ def test_a_workload_in_both_is_a_router_if_it_is_made_one(scene: Scene) -> None:
     does(world, at, name, f"sysctl -qw {shut}")
     assert reaches(world, me, other) == [False, False], "it does not forward"
     does(world, at, name, f"sysctl -qw {shut.replace('=0', '=1')}")
-    assert reaches(world, me, other) == [True, True]
-    assert reaches(world, other, me) == [True, True]
+    assert reaches(world, me, other, 10) == [True, True]
+    assert reaches(world, other, me, 10) == [True, True]
     world.vx(at, "endpoint", "rm", name, "--network", other.network, "--wait=10")
     assert reaches(world, me, other) == [False, False], "it is in one of them only"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import socket
@@ -215,10 +214,10 @@ async def test_a_failure_is_not_tried_in_a_hot_loop(
     for i in range(100):  # other work must not bring it on
         a.reconciler.touch_rows(7, [i.to_bytes(6, "big")], [])
         await a.reconciler.settle()
-    await asyncio.sleep(1.2)
+    await until(lambda: len(delays) >= 3, "it is tried again, and again")
     passed = time.monotonic() - begin
     assert delays == [0.5, 1.0, 2.0, 4.0, 8.0][: len(delays)]
-    assert 2 <= len(delays) <= 1 + sum(at < passed for at in (0.5, 1.5, 3.5, 7.5))
+    assert len(delays) <= 1 + sum(at < passed for at in (0.5, 1.5, 3.5, 7.5))
 
 
 # -- sandboxes that go --
@@ -241,8 +240,11 @@ async def test_a_sandbox_that_went_while_the_agent_was_down_is_told(
     fabric, near, _ = pair
     (endpoint,) = fabric.a.desired.networks[7].ports
     await fabric.a.reconciler.stop()
+    # Another one with the same name; made before the first one goes, whose inode is free then.
+    other = fabric.namespace("other")
     run("ip", "netns", "delete", near.path.name)
-    run("ip", "netns", "add", near.path.name)  # another one, with the same name
+    near.path.touch()
+    run("mount", "--bind", str(other), str(near.path))
     fabric.a.make()
     await fabric.a.reconciler.start()
     assert fabric.a.gone == [endpoint]
@@ -311,7 +313,7 @@ async def test_an_uplink_of_others_keeps_us_from_starting(fabric: Fabric) -> Non
     with pytest.raises(Conflict, match="device vxmesh0: is there and is not ours"):
         await a.make().start()
     assert "vxmesh0" in a.run("ip", "link")
-    assert open_files() == before
+    await until(lambda: open_files() <= before, "no file is left open")
 
 
 async def test_a_route_of_the_host_to_the_same_subnet_stays(fabric: Fabric) -> None:

@@ -29,7 +29,6 @@ from tests.netns.world import World
 
 HOSTS = ("h1", "h2")
 PORT = 9000
-PINGS = 2500  # 10 ms apart
 INNER_MTU = 1500 - 60 - 70
 RUN = "/run/vxmesh"
 pytestmark = pytest.mark.skipif(
@@ -130,7 +129,7 @@ def pair() -> Iterator[Testbed]:
     before = running_wireguard()
     with temporary(hosts=2, ipv6=True, agent_options=["--wireguard", "go"]) as bed:
         yield bed
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while left := running_wireguard() - before:
         assert time.monotonic() < deadline, f"down left {left}"
         time.sleep(0.05)
@@ -246,13 +245,19 @@ class Capture:
     def stop(self) -> bytes:
         """End it once all that was sent until now is in the file."""
         if self.process.poll() is None:
-            last = os.urandom(16)
-            command = ("ping", "-c1", "-W2", "-p", last.hex(), "10.99.0.100")
+            last, before = os.urandom(16), self.file.stat().st_size
+            command = ("ping", "-c1", "-W10", "-p", last.hex(), "10.99.0.100")
             self.world.run(self.host, *command, check=True)
-            self.world.wait(lambda: last in self.file.read_bytes(), "the capture is whole")
+            self.world.wait(lambda: last in self._from(before), "the capture is whole")
             self.process.send_signal(signal.SIGINT)
             self.process.communicate(timeout=20)
         return self.file.read_bytes()
+
+    def _from(self, offset: int) -> bytes:
+        """What has come since it was that long: the whole of it may be many megabytes."""
+        with self.file.open("rb") as file:
+            file.seek(offset)
+            return file.read()
 
 
 def slow_wireguard(world: World, host: str) -> Path:
@@ -292,7 +297,6 @@ def kill_wireguard(world: World, host: str) -> int:
     return pid
 
 
-@pytest.mark.timeout(150)
 def test_nothing_of_an_encrypted_network_is_on_the_wire(world: World, tmp_path: Path) -> None:
     secret, known = os.urandom(40), os.urandom(40)
     _, a, b = sandboxes(world, "--encrypted")
@@ -306,7 +310,6 @@ def test_nothing_of_an_encrypted_network_is_on_the_wire(world: World, tmp_path: 
         world.wait(
             lambda: all(now > then for now, then in zip(pump.ask(), before, strict=True)),
             "both ways, UDP and TCP",
-            20,
         )
 
     for pump in pumps + plain:
@@ -347,7 +350,7 @@ def test_nothing_of_an_encrypted_network_is_on_the_wire(world: World, tmp_path: 
         flows(pump)
 
     world.wait(
-        lambda: sum(sum(p.ask()[:2]) for p in pumps) > 10_000_000, "10 MB were sent in all", 60
+        lambda: sum(sum(p.ask()[:2]) for p in pumps) > 10_000_000, "10 MB were sent in all", 120
     )
     for pump in plain:
         flows(pump)
@@ -403,15 +406,16 @@ def test_each_guard_alone_keeps_it_off_the_wire(world: World, tmp_path: Path) ->
     assert seen(), "with neither it is there: so it is they"
     world.bed.start("h1")
     world.wait(lambda: world.pings("h1", a, to), "and all is well again")
+    listed = ("nft", "list", "table", "inet", "vxmesh_sealed")
+    world.wait(lambda: world.run("h1", *listed).stdout == rules, "the rules too")
     assert not seen()
-    assert world.run("h1", "nft", "list", "table", "inet", "vxmesh_sealed").stdout == rules
 
 
 def test_a_key_is_changed_without_a_loss(world: World) -> None:
     _, a, b = sandboxes(world, "--encrypted")
     before = {host: generation(world, host)[0] for host in HOSTS}
-    # A number of them, not a time: at the end of a time ping takes for lost what is on its way.
-    command = ["ping", "-i", "0.01", "-c", str(PINGS), "-W", "2", world.address("h2", b)]
+    # It is ended afterwards; what is on its way then does not count.
+    command = ["ping", "-n", "-i", "0.01", world.address("h2", b)]
     ping = world.host("h1").popen(
         ["vxmesh", "exec", a, "--", *command], stdout=subprocess.PIPE, text=True
     )
@@ -419,14 +423,13 @@ def test_a_key_is_changed_without_a_loss(world: World) -> None:
     rotate(world, *HOSTS)
     assert generation(world, "h1") == [before["h1"] + 2]
     assert generation(world, "h2") == [before["h2"] + 1]
+    assert world.reaches("h1", a, world.address("h2", b)), "with the new keys"
     assert ping.poll() is None, "it went on for longer than that took"
+    ping.terminate()
     out, _ = ping.communicate(timeout=60)
-    answered = {
-        int(line.split("icmp_seq=")[1].split()[0])
-        for line in out.splitlines()
-        if "bytes from" in line
-    }
-    assert set(range(1, PINGS + 1)) - answered == set(), out.splitlines()[-3:]
+    answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", out)}
+    assert len(answered) > 100
+    assert set(range(1, max(answered) + 1)) - answered == set(), out.splitlines()[-3:]
     for host in HOSTS:
         assert len(devices(world, host)) == 1, "the old device is gone"
 
@@ -510,7 +513,7 @@ def test_what_comes_in_the_clear_is_not_taken(world: World) -> None:
     craft("4", "", "10.99.0.2", 4789, world.vni(other), d, "client")
     world.wait(lambda: open_() == 2, "what came last is there")
     assert sealed() == 0
-    assert world.pings("h1", a, world.address("h2", b)), "and what is sealed still is"
+    assert world.reaches("h1", a, world.address("h2", b)), "and what is sealed still is"
 
     # It is the rules that keep them out: without them, and an agent to put them back, one gets in.
     world.bed.kill("h2")
@@ -527,6 +530,7 @@ def test_what_comes_in_the_clear_is_not_taken(world: World) -> None:
 
 def test_what_keeps_it_from_going_out_in_the_clear_is_put_back(world: World) -> None:
     _, a, b = sandboxes(world, "--encrypted")
+    began = json.loads(world.vx("h1", "events", "-o", "json").splitlines()[-1])["revision"]
 
     def rules() -> str:
         return world.run("h1", "nft", "list", "table", "inet", "vxmesh_sealed").stdout
@@ -543,19 +547,18 @@ def test_what_keeps_it_from_going_out_in_the_clear_is_put_back(world: World) -> 
     world.run("h1", "nft", "delete", "table", "inet", "vxmesh_sealed", check=True)
     world.run("h1", "ip", "-6", "route", "del", "unreachable", str(PREFIX), check=True)
     world.run("h1", "ip", "-6", "route", "del", inner().split()[0], check=True)
-    world.wait(lambda: (rules(), route(), inner()) == want, "they are back", 5)
+    world.wait(lambda: (rules(), route(), inner()) == want, "they are back")
     device = next(iter(devices(world, "h1")))
     before = pid_of(world, "h1")
     world.run("h1", "ip", "link", "del", device, check=True)
     world.wait(
         lambda: devices(world, "h1") == {device} and pid_of(world, "h1") not in (0, before),
         "the device is back, with a process of its own",
-        5,
     )
-    world.wait(lambda: world.pings("h1", a, world.address("h2", b)), "and works", 10)
+    world.wait(lambda: world.pings("h1", a, world.address("h2", b)), "and works")
     world.wait(
         lambda: all(
-            re.search(rf"\d {what}s? put back", world.vx("h1", "events", "--since", "30s"))
+            re.search(rf"\d {what}s? put back", world.vx("h1", "events", "--since", str(began)))
             for what in ("WireGuard device", "nftables table", "route")
         ),
         "it is told of each",
@@ -568,8 +571,8 @@ def test_a_process_that_hangs_is_replaced(world: World) -> None:
     os.kill(pid, signal.SIGSTOP)
     # Anything that makes the agent look; what no event tells of is looked at every 20 s.
     world.run("h1", "ip", "-6", "route", "del", "unreachable", str(PREFIX), check=True)
-    world.wait(lambda: pid_of(world, "h1") not in (0, pid), "there is another process", 30)
-    world.wait(lambda: world.pings("h1", a, world.address("h2", b)), "and it works", 10)
+    world.wait(lambda: pid_of(world, "h1") not in (0, pid), "there is another process")
+    world.wait(lambda: world.pings("h1", a, world.address("h2", b)), "and it works")
 
 
 def test_the_mtu_leaves_room_for_wireguard(world: World) -> None:
@@ -578,7 +581,7 @@ def test_the_mtu_leaves_room_for_wireguard(world: World) -> None:
     net, a, b = sandboxes(world, "--encrypted")
     assert world.read("h1", "network", "inspect", net)["mtu"] == INNER_MTU
     assert world.link("h1", a)["mtu"] == INNER_MTU
-    ping = ("ping", "-c1", "-W2", "-M", "do", "-s", str(INNER_MTU - 28), world.address("h2", b))
+    ping = ("ping", "-c1", "-W10", "-M", "do", "-s", str(INNER_MTU - 28), world.address("h2", b))
     assert world.inside("h1", a, *ping).returncode == 0
 
 
@@ -586,9 +589,11 @@ def test_there_are_devices_only_while_something_is_encrypted_here(world: World) 
     def is_sealed(host: str) -> bool:
         return "inet vxmesh_sealed" in world.run(host, "nft", "list", "tables", check=True).stdout
 
+    def are_none() -> bool:
+        return not any(devices(world, host) or is_sealed(host) for host in HOSTS)
+
     net = world.network("--encrypted")
-    assert devices(world, "h1") == set()
-    world.wait(lambda: not is_sealed("h1") and not is_sealed("h2"), "nor any rules for them")
+    world.wait(are_none, "there are no devices, nor any rules for them")
     a = world.workload("h1", net)
     assert len(devices(world, "h1")) == 1 and pid_of(world, "h1")
     assert devices(world, "h2") == set()
@@ -620,7 +625,8 @@ def test_a_host_without_wireguard_says_so_and_gets_nothing(world: World) -> None
     assert world.read("h1", "node", "inspect", "h2")["wireguard"] == []
     world.wait(lambda: world.fdb("h1", vni) == {}, "no rows lead there")
     assert not world.pings("h1", a, address)
-    assert "h2 has no WireGuard key" in world.vx("h1", "events", "--since", "60s")
+    told = "h2 has no WireGuard key"
+    world.wait(lambda: told in world.vx("h1", "events", "--since", "5m"), "it is told")
 
 
 def test_rows_lead_to_inner_addresses_only(world: World) -> None:

@@ -399,17 +399,27 @@ async def test_questions_to_others_are_limited_where_ours_answers_them(net: Net,
         return ethernet(net.router, net.mine.mac, IPV4, payload)
 
     elsewhere, gateway = question("192.0.2.53"), question("10.7.0.1")
-    net.send(*[elsewhere] * 8000)
-    assert net.dropped("gateway") == 0, "nobody here answers for others"
-    bridge = net.host.desired.networks[VNI]
-    net.host.desired.networks[VNI] = replace(bridge, asked=True)
-    net.host.reconciler.touch_bridge(VNI)
-    await net.fabric.settle()
-    net.send(*[elsewhere] * 8000)
-    before = net.dropped("gateway")
-    assert 0 < before < 8000
-    net.send(*[gateway] * 8000)
-    assert 0 < net.dropped("gateway") - before <= 8000, "one packet counts once"
+
+    def dropped_of(frame: bytes, count: int) -> int:
+        """How many of so many are, when all have come as far as they come."""
+        before = net.dropped("gateway")
+        net.send(*[frame] * count, last)
+        assert ear.hears(last)
+        ear.forget()
+        return net.dropped("gateway") - before
+
+    last = ethernet(net.nears.mac, net.mine.mac, IPV4, frames.udp4(ip(net.mine), ip(net.nears), 9))
+    with listening(net.near.path) as (ear,):
+        assert dropped_of(elsewhere, 8000) == 0, "nobody here answers for others"
+        bridge = net.host.desired.networks[VNI]
+        net.host.desired.networks[VNI] = replace(bridge, asked=True)
+        net.host.reconciler.touch_bridge(VNI)
+        await net.fabric.settle()
+        for frame in (elsewhere, gateway):
+            # As fast as this machine can; what is more than its share in a second may not be.
+            dropped = (dropped_of(frame, 8000) for _ in range(20))
+            count = next((each for each in dropped if each), 0)
+            assert 0 < count < 8000, "one packet counts once"
 
 
 async def test_whose_questions_ours_answers_follows_an_engines_containers(net: Net) -> None:
@@ -431,11 +441,10 @@ async def test_whose_questions_ours_answers_follows_an_engines_containers(net: N
 
 async def test_a_flood_of_macs_fills_no_table(net: Net) -> None:
     rng = random.Random(4)
-    before = net.host.inside("bridge", "fdb", "show")
-    neighbours = net.host.inside("ip", "neigh")
-    flood = []
+    flood, macs = [], []
     for number in range(2000):
         mac = b"\x02" + rng.randbytes(5)
+        macs.append(mac.hex(":"))
         spoofed = frames.arp(1, mac, f"10.7.{number % 255}.9", bytes(6), "10.7.0.3")
         flood.append(ethernet(BROADCAST, mac, ARP, spoofed))
         flood.append(ethernet(net.nears.mac, mac, IPV4, frames.udp4("10.7.0.9", "10.7.0.3", 4000)))
@@ -443,14 +452,13 @@ async def test_a_flood_of_macs_fills_no_table(net: Net) -> None:
         net.nears.mac, net.mine.mac, IPV4, frames.udp4(ip(net.mine), ip(net.nears), 4000)
     )
     with listening(net.near.path) as (ear,):
-        cache = net.near.run("ip", "neigh")
         net.send(*flood, right)
         assert ear.hears(right)
         heard = b"".join(ear.heard())
         assert not any(mark_of(frame) in heard for frame in flood)
-    assert net.host.inside("bridge", "fdb", "show") == before
-    assert net.host.inside("ip", "neigh") == neighbours
-    assert len(net.near.run("ip", "neigh").splitlines()) <= len(cache.splitlines()) + 1
+    tables = net.host.inside("bridge", "fdb", "show") + net.host.inside("ip", "neigh")
+    tables += net.near.run("ip", "neigh")
+    assert "02:" in tables and not any(mac in tables for mac in macs)
     assert net.dropped("mac") >= len(flood)
 
 
@@ -540,9 +548,12 @@ async def test_the_guard_outlives_the_agent_and_its_restart(net: Net) -> None:
         await asyncio.to_thread(net.send, wrong, right)
         stop.set()
         sent, _ = await sending
-        assert ear.wait(lambda: sum(mark_of(right) in f for f in ear.heard()) == sent + 1, 5), (
-            "what is its own is never dropped"
-        )
+
+        def came() -> int:
+            return sum(mark_of(right) in frame for frame in ear.heard())
+
+        ear.wait(lambda: came() > sent, 5)
+        assert (came(), ear.lost()) == (sent + 1, 0), "what is its own is never dropped"
         assert not ear.has(wrong)
 
 
@@ -556,8 +567,9 @@ async def test_a_guard_that_somebody_deletes_is_put_back(net: Net) -> None:
         ("flush", "ruleset"),
     ):
         before = net.host.reconciler.repairs["nft"]
+        shown = _shown(net)
         net.host.inside("nft", *command)
-        back = functools.partial(_repaired, net, before)
+        back = functools.partial(_repaired, net, before, shown)
         await until(back, " ".join(command))
         with listening(net.near.path) as (ear,):
             wrong, right = spoofed(net)
@@ -565,8 +577,14 @@ async def test_a_guard_that_somebody_deletes_is_put_back(net: Net) -> None:
             assert ear.hears(right) and not ear.has(wrong), command
 
 
-def _repaired(net: Net, before: int) -> bool:
-    return net.host.reconciler.repairs["nft"] > before
+def _shown(net: Net) -> list[str]:
+    """The guard in the kernel; in which order its parts are listed is chance."""
+    listed = net.host.inside("nft", "-s", "list", "table", "bridge", "vxmesh", check=False)
+    return sorted(listed.replace(",", " ").split())
+
+
+def _repaired(net: Net, before: int, shown: list[str]) -> bool:
+    return net.host.reconciler.repairs["nft"] > before and _shown(net) == shown
 
 
 async def test_what_is_compared_in_the_background_is_right_after_any_change(net: Net) -> None:
@@ -672,7 +690,7 @@ async def test_an_agents_ports_are_closed_at_every_address_of_its_host(net: Net)
         assert listener.stdout and await listener.stdout.readline()
         for address in ("10.99.0.1", "10.98.0.1", "169.254.83.1", "fd98::1"):
             assert connects(net.me.path, address, 9101), "another port is open as before"
-            assert not connects(net.me.path, address, 9100), address
+            assert not connects(net.me.path, address, 9100, 0.7), address
             assert connects(net.host.path, address, 9100), "to the host itself it is open"
     finally:
         listener.kill()
@@ -692,12 +710,12 @@ while True:
 """
 
 
-def connects(netns: Path, address: str, port: int) -> bool:
-    """Whether a TCP connection from there is taken, within a second."""
+def connects(netns: Path, address: str, port: int, within: float = 10.0) -> bool:
+    """Whether a TCP connection from there is taken `within` s."""
 
     def work() -> bool:
         try:
-            socket.create_connection((address, port), timeout=0.7).close()
+            socket.create_connection((address, port), timeout=within).close()
         except OSError:
             return False
         return True

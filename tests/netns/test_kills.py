@@ -7,6 +7,7 @@ differ from run to run all the same, so what is checked holds for any of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
@@ -46,6 +47,17 @@ def world(killed: Testbed) -> Iterator[World]:
 
 def is_bare(world: World, host: str) -> bool:
     return world.links(host) == OWN_LINKS
+
+
+def is_empty(world: World, host: str) -> bool:
+    return bool(world.read(host, "endpoint", "ls") == world.read(host, "sandbox", "ls") == [])
+
+
+def command(pid: int) -> bytes:
+    """What a process was started as; nothing of one that has just ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 class Load:
@@ -140,7 +152,7 @@ def test_random_kills_leak_nothing(world: World) -> None:
     agreement = Agreement(world, net)
     for host in HOSTS:
         world.workload(host, net)  # so that each has a reason to hold rows; waits for all kernels
-    agreement.wait(seconds=30)
+    agreement.wait()
     held = Counter(a for es in agreement.living().values() for e in es for a in e.addresses)
     assert [a for a, count in held.items() if count > 1] == [], "addresses handed out twice"
     names = Counter(e.name for es in agreement.living().values() for e in es)
@@ -148,7 +160,10 @@ def test_random_kills_leak_nothing(world: World) -> None:
     asyncio.run(world._empty())
     for host in HOSTS:
         world.wait(functools.partial(is_bare, world, host), f"{host}'s devices are gone")
-        assert world.read(host, "endpoint", "ls") == world.read(host, "sandbox", "ls") == []
+        world.wait(functools.partial(is_empty, world, host), f"{host} knows of nothing")
     token = world.host("h1").token  # of every process that was started in the testbed
-    left = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes.find(token, [])]
-    assert not [x for x in left if x.startswith(b"sleep")]
+
+    def workloads() -> list[int]:
+        return [pid for pid in processes.find(token, []) if command(pid).startswith(b"sleep")]
+
+    world.wait(lambda: not workloads(), "what was killed has ended")

@@ -110,8 +110,8 @@ def test_kuryr_as_openstack_publishes_it_drives_a_network(kuryr: Kuryr) -> None:
     one = world.workload("h1", "red")
     two = world.workload("h1", "red", "", "--ip", "10.55.0.77")
     assert world.address("h1", two, "red") == "10.55.0.77"
-    assert world.pings("h1", one, "10.55.0.77")
-    assert world.pings("h1", two, world.address("h1", one, "red"))
+    assert world.reaches("h1", one, "10.55.0.77")
+    assert world.reaches("h1", two, world.address("h1", one, "red"))
     ports = kuryr.has()["ports"]
     macs = {world.read("h1", "endpoint", "inspect", name)["mac"] for name in (one, two)}
     assert {port["mac_address"] for port in ports} == macs

@@ -33,7 +33,7 @@ def test_workloads_on_the_wire_have_both_families(world: World) -> None:
     net = _both(world, "-O", "host-interface=true")
     one, two, far = (world.workload(h, net) for h in ("h1", "h1", "h2"))
     for target in (*_addresses(world, "h1", two), *_addresses(world, "h2", far), OUTSIDE6):
-        assert world.pings("h1", one, target), target
+        assert world.reaches("h1", one, target), target
     assert _reaches(world, "client", _addresses(world, "h1", one)[1]), "from outside, straight"
     assert _reaches(world, "h1", _addresses(world, "h1", one)[1]), "by the host's own interface"
     routes = world.inside("h1", one, "ip", "-6", "route", "show", "default").stdout
@@ -46,7 +46,7 @@ def test_in_mode_vepa_workloads_of_one_host_meet_at_the_switch(world: World) -> 
     net = _both(world, "-O", "mode=vepa")
     one, two, far = (world.workload(h, net) for h in ("h1", "h1", "h2"))
     for target in _addresses(world, "h2", far):
-        assert world.pings("h1", one, target), target
+        assert world.reaches("h1", one, target), target
     for target in _addresses(world, "h1", two):
         assert not world.pings("h1", one, target), "the switch turns nothing round"
     switch = world.host("h1").namespace.removesuffix("h1") + SWITCH

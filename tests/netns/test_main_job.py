@@ -12,9 +12,9 @@ def test_workloads_reach_each_other_by_name(world: World) -> None:
     names = [world.workload(h, net) for h in ("h1", "h2", "h3")]
     for host, sandbox in zip(("h1", "h2", "h3"), names, strict=True):
         for target in names:
-            assert world.pings(host, sandbox, target), f"{sandbox} to {target}"
-        assert world.pings(host, sandbox, f"{names[0]}.{net}")
-        assert world.pings(host, sandbox, f"{names[0]}.{net}.vxmesh.internal")
+            assert world.reaches(host, sandbox, target), f"{sandbox} to {target}"
+        assert world.reaches(host, sandbox, f"{names[0]}.{net}")
+        assert world.reaches(host, sandbox, f"{names[0]}.{net}.vxmesh.internal")
 
 
 def test_the_wire_sees_vxlan_and_no_arp_inside(world: World) -> None:
@@ -34,8 +34,8 @@ def test_the_wire_sees_vxlan_and_no_arp_inside(world: World) -> None:
         # Someone who is not there is asked for as well: that question must not leave either.
         nobody = re.sub(r"\d+$", "250", address)
         assert not world.pings("h1", one, nobody)
-        assert world.pings("h1", one, two, count=2)
-        out, _ = capture.communicate(timeout=10)
+        assert world.pings("h1", one, address, count=2, within=10)
+        out, _ = capture.communicate(timeout=30)
     finally:
         capture.kill()
     assert "VXLAN" in out and "vni" in out
@@ -65,9 +65,9 @@ def test_a_workload_in_two_networks_reaches_both(world: World) -> None:
     a, b = world.network(), world.network()
     in_a, in_b = world.workload("h2", a), world.workload("h3", b)
     both = world.workload("h1", f"{a},{b}")
-    assert world.pings("h1", both, in_a)
-    assert world.pings("h1", both, in_b)
-    assert world.pings("h3", in_b, both)
+    assert world.reaches("h1", both, in_a)
+    assert world.reaches("h1", both, in_b)
+    assert world.reaches("h3", in_b, both)
     assert not world.pings("h2", in_a, in_b)
 
 
@@ -75,10 +75,10 @@ def test_traffic_leaves_through_the_host_unless_internal(world: World) -> None:
     out, closed = world.network(), world.network("--internal")
     client = world.host("client").address
     free, shut = world.workload("h1", out), world.workload("h1", closed)
-    assert world.pings("h1", free, client)
+    assert world.reaches("h1", free, client)
     assert not world.pings("h1", shut, client)
     other = world.workload("h2", closed)
-    assert world.pings("h1", shut, other), "but inside it goes on"
+    assert world.reaches("h1", shut, other), "but inside it goes on"
     # The client sees the host, not the workload.
     capture = world.host("client").popen(
         ["tcpdump", "-nni", "eth0", "-c", "1", "-l", "--immediate-mode", "icmp[0] == 8"],
@@ -87,8 +87,8 @@ def test_traffic_leaves_through_the_host_unless_internal(world: World) -> None:
     assert capture.stderr is not None
     while "listening on" not in capture.stderr.readline():
         assert capture.poll() is None
-    assert world.pings("h1", free, client)
-    out, _ = capture.communicate(timeout=10)
+    assert world.reaches("h1", free, client)
+    out, _ = capture.communicate(timeout=30)
     assert f"{world.host('h1').address} > {client}" in out
 
 
@@ -108,7 +108,8 @@ def test_the_mtu_is_what_fits(world: World) -> None:
     one, two = world.workload("h1", net), world.workload("h2", net)
     link = world.link("h1", one)
     assert link["mtu"] == 1450
-    whole = ("ping", "-c1", "-W1", "-M", "do", "-s", str(1450 - 28), two)
+    address = world.address("h2", two)
+    whole = ("ping", "-c1", "-W10", "-M", "do", "-s", str(1450 - 28), address)
     assert world.inside("h1", one, *whole).returncode == 0
     narrow = world.network("--mtu", "1300")
     three = world.workload("h1", narrow)
@@ -163,8 +164,8 @@ def test_what_ends_while_the_agent_is_down_is_gone_when_it_is_back(world: World)
     pid = world.read("h1", "sandbox", "inspect", one)["pid"]
     world.bed.kill("h1")
     world.run("h1", "kill", "-9", str(pid), check=True)
-    assert world.pings("h2", two, stays), "traffic goes on without the agent"
-    assert world.inside("h2", two, "ping", "-c1", "-W1", address).returncode == 0
+    assert world.reaches("h2", two, stays), "traffic goes on without the agent"
+    assert world.reaches("h2", two, address)
     world.bed.start("h1")
     assert [s["name"] for s in world.read("h1", "sandbox", "ls")] == [stays]
     world.wait(
@@ -181,14 +182,14 @@ def test_traffic_and_names_do_not_notice_the_agents_restart(world: World) -> Non
     address = world.address("h2", two, net)
     pinger = world.host("h1").popen(
         ["nsenter", f"--net=/proc/{world.read('h1', 'sandbox', 'inspect', one)['pid']}/ns/net",
-         "ping", "-q", "-i", "0.01", "-c", "300", "-W", "1", address],
+         "ping", "-q", "-i", "0.01", "-c", "300", "-W", "10", address],
         stdout=-1, text=True,
     )  # fmt: skip
     pid = world.read("h1", "sandbox", "inspect", one)["pid"]
     world.bed.kill("h1")
     world.bed.kill("h2")
     names = world.run(
-        "h1", "nsenter", "-t", str(pid), "-n", "-m", "ping", "-c1", "-W1", two, timeout=10
+        "h1", "nsenter", "-t", str(pid), "-n", "-m", "ping", "-c1", "-W10", two, timeout=20
     )
     assert names.returncode == 0, "a name resolves while no agent runs"
     world.bed.start("h1")
@@ -220,7 +221,7 @@ def test_published_ports_lead_to_the_workload(world: World) -> None:
     net = world.network()
     one = world.workload("h1", net, "", "--publish", "18080:8080")
     server = (
-        "import socket; s = socket.create_server(('', 8080)); s.settimeout(20)\n"
+        "import socket; s = socket.create_server(('', 8080)); s.settimeout(60)\n"
         "for _ in range(3):\n c, a = s.accept(); c.sendall(a[0].encode()); c.close()"
     )
     listening = world.host("h1").popen(["vxmesh", "exec", one, "--", "python3", "-c", server])
@@ -229,7 +230,7 @@ def test_published_ports_lead_to_the_workload(world: World) -> None:
     )
     address = world.host("h1").address
     read = (
-        "import socket; c = socket.create_connection(('{}', 18080), 3); print(c.recv(99).decode())"
+        "import socket; c = socket.create_connection(('{}', 18080), 10); print(c.recv(99).decode())"
     )
     seen = world.run("client", "python3", "-c", read.format(address), check=True)
     assert seen.stdout.strip() == world.host("client").address, "the client's own address"

@@ -164,16 +164,21 @@ def test_a_black_hole_is_found_heeded_told_and_forgotten(world: World, hole: Hol
     # Nobody else is the slower for it.
     assert path(world, "h1", "h3") == whole
     assert apart.mtu == 1450
-    assert path(world, "h2", "h1", "h3") == narrow  # h3 has heard of it
+    world.wait(lambda: path(world, "h2", "h1", "h3") == narrow, "h3 has heard of both ways")
     assert call(world, "h3", lambda client: client.network(net)).mtu == 1350
 
     hole.fill()
     for box in (one, two, three):
         box.wait_mtu(1450)
-    assert path(world, "h1", "h2") == whole
+    wait_path(world, "h1", "h2", whole)
     assert one.passes(1450, two)
+
+    def kinds() -> list[str]:
+        return [e["kind"] for e in notices(world) if e["fields"].get("networks") == net]
+
+    world.wait(lambda: "path.mended" in kinds(), "it is told that it is mended")
+    assert kinds() == ["path.narrow", "path.mended"]
     told = [e for e in notices(world) if e["fields"].get("networks") == net]
-    assert [e["kind"] for e in told] == ["path.narrow", "path.mended"]
     says = "path from h1 to h2 takes packets of 1400 bytes, and should take 1500"
     assert told[0]["message"].startswith(says)
 
@@ -207,6 +212,12 @@ def test_a_device_that_breaks_checksums_is_named_with_what_mends_it(
     world.later(lambda: tx_checksum(world, "h1", True))
     hole.rule(f"{FROM_H1} @th,{LAST_OF_NONCE},8 & 1 == 1 @th,{CHECKSUM},16 set 0x1234")
     wait_tunnel(world, "h1", "h2", "checksums")
+
+    def kinds() -> list[str]:
+        told = [e["kind"] for e in notices(world) if e["fields"].get("name") == "h2"]
+        return [kind for kind in told if kind.startswith("tunnel.")]
+
+    world.wait(lambda: kinds()[-1:] == ["tunnel.checksums"], "it is told")
     told = [e for e in notices(world) if e["kind"] == "tunnel.checksums"]
     assert told[-1]["message"].endswith("Run 'ethtool -K eth0 tx off' on h1")
     assert told[-1]["fields"]["device"] == "eth0" and told[-1]["fields"]["name"] == "h2"
@@ -215,7 +226,5 @@ def test_a_device_that_breaks_checksums_is_named_with_what_mends_it(
     wait_tunnel(world, "h1", "h2", "blocked")
     hole.fill()
     wait_tunnel(world, "h1", "h2", "sound")
-    kinds = [e["kind"] for e in notices(world) if e["fields"].get("name") == "h2"]
-    assert [k for k in kinds if k.startswith("tunnel.")][-3:] == [
-        "tunnel.checksums", "tunnel.blocked", "tunnel.mended",
-    ]  # fmt: skip
+    world.wait(lambda: kinds()[-1:] == ["tunnel.mended"], "it is told that it is mended")
+    assert kinds()[-3:] == ["tunnel.checksums", "tunnel.blocked", "tunnel.mended"]

@@ -66,7 +66,7 @@ def test_two_workloads_of_a_plugin_reach_each_other_and_nothing_is_left(weird: W
     world = weird.world
     world.vx("h1", "network", "create", "odd", "--driver", "remote:weird")
     one, two = world.workload("h1", "odd"), world.workload("h1", "odd")
-    assert world.pings("h1", one, world.address("h1", two, "odd"))
+    assert world.reaches("h1", one, world.address("h1", two, "odd"))
     inside = world.inside("h1", one, "ip", "route").stdout
     assert "192.0.2.0/24 dev weird0" in inside and "default via" in inside
     assert world.try_vx("h2", "run", "--network", "odd", "--", "true").returncode == 5
@@ -92,7 +92,7 @@ def test_a_workload_is_connected_to_a_plugins_network_and_to_ours_by_order(weird
     join = ("endpoint", "create", "--sandbox", one, "--network")
     world.vx("h1", *join, "odd")
     assert f"via {gateways[0]} dev eth0" in lead()
-    assert world.pings("h1", one, world.address("h1", two, "odd"))
+    assert world.reaches("h1", one, world.address("h1", two, "odd"))
     world.vx("h1", "endpoint", "rm", one, "--network", ours)
     assert f"via {gateways[1]} dev weird0" in lead(), "by what the plugin said"
     world.vx("h1", *join, ours, "--priority", "1")
@@ -102,10 +102,10 @@ def test_a_workload_is_connected_to_a_plugins_network_and_to_ours_by_order(weird
     world.wait(lambda: weird.calls()[-1:] == ["DeleteEndpoint"], "the plugin is told")
     world.vx("h1", *join, "odd", "--priority", "2")
     assert f"via {gateways[1]} dev weird0" in lead()
-    assert world.pings("h1", one, world.address("h1", two, "odd"))
+    assert world.reaches("h1", one, world.address("h1", two, "odd"))
     world.vx("h1", "endpoint", "rm", one, "--network", "odd")
     assert f"via {gateways[0]} dev eth0" in lead()
-    assert world.pings("h1", one, one), "by name, at a name server of ours"
+    assert world.reaches("h1", one, one), "by name, at a name server of ours"
 
 
 def test_a_plugins_interface_that_does_not_stay_leaves_the_way_out_as_it_was(
@@ -122,7 +122,7 @@ def test_a_plugins_interface_that_does_not_stay_leaves_the_way_out_as_it_was(
     assert "refused NetworkDriver.ProgramExternalConnectivity" in done.stderr
     lead = world.inside("h1", one, "ip", "route", "show", "default").stdout
     assert f"via {gateway} dev eth0" in lead
-    assert world.pings("h1", one, gateway)
+    assert world.reaches("h1", one, gateway)
     assert "weird" not in world.inside("h1", one, "ip", "-o", "link").stdout
 
 
@@ -151,5 +151,5 @@ def test_what_a_dead_plugin_could_not_undo_is_undone_when_it_is_back(weird: Weir
     world.bed.kill("h1")
     world.bed.start("h1")
     weird.start()
-    world.wait(lambda: plugin.BRIDGE not in weird.links(), "the network is undone", 15)
+    world.wait(lambda: plugin.BRIDGE not in weird.links(), "the network is undone")
     assert weird.calls()[-3:] == ["Leave", "DeleteEndpoint", "DeleteNetwork"]

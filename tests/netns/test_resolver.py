@@ -8,6 +8,7 @@ and -s are sandboxes: a in demo, b in back, c in both, s in shut.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -299,7 +300,7 @@ def ask(
     where: str = "10.91.0.1",
     source: str | None = None,
     tcp: bool = False,
-    timeout: float = 5,
+    timeout: float = 20,
 ) -> dns.message.Message:
     """A question from inside a sandbox. dnspython drops answers from another address."""
     query = dns.message.make_query(text, type)
@@ -311,7 +312,7 @@ def found(response: dns.message.Message) -> list[str]:
     return sorted(str(rdata) for rrset in response.answer for rdata in rrset)
 
 
-def until(holds: Callable[[], bool], seconds: float = 5) -> None:
+def until(holds: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "did not come to hold in time"
@@ -457,7 +458,7 @@ def test_it_is_killed_and_the_agent_brings_it_back(bed: Bed) -> None:
         except (OSError, dns.exception.DNSException):
             return False
 
-    until(answers, 10)
+    until(answers)
     assert int((bed.run_dir / feed.LOCK).read_text()) != pid
 
 
@@ -470,7 +471,14 @@ def test_garbage_from_a_sandbox(bed: Bed) -> None:
     with socket_in(path("b"), socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.connect(("10.92.0.1", 53))
         sock.sendall(rng.randbytes(1000))
-    until(lambda: found(ask("a", "one")) == ["10.91.0.2"])
+
+    def answers() -> bool:
+        # Asked again and again, as resolvers do: what found no room behind all of that is lost.
+        with contextlib.suppress(dns.exception.Timeout):
+            return found(ask("a", "one", timeout=1)) == ["10.91.0.2"]
+        return False
+
+    until(answers)
     assert start_time(pid)
 
 

@@ -27,9 +27,9 @@ def test_a_network_goes_on_in_its_second_subnet_when_the_first_is_full(world: Wo
     assert routes.split()[:5] == ["default", "via", "10.62.0.1", "dev", "eth0"]
     beside = world.workload("h1", net, "", "--ip", "10.62.0.200")
     for target in (four, six, "10.62.0.200"):  # on the other host, and on this one
-        assert world.pings("h1", one, target), target
+        assert world.reaches("h1", one, target), target
     for target in (one, beside):
-        assert world.pings("h2", two, target), f"{target}, by name"
+        assert world.reaches("h2", two, target), f"{target}, by name"
     # The way back of balanced connections is by the gateway of one's own subnet, too.
     world.vx("h1", "service", "create", "web", "--network", net, "--port", "80", "--wait=10")
     ways = world.inside("h2", two, "ip", "route", "show", "table", "all").stdout

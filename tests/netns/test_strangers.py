@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ def events(world: World, host: str, kind: str = "peer.refused") -> list[dict[str
     return [e for e in map(json.loads, lines) if e["kind"] == kind]
 
 
+def names(world: World, host: str, of: str = "node") -> list[str]:
+    return sorted(each["name"] for each in world.read(host, of, "ls"))
+
+
+def owners(world: World, host: str, network: str) -> set[str]:
+    """Whose the addresses of a network are."""
+    return {r["node"] for r in world.read(host, "network", "inspect", network)["ranges"]}
+
+
 def knows_nothing_new(world: World, before: list[Any]) -> None:
     assert state(world) == before
 
@@ -85,9 +95,11 @@ def attempt(
     found = probe(world, host, *identity)
     assert set(found.values()) == {seen}, found
     world.wait(lambda: refusals(world, host).get(reason, 0) > counted, f"counted as {reason}")
+    world.wait(lambda: events(world, host)[told:], "it is told")
     new = events(world, host)[told:]
     where = world.host("client").address
-    assert [(e["fields"]["reason"], e["fields"]["address"]) for e in new] == [(reason, where)]
+    # Of more than ten seconds' attempts there are two.
+    assert {(e["fields"]["reason"], e["fields"]["address"]) for e in new} == {(reason, where)}
     assert new[0]["fields"]["node"] == node
     knows_nothing_new(world, before)
 
@@ -124,6 +136,7 @@ def test_without_a_token_and_with_a_void_one(world: World, tmp_path: Path) -> No
         agent = (*agent[:-1], world.host(host).address)
         void = world.run("client", *agent, *where, "--token", old)
         assert void.returncode == 1 and "is void" in void.stderr, void.stderr
+        world.wait(lambda h=host, n=counted: events(world, h, "join.refused")[n:], "it is told")  # type: ignore[misc]
         (new,) = events(world, host, "join.refused")[counted:]
         assert new["fields"]["reason"] == "void"
         assert new["fields"]["address"] == client.address
@@ -150,7 +163,16 @@ def test_with_an_expired_certificate_of_a_node(short: World, tmp_path: Path) -> 
         time.sleep(0.1)
     # It is old, and h3 itself has another one by now.
     attempt(short, "expired", "expired", file, node=held.node)
-    assert {n["state"] for n in short.read("h1", "node", "ls")} == {"alive"}
+    short.wait(
+        lambda: {n["state"] for n in short.read("h1", "node", "ls")} == {"alive"}, "all are alive"
+    )
+
+
+def ended(calls: Iterable[subprocess.Popen[str]]) -> float:
+    """When the last of these was cut off: time.monotonic, which all processes share."""
+    told = [json.loads(call.communicate(timeout=90)[0]) for call in calls]
+    assert {each["code"] for each in told} == {"UNAVAILABLE"}
+    return max(float(each["ended"]) for each in told)
 
 
 @pytest.fixture
@@ -180,10 +202,7 @@ def test_a_removed_node_is_cut_off_by_all_within_2_s_and_stays_out(
     assert all(call.poll() is None for call in calls.values())
     own.vx("h1", "node", "rm", "h3")
     began = time.monotonic()
-    for call in calls.values():
-        out, _ = call.communicate(timeout=10)
-        assert json.loads(out)["code"] == "UNAVAILABLE"
-    taken = time.monotonic() - began
+    taken = ended(calls.values()) - began
     print(f"\nremoved and cut off by all: {taken:.2f} s", end="")
     assert taken < 2.0
     for host in ("h1", "h2"):
@@ -219,10 +238,7 @@ def test_one_that_lives_is_cut_off_by_all_within_2_s_and_stays_out(
     asked = time.monotonic()
     own.vx("h1", "node", "rm", "--force", "h3")
     began = time.monotonic()
-    for call in calls.values():
-        out, _ = call.communicate(timeout=10)
-        assert json.loads(out)["code"] == "UNAVAILABLE"
-    cut = time.monotonic()
+    cut = ended(calls.values())
     print(
         f"\none that lives is cut off by all {cut - began:.2f} s after 'node rm --force', which "
         f"took {began - asked:.2f} s",
@@ -230,17 +246,16 @@ def test_one_that_lives_is_cut_off_by_all_within_2_s_and_stays_out(
     )
     assert cut - began < 2.0
     for host in ("h1", "h2"):
-        assert [n["name"] for n in own.read(host, "node", "ls")] == ["h1", "h2"]
+        own.wait(lambda h=host: names(own, h) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
     own.wait(lambda: not own.host("h3").is_running, "h3's agent was told and ended")
     assert "was removed from the cluster by h1" in own.host("h3").log.read_text()
 
     # Nothing of it is left with the others, and it does not come back.
     for host in ("h1", "h2"):
-        assert {e["name"] for e in own.read(host, "endpoint", "ls")} == {"mine", "yours"}
+        own.wait(lambda h=host: names(own, h, "endpoint") == ["mine", "yours"], "all but its own")  # type: ignore[misc]
         assert own.try_vx(host, "resolve", "mine", "--network", net).returncode == 0
         assert own.try_vx(host, "resolve", "taken-over", "--network", net).returncode == 4
-        ranges = own.read(host, "network", "inspect", net)["ranges"]
-        assert {r["node"] for r in ranges} <= {"h1", "h2"}
+        own.wait(lambda h=host: owners(own, h, net) <= {"h1", "h2"}, "its ranges are inherited")  # type: ignore[misc]
         attempt(own, "removed", "removed, by whom", file, node=held.node, host=host)
     lost = own.host("h3")
     started = own.run("h3", VXMESH, "agent", "--name", "h3", "--advertise", lost.address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ from agent.testbed import Testbed
 from agent.testbed.host import Host
 
 VXMESH = str(Path(sys.executable).parent / "vxmesh")
+PATIENCE = 25  # s, for what takes a second when it works; less than a command may take
 _numbers = itertools.count(1)
 
 
@@ -61,10 +63,10 @@ class World:
                     await client.remove_services([s.id for s in await client.services()])
                 for network in await client.networks():
                     await client.remove_endpoints(network=network.id, all=True)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while await clients[0].endpoints():
                     await asyncio.sleep(0.01)
-            await clients[0].prune_networks(wait=10)
+            await clients[0].prune_networks(wait=PATIENCE)
             for client in clients:
                 left = [n.name for n in await client.networks()]
                 if left:
@@ -93,7 +95,7 @@ class World:
     def read(self, host: str, *words: str) -> Any:
         return json.loads(self.vx(host, *words, "-o", "json"))
 
-    def wait(self, holds: Callable[[], object], text: str, seconds: float = 30.0) -> None:
+    def wait(self, holds: Callable[[], object], text: str, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
             if time.monotonic() > deadline:
@@ -113,15 +115,15 @@ class World:
 
     def network(self, *options: str, host: str = "h1") -> str:
         name = f"net{next(_numbers)}"
-        self.vx(host, "network", "create", name, "--wait=10", *options)
+        self.vx(host, "network", "create", name, f"--wait={PATIENCE}", *options)
         return name
 
     def workload(self, host: str, network: str, name: str = "", *options: str) -> str:
         """A sandbox that sleeps; its name. On return all hosts have it in their kernels."""
         name = name or f"w{next(_numbers)}"
         self.vx(
-            host, "run", "--network", network, "--name", name, "-d", "--wait=10", *options,
-            "--", "sleep", "3600",
+            host, "run", "--network", network, "--name", name, "-d", f"--wait={PATIENCE}",
+            *options, "--", "sleep", "3600",
         )  # fmt: skip
         return name
 
@@ -139,9 +141,24 @@ class World:
         more = ("--network", network) if network else ()
         return str(self.read(host, "endpoint", "inspect", name, *more)["addresses"][0])
 
-    def pings(self, host: str, sandbox: str, target: str, count: int = 1) -> bool:
-        done = self.inside(host, sandbox, "ping", "-c", str(count), "-i", "0.2", "-W", "1", target)
-        return done.returncode == 0
+    def pings(
+        self, host: str, sandbox: str, target: str, count: int = 1, within: float = 1.0
+    ) -> bool:
+        """Whether an echo is answered `within` s, at a name or address."""
+        often = ("-c", str(count), "-i", "0.2", "-W", f"{within:g}")
+        return self.inside(host, sandbox, "ping", *often, target).returncode == 0
+
+    def reaches(self, host: str, sandbox: str, target: str) -> bool:
+        """Whether it does, where it should: the first echo to an address, however late it is
+        answered; of a name, once it is known. What a command waits for is other hosts' kernels;
+        their name servers are told at the same time, and nobody waits for them."""
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(target)
+            return self.pings(host, sandbox, target, within=10)
+        self.wait(
+            lambda: self.pings(host, sandbox, target, within=10), f"{sandbox} reaches {target}"
+        )
+        return True
 
     # -- the kernel --
 

@@ -180,7 +180,7 @@ async def test_who_has_ended_or_not_begun_or_is_of_another_cluster_stays_out(por
 async def test_who_shows_none_or_speaks_no_tls_or_an_older_one_is_told_of(
     port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tlsfront, "HANDSHAKE_WITHIN", 0.3)
+    monkeypatch.setattr(tlsfront, "HANDSHAKE_WITHIN", 2.0)
     bare = ssl.create_default_context(cadata=ca.to_pem(port.authority.certificate).decode())
     bare.check_hostname = False
     old = ssl.create_default_context()
@@ -213,7 +213,7 @@ async def test_who_shows_none_or_speaks_no_tls_or_an_older_one_is_told_of(
 async def test_who_is_in_goes_when_the_certificate_ends_or_its_ca_is_void(port: Port) -> None:
     new = ca.make_authority(CLUSTER, time.time())
     async with (
-        Client(port.host, port.file("short", life=1.5)) as short,
+        Client(port.host, port.file("short", life=4.0)) as short,
         Client(port.host, port.file("alice")) as alice,
     ):
         await short.info()

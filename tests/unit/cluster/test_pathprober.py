@@ -290,3 +290,41 @@ async def test_what_is_found_soon_after_is_told_together(
         await enough.wait()
     await prober.stop()
     assert len(told) == 1 if times == 1 else len(told) >= times
+
+
+async def test_after_what_nobody_expected_it_goes_on_and_tells_what_it_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pathprober, "AFTER_FAULT", 0.01)
+    monkeypatch.setattr(pathprober, "TOGETHER", 0.01)
+    faults: list[str] = []
+    told: list[int] = []
+
+    def found(changes: list[Found]) -> None:
+        if changes and not faults:
+            faults.append("found")
+            raise ValueError("nobody expected this")
+        told.append(len(changes))
+
+    pair = Pair()
+    prober = pair.probers[ONE] = PathProber(pair.nodes[ONE], pair.keyrings[ONE], 3600.0, {}, found)
+    real = prober._send
+
+    def send(what: Send) -> None:
+        if len(faults) == 1:
+            faults.append("send")
+            raise ValueError("nor this")
+        real(what)
+
+    monkeypatch.setattr(prober, "_send", send)
+    for each in pair.probers.values():
+        await each.start()
+    try:
+        await until(lambda: faults and told)
+        prober.hasten()
+        await until(lambda: len(faults) == 2)
+        prober.hasten()
+        await until(lambda: prober.measure(TWO) == Measure(State.WHOLE, 1500, 1500))
+    finally:
+        for each in pair.probers.values():
+            await each.stop()

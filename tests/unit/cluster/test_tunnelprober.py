@@ -145,3 +145,30 @@ async def test_frames_of_strangers_are_not_reported() -> None:
         assert sent == []
         prober.take_frame(build(FRAME, 2, 0, TWO, good, 4), True)
         assert len(sent) == 1
+
+
+@pytest.mark.parametrize("where", ["open", "send"])
+async def test_after_what_nobody_expected_it_goes_on(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnelprober, "AFTER_FAULT", 0.01)
+    faults: list[str] = []
+
+    def prepare(world: World) -> None:
+        device = world.device[ONE]
+        real = getattr(device, where)
+
+        async def once(*args: object) -> None:
+            if not faults:
+                faults.append(where)
+                raise ValueError("nobody expected this")
+            await real(*args)
+
+        monkeypatch.setattr(device, where, once)
+
+    async with started(prepare) as world:
+        await until(lambda: faults and world.device[ONE].is_open)
+        await until(lambda: world.pair.probers[ONE].measures()[TWO].mtu == 1500)
+        world.pair.probers[ONE].hasten()
+        world.probers[ONE].hasten()
+        await until(lambda: world.probers[ONE].states() == {TWO: Tunnel.SOUND})

@@ -138,7 +138,7 @@ async def test_the_silent_one_costs_one_attempt_and_is_asked_last_from_then_on(
 async def test_nobody_listens_there_so_the_next_is_asked_at_once(tmp_path: Path) -> None:
     async with upstream(lambda query: [good(query).to_wire()], "127.0.0.2") as fake:
         asking = forwarder(tmp_path, fake.port, "127.0.0.1", "127.0.0.2", attempt_seconds=60)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):
             assert (await asking.resolve(ask()))[1] == "127.0.0.2"
 
 
@@ -208,7 +208,7 @@ async def test_an_upstream_without_edns(tmp_path: Path) -> None:
 
 
 async def test_without_upstreams_the_answer_is_none_at_once(tmp_path: Path) -> None:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         assert await forwarder(tmp_path, 53).resolve(ask()) == (None, "")
         missing = Forwarder(tmp_path / "missing", lambda _address, _port: False)
         assert await missing.resolve(ask()) == (None, "")
@@ -219,7 +219,7 @@ async def test_without_upstreams_the_answer_is_none_at_once(tmp_path: Path) -> N
 async def test_all_silent_ends_in_the_time_given(tmp_path: Path) -> None:
     async with upstream(lambda _query: [], "127.0.0.1") as fake:
         asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=9, total_seconds=0.2)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(8):
             assert await asking.resolve(ask()) == (None, "")
         assert asking.counters["forward_failed"] == 1
 

@@ -82,7 +82,7 @@ class Served:
             sock.connect((WHERE, self.port))
             sock.send(wire)
             sock.send(query("one", id=0xFFFF).to_wire())
-            first = await asyncio.wait_for(loop.sock_recv(sock, 65535), 3)
+            first = await asyncio.wait_for(loop.sock_recv(sock, 65535), 15)
             return None if first[:2] == b"\xff\xff" else first
 
 
