@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
+import shutil
 import socket
 import struct
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from agent.datapath.guardrules import FLOOD_BURST_MIN, link_local
+from agent.drivers.wireguard import PREFIX
 from agent.floodmodel import DEFAULT
 from agent.model import format_address, format_mac, parse_mac
 from agent.syscalls import in_netns
@@ -62,8 +65,13 @@ class Member:
         return format_address(link_local(self.mac))
 
 
-def member(world: World, host: str, network: str) -> Member:
-    name = world.workload(host, network)
+def member(world: World, host: str, network: str, wait: bool = True) -> Member:
+    """A workload; on return all hosts have it in their kernels, unless one cannot be waited for."""
+    if wait:
+        name = world.workload(host, network)
+    else:
+        name = f"late-{network}"
+        world.vx(host, "run", "--network", network, "--name", name, "-d", "--", "sleep", "3600")
     pid = world.read(host, "sandbox", "inspect", name)["pid"]
     endpoint = world.read(host, "endpoint", "inspect", name)
     v4, v6 = sorted(endpoint["addresses"], key=lambda a: ":" in a)
@@ -365,3 +373,42 @@ def test_rows_that_others_change_are_put_right(world: World) -> None:
         send(me.netns, "eth0", frame)
         assert ear.hears(frame)
         settle(me, far, ear)
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("wireguard-go") is None,
+    reason="needs wireguard-go: scripts/setup.sh installs it",
+)
+def test_of_an_encrypted_network_it_goes_inside_wireguard(world: World) -> None:
+    network = world.network(*FLOOD, "--encrypted")
+    me, far = (member(world, host, network) for host in ("h1", "h2"))
+    vni = world.vni(network)
+    inner = [ipaddress.IPv6Address(vtep) for vtep in defaults(world, "h1", vni)]
+    assert len(inner) == 1 and inner[0] in ipaddress.IPv6Network(PREFIX)
+    with listening(far.netns) as (ear,), wire(world, "h2") as outside:
+        sent = to_all(me)
+        send(me.netns, "eth0", *sent.values())
+        assert [to for to, frame in sent.items() if not ear.hears(frame)] == []
+        passed(world, "h1", "h2", outside)
+        assert not any(mark_of(f) in heard for f in sent.values() for heard in outside.heard())
+
+
+def test_it_goes_on_while_the_agent_is_away_and_after(world: World) -> None:
+    network = world.network(*FLOOD)
+    me, far = member(world, "h1", network), member(world, "h2", network)
+    vni, second = world.vni(network), world.host("h2").address
+    with listening(far.netns) as (ear,):
+        world.bed.kill("h1")
+        frame = to_all(me)["255.255.255.255"]
+        send(me.netns, "eth0", frame)
+        assert ear.hears(frame)
+        # Meanwhile somebody takes away what leads there, and the third host gets a member.
+        world.in_own("h1", "bridge", "fdb", "del", format_mac(DEFAULT), "dev", f"vxl{vni}", "self")
+        third = member(world, "h3", network, wait=False)
+        world.bed.start("h1")
+        want = {second, world.host("h3").address}
+        world.wait(lambda: defaults(world, "h1", vni) == want, "all default rows are there")
+        with listening(third.netns) as (ear3,):
+            frame = to_all(me)["ff05::1:3"]
+            send(me.netns, "eth0", frame)
+            assert ear.hears(frame) and ear3.hears(frame)
