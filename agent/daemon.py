@@ -178,7 +178,13 @@ async def run(settings: Settings, reset_state: bool) -> None:
         offences = Offences(node)
 
         def dropped(refusal: Refusal) -> None:
-            offences.note(refusal.endpoint, refusal.spoofed, refusal.flooded, refusal.reasons)
+            offences.note(
+                refusal.endpoint,
+                refusal.spoofed,
+                refusal.flooded,
+                refusal.reasons,
+                refusal.groups,
+            )
 
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
