@@ -190,8 +190,7 @@ class Connection:
             if event.stream_id == self._stream and self.status is None:
                 self._partial += event.data
                 self._cut()
-            if not self._is_ending:
-                self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         elif getattr(event, "stream_id", None) != self._stream or self.status is not None:
             return  # of a call before
         elif isinstance(event, ResponseReceived | TrailersReceived):
