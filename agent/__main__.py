@@ -1,5 +1,19 @@
-"""python -m agent …: the same as the vxmesh command."""
+"""The vxmesh command, also as python -m agent …"""
 
-from agent.cli.main import main
+from __future__ import annotations
 
-main()
+from typing import NoReturn
+
+from agent.cli import loading
+
+
+def main() -> NoReturn:
+    """Run the process's own command line and end it."""
+    loading.begin()
+    from agent.cli import main as command  # only now: click is a third of all
+
+    command.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,6 @@ from agent.api.front import SOCKET
 from agent.api.metrics import Metrics, Sources
 from agent.api.watch import Watchers
 from agent.cluster.detector import Detector
-from agent.cluster.discovery import Mdns, seen_on_lan
 from agent.cluster.identity import establish as identities
 from agent.cluster.identity.administration import Administration
 from agent.cluster.identity.files import ANEW, Files
@@ -178,7 +177,13 @@ async def run(settings: Settings, reset_state: bool) -> None:
         offences = Offences(node)
 
         def dropped(refusal: Refusal) -> None:
-            offences.note(refusal.endpoint, refusal.spoofed, refusal.flooded, refusal.reasons)
+            offences.note(
+                refusal.endpoint,
+                refusal.spoofed,
+                refusal.flooded,
+                refusal.reasons,
+                refusal.groups,
+            )
 
         storing = ToStore(node, disk, published)
         stack.callback(storing.keep_peers)
@@ -297,6 +302,8 @@ async def run(settings: Settings, reset_state: bool) -> None:
         await identity.start()
         stack.push_async_callback(identity.stop)
         if settings.mdns:
+            from agent.cluster.discovery import Mdns  # zeroconf: 30 ms
+
             mdns = Mdns(me, peers.dial, identity.held.cluster)
             await mdns.start()
             stack.push_async_callback(mdns.stop)
@@ -399,6 +406,8 @@ async def _establish(
     async with contextlib.AsyncExitStack() as stack:
         find = None
         if settings.mdns and token:
+            from agent.cluster.discovery import seen_on_lan
+
             find = await stack.enter_async_context(seen_on_lan(me))
         wish = identities.Wish(me.id, me.name, seeds, token, life, find)
         return Identity(files, await identities.establish(files, wish), life)

@@ -22,6 +22,7 @@ class _Record:
     told: float = float("-inf")
     spoofed: int = 0
     flooded: int = 0
+    groups: int = 0
     reasons: set[str] = field(default_factory=set)
 
 
@@ -32,12 +33,18 @@ class Offences:
         self._node = node
         self._records: dict[str, _Record] = {}
 
-    def note(self, endpoint: str, spoofed: int, flooded: int, reasons: Iterable[str]) -> None:
-        """Take in how many frames of an endpoint were dropped, and why any were on this host."""
+    def note(
+        self, endpoint: str, spoofed: int, flooded: int, reasons: Iterable[str], groups: int = 0
+    ) -> None:
+        """Take in how many frames of an endpoint were dropped, and why any were on this host.
+
+        Of all, `flooded` were to its gateway and `groups` broadcast and multicast, beyond limits.
+        """
         self._forget_gone()
         record = self._records.setdefault(endpoint, _Record())
         record.spoofed += spoofed
         record.flooded += flooded
+        record.groups += groups
         record.reasons.update(reasons)
         now = self._node.clock()
         if now - record.told < TELL_EVERY:
@@ -54,7 +61,7 @@ class Offences:
         network = self._node.catalogue.name(endpoint.network)
         who = {"sandbox": name, "endpoint": id, "network": network}
         if record.spoofed:
-            reasons = ",".join(sorted(record.reasons - {"gateway"}))
+            reasons = ",".join(sorted(record.reasons - {"gateway", "flood"}))
             self._node.tell(
                 "guard.refused",
                 f"sandbox {name} sent {record.spoofed} frames in network {network} that are not "
@@ -70,6 +77,14 @@ class Offences:
                 f"{record.flooded} packets were dropped",
                 **who,
                 count=str(record.flooded),
+            )
+        if record.groups:
+            self._node.tell(
+                "guard.broadcast",
+                f"sandbox {name} sends more broadcast and multicast in network {network} than its "
+                f"share; {record.groups} packets were dropped",
+                **who,
+                count=str(record.groups),
             )
 
     def _forget_gone(self) -> None:

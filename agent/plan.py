@@ -8,14 +8,15 @@ What stands opposite: node.py before it, datapath/reconciler.py behind it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from agent.core.members import Members
-from agent.drivers import bridge, ipvlan, macvlan, overlay, wireguard
+from agent.drivers import bridge, flooding, ipvlan, macvlan, overlay, wireguard
 from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Lan, Rows, WireguardDevice
 from agent.drivers.frontends import elsewhere, frontends
 from agent.errors import Invalid
+from agent.floodmodel import DEFAULT, flood_rate
 from agent.lanmodel import MACVLAN, is_bridged, is_on_lan
 from agent.localports import LocalPorts
 from agent.model import (
@@ -74,6 +75,8 @@ class Plan:
         self._subnets = self._judged = self._find_subnets()
         self.nodes_changed()
         self._touch_wireguard(Change(nodes=set(node.nodes)), Touched())
+        self._floods = flooding.Floods()
+        self._floods.changed(node.present_networks(), self._defaults)
         networks = {network.id: None for network in node.catalogue.all()}
         self._touch_services(Change(networks=dict(networks)), Touched())
 
@@ -157,6 +160,9 @@ class Plan:
                 held = self.node.catalogue.get(self.node.network_of(endpoint))
                 if held:
                     touched.bridges.add(held.vni)
+        if change.endpoints or change.nodes or change.statuses:
+            for vni in self._floods.changed(self.node.present_networks(), self._defaults):
+                touched.macs.setdefault(vni, []).append(DEFAULT)
         self._look_who_gives_way(touched)
         touched.forwards = self._published.changed(change, self._apart, touched.forwards)
         self._touch_services(change, touched)
@@ -351,6 +357,16 @@ class Plan:
         network = self._network(vni)
         if network is None:
             return Rows([(mac, None) for mac in macs], [(a, None) for a in addresses])
+        if not flood_rate(network):
+            return self._find_rows(network, macs, addresses)
+        plain = [mac for mac in macs if mac != DEFAULT]
+        defaults = self._defaults(network) if len(plain) < len(macs) else None
+        found = self._find_rows(network, plain, addresses)
+        return replace(found, floods=True, defaults=defaults)
+
+    def _find_rows(
+        self, network: Network, macs: Collection[bytes], addresses: Collection[bytes]
+    ) -> Rows:
         found = overlay.rows(self._members(network), self._way(network), macs, addresses)
         gateways = _gateways(network)
         routers, vips = self._balanced(network)
@@ -373,6 +389,8 @@ class Plan:
         return Rows(
             [*found.fdb, *routers.items()],
             [row for row in neighbours.items() if row[0] not in gateways],
+            floods=(floods := flood_rate(network) > 0),
+            defaults=self._defaults(network) if floods else None,
         )
 
     def _balanced(self, network: Network) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
@@ -384,6 +402,9 @@ class Plan:
         mac = overlay.router_mac(network.id, self.node.me)
         routers = overlay.routers(network.id, self._way(network))
         return routers, dict.fromkeys(vips, mac)
+
+    def _defaults(self, network: Network) -> frozenset[bytes]:
+        return flooding.defaults(self._members(network), self._way(network))
 
     def _way(self, network: Network) -> dict[str, bytes]:
         """Where the rows of a network lead, by node: never outside WireGuard if it is encrypted,

@@ -17,6 +17,7 @@ import msgspec
 from agent import model
 from agent.core.bounds import ADDRESSES_MAX, SUBNETS_MAX, are_labels, are_stations
 from agent.errors import Invalid
+from agent.floodmodel import parse_flood
 from agent.lanmodel import LAN_DRIVERS, parse_lan
 
 DRIVERS = (model.OVERLAY, model.BRIDGE, *LAN_DRIVERS)
@@ -142,6 +143,8 @@ def parse_network(
         )
     if driver in LAN_DRIVERS:
         parse_lan(driver, options or {})
+    if not driver.startswith(model.REMOTE):  # whose options are the plugin's
+        parse_flood(driver, options or {})
     spoof = (options or {}).get(model.SPOOF, "deny")
     if spoof not in ("allow", "deny"):
         raise Invalid(f"option spoof={model.shorten(spoof)}", "is unknown", "Use allow or deny")

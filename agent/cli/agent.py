@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from agent.cli import loading
 from agent.cli.output import emit_list, output_option
 from agent.config import Settings, load
 
@@ -59,4 +60,5 @@ def agent(
         return
     from agent.daemon import main
 
+    loading.end()
     main(resolved.settings, reset_state)

@@ -23,7 +23,6 @@ from agent.cli.user import user
 from agent.errors import Timeout
 
 if TYPE_CHECKING:
-    from agent.client import Client
     from agent.rpc import control_pb2 as pb
 
 POLL = 0.2  # s
@@ -102,7 +101,7 @@ def rotate_ca(force: bool, wait: float, host: str, output: str) -> None:
     Nodes that are away meanwhile need a new token to come back. The join token changes as well.
     Run again, it goes on with what is under way.
     """
-    found = call(host, lambda client: _rotate(client, force, wait))
+    found = _rotate(host, force, wait)
     if output == "table":
         phase = found.rotation.phase
         behind = ", ".join(found.rotation.left_behind)
@@ -118,11 +117,9 @@ def rotate_ca(force: bool, wait: float, host: str, output: str) -> None:
         emit_object(to_dict(found), output)
 
 
-async def _rotate(client: Client, force: bool, wait: float) -> pb.Cluster:
-    import asyncio
-
+def _rotate(host: str, force: bool, wait: float) -> pb.Cluster:
     deadline = time.monotonic() + wait
-    found = await client.rotate_authority(force=force)
+    found = call(host, lambda client: client.rotate_authority(force=force))
     shown = ""
     while wait and found.rotation.phase != "done":
         waiting = ", ".join(found.rotation.waiting)
@@ -136,8 +133,8 @@ async def _rotate(client: Client, force: bool, wait: float) -> pb.Cluster:
                 f"is under way, but not done after {wait:g} s: {progress}",
                 "It goes on by itself; see 'vxmesh cluster status'",
             )
-        await asyncio.sleep(POLL)
-        found = await client.cluster()
+        time.sleep(POLL)
+        found = call(host, lambda client: client.cluster())
     return found
 
 

@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main() -> NoReturn:
-    """The entry point: run the process's own command line and end it."""
+    """Run the process's own command line and end it."""
     status = run(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -1,9 +1,9 @@
 """vxmesh run and vxmesh exec: a command in a sandbox.
 
-`run` forks before anything heavy is imported: the child takes new namespaces and waits, the
-parent asks the agent to give them interfaces, then the child becomes the command. Nothing
-names these namespaces but the processes in them, so when the last one ends the kernel takes
-all of it away, whether an agent is there to see it or not.
+`run` forks before anything heavy is imported: the child takes new namespaces and waits; the
+parent, which has loaded the client meanwhile, asks the agent to give them interfaces; then the
+child becomes the command. Nothing names these namespaces but the processes in them, so when the
+last one ends the kernel takes all of it away, whether an agent is there to see it or not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import click
 from agent import syscalls
 from agent.cli.output import emit_done, host_option, output_option, wait_option
 from agent.errors import Invalid, Unsupported, VxmeshError
-from agent.model import HOST
 from agent.workload import cover_resolver, own_resolver
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 CANNOT_RUN = 126  # as sh and docker have it
 NOT_FOUND = 127
+HOST = "host"  # as model.py has it, which takes 15 ms to import
 LOG_DIR = "/run/vxmesh/logs"
 COMMAND = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
@@ -95,8 +95,7 @@ def run(
     log = f"{LOG_DIR}/{name or os.urandom(6).hex()}.log" if detach else ""
     child = _Child(command, detach, log, isolated=not _is_hosts(_split(networks)))
     try:
-        # Only now: gRPC must not have threads when the child is forked. The child takes its
-        # namespaces meanwhile.
+        # Only now: the child takes its namespaces meanwhile.
         from agent.cli.calls import call, pairs, to_dict
         from agent.rpc.types_pb2 import Publish
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from agent.cli import loading
 from agent.cli.output import emit_done, emit_list, emit_object, output_option, say
 from agent.testbed import Testbed, take_down
 
@@ -31,6 +32,7 @@ COLUMNS = [
 def testbed(context: click.Context, prefix: str) -> None:
     """Hosts out of namespaces on this machine, each with an agent, joined."""
     context.ensure_object(dict)["prefix"] = prefix
+    loading.end()
 
 
 @testbed.command()

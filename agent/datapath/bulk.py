@@ -21,8 +21,9 @@ from typing import TypeVar
 
 from agent.datapath import linkstate, packing
 from agent.datapath.linkstate import LinkState
-from agent.datapath.packing import AF_BRIDGE, AF_INET, AF_INET6, Batch, Row
+from agent.datapath.packing import AF_BRIDGE, AF_INET, AF_INET6, NTF_SELF, Batch, Row
 from agent.drivers.base import Rows
+from agent.floodmodel import DEFAULT
 from agent.syscalls import socket_in
 
 SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
@@ -64,18 +65,21 @@ class Bulk:
         self._pool.shutdown(wait=True)
         self._sock.close()
 
-    def write(self, ifindex: int, rows: Rows) -> asyncio.Future[tuple[int, int]]:
-        """Begin to make the rows so; None deletes. What is already gone is fine; OSError for the
-        rest. How many FDB and neighbour rows were written.
+    def write(
+        self, ifindex: int, rows: Rows, keep: bool = False
+    ) -> asyncio.Future[tuple[int, int]]:
+        """Begin to make the rows so; None deletes, and with `keep` default rows that are not
+        wanted are left. What is already gone is fine; OSError for the rest. How many FDB and
+        neighbour rows were written.
 
         Every row is attempted, whatever becomes of the others. Several writes that were begun
         are done one after the other.
         """
-        return self._run(lambda: self._write(ifindex, rows, False))
+        return self._run(lambda: self._write(ifindex, rows, False, keep))
 
     async def restore(self, ifindex: int, rows: Rows) -> tuple[int, int]:
         """Put back those rows that are not there; how many FDB and neighbour rows that were."""
-        return await self._run(lambda: self._write(ifindex, rows, True))
+        return await self._run(lambda: self._write(ifindex, rows, True, True))
 
     async def correct(self, ifindex: int, rows: Rows) -> tuple[int, int]:
         """Write those rows that are not so; how many FDB and neighbour rows that were.
@@ -147,7 +151,9 @@ class Bulk:
 
     # -- in the thread --
 
-    def _write(self, ifindex: int, rows: Rows, exclusive: bool) -> tuple[int, int]:
+    def _write(
+        self, ifindex: int, rows: Rows, exclusive: bool = False, keep: bool = False
+    ) -> tuple[int, int]:
         deleted = sum(value is None for part in (rows.fdb, rows.neighbours) for _, value in part)
         with contextlib.ExitStack() as stack:
             # Not both where it is one: others may delete what we are about to put back.
@@ -155,25 +161,64 @@ class Bulk:
                 stack.enter_context(self._muting(ifindex, True))
             if len(rows.fdb) + len(rows.neighbours) - deleted > MUTED_ROWS:
                 stack.enter_context(self._muting(ifindex, False))
-            return self._write_all(ifindex, rows, exclusive)
+            return self._write_all(ifindex, rows, exclusive, keep)
 
-    def _write_all(self, ifindex: int, rows: Rows, exclusive: bool) -> tuple[int, int]:
-        written = [0, 0]
+    def _write_all(self, ifindex: int, rows: Rows, exclusive: bool, keep: bool) -> tuple[int, int]:
         failures: list[OSError] = []
-        for i, batches in enumerate(
-            (
-                packing.pack_fdb(ifindex, rows.fdb, exclusive),
-                packing.pack_neighbours(ifindex, rows.neighbours, exclusive),
-            )
-        ):
-            for batch in batches:
-                try:
-                    written[i] += self._send(batch)
-                except OSError as error:
-                    failures.append(error)
+        defaults = led = 0
+        if rows.defaults is not None:
+            try:
+                defaults = self._write_defaults(ifindex, rows.defaults, keep=keep)
+            except OSError as error:
+                failures.append(error)
+        if rows.floods:  # the bridge leads nothing there that the device has no row for
+            gone = [row for row in rows.fdb if row[1] is None]
+            led += self._send_each(packing.pack_entries(ifindex, gone), failures)
+        fdb = self._send_each(packing.pack_fdb(ifindex, rows.fdb, exclusive), failures)
+        if rows.floods:
+            come = [row for row in rows.fdb if row[1] is not None]
+            led += self._send_each(packing.pack_entries(ifindex, come, exclusive), failures)
+        batches = packing.pack_neighbours(ifindex, rows.neighbours, exclusive)
+        neighbours = self._send_each(batches, failures)
         if failures:
             raise failures[0]
-        return written[0], written[1]
+        return max(fdb, led) + defaults, neighbours
+
+    def _send_each(self, batches: Iterable[Batch], failures: list[OSError]) -> int:
+        written = 0
+        for batch in batches:
+            try:
+                written += self._send(batch)
+            except OSError as error:
+                failures.append(error)
+        return written
+
+    def _write_defaults(
+        self,
+        ifindex: int,
+        want: frozenset[bytes],
+        dumped: Iterable[Dumped] | None = None,
+        keep: bool = False,
+    ) -> int:
+        """Have a device's default rows lead to these VTEPs; how many of them did not, or did too
+        many. `dumped` are all rows, if they were just read; `keep` as for `reconcile`."""
+        if dumped is None:
+            dumped = self._dump(AF_BRIDGE, ifindex)
+        found = [vtep for mac, vtep, flags, _ in dumped if mac == DEFAULT and flags & NTF_SELF]
+        have = set(found)
+        come, gone = want - have, set() if keep else have - want
+        changed = len(come) + len(gone)
+        is_ours = len(have) == len(found)  # no VTEP twice, by other ports or VNIs
+        for vtep in gone:
+            is_ours &= self._send((packing.pack_default(ifindex, vtep, False), 1)) == 1
+        if not is_ours:  # a row that is none of ours in more than its VTEP goes with all
+            changed = max(1, changed)
+            come = want
+            for batch in packing.pack_fdb(ifindex, [(DEFAULT, None)]):
+                self._send(batch)
+        for vtep in come:
+            self._send((packing.pack_default(ifindex, vtep, True), 1))
+        return changed
 
     def _send(self, batch: Batch) -> int:
         """Send a batch and take its answers in; how many rows were not fine already."""
@@ -212,13 +257,24 @@ class Bulk:
 
     def _reconcile(self, ifindex: int, want: Rows, keep: bool) -> tuple[set[bytes], set[bytes]]:
         dumped = self._dump(AF_BRIDGE, ifindex)
-        fdb = list(_difference(want.fdb, _rows(dumped), keep))
+        have = _rows(dumped)
+        if want.defaults is not None:
+            have.pop(DEFAULT, None)
+        fdb = list(_difference(want.fdb, have, keep))
         neighbours = list(_difference(want.neighbours, self._dump_neighbours(ifindex), keep))
-        self._write(ifindex, Rows(fdb, neighbours), False)
-        astray = _statics(dumped)  # the bridge itself is to lead nothing here: it floods
+        # The bridge itself is to lead nothing here, as it floods; or just what there are rows for.
+        astray = _statics(dumped)
+        if want.floods:
+            led, wanted, named = astray, {mac for mac, _ in want.fdb}, {mac for mac, _ in fdb}
+            astray = set() if keep else led - wanted - named
+            fdb += [row for row in want.fdb if row[0] not in led and row[0] not in named]
+        self._write(ifindex, Rows(fdb, neighbours, want.floods))
         for mac in astray:
             self._send((packing.pack_drop_static(ifindex, mac), 1))
-        return astray | {mac for mac, _ in fdb}, {address for address, _ in neighbours}
+        changed = astray | {mac for mac, _ in fdb}
+        if want.defaults is not None and self._write_defaults(ifindex, want.defaults, dumped, keep):
+            changed.add(DEFAULT)
+        return changed, {address for address, _ in neighbours}
 
     def _correct(self, ifindex: int, rows: Rows) -> tuple[int, int]:
         fdb = [
@@ -232,8 +288,9 @@ class Bulk:
             if _permanent(self._get(packing.pack_get_neighbour(ifindex, address))).get(address)
             != mac
         ]
-        self._write(ifindex, Rows(fdb, neighbours), False)
-        return len(fdb), len(neighbours)
+        self._write(ifindex, Rows(fdb, neighbours, rows.floods))
+        defaults = 0 if rows.defaults is None else self._write_defaults(ifindex, rows.defaults)
+        return len(fdb) + defaults, len(neighbours)
 
     def _get(self, request: bytes) -> list[Dumped]:
         reader = packing.DumpReader()
@@ -279,7 +336,8 @@ class Bulk:
 
 
 def _rows(dumped: Iterable[Dumped]) -> dict[bytes, bytes]:
-    """MAC -> VTEP of a VXLAN device. Only a group's MAC, which is never wanted, can have two."""
+    """MAC -> VTEP of a VXLAN device. Only DEFAULT, which is looked at by itself, and a group's
+    MAC, which is never wanted, can have two."""
     return {mac: vtep for mac, vtep, flags, _ in dumped if flags & packing.NTF_SELF and vtep}
 
 

@@ -19,6 +19,7 @@ from agent.datapath.networks import Networks
 from agent.datapath.uplink import Uplink
 from agent.datapath.wireguard import Wireguard
 from agent.drivers.base import DesiredState
+from agent.floodmodel import DEFAULT
 
 CHANGED_MOST = 500  # rows of one network; to compare all of them is then quicker
 
@@ -101,11 +102,19 @@ class Drift:
             return
         port, _ = held.ports.get(endpoint, (None, 0))
         if index == held.vxlan:
-            backlog.audits.add(vni)  # the compare of all its rows looks at those
+            if not (held.bridge.flood_rate and self._has_row(vni, mac, backlog)):
+                backlog.audits.add(vni)  # the compare of all its rows looks at those
         elif port and mac != port.mac:
             suspects = backlog.suspects.setdefault(vni, set())
             suspects.add(endpoint)
             suspects.update(e for e, (other, _) in held.ports.items() if other.mac == mac)
+            if held.bridge.flood_rate:  # it may have led to the VXLAN device
+                self._lost(vni, [mac], [], backlog)
+
+    def _has_row(self, vni: int, mac: bytes, backlog: Backlog) -> bool:
+        """Whether there is to be a row for `mac`, or one is about to be written or deleted."""
+        waiting = backlog.rows.get(vni, (set(), set()))
+        return mac in waiting[0] or any(vtep for _, vtep in self._desired.rows(vni, [mac], []).fdb)
 
     # -- rows --
 
@@ -129,6 +138,8 @@ class Drift:
         rows = self._desired.rows(vni, macs, addresses)
         waiting = backlog.rows.get(vni, (set(), set()))  # those are about to be written anyway
         macs = [mac for mac, vtep in rows.fdb if vtep and mac not in waiting[0]]
+        if rows.defaults and DEFAULT not in waiting[0]:
+            macs.append(DEFAULT)
         addresses = [a for a, mac in rows.neighbours if mac and a not in waiting[1]]
         if macs or addresses:
             add_rows(backlog.lost, vni, macs, addresses)
@@ -142,6 +153,11 @@ class Drift:
     ) -> None:
         want = self._desired.rows(vni, [m for m, _ in fdb], [a for a, _ in neighbours])
         waiting = backlog.rows.get(vni, (set(), set()))
+        astray = False
+        if want.defaults is not None:
+            led = {vtep for mac, vtep in fdb if mac == DEFAULT}
+            fdb = [row for row in fdb if row[0] != DEFAULT]
+            astray = not led <= want.defaults and DEFAULT not in waiting[0]
         unknown = not self._desired.complete()  # then what is not wanted may be right
         macs = [
             mac
@@ -153,6 +169,8 @@ class Drift:
             for (address, mac), (_, wanted) in zip(neighbours, want.neighbours, strict=True)
             if mac != wanted and address not in waiting[1] and not (unknown and wanted is None)
         ]
+        if astray and not unknown:
+            macs.append(DEFAULT)
         if len(macs) + len(addresses) > CHANGED_MOST:
             backlog.audits.add(vni)
         elif macs or addresses:

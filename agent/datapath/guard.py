@@ -44,11 +44,13 @@ class Guard:
         self._held: dict[str, _Held] = {}  # by endpoint id
         self._admitted: dict[int, _Admitted] = {}  # the same by VNI
         self._closed: Keys = {}
+        self._flooding: set[int] = set()  # the VNIs of those that flood
         self._loaded = False
+        self._has_groups = False  # whether the chains for those are there
 
     async def load(self, bridges: Iterable[Bridge], closed: Closed) -> None:
         """Make it that of these networks and their ports, and of no other. VxmeshError."""
-        self._held, self._admitted = {}, {}
+        self._held, self._admitted, self._flooding = {}, {}, set()
         for bridge in bridges:
             self._admit(bridge)
         self._closed = nft.closed_elements(closed)
@@ -74,7 +76,7 @@ class Guard:
             del admitted.ports[endpoint]
             _add(gone, self._held.pop(endpoint).keys, {})
         if not admitted.ports:
-            del self._admitted[vni]
+            self._forget(vni)
         if gone:
             await self._alter({}, gone)
 
@@ -100,8 +102,9 @@ class Guard:
 
         Who is asked again and again hands on the same objects for what did not change.
         """
-        vni, of = bridge.vni, (bridge.spoof, bridge.gateways, bridge.asked)
+        vni, of = bridge.vni, (bridge.spoof, bridge.gateways, bridge.asked, bridge.flood_rate)
         admitted = self._admitted.get(vni)
+        (self._flooding.add if bridge.flood_rate else self._flooding.discard)(vni)
         if admitted is None or admitted.of != of:
             admitted = self._admitted[vni] = _Admitted(of, admitted.ports if admitted else {})
             looked_at = list(bridge.ports.items())
@@ -127,11 +130,15 @@ class Guard:
         ports = self._admitted[vni].ports
         del ports[endpoint]
         if not ports:
-            del self._admitted[vni]
+            self._forget(vni)
+
+    def _forget(self, vni: int) -> None:
+        del self._admitted[vni]
+        self._flooding.discard(vni)
 
     async def _alter(self, come: dict[str, set[str]], gone: dict[str, set[str]]) -> None:
-        if not self._loaded:
-            await self._load()
+        if not self._loaded or self._has_groups != bool(self._flooding):
+            await self._load()  # other chains, too
         elif come or gone:
             self._loaded = False  # whatever becomes of it
             await self.table.alter(_frozen(come), _frozen(gone))
@@ -139,8 +146,10 @@ class Guard:
 
     async def _load(self) -> None:
         keys = [held.keys for held in self._held.values()]
+        self._has_groups = bool(self._flooding)
         try:
-            await self.table.load(guardrules.ruleset([*keys, self._closed]))
+            rules = guardrules.ruleset([*keys, self._closed], floods=self._has_groups)
+            await self.table.load(rules)
         except VxmeshError as error:
             raise type(error)(
                 "the guard of sandboxes' ports",

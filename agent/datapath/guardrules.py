@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 
 from agent.datapath.nft import CLOSED_SETS, Elements, Ruleset
 from agent.drivers.base import Bridge, Port
+from agent.floodmodel import RATE_DEFAULT
 from agent.model import format_address, format_mac
 
 GUARD_TABLE = "bridge vxmesh"
@@ -36,6 +37,7 @@ REASONS = {
     "gateway": "packets to the gateway, or questions to name servers, beyond their limit",
     "agent": "packets to an agent's ports",
     "vxlan": "VXLAN packets of its own",
+    "flood": "broadcast and multicast beyond its network's limit",
 }
 
 # The name server answers in turn, one of each asker, so one who floods costs the others little as
@@ -44,6 +46,7 @@ REASONS = {
 # flood. Figures: docs/decisions/0017.
 GATEWAY_RATE = 10_000  # packets a second from one port to the gateway's addresses
 GATEWAY_BURST = 1000  # packets at once after silence
+FLOOD_BURST_MIN = 10  # packets to all at once after silence, however low the rate is
 
 # from_ipv4, from_ipv6: what passed the check of its source must not be a server's or a router's.
 # `meta l4proto != 255` is whatever has an upper layer that can be seen: a first fragment without
@@ -187,6 +190,29 @@ nd-redirect : goto refuse_router }
 	}
 """
 
+# Only while a network here floods: what its sandboxes send to all, once it has passed the guard,
+# is counted, each sandbox's for itself. Not what the VXLAN device answers or drops instead of
+# sending it on: ARP and solicitations, so who is over the limit still finds others.
+# unflooded: and advertisements to all, which tell nobody elsewhere what the rows do not.
+FLOOD_CHAINS = """
+	chain refuse_groups {
+		counter name "guard_flood" drop
+	}
+
+	chain groups {
+		type filter hook prerouting priority -299; policy accept;
+		meta pkttype != { broadcast, multicast } accept
+		ether type arp accept
+		icmpv6 type nd-neighbor-solicit accept
+		iifname @flooding goto refuse_groups
+	}
+
+	chain unflooded {
+		type filter hook forward priority 0; policy accept;
+		meta pkttype multicast oifname "vxl*" icmpv6 type nd-neighbor-advert drop
+	}
+"""
+
 _PORT_SETS = {
     "ports": "type ifname; counter;",
     "trusted": "type ifname;",
@@ -198,6 +224,8 @@ _PORT_SETS = {
     "links": "typeof iifname . @th,208,48;",
     "diverted": "type ifname;",
     "asking": "type ifname; limit rate over {rate}/second burst {burst} packets; counter;",
+    # Each element has a limit of its own.
+    "flooding": f"type ifname; limit rate over {RATE_DEFAULT}/second; counter;",
 }
 _BRIDGE_SETS = {
     "gateways4": "type ifname . ipv4_addr;",
@@ -223,6 +251,7 @@ def of_port(bridge: Bridge, port: Port) -> Keys:
         "diverted": frozenset({device} if bridge.asked else ()),
         "asking": frozenset({device}),
         "trusted": frozenset({device} if bridge.spoof else ()),
+        "flooding": frozenset({_limited(device, bridge.flood_rate)} if bridge.flood_rate else ()),
         "macs": frozenset({f"{device} . {mac}"}),
         "addresses4": frozenset(f"{device} . {mac} . {text}" for text in texts[4]),
         "addresses6": frozenset(
@@ -233,6 +262,12 @@ def of_port(bridge: Bridge, port: Port) -> Keys:
         "gateways4": _pairs(device, (g.packed for g in gateways if g.version == 4)),
         "gateways6": _pairs(device, (g.packed for g in gateways if g.version == 6)),
     }
+
+
+def _limited(device: str, rate: int) -> str:
+    """An element with a limit in packets a second, a tenth of a second's at once after silence."""
+    burst = max(FLOOD_BURST_MIN, rate // 10)
+    return f"{device} limit rate over {rate}/second burst {burst} packets counter"
 
 
 def _number(data: bytes) -> str:
@@ -249,10 +284,16 @@ def link_local(mac: bytes) -> bytes:
     return b"\xfe\x80" + bytes(6) + interface
 
 
-def ruleset(keys: Iterable[Keys], rate: int = GATEWAY_RATE, burst: int = GATEWAY_BURST) -> Ruleset:
+def ruleset(
+    keys: Iterable[Keys],
+    rate: int = GATEWAY_RATE,
+    burst: int = GATEWAY_BURST,
+    floods: bool = False,
+) -> Ruleset:
     """The whole table, with the elements that are given: of ports, and what is closed.
 
-    `rate` (packets a second) and `burst` (packets) bound what a port sends to the gateway, or asks.
+    `rate` (packets a second) and `burst` (packets) bound what a port sends to the gateway, or asks;
+    with `floods` there is a port of a network that floods.
     """
     held: dict[str, dict[str, str]] = {name: {} for name in _SETS}
     for one in keys:
@@ -262,4 +303,5 @@ def ruleset(keys: Iterable[Keys], rate: int = GATEWAY_RATE, burst: int = GATEWAY
         name: Elements(f"set {name} {{ {_SETS[name].format(rate=rate, burst=burst)} }}", elements)
         for name, elements in held.items()
     }
-    return Ruleset(sets, CHAINS, GUARD_TABLE, tuple(COUNTER + reason for reason in REASONS))
+    chains = CHAINS + FLOOD_CHAINS if floods else CHAINS
+    return Ruleset(sets, chains, GUARD_TABLE, tuple(COUNTER + reason for reason in REASONS))

@@ -44,12 +44,13 @@ class Inspection:
         sound = sound and link.name == self.name_of(link.index)
         if link.index == held.index:
             return sound and link.mac == bridge.router_mac
-        flood = link.index == held.vxlan
+        flood = link.index == held.vxlan and not bridge.flood_rate
         return (
             sound
             and link.master == held.index
             and link.learning in (False, None)
             and link.flood in (flood, None)
+            and link.groups in (True, None)
             and not link.vxlan_learning
             and link.vxlan_proxy in (True, None)
         )

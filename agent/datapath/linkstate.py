@@ -26,6 +26,7 @@ _ADDRESS, _IFNAME, _MTU, _MASTER, _PROTINFO, _LINKINFO, _IFALIAS, _EXT_MASK = (
 )  # fmt: skip
 _INFO_DATA, _INFO_SLAVE_DATA, _INFO_KIND = 2, 5, 1
 _BRPORT_LEARNING, _BRPORT_UNICAST_FLOOD = 8, 9
+_BRPORT_MCAST_FLOOD, _BRPORT_BCAST_FLOOD = 27, 30
 _VXLAN_LEARNING, _VXLAN_PROXY = 7, 11
 _TYPE = 0x3FFF  # without NLA_F_NESTED
 
@@ -46,6 +47,7 @@ class LinkState:
     flood: bool | None = None
     vxlan_learning: bool | None = None
     vxlan_proxy: bool | None = None
+    groups: bool | None = None  # as a port of a bridge: broadcast and multicast are flooded to it
 
 
 def read_index(data: bytes, offset: int = 0) -> int:
@@ -71,6 +73,7 @@ def read_link(data: bytes, offset: int = 0) -> LinkState:
     if family != AF_BRIDGE:
         alias = found.get(_IFALIAS, b"").rstrip(b"\0").decode(errors="replace")
     learning, flood = _flags(port, _BRPORT_LEARNING, _BRPORT_UNICAST_FLOOD)
+    groups = _flags(port, _BRPORT_MCAST_FLOOD, _BRPORT_BCAST_FLOOD)
     vxlan_learning, vxlan_proxy = _flags(vxlan, _VXLAN_LEARNING, _VXLAN_PROXY)
     return LinkState(
         index=index,
@@ -85,6 +88,7 @@ def read_link(data: bytes, offset: int = 0) -> LinkState:
         flood=flood,
         vxlan_learning=vxlan_learning,
         vxlan_proxy=vxlan_proxy,
+        groups=None if None in groups else all(groups),
     )
 
 

@@ -44,6 +44,7 @@ class Link:
     proxy: bool
     port_learning: bool  # of a bridge port
     port_flood: bool
+    port_groups: bool  # floods broadcast and multicast to it
     port_forwards: bool
 
 
@@ -181,7 +182,8 @@ class Netlink(Routing):
 
     @in_thread
     async def set_port(self, index: int, flood: bool, alias: str = "") -> None:
-        """As a port of a bridge: learn nothing, and with `flood` take what no other port takes.
+        """As a port of a bridge: learn nothing, take broadcast and multicast, and with `flood`
+        unicast that no other port takes.
 
         With `alias` the device gets that too, and is set up: one call for a new port.
         """
@@ -193,6 +195,8 @@ class Netlink(Routing):
                 kind="bridge_slave",
                 learning=0,
                 unicast_flood=int(flood),
+                mcast_flood=1,
+                bcast_flood=1,
                 **extra,
             )
         )
@@ -268,5 +272,6 @@ def _link(message: Any) -> Link:
         proxy=bool(vxlan("PROXY")),
         port_learning=brport("LEARNING"),
         port_flood=brport("UNICAST_FLOOD"),
+        port_groups=brport("MCAST_FLOOD") and brport("BCAST_FLOOD"),
         port_forwards=bool(port and port.get_attr("IFLA_BRPORT_STATE") == BR_STATE_FORWARDING),
     )

@@ -3,7 +3,8 @@
     sandbox eth0 === vxp... - vxb<vni> - vxl<vni> ... the other hosts' VTEPs
 
 Unicast for a MAC that is here goes to its port by a static entry; all other unicast goes to
-the VXLAN device and to nothing else, and what its rows do not lead on is dropped there.
+the VXLAN device and to nothing else, and what its rows do not lead on is dropped there. Where the
+network floods (drivers/flooding.py) only unicast that the device has a row for goes to it.
 What stands opposite: reconciler.py, which says when. Every method is idempotent.
 Source: Linux net/bridge (br_port_flags), drivers/net/vxlan.
 """
@@ -166,8 +167,10 @@ class Networks:
             wrong["master"] = master
         if wrong:
             await self._own.set_link(link.index, **wrong)
-        if link.master != master or link.port_learning or not link.port_flood:
-            await self._own.set_port(link.index, flood=True)
+        flood = not bridge.flood_rate  # else the bridge knows what is behind it: bulk.py
+        right = link.port_flood == flood and link.port_groups and not link.port_learning
+        if link.master != master or not right:
+            await self._own.set_port(link.index, flood)
             wrong["port"] = True
         if not link.up:
             await self._up(bridge, link)
@@ -384,7 +387,8 @@ class Networks:
             wrong["state"] = "up"
         if wrong:
             await self._own.set_link(link.index, **wrong)
-        if link.master != held.index or link.port_learning or link.port_flood:
+        wrong_port = link.port_learning or link.port_flood or not link.port_groups
+        if link.master != held.index or wrong_port:
             await self._own.set_port(link.index, flood=False)
             changes += 1
         if link.master != held.index or not statics:

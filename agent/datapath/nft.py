@@ -68,7 +68,8 @@ OWN_CHAINS = f"""\
 
 # raw: VXLAN itself is not tracked: it would cost every packet a look at the host's connections,
 # of which none are made by it. As it is so many packets, its addresses stand in the rules and not
-# in a set, where each would be hashed; they come with the first network and go with the last.
+# in a set, where each would be hashed; they come with the first network and go with the last. What
+# the host itself sends to that port is VXLAN, whoever's: no answer to it comes by that connection.
 # from_inside: route_localnet on the uplink, which lets the host reach a published port at
 # 127.0.0.1, must not let a sandbox reach what listens there. Nor an agent at any address of this
 # host; and, though the guard of its port has looked already (guardrules.py), no other agent and
@@ -303,17 +304,22 @@ def host(
         sets[name] = Elements(f"set {name} {{ {CLOSED_SETS[name]} }}", dict.fromkeys(keys, ""))
     chains = HOST_CHAINS.replace(FROM_UPLINK, AT_ONCE) if at_once else HOST_CHAINS
     tunnels = sorted({(b.vtep, b.data_port) for b in bridges if b.vtep})
-    for place, way in ((TO_TUNNELS, "daddr"), (FROM_TUNNELS, "saddr")):
-        rules = [f"\t\t{_untracked(way, vtep, port)}\n" for vtep, port in tunnels]
-        chains = chains.replace(f"\t\t{place}\n", "".join(rules))
+    arriving = [f"{_to(vtep)} {_untracked(port)}" for vtep, port in tunnels]
+    leaving = [_untracked(port) for port in sorted({port for _, port in tunnels})]
+    for place, rules in ((TO_TUNNELS, arriving), (FROM_TUNNELS, leaving)):
+        chains = chains.replace(f"\t\t{place}\n", "".join(f"\t\t{rule}\n" for rule in rules))
     return Ruleset(sets, chains, counters=("guard_agent", "guard_vxlan"))
 
 
-def _untracked(way: str, vtep: str, port: int) -> str:
-    """The rule for VXLAN that comes from a VTEP or goes to it."""
+def _to(vtep: str) -> str:
+    """What a packet to a VTEP is known by."""
     address = ipaddress.ip_address(vtep)
-    family = "ip" if address.version == 4 else "ip6"
-    return f"{family} {way} {address} udp dport {port} notrack accept"
+    return f"{'ip' if address.version == 4 else 'ip6'} daddr {address}"
+
+
+def _untracked(port: int) -> str:
+    """What is done with VXLAN."""
+    return f"udp dport {port} notrack accept"
 
 
 CLOSED_SETS = {

@@ -271,8 +271,8 @@ def _elements(text: str) -> dict[str, set[str]]:
 
 
 def _listed(element: tuple[str, str]) -> str:
-    """An element as nft lists it."""
-    key, value = element
+    """An element as nft lists it, without what one has beside its key."""
+    key, value = _STATEFUL.sub("", element[0]), element[1]
     return f"{key} : {value}" if value else key
 
 

@@ -12,6 +12,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 
+from agent.floodmodel import DEFAULT
 from agent.model import format_address, format_mac
 
 AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
@@ -21,7 +22,7 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_DUMP_INTR = 0x10  # the kernel's word that a dump was disturbed and may lack rows
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 NTF_SELF, NTF_MASTER = 0x02, 0x04
 NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
@@ -103,6 +104,36 @@ def pack_neighbours(ifindex: int, rows: Sequence[Row], exclusive: bool = False) 
             else:
                 pieces += (put[len(address)], address, _MAC_HEAD, mac, _PAD)
         yield _batch(pieces, last, len(part))
+
+
+def pack_entries(ifindex: int, rows: Sequence[Row], exclusive: bool = False) -> Iterator[Batch]:
+    """Batches that have the bridge of port `ifindex` lead there what is for each row's MAC, or
+    with a value of None no longer; see pack_fdb and pack_static."""
+    flags = NLM_F_REQUEST | NLM_F_CREATE | (NLM_F_EXCL if exclusive else NLM_F_REPLACE)
+    heads = [
+        HEADER.pack(40, kind, with_flags, 0, 0)
+        + NDMSG.pack(AF_BRIDGE, ifindex, state, NTF_MASTER, 0)
+        + _MAC_HEAD
+        for kind, with_flags, state in (
+            (RTM_DELNEIGH, NLM_F_REQUEST, 0),
+            (RTM_NEWNEIGH, flags, NUD_NOARP),
+        )
+    ]
+    for start in range(0, len(rows), BATCH_ROWS):
+        part = rows[start : start + BATCH_ROWS]
+        pieces: list[bytes] = []
+        for mac, value in part:
+            pieces += (heads[value is not None], mac, _PAD)
+        yield _batch(pieces, len(pieces) - 3, len(part))
+
+
+def pack_default(ifindex: int, vtep: bytes, present: bool) -> bytes:
+    """One acknowledged message: a VXLAN device sends what no other row is for to `vtep` as well,
+    or no longer."""
+    n = len(vtep)
+    kind, flags = (RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_APPEND) if present else (RTM_DELNEIGH, 0)
+    head = _head(kind, NLM_F_ACK | flags, 44 + n, AF_BRIDGE, ifindex, True)
+    return head + _MAC_HEAD + DEFAULT + _PAD + _DST_HEADS[n] + vtep
 
 
 def pack_static(ifindex: int, mac: bytes) -> bytes:

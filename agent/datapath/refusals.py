@@ -23,6 +23,7 @@ class Refusal:
     endpoint: str  # id
     spoofed: int  # that are not its own to send
     flooded: int  # to its gateway, more than its limit
+    groups: int  # broadcast and multicast, more than its network's limit
     reasons: tuple[str, ...]  # of REASONS: those for which anything was dropped on this host
 
 
@@ -46,9 +47,11 @@ class Refusals:
         endpoints = self._guard.endpoints()
         spoofed = self._rise("ports", await self._guard.table.counted("ports"))
         flooded = self._rise("asking", await self._guard.table.counted("asking"))
+        groups = self._rise("flooding", await self._guard.table.counted("flooding"))
+        reasons = tuple(sorted(by_reason))
         return [
-            Refusal(endpoints[d], spoofed[d], flooded[d], tuple(sorted(by_reason)))
-            for d in sorted(spoofed.keys() | flooded.keys())
+            Refusal(endpoints[d], spoofed[d], flooded[d], groups[d], reasons)
+            for d in sorted(spoofed.keys() | flooded.keys() | groups.keys())
             if d in endpoints
         ]
 

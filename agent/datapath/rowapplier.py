@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 
 from agent.datapath.backlog import Backlog
 from agent.datapath.bulk import Bulk
@@ -57,6 +58,7 @@ class RowApplier:
         held = self._networks.held.get(vni)
         if held is None or not held.vxlan:
             return
+        keep = not self._desired.complete()
         writing: deque[asyncio.Future[tuple[int, int]]] = deque()
         failures: list[OSError] = []
         for start in range(0, max(len(macs), len(addresses)), CHUNK):
@@ -64,7 +66,7 @@ class RowApplier:
             rows = self._desired.rows(vni, macs[start:end], addresses[start:end])
             if len(writing) == AHEAD:
                 await _note_failure(writing.popleft(), failures)
-            writing.append(self._bulk.write(held.vxlan, rows))
+            writing.append(self._bulk.write(held.vxlan, rows, keep))
         for each in writing:
             await _note_failure(each, failures)
         if failures:
@@ -81,7 +83,11 @@ class RowApplier:
         for start in range(0, max(len(macs), len(addresses)), CHUNK):
             end = start + CHUNK
             rows = self._not_asked(vni, macs[start:end], addresses[start:end])
-            wanted = Rows([r for r in rows.fdb if r[1]], [r for r in rows.neighbours if r[1]])
+            wanted = replace(
+                rows,
+                fdb=[r for r in rows.fdb if r[1]],
+                neighbours=[r for r in rows.neighbours if r[1]],
+            )
             self._count(vni, *await self._bulk.restore(held.vxlan, wanted))
 
     async def correct(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:

@@ -97,6 +97,9 @@ class Bridge:
     encrypted: bool = False  # its VXLAN packets go inside WireGuard and nowhere else
     asked: bool = False  # name servers elsewhere that are asked from it: ours is to answer
     spoof: bool = False  # its sandboxes may send with others' MACs and addresses
+    # Broadcast and multicast packets a second of each sandbox, which go to all hosts with members
+    # (Rows.defaults); 0: none goes to another host.
+    flood_rate: int = 0
 
     @property
     def open_subnets(self) -> tuple[str, ...]:
@@ -139,6 +142,10 @@ class Rows:
 
     fdb: list[tuple[bytes, bytes | None]]  # MAC -> VTEP (4 or 16 bytes)
     neighbours: list[tuple[bytes, bytes | None]]  # address (4 or 16 bytes) -> MAC
+    # Whether the network floods: then the bridge, too, leads each MAC of `fdb` to the device.
+    floods: bool = False
+    # The VTEPs that its default rows lead to; None: they were not asked for (by the MAC DEFAULT).
+    defaults: frozenset[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)

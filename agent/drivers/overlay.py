@@ -1,8 +1,8 @@
 """The overlay driver: a bridge and a VXLAN device a network, rows for who lives elsewhere.
 
-Learning is off and nothing is flooded, so the rows written here are the only way out of a
-host; ARP and ND are answered by the VXLAN device from the neighbour rows. Every host answers
-for the gateway itself, each with a router MAC of its own.
+Learning is off and nothing is flooded (unless a network is to: flooding.py), so the rows written
+here are the only way out of a host; ARP and ND are answered by the VXLAN device from the neighbour
+rows. Every host answers for the gateway itself, each with a router MAC of its own.
 Of an encrypted network rows lead to addresses inside WireGuard; see wireguard.py.
 Source: RFC 7348; Linux drivers/net/vxlan (proxy, arp_reduce, neigh_reduce).
 What stands opposite: datapath/reconciler.py makes it so.
@@ -19,6 +19,7 @@ from agent.core.members import Members
 from agent.core.waysout import led_by, reached
 from agent.drivers import wireguard
 from agent.drivers.base import Bridge, Closed, Port, Rows
+from agent.floodmodel import flood_rate
 from agent.model import (
     SPOOF,
     VXLAN_OVERHEAD_V4,
@@ -130,6 +131,7 @@ def bridge(
         encrypted=network.encrypted,
         asked=any(port.is_handed_out for port in ports.values()),
         spoof=network.options.get(SPOOF) == "allow",
+        flood_rate=flood_rate(network),
     )
 
 

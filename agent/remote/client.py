@@ -9,10 +9,10 @@ What stands opposite: a plugin's process; discovery.py says where; driver.py say
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from agent.drivers.remote import Answer, decode
@@ -94,6 +94,10 @@ class Plugins:
         body: dict[str, Any],
         within: float = 0.0,
     ) -> bytes:
+        # In a thread, and only where there is a plugin: 0.1 s, for which the loop would stand.
+        await asyncio.to_thread(importlib.import_module, "aiohttp")
+        import aiohttp
+
         connector = (
             aiohttp.UnixConnector(place.socket)
             if place.socket

@@ -5,7 +5,6 @@ Opposite: processes.py starts and ends any process; bed.py says which agents the
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import sys
@@ -119,45 +118,46 @@ def tail(agent: Started) -> str:
 
 def wait_joined(sockets: Mapping[str, Path], seconds: float) -> None:
     """Return when each agent says that every other is alive. Timeout says who lacks whom."""
-    asyncio.run(_wait_joined(sockets, seconds))
+    from agent.clientunix import finish
+
+    deadline = time.monotonic() + seconds
+    for host, path in sockets.items():
+        while missing := sorted(set(sockets) - finish(_seen_by(path))):
+            if time.monotonic() > deadline:
+                raise Timeout(
+                    f"the agent of {host}",
+                    f"does not see {', '.join(missing)}",
+                    "See its log: 'vxmesh testbed status' says where",
+                )
+            time.sleep(POLL)
 
 
 def prepare() -> None:
     """Load the client, which takes longest of what is needed here, while agents start."""
-    import agent.client  # noqa: F401
+    import agent.clientunix  # noqa: F401
 
 
 def read_token(path: Path) -> str:
     """The token to join the cluster of the agent at that socket."""
+    from agent.clientunix import finish
 
     async def ask() -> str:
-        from agent.client import Client
-
-        async with Client(f"unix://{path}") as client:
+        async with _client(path) as client:
             return (await client.join_token()).token
 
-    return asyncio.run(ask())
+    return finish(ask())
 
 
-async def _seen_by(client: Client) -> set[str]:
+async def _seen_by(path: Path) -> set[str]:
     """The nodes that an agent says are alive; none while it is busy starting."""
-    try:
-        return {n.name for n in await client.nodes() if n.state == "alive"}
-    except NoAgent:
-        return set()
+    async with _client(path) as client:
+        try:
+            return {n.name for n in await client.nodes() if n.state == "alive"}
+        except NoAgent:
+            return set()
 
 
-async def _wait_joined(sockets: Mapping[str, Path], seconds: float) -> None:
-    from agent.client import Client  # only here: gRPC takes 0.1 s to import
+def _client(path: Path) -> Client:
+    from agent.client import Client
 
-    deadline = time.monotonic() + seconds
-    for host, path in sockets.items():
-        async with Client(f"unix://{path}") as client:
-            while missing := sorted(set(sockets) - await _seen_by(client)):
-                if time.monotonic() > deadline:
-                    raise Timeout(
-                        f"the agent of {host}",
-                        f"does not see {', '.join(missing)}",
-                        "See its log: 'vxmesh testbed status' says where",
-                    )
-                await asyncio.sleep(POLL)
+    return Client(f"unix://{path}", blocks=True)

@@ -89,16 +89,19 @@ class Way:
     """`proof`: to whom the same way works: "home", a workload of the sender's network where the
     other is; "near", one on its own host; "client", outside; "published", the other one, by a
     port that was opened; "vip", at home, by a service there; "vxlan", from a host; "": nobody.
-    `loose`: likewise in networks that let workloads send for others."""
+    `loose`: likewise in networks that let workloads send for others. What is for all (`is_for_all`)
+    comes to the sender's own host alone, "near", unless its network floods."""
 
     name: str
     make: Make
     proof: Proof = ""
     loose: Proof = ""
     answer: Callable[[bytes, Here, End, bytes], bool] | None = None
+    is_for_all: bool = False
 
-    def proven(self, is_loose: bool) -> Proof:
-        return self.loose or self.proof if is_loose else self.proof
+    def proven(self, is_loose: bool, floods: bool = False) -> Proof:
+        proof = self.loose or self.proof if is_loose else self.proof
+        return "home" if floods and self.is_for_all and proof else proof
 
 
 def frame(to: bytes, source: bytes, kind: int, payload: bytes) -> bytes:
@@ -235,14 +238,19 @@ WAYS = [
         straight(lambda h, to, t: _udp6(h, to.local, t, h.me.local), IPV6), "home"),
     Way("link-local by our gateway",
         by_router(lambda h, to, t: _udp6(h, to.local, t, h.me.local), IPV6)),
-    Way("broadcast", at_all(lambda h, to, t: _udp4(h, "255.255.255.255", t)), "near"),
-    Way("directed broadcast", at_all(lambda h, to, t: _udp4(h, to.broadcast, t)), "near"),
+    Way("broadcast", at_all(lambda h, to, t: _udp4(h, "255.255.255.255", t)), "near",
+        is_for_all=True),
+    Way("directed broadcast", at_all(lambda h, to, t: _udp4(h, to.broadcast, t)), "near",
+        is_for_all=True),
     Way("directed broadcast by our gateway",
         by_router(lambda h, to, t: _udp4(h, to.broadcast, t))),
-    Way("broadcast with the other's address", at_all(lambda h, to, t: _udp4(h, to.v4, t)), "near"),
-    Way("multicast", at_all(lambda h, to, t: _udp4(h, MDNS, t), to=MDNS_MAC), "near"),
+    Way("broadcast with the other's address", at_all(lambda h, to, t: _udp4(h, to.v4, t)), "near",
+        is_for_all=True),
+    Way("multicast", at_all(lambda h, to, t: _udp4(h, MDNS, t), to=MDNS_MAC), "near",
+        is_for_all=True),
     Way("multicast, IPv6",
-        at_all(lambda h, to, t: _udp6(h, ALL_NODES, t, h.me.local), IPV6, ALL_NODES_MAC), "near"),
+        at_all(lambda h, to, t: _udp6(h, ALL_NODES, t, h.me.local), IPV6, ALL_NODES_MAC), "near",
+        is_for_all=True),
     Way("multicast of a site by our gateway, IPv6",
         by_router(lambda h, to, t: _udp6(h, "ff05::1", t), IPV6)),
     Way("the own node's address", by_router(lambda h, to, t: _udp4(h, h.me.node, t))),
@@ -316,7 +324,7 @@ WAYS = [
     Way("the other's name server", by_router(lambda h, to, t: question(
         h, f"{t.hex()}.", to.gateway4)), "home",
         answer=lambda heard, h, to, t: t.hex().encode() in heard and heard[34:36] == b"\0\x35"),
-    Way("DHCP", at_all(lambda h, to, t: dhcp(h, t)), "", "near"),
+    Way("DHCP", at_all(lambda h, to, t: dhcp(h, t)), "", "near", is_for_all=True),
     Way("broadcast of the hosts' wire", by_router(
         lambda h, to, t: _udp4(h, to.node.rpartition(".")[0] + ".255", t))),
 ]  # fmt: skip

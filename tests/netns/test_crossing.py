@@ -52,10 +52,12 @@ class Case:
     other: str
     host: str  # of the other; the sender is on h1
     is_loose: bool = False  # workloads may send for others
+    floods: bool = False  # broadcast and multicast go to all hosts, in both networks
 
     def __str__(self) -> str:
         where = "same" if self.host == "h1" else "other"
-        return f"{self.sender}-{self.other}-{where}{'-loose' * self.is_loose}"
+        more = "-loose" * self.is_loose + "-flood" * self.floods
+        return f"{self.sender}-{self.other}-{where}{more}"
 
 
 PAIRS = (("overlay", "overlay"), ("overlay", "bridge"), ("bridge", "overlay"))
@@ -65,6 +67,8 @@ CASES += [
     Case("overlay", "overlay", "h2", is_loose=True),
     Case("overlay", "bridge", "h1", is_loose=True),
     Case("bridge", "overlay", "h2", is_loose=True),
+    Case("overlay", "overlay", "h2", floods=True),
+    Case("overlay", "overlay", "h2", is_loose=True, floods=True),
 ]
 
 
@@ -128,11 +132,11 @@ class Scene:
 
     def __init__(self, world: World, case: Case) -> None:
         self.world, self.case = world, case
-        loose = ("-O", "spoof=allow") if case.is_loose else ()
+        more = ("-O", "spoof=allow") * case.is_loose + ("-O", "flood=on") * case.floods
         home_at = case.host if case.sender == "overlay" else "h1"
-        a = world.network("--driver", case.sender, "--ipv6", *loose)
+        a = world.network("--driver", case.sender, "--ipv6", *more)
         at = case.host if case.other == "bridge" else "h1"
-        b = world.network("--driver", case.other, "--ipv6", *loose, host=at)
+        b = world.network("--driver", case.other, "--ipv6", *more, host=at)
         self.published = next(_ports)
         run = world.workload
         me, near, home = run("h1", a), run("h1", a), run(home_at, a, "", "--label", f"of={a}")
@@ -221,7 +225,7 @@ class Scene:
 
     def proves(self, way: Way) -> bool:
         """Whether the same way leads where it should; true where there is no such place."""
-        token, proof = os.urandom(16), way.proven(self.case.is_loose)
+        token, proof = os.urandom(16), way.proven(self.case.is_loose, self.case.floods)
         here, ear = self.here, self.ears[self.home.name]
         if proof in ("", "vip") and (not proof or self.case.sender != "overlay"):
             return True
@@ -308,7 +312,9 @@ def test_no_way_leads_across(scene: Scene) -> None:
         assert [w.name for w in WAYS if scene.crosses(w, tokens[w.name])] == [], "later"
 
 
-@pytest.mark.parametrize("scene", [c for c in CASES if c.is_loose], ids=str, indirect=True)
+@pytest.mark.parametrize(
+    "scene", [c for c in CASES if c.is_loose and not c.floods], ids=str, indirect=True
+)
 def test_a_workload_in_both_is_a_router_if_it_is_made_one(scene: Scene) -> None:
     world, case, me, other = scene.world, scene.case, scene.me, scene.other
     at = "h1" if case.sender == "bridge" else case.host

@@ -26,7 +26,8 @@ from agent.datapath.tablemonitor import TableMonitor
 from agent.datapath.underlay import describe
 from agent.drivers.base import Port, Rows
 from agent.errors import Conflict
-from agent.model import HANDED_OUT
+from agent.floodmodel import DEFAULT
+from agent.model import HANDED_OUT, format_mac
 from agent.testbed.namespaces import mount_points
 from tests.netns.datapath_hosts import Sandbox, longest_pause, opened, run, until
 
@@ -205,6 +206,67 @@ async def test_rows_are_written_read_compared_and_deleted(netns: Path) -> None:
         await bulk.write(index, nothing)
         await bulk.write(index, nothing)
         assert await bulk.dump_fdb(index) == await bulk.dump_neighbours(index) == {}
+    finally:
+        bulk.close()
+
+
+async def test_the_rows_of_a_network_that_floods(netns: Path) -> None:
+    """Default rows, several for one key, and for each other row an entry of the bridge."""
+    index = vxlan(netns)
+    run("ip", "link", "add", "vxb7", "type", "bridge", netns=netns)
+    run("ip", "link", "set", "vxl7", "master", "vxb7", netns=netns)
+    bulk = Bulk(netns)
+    one, two, three = (bytes([10, 99, 0, n]) for n in (1, 2, 3))
+    fdb = {b"\2\x50" + i.to_bytes(4, "big"): one for i in range(1500)}
+    (mac, _), (other, _), *_ = fdb.items()
+
+    def of(*vteps: bytes, **rows: list[Row]) -> Rows:
+        return Rows(rows.get("fdb", []), [], floods=True, defaults=frozenset(vteps))
+
+    def defaults() -> list[str]:
+        lines = run("bridge", "fdb", "show", "dev", "vxl7", netns=netns).splitlines()
+        return sorted(line.split("dst ")[1] for line in lines if line.startswith("00:00:00:00:00"))
+
+    def shown(*numbers: int) -> list[str]:
+        return [f"10.99.0.{n} self permanent" for n in numbers]
+
+    whole = of(one, two, fdb=list(fdb.items()))
+    try:
+        await bulk.write(index, whole)
+        assert defaults() == shown(1, 2) and await bulk.static_macs(index) == fdb.keys()
+        assert await bulk.reconcile(index, whole) == (set(), set())
+        # One more, one less; and just what is asked for.
+        await bulk.write(index, of(two, three))
+        assert defaults() == shown(2, 3)
+        await bulk.write(index, of(one), keep=True)
+        assert defaults() == shown(1, 2, 3)
+        await bulk.write(index, Rows([], [], floods=True))
+        assert defaults() == shown(1, 2, 3)
+        assert await bulk.restore(index, of(one, two)) == (0, 0), "only puts back"
+        assert await bulk.reconcile(index, whole, keep=True) == (set(), set())
+        assert await bulk.reconcile(index, whole) == ({DEFAULT}, set())
+        assert defaults() == shown(1, 2)
+        assert await bulk.correct(index, of(two)) == (1, 0)
+        assert await bulk.restore(index, of(one, two)) == (1, 0)
+        # To a VTEP of ours, but not as ours do: the kernel has two for it.
+        astray = ("dst", "10.99.0.2", "port", "999", "self", "permanent")
+        run("bridge", "fdb", "append", format_mac(DEFAULT), "dev", "vxl7", *astray, netns=netns)
+        assert len(defaults()) == 3
+        assert await bulk.reconcile(index, whole) == ({DEFAULT}, set())
+        assert defaults() == shown(1, 2)
+        # Entries of the bridge that are missing, too many, and that go with their rows.
+        await bulk.drop_static(index, mac)
+        await bulk.add_static(index, b"\2\x66" + bytes(4))
+        assert await bulk.reconcile(index, whole) == ({mac, b"\2\x66" + bytes(4)}, set())
+        await bulk.drop_static(index, other)
+        row = Rows([(mac, one), (other, one)], [], floods=True)
+        assert await bulk.restore(index, row) == (1, 0)
+        assert await bulk.static_macs(index) == fdb.keys()
+        nothing = of(fdb=[(each, None) for each in fdb])
+        await bulk.write(index, nothing)
+        await bulk.write(index, nothing)
+        assert defaults() == [] and await bulk.static_macs(index) == set()
+        assert await bulk.dump_fdb(index) == {}
     finally:
         bulk.close()
 

@@ -159,6 +159,33 @@ async def test_the_guard_of_ports_altered_by_elements(netns: Path) -> None:
         guard.close()
 
 
+async def test_the_rules_for_networks_that_flood_are_there_while_one_is(netns: Path) -> None:
+    """And no longer: on the way of the others is nothing more. Each port has a limit of its own."""
+    guard = Guard(netns)
+    plain = replace(WEB, ports={PORT.endpoint: PORT})
+    port = replace(PORT, endpoint="00000000000000e2", device="vxp00000000e2", mac=b"\2\0\0\0\0\2")
+    flooding = replace(DATABASE, flood_rate=70, ports={port.endpoint: port})
+    try:
+        await guard.load([plain], Closed())
+        without = listed(netns)
+        assert "chain groups" not in without
+        await guard.admit(flooding)
+        assert await guard.table.check()
+        shown = listed(netns)
+        assert "chain groups" in shown and f'"{port.device}" limit rate over 70/second' in shown
+        await guard.admit(replace(flooding, flood_rate=5))
+        assert await guard.table.check()
+        assert f'"{port.device}" limit rate over 5/second' in listed(netns)
+        assert set(await guard.table.counted("flooding")) == {port.device}
+        await guard.release(flooding.vni)
+        assert await guard.table.check()
+        assert sorted(listed(netns).split()) == sorted(without.split())
+        await guard.load([plain, flooding], Closed())
+        assert sorted(listed(netns).split()) == sorted(shown.split())
+    finally:
+        guard.close()
+
+
 async def test_a_guard_that_was_deleted_is_whole_after_the_next_change(netns: Path) -> None:
     guard = Guard(netns)
     try:

@@ -12,6 +12,7 @@ from agent.core.replica import Delta
 from agent.core.waysout import with_interface, without
 from agent.drivers.base import Bridge, Forward
 from agent.errors import VxmeshError
+from agent.floodmodel import DEFAULT
 from agent.model import HANDED_OUT, WORKLOAD, Network, Node, Publish, Sandbox
 from agent.node import NodeState
 from agent.node.endpoints import NeedSpace
@@ -45,11 +46,18 @@ class Walk:
         self.tables: tuple[Forward, ...] = ()
         self.loads = 0
         self.bridges: dict[int, Bridge] = {}
+        self.defaults: dict[int, frozenset[bytes] | None] = {}
         self.state.listeners.append(self._changed)
         self.number = self.version = 0
 
     def _changed(self, change: object) -> None:
         touched = self.plan.touched(change)  # type: ignore[arg-type]
+        # A bridge that comes brings all rows; else just those that are touched are looked at.
+        whole = set(self.plan.bridges()) - self.bridges.keys()
+        whole |= set(self.plan.bridges()) if touched.everything else set()
+        whole |= {vni for vni, macs in touched.macs.items() if DEFAULT in macs}
+        for vni in whole:
+            self.defaults[vni] = self.plan.all_rows(vni).defaults
         if touched.forwards:
             self.loads += 1
             self.tables = self.plan.forwards()
@@ -135,6 +143,8 @@ class Walk:
         self.number += 1
         driver = self.rng.choice(["overlay", "bridge", "macvlan"])
         options = {"parent": "eth9"} if driver == "macvlan" else {}
+        if driver == "overlay" and self.rng.random() < 0.5:
+            options = {"flood": "on"}
         # Of these some have the same addresses, and then one of two gives way.
         subnets = [f"10.{self.rng.randrange(4)}.0.0/24"]
         spec = parse_network(f"w{self.number}", driver=driver, subnets=subnets, options=options)
@@ -192,6 +202,9 @@ def test_what_is_kept_is_what_is_there() -> None:
             assert walk.plan.forwards() == fresh.forwards() == walk.tables, seed
             assert walk.sights.networks == anew.networks, seed
             assert walk.sights.views == anew.views == walk.told, seed
+            defaults = {vni: fresh.all_rows(vni).defaults for vni in bridges}
+            assert defaults == {vni: walk.defaults[vni] for vni in bridges}, seed
+            seen["defaults"] += sum(bool(found) for found in defaults.values())
             seen["ports"] += sum(len(bridge.ports) for bridge in bridges.values())
             seen["apart"] += sum(bool(bridge.apart) for bridge in bridges.values())
             seen["forwards"] += len(walk.tables)

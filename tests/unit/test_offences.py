@@ -49,6 +49,17 @@ def test_a_flood_is_a_notice_of_its_own() -> None:
     assert notice.kind == "guard.flood" and notice.fields["count"] == "98000"
 
 
+def test_broadcast_beyond_the_limit_is_another_one() -> None:
+    node, _, endpoint = with_sandbox()
+    offences = Offences(node)
+    offences.note(endpoint, 0, 0, ("flood",), groups=400)
+    node.now += TELL_EVERY
+    offences.note(endpoint, 3, 0, ("flood", "mac"))
+    told = [(notice.kind, notice.fields["count"]) for notice in node.notices]
+    assert told == [("guard.broadcast", "400"), ("guard.refused", "3")]
+    assert node.notices[1].fields["reasons"] == "mac"
+
+
 def test_who_is_gone_is_not_told_of_and_not_remembered() -> None:
     node, _, endpoint = with_sandbox()
     offences = Offences(node)

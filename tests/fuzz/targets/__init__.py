@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tests.fuzz.engine import Target
-from tests.fuzz.targets import disk, dns, identity, local, paths, peer, seals, unary
+from tests.fuzz.targets import answers, disk, dns, identity, local, paths, peer, seals, unary
 
 TARGETS: dict[str, Target] = {
     target.name: target
-    for module in (peer, seals, unary, identity, local, dns, disk, paths)
+    for module in (peer, seals, unary, identity, local, dns, disk, paths, answers)
     for target in module.TARGETS
 }

@@ -41,6 +41,7 @@ import grp, json, os, pwd, socket, sys
 import grpc, google.rpc.error_details_pb2, google.rpc.status_pb2
 from agent import syscalls
 from agent.client import Client
+import agent.clientgrpc
 from agent.errors import VxmeshError
 
 how = json.loads(sys.argv.pop(1))

@@ -23,6 +23,7 @@ from agent.api import rights, tlsfront
 from agent.api.front import Limits
 from agent.api.server import ControlServer
 from agent.client import Client
+from agent.clientgrpc import GrpcCalls
 from agent.clienttls import make_request
 from agent.cluster.identity import authority as ca
 from agent.cluster.identity.authority import Authority
@@ -154,7 +155,7 @@ async def test_a_nodes_certificate_controls_nothing(port: Port) -> None:
     # Nor does it by a client that does.
     channel = Keyring(held).channel(port.host.removeprefix("tcp://"), "", [])
     async with Client(f"unix://{port.directory}/none") as client:
-        client._channel, client._stub = channel, type(client._stub)(channel)
+        client._calls = GrpcCalls(channel)
         with pytest.raises(NoAgent):
             await client.info()
     assert port.control.asked == []

@@ -22,6 +22,7 @@ PORT = Port(
     ifname="eth0",
     gateways=("10.1.0.1",),
 )
+OTHER = replace(PORT, device="vxp000000000001", mac=bytes.fromhex("02005e005302"))
 CLOSED = Closed(
     carriers=frozenset({4789, 4790}),
     agents=frozenset({("192.0.2.1", 7946), ("2001:db8::1", 7946), ("192.0.2.1", 9100)}),
@@ -38,6 +39,31 @@ def test_guard_of_no_port() -> None:
     golden("guard-empty.nft", nft.render(ruleset([])))
 
 
+def test_guard_of_a_port_in_a_network_that_floods() -> None:
+    keys = [of_port(replace(WEB, flood_rate=1000), PORT), of_port(WEB, OTHER)]
+    golden("guard-flood.nft", nft.render(ruleset(keys, floods=True)))
+
+
+def test_without_such_a_network_no_rule_is_another() -> None:
+    """What a frame passes: all but the declarations of sets, counters and their elements."""
+    without, with_it = ruleset([of_port(WEB, PORT)]), ruleset([], floods=True)
+    assert without.chains == guardrules.CHAINS and "flood" not in chain("guarded", without.chains)
+    assert with_it.chains == guardrules.CHAINS + guardrules.FLOOD_CHAINS
+    assert of_port(WEB, PORT)["flooding"] == frozenset()
+
+
+def chain(name: str, chains: str) -> str:
+    return chains.split(f"chain {name} {{")[1].split("}")[0]
+
+
+def test_each_port_has_the_limit_of_its_network() -> None:
+    for rate, burst in ((5, 10), (100, 10), (1000, 100), (1_000_000, 100_000)):
+        (element,) = of_port(replace(WEB, flood_rate=rate), PORT)["flooding"]
+        assert element == (
+            f'"{PORT.device}" limit rate over {rate}/second burst {burst} packets counter'
+        )
+
+
 def test_host_table_with_closed_ports() -> None:
     golden("host-closed.nft", nft.render(nft.host([WEB], [], CLOSED)))
 
@@ -46,7 +72,7 @@ def test_every_reason_has_a_counter_and_is_used() -> None:
     names = {guardrules.COUNTER + reason for reason in guardrules.REASONS}
     assert set(ruleset([]).counters) == names
     for name in names:
-        assert f'counter name "{name}"' in guardrules.CHAINS
+        assert f'counter name "{name}"' in guardrules.CHAINS + guardrules.FLOOD_CHAINS
 
 
 def test_an_address_that_comes_costs_its_own_elements() -> None:

@@ -43,6 +43,15 @@ def fdb_message(mac: bytes, vtep: bytes | None, last: bool) -> bytes:
     return message(28, flags | 0x400 | 0x100, head + attribute(2, mac) + attribute(1, vtep))
 
 
+def entry_message(mac: bytes, value: bytes | None, flags: int, last: bool) -> bytes:
+    flags |= 0x1 | (0x4 if last else 0)
+    if value is None:
+        head = struct.pack("=BxxxiHBB", 7, IFINDEX, 0, 0x04, 0)
+        return message(29, flags & 0x5, head + attribute(2, mac))
+    head = struct.pack("=BxxxiHBB", 7, IFINDEX, 0x40, 0x04, 0)
+    return message(28, flags, head + attribute(2, mac))
+
+
 def neighbour_message(address: bytes, mac: bytes | None, last: bool) -> bytes:
     family = 2 if len(address) == 4 else 10
     head = struct.pack("=BxxxiHBB", family, IFINDEX, 0x80, 0, 0)
@@ -58,6 +67,21 @@ def test_fdb_rows(rows: list[Row]) -> None:
     assert count == len(rows)
     expected = [fdb_message(mac, vtep, i == len(rows) - 1) for i, (mac, vtep) in enumerate(rows)]
     assert split(data) == expected
+    for exclusive, flags in ((False, 0x500), (True, 0x600)):
+        ((data, count),) = packing.pack_entries(IFINDEX, rows, exclusive)
+        assert count == len(rows)
+        assert split(data) == [
+            entry_message(mac, value, flags, i == len(rows) - 1)
+            for i, (mac, value) in enumerate(rows)
+        ]
+
+
+@given(addresses)
+def test_default_rows_are_appended_and_deleted_one_by_one(vtep: bytes) -> None:
+    head = struct.pack("=BxxxiHBB", 7, IFINDEX, 0x80 | 0x40, 0x02, 0)
+    body = head + attribute(2, bytes(6)) + attribute(1, vtep)
+    assert packing.pack_default(IFINDEX, vtep, True) == message(28, 0x1 | 0x4 | 0x400 | 0x800, body)
+    assert packing.pack_default(IFINDEX, vtep, False) == message(29, 0x1 | 0x4, body)
 
 
 @given(st.lists(st.tuples(addresses, st.none() | macs), min_size=1, max_size=20))

@@ -1,0 +1,42 @@
+"""Where an overlay network's broadcast and multicast go: to each other host that has members.
+
+That is one default row for each, on the network's VXLAN device. A default row takes whatever no
+other row is for, so of such a network the bridge gives the device only what it knows to be
+behind it: unicast for a MAC that nobody has reaches nobody, here as everywhere.
+Source: Linux drivers/net/vxlan/vxlan_core.c (vxlan_xmit), net/bridge/br_forward.c (br_flood).
+What stands opposite: floodmodel.py has the options, datapath/bulk.py writes the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from agent.core.members import Members
+from agent.floodmodel import flood_rate
+from agent.model import Network
+
+NOWHERE: frozenset[bytes] = frozenset()
+
+
+def defaults(members: Members, vteps: Mapping[str, bytes]) -> frozenset[bytes]:
+    """The VTEPs of the default rows: of the nodes in `vteps` that have an endpoint, while one is
+    here as well."""
+    if not members.local:
+        return NOWHERE
+    return frozenset(vteps[id] for id, count in members.count.items() if count and id in vteps)
+
+
+class Floods:
+    """The default rows of this node's networks, to tell when they become others."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, frozenset[bytes]] = {}  # by VNI
+
+    def changed(
+        self, networks: Iterable[Network], find: Callable[[Network], frozenset[bytes]]
+    ) -> list[int]:
+        """The VNIs of those of `networks`, all that are here, whose rows `find` says otherwise
+        than it did before."""
+        before = self._known
+        self._known = {network.vni: find(network) for network in networks if flood_rate(network)}
+        return [vni for vni, found in self._known.items() if before.get(vni, NOWHERE) != found]
