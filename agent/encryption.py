@@ -112,17 +112,21 @@ class Encryption:
         """Change the key, or bring a change that was begun to its end. Unsupported, OSError."""
         await self.require()
         async with self._lock:
-            await asyncio.to_thread(self._keys.begin)
-            if not self._keys.is_flipped:
-                self._publish()
-                await self._everywhere("told")
-                await self._until_sessions()
-                await asyncio.to_thread(self._keys.flip)
+            await self._change()
+
+    async def _change(self) -> None:
+        """The same, for who has the lock."""
+        await asyncio.to_thread(self._keys.begin)
+        if not self._keys.is_flipped:
             self._publish()
-            await self._everywhere("used")
-            await asyncio.sleep(LINGER)
-            await asyncio.to_thread(self._keys.retire)
-            self._publish()
+            await self._everywhere("told")
+            await self._until_sessions()
+            await asyncio.to_thread(self._keys.flip)
+        self._publish()
+        await self._everywhere("used")
+        await asyncio.sleep(LINGER)
+        await asyncio.to_thread(self._keys.retire)
+        self._publish()
         generation = self._keys.records()[0].generation
         self._node.tell(
             "encryption.rotated",
@@ -132,19 +136,26 @@ class Encryption:
 
     async def _keep(self) -> None:
         while True:
-            key = self._keys.current
-            due = key.created + self._interval * self._jitter if key else 0.0
-            wait = 0.0 if self._keys.is_changing else due - self._node.clock()
+            wait = self._due_in()
             if not self._node.nodes[self._node.me].wireguard:
                 wait = RETRY  # not on this host; somebody may install it
             await asyncio.sleep(min(max(wait, 0.0), RETRY))
             if wait > RETRY or not self._node.nodes[self._node.me].wireguard:
                 continue
             try:
-                await self.rotate()
+                await self.require()
+                async with self._lock:  # what is under way now is not a change that was broken off
+                    if self._due_in() <= 0:
+                        await self._change()
             except (VxmeshError, OSError) as error:
                 log.warning("encryption.rotation_failed", error=str(error))
                 await asyncio.sleep(RETRY)
+
+    def _due_in(self) -> float:
+        """In how many s the key is to be changed; 0 if a change is to be brought to its end."""
+        key = self._keys.current
+        due = key.created + self._interval * self._jitter if key else 0.0
+        return 0.0 if self._keys.is_changing else due - self._node.clock()
 
     def _publish(self) -> None:
         """Tell the others, and by that our own kernel."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -55,6 +56,8 @@ def test_names_that_are_not_known_are_told_from_silence(
 def test_every_lookup_that_fails_is_counted(pair: tuple[Testbed, Workload, Workload]) -> None:
     bed, near, _ = pair
     wrong = Lookups(near, "h2", "10.0.0.1", 1000.0)
+    while not wrong.asked:
+        time.sleep(0.001)
     bed.cut("h1")  # and what is not answered
     failed = wrong.stop()
     bed.heal("h1")

@@ -126,11 +126,12 @@ else:
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Testbed]:
     """Two hosts with agents and IPv6 on the wire."""
-    before = running_wireguard()
     with temporary(hosts=2, ipv6=True, agent_options=["--wireguard", "go"]) as bed:
+        inodes = {Path(host.netns).stat().st_ino for host in bed.hosts}
         yield bed
+        ours = {pid for pid in running_wireguard() if netns_of(pid) in inodes}
     deadline = time.monotonic() + 30
-    while left := running_wireguard() - before:
+    while left := ours & running_wireguard():
         assert time.monotonic() < deadline, f"down left {left}"
         time.sleep(0.05)
 
@@ -142,8 +143,15 @@ def world(pair: Testbed) -> Iterator[World]:
     made.clean()
 
 
+def netns_of(pid: int) -> int:
+    """The inode of a process's network namespace; 0 if it has just ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino
+    return 0
+
+
 def running_wireguard() -> set[int]:
-    """The processes of wireguard-go that have our prefix's environment, on this machine."""
+    """All processes of wireguard-go on this machine, also those of other tests."""
     found = set()
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -155,11 +163,7 @@ def running_wireguard() -> set[int]:
 def pid_of(world: World, host: str) -> int:
     """The wireguard-go of a host's device that is in use; 0 if there is none."""
     own = world.host(host).call(lambda: Path("/proc/thread-self/ns/net").stat().st_ino)
-    for pid in running_wireguard():
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/ns/net").stat().st_ino == own:
-                return pid
-    return 0
+    return next((pid for pid in running_wireguard() if netns_of(pid) == own), 0)
 
 
 def devices(world: World, host: str) -> set[str]:

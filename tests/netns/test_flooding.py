@@ -47,6 +47,7 @@ FLOOD = ("--ipv6", "-O", "flood=on")
 PORT = 4321
 ALL_NODES = "ff02::1"
 NOBODY = bytes.fromhex("0200aaaaaaaa")
+OWN = 3  # frames that a sandbox's kernel sends to all at once
 
 
 @dataclass(frozen=True)
@@ -312,14 +313,15 @@ def test_a_sandbox_sends_no_more_to_all_than_its_share(world: World) -> None:
         marks = {mark_of(frame) for frame in flood}
         for hearer in (ear, there):
             heard = sum(mark_of(frame) in marks for frame in hearer.heard())
-            # What the kernel lets through in that time, whatever time it was.
-            assert FLOOD_BURST_MIN <= heard <= FLOOD_BURST_MIN + rate * seconds + 1
+            # What the kernel lets through in that time, whatever time it was; of which the
+            # sandbox's own kernel may just have had some, for groups and routers.
+            assert FLOOD_BURST_MIN - OWN <= heard <= FLOOD_BURST_MIN + rate * seconds + 1
         # Another's share is its own, and one who has none left still asks and is answered.
         frame = to_all(near)["255.255.255.255"]
         send(near.netns, "eth0", frame)
         assert there.hears(frame)
     world.run("h1", "nsenter", f"--net={me.netns}", "ip", "neigh", "flush", "dev", "eth0")
-    assert world.pings("h1", me.name, far.v4) and world.pings("h1", me.name, far.v6)
+    assert world.reaches("h1", me.name, far.v4) and world.reaches("h1", me.name, far.v6)
 
     def told() -> bool:
         return any(
@@ -388,7 +390,8 @@ def test_of_an_encrypted_network_it_goes_inside_wireguard(world: World) -> None:
     with listening(far.netns) as (ear,), wire(world, "h2") as outside:
         sent = to_all(me)
         send(me.netns, "eth0", *sent.values())
-        assert [to for to, frame in sent.items() if not ear.hears(frame)] == []
+        # The first waits for WireGuard's handshake, which it tries every five seconds.
+        assert [to for to, frame in sent.items() if not ear.hears(frame, 30)] == []
         passed(world, "h1", "h2", outside)
         assert not any(mark_of(f) in heard for f in sent.values() for heard in outside.heard())
 

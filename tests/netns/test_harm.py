@@ -26,7 +26,7 @@ PORT = 8480
 LEAST = (
     50  # requests for each backend that was replaced: of a busy machine, some hundred times that
 )
-TIMEOUT = 20.0  # s for a request, its connection included: longer than anything is to hang
+TIMEOUT = 12.0  # s for a request, its connection included: longer than anything is to hang
 WINDOW = 1.0  # s
 WINDOWS = 20  # until one is to be without a failure
 HOSTS = ("h3", "h1", "h3", "h2")  # of the backends; the new one of each is on the next host

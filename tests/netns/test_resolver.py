@@ -37,6 +37,7 @@ from agent.model import Endpoint, Network, parse_address
 from agent.resolver import feed
 from agent.resolver.client import ResolverClient
 from agent.resolver.feed import State, View
+from agent.resolver.forward import ATTEMPT_SECONDS
 from agent.syscalls import in_netns, socket_in, start_time
 
 pytestmark = pytest.mark.netns
@@ -425,9 +426,14 @@ def test_the_hosts_loopback_is_asked_and_ourselves_are_not(bed: Bed) -> None:
     bed.start_agent()
     assert found(ask("a", "example.com")) == ["203.0.113.9"]
     bed.conf.write_text("nameserver 169.254.83.2\nnameserver 10.91.0.1\n")
-    started = time.monotonic()
-    assert ask("a", "example.org").rcode() == dns.rcode.SERVFAIL
-    assert time.monotonic() - started < 1
+
+    def failing() -> float:
+        started = time.monotonic()
+        assert ask("a", "example.org").rcode() == dns.rcode.SERVFAIL
+        return time.monotonic() - started
+
+    # Had one of the two been asked, each would have taken longer; a busy machine may delay one.
+    assert min(failing() for _ in range(5)) < ATTEMPT_SECONDS
     bed.conf.write_text(f"nameserver {UPSTREAM}\n")
     assert found(ask("a", "example.org")) == ["203.0.113.9"]
     assert bed.upstream.seen == ["example.com.", "example.org."]

@@ -25,6 +25,7 @@ from agent.testbed import Testbed
 from agent.testbed.host import Host
 
 VXMESH = str(Path(sys.executable).parent / "vxmesh")
+COMMAND_WITHIN = 90.0  # s, for a command, which then hangs
 PATIENCE = 25  # s, for what takes a second when it works; less than a command may take
 _numbers = itertools.count(1)
 _reading = threading.Lock()
@@ -85,7 +86,7 @@ class World:
         return self.bed.host(name)
 
     def run(self, host: str, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        return self.host(host).run(command, **options)
+        return self.host(host).run(command, **{"timeout": COMMAND_WITHIN, **options})
 
     def try_vx(self, host: str, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.run(host, VXMESH, *words, **options)

@@ -167,6 +167,34 @@ async def test_it_is_changed_by_itself_when_its_time_has_come(
     assert world.keys.records()[0].generation == 2
 
 
+async def test_what_somebody_changes_is_not_changed_again_by_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encryption, "RETRY", 0.001)
+    await world.encryption.require()
+    world.encryption.start()
+    world.held = {PEER.public: 0.0}
+    rotating = asyncio.create_task(world.encryption.rotate())
+    looked, clock = 0, world.encryption._due_in
+
+    def due_in() -> float:
+        nonlocal looked
+        looked += 1
+        return clock()
+
+    monkeypatch.setattr(world.encryption, "_due_in", due_in)
+    while not (looked and world.asked):
+        await asyncio.sleep(0.001)
+    world.held = {PEER.public: 5.0}
+    await rotating
+    seen = looked
+    while looked < seen + 3:  # it has looked since
+        await asyncio.sleep(0.001)
+    await world.encryption.stop()
+    assert world.notices.count("encryption.rotated") == 1
+    assert [k.generation for k in world.keys.records()] == [2]
+
+
 async def test_a_host_without_wireguard_is_looked_at_anew_each_time(world: World) -> None:
     world.here = False
     with pytest.raises(Unsupported, match="there is no WireGuard"):

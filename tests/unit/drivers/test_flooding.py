@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Set
 
 import msgspec
 import pytest
@@ -47,7 +48,7 @@ class World:
         self.told(THIRD, (f"n/{THIRD}", encode(host(THIRD))))
 
     def make(self, name: str, **fields: object) -> Network:
-        subnet = f"10.{len(self.state.catalogue.all())}.0.0/24"
+        subnet = f"10.{len(list(self.state.catalogue.all()))}.0.0/24"
         spec = parse_network(name, subnets=[subnet], **fields)  # type: ignore[arg-type]
         return self.state.create_network(spec)
 
@@ -78,7 +79,7 @@ class World:
         """Whether the last change touched the default rows."""
         return DEFAULT in self.touched[-1].macs.get(self.net.vni, ())
 
-    def defaults(self) -> frozenset[bytes] | None:
+    def defaults(self) -> Set[bytes] | None:
         rows = self.plan.rows(self.net.vni, [DEFAULT], [])
         assert rows.fdb == [] and rows.floods
         assert rows.defaults == self.plan.all_rows(self.net.vni).defaults
@@ -145,7 +146,7 @@ def test_other_rows_are_those_of_any_network() -> None:
     mac = world.remote(OTHER, 1)
     rows = world.plan.rows(world.net.vni, [mac, DEFAULT, b"\2" * 6], [])
     assert rows.fdb == [(mac, vtep(OTHER)), (b"\2" * 6, None)]
-    assert rows.defaults == {vtep(OTHER)}
+    assert rows.defaults == frozenset({vtep(OTHER)})
     assert world.plan.rows(world.net.vni, [mac], []).defaults is None, "not asked for"
     (bridge,) = world.plan.bridges().values()
     assert bridge.flood_rate == RATE_DEFAULT
