@@ -126,6 +126,18 @@ async def test_what_cannot_be_done_is_said_and_changes_nothing(
     assert not list(engine.node.catalogue.all()) and not engine.node.sandboxes
 
 
+async def test_options_are_those_of_a_network_of_ours(engine: Caller) -> None:
+    given = {"flood": "on", "flood-rate": "50"}
+    generic = {"com.docker.network.generic": given}
+    assert await network(engine, Options=generic) == {}
+    (made,) = engine.node.catalogue.all()
+    assert made.options == given
+    await engine.call("NetworkDriver.DeleteNetwork", NetworkID=NET)
+    given["flood"] = "yes"
+    answer = await network(engine, Options=generic)
+    assert "option flood='yes': is unknown" in answer["Err"]
+
+
 @pytest.mark.parametrize("body", [b"", b"[", b"[]", b"null", b"\xff", b'{"NetworkID": null}'])
 async def test_what_is_no_request_is_said(engine: Caller, body: bytes) -> None:
     assert "malformed" in (await engine.raw("NetworkDriver.CreateNetwork", body))["Err"]
