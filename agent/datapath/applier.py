@@ -29,6 +29,7 @@ from agent.datapath.inspection import Inspection
 from agent.datapath.lanapplier import LanApplier
 from agent.datapath.lans import Lans
 from agent.datapath.look import Look
+from agent.datapath.maker import Maker
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import Netlink
 from agent.datapath.networks import Held, Networks
@@ -79,6 +80,7 @@ class Applier:
         self._opened: set[Publication] = set()  # published ports, since the rules were loaded
         self._forwards = False  # our rules are there, so that we may forward
         self._closed = Closed()  # as it was loaded last
+        self._tunnels: set[tuple[str, int]] = set()  # VTEP and port of what is not tracked
         self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
@@ -103,7 +105,8 @@ class Applier:
             self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
             self.tallies = Tallies(self.balancer)
             self.refusals = Refusals(self._guard, self._host_table)
-            self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
+            maker = stack.enter_context(contextlib.closing(Maker(netns, host_netns)))
+            self.networks = Networks(self._own, self._host, fd, maker, self._bulk, monitor)
             self.rows = RowApplier(desired, self.networks, self._bulk, self.repairs, backlog)
             self.lans = Lans(self._host, host_netns)
             self.lan_applier = LanApplier(desired, self.lans, failures, self.repairs, self.attempt)
@@ -329,8 +332,9 @@ class Applier:
         doors = self.balancer.published()
         if self.balancer.publishes_ipv6:  # also where no network has an IPv6 way out
             await self.uplink.forward_ipv6()
-        forwards = self._desired.forwards()
-        rules = nft.host(bridges, forwards, closed, doors, at_once=not self._entrances)
+        forwards, at_once = self._desired.forwards(), not self._entrances
+        self._tunnels = nft.tunnels_of(bridges) or self._tunnels
+        rules = nft.host(bridges, forwards, closed, doors, at_once, self._tunnels)
         await self._host_table.load(rules)
         for version, table in self._entrances.items():
             await table.load(entrance.ruleset(version, doors))
