@@ -31,7 +31,7 @@ from agent.datapath.lans import Lans
 from agent.datapath.look import Look
 from agent.datapath.maker import Maker
 from agent.datapath.monitor import Monitor
-from agent.datapath.netlink import Netlink
+from agent.datapath.netlink import Link, Netlink
 from agent.datapath.networks import Held, Networks
 from agent.datapath.nft import UPLINK
 from agent.datapath.nftables import Nftables
@@ -249,7 +249,6 @@ class Applier:
             if self._failures.forget(vni):
                 await self._sweep()
             return
-        await self._guard.admit(bridge)  # so that no port is ever there without it
         if bridge.encrypted and not self._is_sealed:
             await self.seal()  # or there is no such network here
         changed = held is None or _without_ports(held.bridge) != _without_ports(bridge)
@@ -258,7 +257,9 @@ class Applier:
         before = dict(held.ports) if held else {}
         if changed or look:
             self.stale_tables |= changed
-            fresh = await self.networks.ensure(bridge, look.links if look else None)
+            fresh = await self._ensure(bridge, look.links if look else None)
+        else:
+            await self._guard.admit(bridge)  # so that no port is ever there without it
         elsewhere = self.networks.elsewhere(bridge) if changed or look else None
         self.stale_tables |= held is not None and _asks_otherwise(held.bridge, bridge)
         held = self.networks.held[vni]
@@ -278,6 +279,16 @@ class Applier:
         if fresh or (look and look.rows):
             drift = look is not None and look.drift and not fresh
             await self.attempt(("rows", vni, ""), self.rows.all(vni, fresh, drift))
+
+    async def _ensure(self, bridge: Bridge, links: Mapping[str, Link] | None) -> bool:
+        """A network's devices and, meanwhile, the guard of its ports: both are there before any
+        port is. Whether the VXLAN device is new."""
+        ensure, admit = self.networks.ensure(bridge, links), self._guard.admit(bridge)
+        fresh, admitted = await asyncio.gather(ensure, admit, return_exceptions=True)
+        for outcome in (admitted, fresh):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return fresh is True
 
     async def _ports(
         self, held: Held, before: Mapping[str, tuple[Port, int]], look: Look | None, resized: bool
