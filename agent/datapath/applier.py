@@ -29,8 +29,9 @@ from agent.datapath.inspection import Inspection
 from agent.datapath.lanapplier import LanApplier
 from agent.datapath.lans import Lans
 from agent.datapath.look import Look
+from agent.datapath.maker import Maker
 from agent.datapath.monitor import Monitor
-from agent.datapath.netlink import Netlink
+from agent.datapath.netlink import Link, Netlink
 from agent.datapath.networks import Held, Networks
 from agent.datapath.nft import UPLINK
 from agent.datapath.nftables import Nftables
@@ -79,6 +80,7 @@ class Applier:
         self._opened: set[Publication] = set()  # published ports, since the rules were loaded
         self._forwards = False  # our rules are there, so that we may forward
         self._closed = Closed()  # as it was loaded last
+        self._tunnels: set[tuple[str, int]] = set()  # VTEP and port of what is not tracked
         self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
@@ -103,7 +105,8 @@ class Applier:
             self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
             self.tallies = Tallies(self.balancer)
             self.refusals = Refusals(self._guard, self._host_table)
-            self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
+            maker = stack.enter_context(contextlib.closing(Maker(netns, host_netns)))
+            self.networks = Networks(self._own, self._host, fd, maker, self._bulk, monitor)
             self.rows = RowApplier(desired, self.networks, self._bulk, self.repairs, backlog)
             self.lans = Lans(self._host, host_netns)
             self.lan_applier = LanApplier(desired, self.lans, failures, self.repairs, self.attempt)
@@ -246,7 +249,6 @@ class Applier:
             if self._failures.forget(vni):
                 await self._sweep()
             return
-        await self._guard.admit(bridge)  # so that no port is ever there without it
         if bridge.encrypted and not self._is_sealed:
             await self.seal()  # or there is no such network here
         changed = held is None or _without_ports(held.bridge) != _without_ports(bridge)
@@ -255,7 +257,9 @@ class Applier:
         before = dict(held.ports) if held else {}
         if changed or look:
             self.stale_tables |= changed
-            fresh = await self.networks.ensure(bridge, look.links if look else None)
+            fresh = await self._ensure(bridge, look.links if look else None)
+        else:
+            await self._guard.admit(bridge)  # so that no port is ever there without it
         elsewhere = self.networks.elsewhere(bridge) if changed or look else None
         self.stale_tables |= held is not None and _asks_otherwise(held.bridge, bridge)
         held = self.networks.held[vni]
@@ -275,6 +279,16 @@ class Applier:
         if fresh or (look and look.rows):
             drift = look is not None and look.drift and not fresh
             await self.attempt(("rows", vni, ""), self.rows.all(vni, fresh, drift))
+
+    async def _ensure(self, bridge: Bridge, links: Mapping[str, Link] | None) -> bool:
+        """A network's devices and, meanwhile, the guard of its ports: both are there before any
+        port is. Whether the VXLAN device is new."""
+        ensure, admit = self.networks.ensure(bridge, links), self._guard.admit(bridge)
+        fresh, admitted = await asyncio.gather(ensure, admit, return_exceptions=True)
+        for outcome in (admitted, fresh):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return fresh is True
 
     async def _ports(
         self, held: Held, before: Mapping[str, tuple[Port, int]], look: Look | None, resized: bool
@@ -329,8 +343,9 @@ class Applier:
         doors = self.balancer.published()
         if self.balancer.publishes_ipv6:  # also where no network has an IPv6 way out
             await self.uplink.forward_ipv6()
-        forwards = self._desired.forwards()
-        rules = nft.host(bridges, forwards, closed, doors, at_once=not self._entrances)
+        forwards, at_once = self._desired.forwards(), not self._entrances
+        self._tunnels = nft.tunnels_of(bridges) or self._tunnels
+        rules = nft.host(bridges, forwards, closed, doors, at_once, self._tunnels)
         await self._host_table.load(rules)
         for version, table in self._entrances.items():
             await table.load(entrance.ruleset(version, doors))

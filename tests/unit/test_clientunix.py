@@ -265,6 +265,22 @@ def test_who_is_no_agent_is_none(tmp_path: Path, said: bytes) -> None:
     ended()
 
 
+def test_after_the_last_call_that_an_agent_takes_it_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    said = SETTINGS + frame(1, 4, 1, b"\x88") + frame(0, 0, 1, bytes(5))
+    said += frame(7, 0, 0, (1).to_bytes(4) + bytes(4))  # GOAWAY, before the first one has ended
+    said += frame(1, 5, 1, b"\0\x0bgrpc-status\x010")
+    ended = serve(path, lambda sock: sock.sendall(said))
+
+    async def calls(client: Client) -> None:
+        assert await client.nodes() == []
+        with pytest.raises(NoAgent):
+            await client.nodes()
+
+    Way(f"unix://{path}", Told(), True).run(calls)
+    ended()
+
+
 def test_who_says_nothing_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clientunix, "OPEN_WITHIN", 0.05)
     path, told = tmp_path / "agent.sock", threading.Event()

@@ -77,6 +77,18 @@ async def test_the_whole_sequence(engine: Caller) -> None:
         assert await engine.call(f"NetworkDriver.{found}", **node) == {}
 
 
+async def test_a_container_that_publishes_nothing_changes_nothing_by_saying_so(
+    engine: Caller,
+) -> None:
+    await network(engine)
+    await engine.call("NetworkDriver.CreateEndpoint", **ABOUT, Interface={})
+    changes: list[object] = []
+    engine.node.listeners.append(changes.append)
+    for call in ("ProgramExternalConnectivity", "RevokeExternalConnectivity"):
+        assert await engine.call(f"NetworkDriver.{call}", **ABOUT, Options={}) == {}
+    assert changes == []
+
+
 @pytest.mark.parametrize(
     ("given", "answered"),
     [
