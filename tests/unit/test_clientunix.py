@@ -201,6 +201,9 @@ def test_what_is_announced_arrives_whole_whatever_its_size(way: Way) -> None:
 
 
 def test_an_announcement_that_is_refused_half_way_says_why(way: Way) -> None:
+    if not way.blocks:
+        pytest.skip("gRPC's library says INTERNAL if it learns of that by a write that fails")
+
     def pieces() -> Iterable[bytes]:
         for _ in range(100):
             yield bytes(1 << 16)
