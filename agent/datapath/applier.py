@@ -28,6 +28,7 @@ from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
 from agent.datapath.lanapplier import LanApplier
 from agent.datapath.lans import Lans
+from agent.datapath.ledsockets import LedSockets
 from agent.datapath.look import Look
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import Netlink
@@ -37,6 +38,7 @@ from agent.datapath.nftables import Nftables
 from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.rowapplier import RowApplier
+from agent.datapath.socketbalancer import SocketBalancer
 from agent.datapath.tallies import Tallies
 from agent.datapath.uplink import Uplink
 from agent.datapath.waysback import WaysBack
@@ -65,11 +67,13 @@ class Applier:
         backlog: Callable[[], Backlog],
         data_port: int,
         wireguard_of: str,
+        at_sockets: bool,
     ) -> None:
         """Open what is needed in our namespace and the host's; both must be there.
 
         `backlog` is what has been noted since the one that is being worked off; `data_port`
-        VXLAN's UDP port, as it is outside WireGuard; `wireguard_of` as for Wireguard.
+        VXLAN's UDP port, as it is outside WireGuard; `wireguard_of` as for Wireguard, `at_sockets`
+        whether services are balanced at connect(2) where that can be.
         """
         self._sealed = nft.sealed(wireguard.data_port(data_port))
         self._desired, self._failures, self._backlog = desired, failures, backlog
@@ -101,15 +105,18 @@ class Applier:
             }
             self._guard = stack.enter_context(contextlib.closing(Guard(self._netns)))
             self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
-            self.tallies = Tallies(self.balancer)
             self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
+            self.sockets = SocketBalancer(self.networks.held, at_sockets)
+            stack.callback(self.sockets.close)
+            self.tallies = Tallies(self.balancer, self.sockets)
             self.rows = RowApplier(desired, self.networks, self._bulk, self.repairs, backlog)
             self.lans = Lans(self._host, host_netns)
             self.lan_applier = LanApplier(desired, self.lans, failures, self.repairs, self.attempt)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
             self._connections = Connections(self._netns, host_netns)
+            self._led = stack.enter_context(contextlib.closing(LedSockets(self.networks.held)))
             self._ways_back = WaysBack(self.networks.held, self.attempt)
             self.wireguard = Wireguard(self._host, host_netns, netns.parent, wireguard_of)
             self._stack = stack.pop_all()
@@ -344,13 +351,17 @@ class Applier:
         To be called also when ports came or went.
         """
         local = frozenset(e for held in self.networks.held.values() for e in held.ports)
-        if keys is None:
-            with contextlib.suppress(FileNotFoundError):  # a kernel without connection tracking
-                await self._set_sysctls(TRACKING)
-            outcome = await self.balancer.load(self._desired.frontends(), local)
-        else:
-            changes = {key: self._desired.frontend(key) for key in keys}
-            outcome = await self.balancer.alter(changes, local)
+        try:
+            if keys is None:
+                with contextlib.suppress(FileNotFoundError):  # a kernel without connection tracking
+                    await self._set_sysctls(TRACKING)
+                outcome = await self.balancer.load(self._desired.frontends(), local)
+            else:
+                changes = {key: self._desired.frontend(key) for key in keys}
+                outcome = await self.balancer.alter(changes, local)
+        finally:
+            at_sockets = self.sockets.alter(self.balancer.placed, self.balancer.networks)
+            await self.attempt(("sockets", 0, ""), at_sockets)
         self.stale_tables |= outcome.published
         self._opened |= outcome.opened
         for vni in outcome.networks & self.networks.held.keys():
@@ -361,8 +372,10 @@ class Applier:
         await self._ways_back.furnish(self.balancer.networks)
         if outcome.gone:
             await self._connections.end(outcome.gone)
+            await self._led.end(outcome.gone)
         if keys is None and self._desired.complete():
             await self._connections.end_others(self.balancer.ways())
+            await self._led.end_others(self.balancer.ways())
 
     async def routes(self) -> None:
         """The host's routes to the networks that may be reached from it."""
@@ -430,6 +443,10 @@ class Applier:
             if not wrong:
                 break
         self.repairs.add("nft", total)
+
+    async def check_sockets(self) -> None:
+        """The programs and maps that balance at connect(2)."""
+        self.repairs.add("bpf", await self.sockets.audit())
 
     async def check_routes(self) -> None:
         """The host's routes to our networks, against what it really has."""

@@ -103,6 +103,11 @@ class Balancer:
         """Elements of the host's maps of published ports: (map, key) -> value."""
         return balancerules.doors({p: door for p, (_, door) in self._doors.items()})
 
+    @property
+    def placed(self) -> Mapping[FrontendKey, Placed]:
+        """The frontends that there are, as they are placed: another object for each change."""
+        return self._placed
+
     def frontends(self) -> list[Frontend]:
         """Those that there are."""
         return [placed.frontend for placed in self._placed.values()]
