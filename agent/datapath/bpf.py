@@ -11,6 +11,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from errno import ENOENT, ENOSPC, ENOSYS
 
 from agent.datapath import bpfasm
 from agent.datapath.socketprograms import HASH, SK_STORAGE, MapSpec
@@ -18,15 +19,15 @@ from agent.datapath.socketprograms import HASH, SK_STORAGE, MapSpec
 _NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 430, 431, 432  # on every architecture; Linux 5.2
 # enum bpf_cmd
-MAP_CREATE, MAP_UPDATE, PROG_LOAD, OBJ_INFO, BTF_LOAD = 0, 2, 5, 15, 18
+MAP_CREATE, MAP_DELETE, PROG_LOAD, OBJ_INFO, BTF_LOAD = 0, 3, 5, 15, 18
 LOOKUP_BATCH, UPDATE_BATCH, DELETE_BATCH, LINK_CREATE, LINK_DETACH = 24, 26, 27, 28, 34
 CGROUP_SOCK_ADDR = 18  # enum bpf_prog_type
 NO_PREALLOC, MMAPABLE = 1, 1 << 10
 LICENSE = b"Apache-2.0\0"
 LOG_SIZE = 1 << 20
+ATTRIBUTES = 128  # bytes of union bpf_attr that we fill in, and nought; none is longer than known
 TOGETHER = 4096  # elements that are read at once
 _FSCONFIG_CREATE, _CLOEXEC = 6, 1
-_ENOENT = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,14 +44,16 @@ def _syscall(what: str, number: int, *arguments: object) -> int:
     return result
 
 
-def _bpf(what: str, command: int, attributes: bytes) -> tuple[int, bytes]:
-    """The answer, and the attributes as the kernel left them."""
+def _call(what: str, command: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
+    """bpf(2) with the attributes in `buffer`, where the kernel may leave some. OSError."""
     number = _NR_BPF.get(os.uname().machine)
     if number is None:
-        raise OSError(38, f"{what}: not known on this architecture")
-    buffer = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
-    result = _syscall(what, number, command, ctypes.byref(buffer), 128)
-    return result, buffer.raw
+        raise OSError(ENOSYS, f"{what}: not known on this architecture")
+    return _syscall(what, number, command, ctypes.byref(buffer), ATTRIBUTES)
+
+
+def _bpf(what: str, command: int, attributes: bytes) -> int:
+    return _call(what, command, ctypes.create_string_buffer(attributes, ATTRIBUTES))
 
 
 class Map:
@@ -64,7 +67,7 @@ class Map:
             "=5I2I16sI3I", spec.kind, spec.key, spec.value, spec.entries, flags,
             0, 0, f"vxmesh_{name}".encode()[:15], 0, btf, *((1, 2) if btf else (0, 0)),
         )  # fmt: skip
-        self.fd, _ = _bpf(f"map {name}", MAP_CREATE, attributes)
+        self.fd = _bpf(f"map {name}", MAP_CREATE, attributes)
 
     def close(self) -> None:
         """It is gone once no program has it either."""
@@ -79,18 +82,24 @@ class Map:
 
     def delete(self, keys: Collection[bytes]) -> None:
         """Take elements out; fine if they are gone. OSError."""
-        left = list(keys)
-        while left:
-            try:
-                self._batch(DELETE_BATCH, b"".join(left), b"", len(left))
-            except OSError as error:
-                # How far it got it does not say for sure: the first that is missing is behind.
-                if error.errno != _ENOENT:
-                    raise
-                there = self.read()
-                left = [key for key in left if key in there]
-            else:
-                return
+        if not keys:
+            return
+        try:
+            self._batch(DELETE_BATCH, b"".join(keys), b"", len(keys))
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise
+            for key in keys:  # it ends at the first that is missing
+                self._drop(key)
+
+    def _drop(self, key: bytes) -> None:
+        held = ctypes.create_string_buffer(key, len(key))
+        attributes = struct.pack("=2I3Q", self.fd, 0, _address(held), 0, 0)
+        try:
+            _bpf(f"map {self.name}", MAP_DELETE, attributes)
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise
 
     def _batch(self, command: int, keys: bytes, values: bytes, count: int) -> None:
         held = ctypes.create_string_buffer(keys, len(keys))
@@ -114,22 +123,22 @@ class Map:
                 "=4Q2I2Q", 0 if is_first else _address(place), _address(place),
                 _address(keys), _address(values), most, self.fd, 0, 0,
             )  # fmt: skip
-            number = _NR_BPF[os.uname().machine]
-            buffer = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
-            result = _libc.syscall(number, LOOKUP_BATCH, ctypes.byref(buffer), 128)
-            errno = ctypes.get_errno() if result < 0 else 0
-            if errno == 28:  # ENOSPC: a row of the table has more than was asked for
-                most *= 2
-                continue
-            if errno not in (0, _ENOENT):
-                raise OSError(errno, f"map {self.name}: {os.strerror(errno)}")
+            buffer = ctypes.create_string_buffer(attributes, ATTRIBUTES)
+            is_last = False
+            try:
+                _call(f"map {self.name}", LOOKUP_BATCH, buffer)
+            except OSError as error:
+                if error.errno == ENOSPC:  # a row of the table has more than was asked for
+                    most *= 2
+                    continue
+                if error.errno != ENOENT:
+                    raise
+                is_last = True
             (count,) = struct.unpack_from("=I", buffer.raw, 32)
-            for at in range(count):
-                found[keys.raw[at * size : (at + 1) * size]] = b""
             raw, held = keys.raw, values.raw
             for at in range(count):
                 found[raw[at * size : at * size + size]] = held[at * width : at * width + width]
-            if errno == _ENOENT:
+            if is_last:
                 return found
             is_first = False
 
@@ -146,8 +155,7 @@ def describe_notes(size: int) -> int:
     header = struct.pack("=HBB5I", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
     data = header + types + names
     buffer = ctypes.create_string_buffer(data, len(data))
-    fd, _ = _bpf("btf", BTF_LOAD, struct.pack("=2Q3I", _address(buffer), 0, len(data), 0, 0))
-    return fd
+    return _bpf("btf", BTF_LOAD, struct.pack("=2Q3I", _address(buffer), 0, len(data), 0, 0))
 
 
 def load(name: str, attach_type: int, lines: bpfasm.Lines, maps: Mapping[str, int]) -> int:
@@ -163,11 +171,11 @@ def load(name: str, attach_type: int, lines: bpfasm.Lines, maps: Mapping[str, in
         )  # fmt: skip
 
     try:
-        return _bpf(f"program {name}", PROG_LOAD, attributes((0, 0, 0)))[0]
+        return _bpf(f"program {name}", PROG_LOAD, attributes((0, 0, 0)))
     except OSError as error:
         report = ctypes.create_string_buffer(LOG_SIZE)
         try:
-            fd = _bpf(name, PROG_LOAD, attributes((1, LOG_SIZE, _address(report))))[0]
+            fd = _bpf(name, PROG_LOAD, attributes((1, LOG_SIZE, _address(report))))
         except OSError:
             said = report.value.decode(errors="replace").strip().splitlines()[-3:]
             raise OSError(error.errno, " / ".join([str(error.strerror), *said])) from None
@@ -187,7 +195,7 @@ def open_cgroups() -> int:
 def attach(name: str, program: int, cgroup: int, attach_type: int) -> int:
     """The descriptor of a link: while it is open, the program runs for all in the cgroup."""
     attributes = struct.pack("=4I", program, cgroup, attach_type, 0)
-    return _bpf(f"link {name}", LINK_CREATE, attributes)[0]
+    return _bpf(f"link {name}", LINK_CREATE, attributes)
 
 
 def is_attached(link: int) -> bool:
