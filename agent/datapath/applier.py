@@ -3,7 +3,7 @@ should not be: what keeps encrypted networks from going out in the clear, device
 and before a port is made, its guard.
 
 What stands opposite: reconciler.py says what and when; networks.py, uplink.py, nftables.py,
-guard.py and bulk.py know how; rowapplier.py and lanapplier.py do their parts of it.
+guard.py and bulk.py know how; rowapplier.py, lanapplier.py and serviceapplier.py do their parts.
 """
 
 from __future__ import annotations
@@ -20,15 +20,12 @@ import structlog
 
 from agent.datapath import entrance, namespaces, nft, sandbox
 from agent.datapath.backlog import Backlog, Failures, Key
-from agent.datapath.balancer import Balancer, Publication
 from agent.datapath.balancerules import TRACKING
 from agent.datapath.bulk import Bulk
-from agent.datapath.connections import Connections
 from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
 from agent.datapath.lanapplier import LanApplier
 from agent.datapath.lans import Lans
-from agent.datapath.ledsockets import LedSockets
 from agent.datapath.look import Look
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import Netlink
@@ -38,10 +35,8 @@ from agent.datapath.nftables import Nftables
 from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.rowapplier import RowApplier
-from agent.datapath.socketbalancer import SocketBalancer
-from agent.datapath.tallies import Tallies
+from agent.datapath.serviceapplier import ServiceApplier
 from agent.datapath.uplink import Uplink
-from agent.datapath.waysback import WaysBack
 from agent.datapath.wireguard import Wireguard
 from agent.drivers import wireguard
 from agent.drivers.balancing import FrontendKey
@@ -80,7 +75,6 @@ class Applier:
         self._path = netns
         self.repairs = Repairs()
         self.stale_tables = True  # since the rules were loaded, a network came, changed or went
-        self._opened: set[Publication] = set()  # published ports, since the rules were loaded
         self._forwards = False  # our rules are there, so that we may forward
         self._closed = Closed()  # as it was loaded last
         self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
@@ -104,20 +98,17 @@ class Applier:
                 for version, name in names.items()
             }
             self._guard = stack.enter_context(contextlib.closing(Guard(self._netns)))
-            self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
             self.refusals = Refusals(self._guard, self._host_table)
             self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
-            self.sockets = SocketBalancer(self.networks.held, at_sockets)
-            stack.callback(self.sockets.close)
-            self.tallies = Tallies(self.balancer, self.sockets)
             self.rows = RowApplier(desired, self.networks, self._bulk, self.repairs, backlog)
             self.lans = Lans(self._host, host_netns)
             self.lan_applier = LanApplier(desired, self.lans, failures, self.repairs, self.attempt)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
-            self._connections = Connections(self._netns, host_netns)
-            self._led = stack.enter_context(contextlib.closing(LedSockets(self.networks.held)))
-            self._ways_back = WaysBack(self.networks.held, self.attempt)
+            serving = ServiceApplier(
+                desired, self.networks, self.rows, self.attempt, self._netns, host_netns, at_sockets
+            )
+            self.serving = stack.enter_context(contextlib.closing(serving))
             self.wireguard = Wireguard(self._host, host_netns, netns.parent, wireguard_of)
             self._stack = stack.pop_all()
 
@@ -333,8 +324,9 @@ class Applier:
         closed = self._desired.closed()
         if closed != self._closed:
             await self._guard.close_off(closed)
-        doors = self.balancer.published()
-        if self.balancer.publishes_ipv6:  # also where no network has an IPv6 way out
+        balancer = self.serving.balancer
+        doors = balancer.published()
+        if balancer.publishes_ipv6:  # also where no network has an IPv6 way out
             await self.uplink.forward_ipv6()
         forwards = self._desired.forwards()
         rules = nft.host(bridges, forwards, closed, doors, at_once=not self._entrances)
@@ -342,40 +334,22 @@ class Applier:
         for version, table in self._entrances.items():
             await table.load(entrance.ruleset(version, doors))
         self._closed = closed
-        opened, self._opened = self._opened, set()
-        await self._connections.forget(opened)
+        opened, self.serving.opened = self.serving.opened, set()
+        await self.serving.connections.forget(opened)
 
     async def services(self, keys: Collection[FrontendKey] | None = None) -> None:
         """Services as the frontends of these keys say, or as all there are; and the ways back.
 
         To be called also when ports came or went.
         """
-        local = frozenset(e for held in self.networks.held.values() for e in held.ports)
+        if keys is None:
+            with contextlib.suppress(FileNotFoundError):  # a kernel without connection tracking
+                await self._set_sysctls(TRACKING)
         try:
-            if keys is None:
-                with contextlib.suppress(FileNotFoundError):  # a kernel without connection tracking
-                    await self._set_sysctls(TRACKING)
-                outcome = await self.balancer.load(self._desired.frontends(), local)
-            else:
-                changes = {key: self._desired.frontend(key) for key in keys}
-                outcome = await self.balancer.alter(changes, local)
+            await self.serving.apply(keys)
         finally:
-            at_sockets = self.sockets.alter(self.balancer.placed, self.balancer.networks)
-            await self.attempt(("sockets", 0, ""), at_sockets)
-        self.stale_tables |= outcome.published
-        self._opened |= outcome.opened
-        for vni in outcome.networks & self.networks.held.keys():
-            await self.attempt(("rows", vni, ""), self.rows.all(vni))
-        for vni in outcome.vips.keys() - outcome.networks:
-            rows = self.rows.write(vni, [], outcome.vips[vni])
-            await self.attempt(("rows", vni, ""), rows, whole=False)
-        await self._ways_back.furnish(self.balancer.networks)
-        if outcome.gone:
-            await self._connections.end(outcome.gone)
-            await self._led.end(outcome.gone)
-        if keys is None and self._desired.complete():
-            await self._connections.end_others(self.balancer.ways())
-            await self._led.end_others(self.balancer.ways())
+            self.stale_tables |= self.serving.are_rules_stale
+            self.serving.are_rules_stale = False
 
     async def routes(self) -> None:
         """The host's routes to the networks that may be reached from it."""
@@ -411,7 +385,7 @@ class Applier:
             device = self._set_sysctls(namespaces.of_device(held.bridge.device))
             self.repairs.add("sysctl", await device, held.bridge.network)
         await self.rows.all(vni, drift=True)
-        self.repairs.add("port", await self._ways_back.audit(vni), held.bridge.network)
+        self.repairs.add("port", await self.serving.ways_back.audit(vni), held.bridge.network)
 
     def is_bound(self) -> bool:
         """Whether our namespace is at its path."""
@@ -435,7 +409,7 @@ class Applier:
         one was wrong, all are looked at again before anything is called repaired.
         """
         ours = (self._sealed_table, self._guard.table, self._own_table, self._host_table)
-        tables = (*ours, self.balancer.table, *self._entrances.values())
+        tables = (*ours, self.serving.balancer.table, *self._entrances.values())
         total = 0
         for _ in range(CHECKS):
             wrong = [table for table in tables if not await table.check(told)]
@@ -446,7 +420,7 @@ class Applier:
 
     async def check_sockets(self) -> None:
         """The programs and maps that balance at connect(2)."""
-        self.repairs.add("bpf", await self.sockets.audit())
+        self.repairs.add("bpf", await self.serving.sockets.audit())
 
     async def check_routes(self) -> None:
         """The host's routes to our networks, against what it really has."""

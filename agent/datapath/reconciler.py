@@ -178,7 +178,7 @@ class Reconciler:
     async def connections(self) -> dict[tuple[str, str], int]:
         """Service and endpoint (ids) -> connections that the one led to the other from this host.
         VxmeshError if they cannot be read now."""
-        return await self._applier.tallies.read() if self._applier else {}
+        return await self._applier.serving.tallies.read() if self._applier else {}
 
     def failures(self) -> list[VxmeshError]:
         """What could not be applied and is being tried again."""
@@ -223,7 +223,7 @@ class Reconciler:
                 self._at_sockets,
             )
             stack.callback(applier.close)
-            await asyncio.to_thread(applier.sockets.open)
+            await asyncio.to_thread(applier.serving.sockets.open)
             self._drift = Drift(
                 self._desired,
                 applier.networks,

@@ -48,8 +48,8 @@ async def fabric(tmp_path: Path) -> AsyncIterator[Fabric]:
 def sockets(host: Host) -> SocketBalancer:
     """What the agent of a host has in the kernel."""
     applier = host.reconciler._applier
-    assert applier and applier.sockets.is_on, "this kernel has what it takes"
-    return applier.sockets
+    assert applier and applier.serving.sockets.is_on, "this kernel has what it takes"
+    return applier.serving.sockets
 
 
 async def led(fabric: Fabric, box: Sandbox, address: str, port: int = 80) -> bool:
@@ -277,11 +277,11 @@ def test_an_agent_that_is_killed_leaves_nothing_of_it_and_looks_after_it_when_it
 ) -> None:
     net = world.network("--subnet", "10.76.0.0/24")
     box = world.workload("h1", net)
-    goes = served(world, "h2", net, "goes", "--label", "app=web")
-    world.vx(
-        "h1", "service", "create", "web", "--network", net, "--port", "80:8000",
-        "--selector", "app=web", "--wait=10",
-    )  # fmt: skip
+    served(world, "h2", net, "goes")
+    served(world, "h3", net, "stays")
+    port = ("--network", net, "--port", "80:8000")
+    world.vx("h1", "service", "create", "web", *port, "--wait=10")
+    world.vx("h1", "service", "backend", "add", "web", "goes", "--wait=10")
     vip = world.read("h1", "service", "inspect", "web")["vips"][0]
     pipe = subprocess.PIPE
     command = [VXMESH, "exec", box, "--", "python", "-c", CLIENT, vip]
@@ -300,9 +300,8 @@ def test_an_agent_that_is_killed_leaves_nothing_of_it_and_looks_after_it_when_it
         world.bed.kill("h1")
         assert say("new") == (False, "goes"), "by the rules"
         assert say("ask") == (True, "goes"), "it lives"
-        served(world, "h3", net, "stays", "--label", "app=web")
-        goes.stop()
-        world.vx("h2", "sandbox", "rm", "goes", "--wait=0")
+        world.vx("h2", "service", "backend", "add", "web", "stays")
+        world.vx("h2", "service", "backend", "rm", "web", "goes")
         world.bed.start("h1")
         world.wait(lambda: say("ask")[1] == "ConnectionAbortedError", "its connection is ended")
         world.wait(lambda: say("new") == (True, "stays"), "led to another one")
