@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import structlog
@@ -32,6 +32,7 @@ log = structlog.get_logger()
 # s after which those are looked for once more whose program had chosen the backend just before it
 # was no longer to be chosen, and which had not begun to connect.
 STRAGGLERS = 0.2
+TOGETHER = 64  # sandboxes of which sockets are open at once
 
 Led = tuple[int, bytes]  # mark, entry of the backend
 T = TypeVar("T")
@@ -40,31 +41,52 @@ T = TypeVar("T")
 class LedSockets:
     """Those of one host's sandboxes."""
 
-    def __init__(self, held: Mapping[int, Held]) -> None:
-        """`held` are the networks as they are."""
-        self._held = held
-        self._tasks: set[asyncio.Task[None]] = set()
+    def __init__(
+        self, held: Mapping[int, Held], known: Callable[[Collection[bytes]], Iterable[Way]]
+    ) -> None:
+        """`held` are the networks as they are; `known` tells the ways there are by these VIPs."""
+        self._held, self._known = held, known
+        self._gone: dict[Led, bytes] = {}  # which are to be ended -> VIP
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
     def close(self) -> None:
-        """Look for no more stragglers."""
-        for task in self._tasks:
-            task.cancel()
+        """End no more: the next start's compare does."""
+        if self._task:
+            self._task.cancel()
 
-    async def end(self, gone: Collection[Way]) -> None:
-        """End those that go by one of these ways. OSError."""
-        led = {_led(way) for way in gone if way.protocol == "tcp"}
-        vips = {way.entry for way in gone if way.protocol == "tcp"}
-        vnis = [
-            vni
-            for vni, held in self._held.items()
-            if any(holds(held.bridge.subnets, vip) for vip in vips)
-        ]
-        if not vnis:
+    def end(self, gone: Iterable[Way]) -> None:
+        """Have those end that go by one of these ways. Nobody waits for it: a look into a sandbox
+        takes the kernel some 2 ms, and what goes meanwhile is looked for all at once."""
+        new = {_led(way): way.entry for way in gone if way.protocol == "tcp"}
+        if not new:
             return
-        await self._end(vnis, lambda one: _of(one) in led)
-        task = asyncio.create_task(self._end_late(vnis, led))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._gone |= new
+        self._wake.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        late: dict[Led, bytes] = {}
+        while self._gone or late:
+            self._wake.clear()
+            new, self._gone = self._gone, {}
+            vips = set((late | new).values())
+            # What is back meanwhile is left alone.
+            sought = (late | new).keys() - map(_led, self._known(vips))
+            vnis = [
+                vni
+                for vni, held in self._held.items()
+                if sought and any(holds(held.bridge.subnets, vip) for vip in vips)
+            ]
+            try:
+                await self._end(vnis, lambda one: _of(one) in sought)  # noqa: B023
+            except OSError as error:
+                log.warning("datapath.sockets_not_ended", error=str(error))
+            late = new
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STRAGGLERS if late else 0):
+                    await self._wake.wait()
 
     async def end_others(self, known: Iterable[Way]) -> None:
         """End those that were led and go by none of these ways: a start's compare.
@@ -74,13 +96,6 @@ class LedSockets:
         """
         led = {_led(way) for way in known if way.protocol == "tcp"}
         await self._end(self._held, lambda one: _of(one) not in led and one.source != one.target)
-
-    async def _end_late(self, vnis: Collection[int], led: Collection[Led]) -> None:
-        await asyncio.sleep(STRAGGLERS)
-        try:
-            await self._end(vnis, lambda one: _of(one) in led)
-        except OSError as error:
-            log.warning("datapath.stragglers", error=str(error))
 
     async def _end(self, vnis: Iterable[int], ends: Callable[[Socket], bool]) -> None:
         """Those that have a mark of ours, in the sandboxes of some networks."""
@@ -97,13 +112,15 @@ class LedSockets:
                 log.info("datapath.sockets_ended", count=count)
 
 
-def _end_in(ports: Collection[Port], ends: Callable[[Socket], bool]) -> int:
+def _end_in(ports: Sequence[Port], ends: Callable[[Socket], bool]) -> int:
     ended = 0
-    for diag in in_namespaces(ports, lambda port: sockdiag.open_here()):
-        with diag:
-            for family in (socket.AF_INET, socket.AF_INET6):
-                found = list(filter(ends, sockdiag.find(diag, family, LED, LED_MASK)))
-                ended += sockdiag.destroy(diag, found)
+    for start in range(0, len(ports), TOGETHER):
+        some = ports[start : start + TOGETHER]
+        for diag in in_namespaces(some, lambda port: sockdiag.open_here()):
+            with diag:
+                for family in (socket.AF_INET, socket.AF_INET6):
+                    found = list(filter(ends, sockdiag.find(diag, family, LED, LED_MASK)))
+                    ended += sockdiag.destroy(diag, found)
     return ended
 
 

@@ -58,7 +58,8 @@ class ServiceApplier:
             stack.callback(self.sockets.close)
             self.tallies = Tallies(self.balancer, self.sockets)
             self.connections = Connections(netns, host_netns)
-            self._led = stack.enter_context(contextlib.closing(LedSockets(networks.held)))
+            led = LedSockets(networks.held, self.balancer.ways)
+            self._led = stack.enter_context(contextlib.closing(led))
             self.ways_back = WaysBack(networks.held, attempt)
             self._stack = stack.pop_all()
 
@@ -89,8 +90,8 @@ class ServiceApplier:
             await self._attempt(("rows", vni, ""), rows, whole=False)
         await self.ways_back.furnish(self.balancer.networks)
         if outcome.gone:
+            self._led.end(outcome.gone)
             await self.connections.end(outcome.gone)
-            await self._led.end(outcome.gone)
         if keys is None and self._desired.complete():
             ways = self.balancer.ways()
             await self.connections.end_others(ways)

@@ -95,7 +95,6 @@ def test_others_and_sockets_of_their_users_are_left_alone(change: dict[str, int]
         ("10.1.0.2", 80, socket.SOCK_STREAM, socket.IPPROTO_TCP),
         (VIP, 80, socket.SOCK_DGRAM, socket.IPPROTO_UDP),
         (VIP, 80, socket.SOCK_STREAM, 132),  # SCTP
-        (VIP, 80, socket.SOCK_STREAM, 262),  # MPTCP
     ],
 )
 def test_what_is_no_tcp_to_a_vip_is_left_alone(
