@@ -130,6 +130,7 @@ class Plan:
         self._touch_wireguard(change, touched)
         me = self.node.me
         last = ""  # a change of many is of one network
+        looked_at: list[Network] = []  # those whose members are others now
         network: Network | None = None
         members: Members | None = None
         macs: list[bytes] = []
@@ -142,6 +143,7 @@ class Plan:
                 if network:
                     macs = touched.macs.setdefault(network.vni, [])
                     addresses = touched.addresses.setdefault(network.vni, [])
+                    looked_at.append(network)
             if network is None:
                 continue
             for member in (each.old, new):
@@ -160,9 +162,10 @@ class Plan:
                 held = self.node.catalogue.get(self.node.network_of(endpoint))
                 if held:
                     touched.bridges.add(held.vni)
-        if change.endpoints or change.nodes or change.statuses:
-            for vni in self._floods.changed(self.node.present_networks(), self._defaults):
-                touched.macs.setdefault(vni, []).append(DEFAULT)
+        if change.nodes or change.statuses:
+            looked_at = self.node.present_networks()
+        for vni in self._floods.changed(looked_at, self._defaults):
+            touched.macs.setdefault(vni, []).append(DEFAULT)
         self._look_who_gives_way(touched)
         touched.forwards = self._published.changed(change, self._apart, touched.forwards)
         self._touch_services(change, touched)

@@ -213,7 +213,7 @@ class Bulk:
             is_ours &= self._send((packing.pack_default(ifindex, vtep, False), 1)) == 1
         if not is_ours:  # a row that is none of ours in more than its VTEP goes with all
             changed = max(1, changed)
-            come = want
+            come = want | have if keep else want
             for batch in packing.pack_fdb(ifindex, [(DEFAULT, None)]):
                 self._send(batch)
         for vtep in come:

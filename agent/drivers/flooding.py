@@ -30,13 +30,19 @@ class Floods:
     """The default rows of this node's networks, to tell when they become others."""
 
     def __init__(self) -> None:
-        self._known: dict[int, frozenset[bytes]] = {}  # by VNI
+        self._known: dict[str, frozenset[bytes]] = {}  # by network; none: no rows
 
     def changed(
         self, networks: Iterable[Network], find: Callable[[Network], frozenset[bytes]]
     ) -> list[int]:
-        """The VNIs of those of `networks`, all that are here, whose rows `find` says otherwise
-        than it did before."""
-        before = self._known
-        self._known = {network.vni: find(network) for network in networks if flood_rate(network)}
-        return [vni for vni, found in self._known.items() if before.get(vni, NOWHERE) != found]
+        """The VNIs of those of `networks` whose rows `find` says otherwise than it did before."""
+        moved = []
+        for network in networks:
+            if not flood_rate(network):
+                continue
+            found, before = find(network), self._known.pop(network.id, NOWHERE)
+            if found:
+                self._known[network.id] = found
+            if found != before:
+                moved.append(network.vni)
+        return moved
