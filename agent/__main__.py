@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from agent.cli import loading
+from agent import loading
 
 
 def main() -> NoReturn:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from google.protobuf.message_factory import GetMessageClass
 
 from agent.clientcalls import SERVICE, Refused
-from agent.http2 import Connection
+from agent.http2 import Broken, Connection
 from agent.rpc import control_pb2 as pb
 
 OPEN_WITHIN = 20.0  # s until the agent's first word, as gRPC's library waits for it
@@ -66,7 +66,10 @@ class UnixCalls:
         read = GetMessageClass(self._methods[method].output_type).FromString
         call = self._connection
         self._exchange(lambda: False)
-        call.begin(f"/{SERVICE}/{method}", _FIELDS)
+        try:
+            call.begin(f"/{SERVICE}/{method}", _FIELDS)
+        except Broken as error:
+            raise Refused("UNAVAILABLE", str(error)) from None
         try:
             for request in requests:
                 call.send(request.SerializeToString())
@@ -89,7 +92,9 @@ class UnixCalls:
             sock = self._connect()
             while True:
                 if out := self._connection.take():
-                    sock.sendall(out)
+                    # If it takes no more, what it said before that is to be read all the same.
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                        sock.sendall(out)
                 if not is_blocked():
                     return
                 is_open = self._connection.is_open

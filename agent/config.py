@@ -70,6 +70,10 @@ class Settings:
     wireguard_rotate: float = field(
         default=86400.0, metadata={"help": "s between two changes of this node's WireGuard key"}
     )
+    socket_balancing: str = field(
+        default="auto",
+        metadata={"help": "lead TCP to backends as it connects, by eBPF: auto (if it can be), off"},
+    )
     metrics_listen: str = field(
         default="", metadata={"help": "ADDRESS:PORT for /metrics, without authentication [none]"}
     )
@@ -218,6 +222,7 @@ def _check(values: dict[str, Any]) -> None:
     for name, allowed in (
         ("detection", ("lan", "wan", "local")),
         ("wireguard", ("auto", "kernel", "go")),
+        ("socket_balancing", ("auto", "off")),
         ("log_level", ("debug", "info", "warning", "error")),
         ("log_format", ("text", "json")),
     ):

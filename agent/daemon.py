@@ -198,6 +198,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             on_refusal=dropped,
             data_port=settings.data_port,
             wireguard=settings.wireguard,
+            at_sockets=settings.socket_balancing == "auto",
         )
         peers = Peers(
             node,

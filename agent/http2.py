@@ -1,37 +1,43 @@
 """One gRPC call after another over HTTP/2, without a socket: bytes in, bytes out.
 
 As a command speaks to the agent of its own host: gRPC's own library takes longer to load than all
-that a command does. Written after RFC 9113 and gRPC's PROTOCOL-HTTP2.md; it has what a client
-needs that makes one call at a time, and takes what any server may send.
-What stands opposite: clientunix.py, which has the socket; hpack.py reads the header fields.
+that a command does, and the h2 library a third of that. HTTP/2 is its affair; here are gRPC's
+messages and statuses in it, for a client that makes one call at a time.
+What stands opposite: clientunix.py, which has the socket.
+Source: gRPC's PROTOCOL-HTTP2.md; RFC 9113.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    TrailersReceived,
+)
+from h2.exceptions import NoAvailableStreamIDError, ProtocolError
+from h2.settings import SettingCodes, Settings
+
 from agent.clientcalls import MESSAGE_MAX
-from agent.hpack import Malformed, Reader, write_fields
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # 3.4
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
-    0, 1, 3, 4, 6, 7, 8, 9,
-)  # fmt: skip
-_PUSH_PROMISE = 5
-END_STREAM = ACK = 0x1
-END_HEADERS, PADDED, PRIORITY = 0x4, 0x8, 0x20
-INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 4, 5  # settings, 6.5.2
-CANCEL = 8  # 7
-
-HEAD = 9  # bytes before the payload of a frame
-WINDOW_DEFAULT = 65535
-WINDOW_LARGEST = (1 << 31) - 1
+FRAME_HEAD = 9  # bytes before the payload of a frame: its length in the first three, its kind
+SETTINGS, GOAWAY = 4, 7  # kinds of frames, RFC 9113, 6
+CALLS_MAX = (1 << 31) - 1  # the largest number of one
+WINDOW_DEFAULT = 65535  # RFC 9113, 6.9.2
 WINDOW = 8 << 20  # bytes that may be on their way to us
 FRAME_MAX = 1 << 20  # bytes in one of them
-FRAME_DEFAULT = 1 << 14  # bytes in one of ours, where the other side does not say more
-BLOCK_MAX = 1 << 20  # bytes of one header block, packed
+FIELDS_MAX = 1 << 20  # bytes of the header fields of an answer
 MESSAGE_HEAD = 5  # bytes before a message: whether it is compressed, and its length
 
 CODES = (
@@ -72,30 +78,38 @@ class Connection:
     """
 
     def __init__(self) -> None:
-        own = {2: 0, INITIAL_WINDOW_SIZE: WINDOW, MAX_FRAME_SIZE: FRAME_MAX}  # 2: ENABLE_PUSH
-        payload = b"".join(k.to_bytes(2) + v.to_bytes(4) for k, v in own.items())
-        self._out = bytearray(PREFACE + _frame(SETTINGS, 0, 0, payload))
-        self._grant(0, WINDOW - WINDOW_DEFAULT)
+        # Names and values are bytes, and ours are right as they are.
+        self._http = H2Connection(
+            H2Configuration(
+                header_encoding=None,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+        own = {
+            SettingCodes.ENABLE_PUSH: 0,
+            SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
+            SettingCodes.MAX_FRAME_SIZE: FRAME_MAX,
+            SettingCodes.MAX_HEADER_LIST_SIZE: FIELDS_MAX,
+        }
+        self._http.local_settings = Settings(client=True, initial_values=own)
+        self._http.max_inbound_frame_size = FRAME_MAX
+        self._http.decoder.max_header_list_size = FIELDS_MAX
+        self._http.initiate_connection()
+        self._http.increment_flow_control_window(WINDOW - WINDOW_DEFAULT)
         self.is_open = False
-        self._reader = Reader()
         self._in = bytearray()
-        self._block: tuple[int, int, bytearray] | None = None  # stream, flags: until END_HEADERS
-        self._frame_max = FRAME_DEFAULT
-        self._window = WINDOW_DEFAULT  # bytes that the other side takes of all calls
-        self._call_window_first = self._call_window = WINDOW_DEFAULT  # and of one
-        self._taken = self._call_taken = 0  # bytes that came in and were not granted again
-        self._last = WINDOW_LARGEST  # the last call that is taken: all are
-        self._stream = -1
+        self._last = CALLS_MAX  # the last call that is taken: all are
+        self._stream = 0
         self._reset()
 
     def _reset(self) -> None:
         self.messages: deque[bytes] = deque()
         self.status: Status | None = None
         self._partial = bytearray()
-        self._has_headers = False
+        self._told: Status | None = None  # how the call will have ended, when it has
         self._pending = bytearray()  # of requests
         self._is_finished = False  # by us
-        self._call_taken = 0
 
     @property
     def waiting(self) -> int:
@@ -105,14 +119,15 @@ class Connection:
     def begin(self, path: str, fields: Mapping[bytes, bytes]) -> None:
         """Begin a call of a method; what is under way is cancelled. Broken if no more can be."""
         self.cancel()
-        self._stream += 2
-        if self._stream > self._last:
-            raise Broken("the agent takes no more calls on this connection")
         self._reset()
-        self._call_window = self._call_window_first
         head = {b":method": b"POST", b":scheme": b"http", b":path": path.encode(), **fields}
-        block = write_fields(head.items())
-        self._out += _frame(HEADERS, END_HEADERS, self._stream, block)
+        try:
+            self._stream = self._http.get_next_available_stream_id()
+            if self._stream > self._last:
+                raise Broken("the agent takes no more calls on this connection")
+            self._http.send_headers(self._stream, list(head.items()))
+        except (ProtocolError, NoAvailableStreamIDError) as error:
+            raise Broken(f"no more calls on this connection ({error})") from None
 
     def send(self, message: bytes) -> None:
         """One request of the call."""
@@ -126,15 +141,14 @@ class Connection:
 
     def cancel(self) -> None:
         """Give up what is under way, if it is."""
-        if self._stream > 0 and self.status is None:
-            self._out += _frame(RST_STREAM, 0, self._stream, CANCEL.to_bytes(4))
+        if self._stream and self.status is None:
+            with suppress(ProtocolError):  # it has ended meanwhile, or everything has
+                self._http.reset_stream(self._stream, ErrorCodes.CANCEL)
             self._end("CANCELLED", "the call was given up")
 
     def take(self) -> bytes:
         """What is to go out now."""
-        out = bytes(self._out)
-        self._out.clear()
-        return out
+        return self._http.data_to_send()
 
     def feed(self, data: bytes) -> None:
         """What came in; nothing is the end. Broken if there is no going on."""
@@ -142,73 +156,61 @@ class Connection:
             raise Broken("the connection has ended")
         self._in += data
         at = 0
-        while len(self._in) - at >= HEAD:
-            length = int.from_bytes(self._in[at : at + 3])
-            kind, flags = self._in[at + 3], self._in[at + 4]
-            stream = int.from_bytes(self._in[at + 5 : at + 9]) & WINDOW_LARGEST
+        while len(self._in) - at >= FRAME_HEAD:
+            length, kind = int.from_bytes(self._in[at : at + 3]), self._in[at + 3]
             if not self.is_open and kind != SETTINGS:
                 raise Broken("what answers does not speak HTTP/2")
             if length > FRAME_MAX:
                 raise Broken(f"a frame of {length} bytes")
-            if len(self._in) - at < HEAD + length:
+            end = at + FRAME_HEAD + length
+            if len(self._in) < end:
                 break
-            payload = bytes(self._in[at + HEAD : at + HEAD + length])
-            at += HEAD + length
-            try:
-                self._take_frame(kind, flags, stream, payload)
-            except (Malformed, IndexError) as error:
-                raise Broken(f"what answers is not understood ({error})") from None
+            self._take_frame(kind, bytes(self._in[at:end]))
+            at = end
         del self._in[:at]
 
-    def _take_frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if self._block and kind != CONTINUATION:
-            raise Malformed("a header block that is cut in two")
-        is_ours = stream == self._stream and self.status is None
-        if kind == DATA:
-            self._take_data(flags, payload, is_ours)
-        elif kind == HEADERS:
-            block = _unpadded(flags, payload)
-            block = block[5:] if flags & PRIORITY else block
-            self._block = stream, flags, bytearray(block)
-            self._take_block(flags)
-        elif kind == CONTINUATION:
-            if not self._block or self._block[0] != stream:
-                raise Malformed("a header block that goes on without a beginning")
-            self._block[2].extend(payload)
-            self._take_block(flags)
-        elif kind == SETTINGS:
-            self._take_settings(flags, payload)
-        elif kind == WINDOW_UPDATE:
-            self._take_window(stream, payload)
-        elif kind == PING and not flags & ACK:
-            self._out += _frame(PING, ACK, 0, payload)
-        elif kind == RST_STREAM and is_ours:
-            code = int.from_bytes(payload)
-            self._end(_BY_RESET.get(code, "INTERNAL"), f"the call was reset (HTTP/2 error {code})")
-        elif kind == GOAWAY:
-            self._last = int.from_bytes(payload[:4]) & WINDOW_LARGEST
+    def _take_frame(self, kind: int, frame: bytes) -> None:
+        if kind == GOAWAY:
+            # For h2 that is the end of all; but calls up to that one are still answered (6.8).
+            self._last = int.from_bytes(frame[FRAME_HEAD : FRAME_HEAD + 4]) & CALLS_MAX
             if self._stream > self._last and self.status is None:
                 self._end("UNAVAILABLE", "the agent takes no more calls")
-        elif kind == _PUSH_PROMISE:
-            raise Malformed("a push, though we take none")
+            return
+        try:
+            for event in self._http.receive_data(frame):
+                self._take_event(event)
+            self._fill()
+        except ProtocolError as error:
+            raise Broken(f"what answers is not understood ({error})") from None
 
-    def _take_data(self, flags: int, payload: bytes, is_ours: bool) -> None:
-        self._taken += len(payload)
-        if self._taken >= WINDOW // 2:
-            self._grant(0, self._taken)
-            self._taken = 0
-        if not is_ours:
-            return
-        self._call_taken += len(payload)
-        self._partial += _unpadded(flags, payload)
-        self._cut()
-        if self.status is not None:
-            return
-        if flags & END_STREAM:
-            self._end("INTERNAL", "the answer has no status")
-        elif self._call_taken >= WINDOW // 2:
-            self._grant(self._stream, self._call_taken)
-            self._call_taken = 0
+    def _take_event(self, event: Event) -> None:
+        if isinstance(event, RemoteSettingsChanged):
+            self.is_open = True
+        elif isinstance(event, DataReceived):
+            if event.stream_id == self._stream and self.status is None:
+                self._partial += event.data
+                self._cut()
+            self._http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        elif getattr(event, "stream_id", None) != self._stream or self.status is not None:
+            return  # of a call before
+        elif isinstance(event, ResponseReceived | TrailersReceived):
+            self._take_fields(dict(event.headers))
+        elif isinstance(event, StreamEnded):
+            self._end(*(self._told or Status("INTERNAL", "the answer has no status")))
+        elif isinstance(event, StreamReset):
+            code = int(event.error_code)
+            text = f"the call was reset (HTTP/2 error {code})"
+            self._end(_BY_RESET.get(code, "INTERNAL"), text)
+
+    def _take_fields(self, fields: Mapping[bytes, bytes]) -> None:
+        """The first header fields of an answer, or the last ones, or both at once."""
+        code = fields.get(b":status", b"")
+        if code not in (b"", b"200"):
+            status = _read_status(fields, code)
+            self.cancel()
+            self.status = status
+        elif b"grpc-status" in fields or not code:
+            self._told = _read_status(fields, code)
 
     def _cut(self) -> None:
         """Take whole messages off what came."""
@@ -228,93 +230,27 @@ class Connection:
             at = end
         del self._partial[:at]
 
-    def _take_block(self, flags: int) -> None:
-        assert self._block
-        stream, first, block = self._block
-        if len(block) > BLOCK_MAX:
-            raise Malformed(f"a header block of more than {BLOCK_MAX} bytes")
-        if not flags & END_HEADERS:
-            return
-        self._block = None
-        fields = dict(self._reader.read(bytes(block)))  # also what is not ours: it has a table
-        if stream != self._stream or self.status is not None:
-            return
-        code = fields.get(b":status", b"")
-        if not self._has_headers and code.startswith(b"1"):
-            return  # more headers come
-        if first & END_STREAM:
-            self.status = _read_status(fields, code)
-            self._pending.clear()
-        elif not self._has_headers and code != b"200":
-            self.cancel()
-            self.status = _read_status(fields, code)
-        self._has_headers = True
-
-    def _take_settings(self, flags: int, payload: bytes) -> None:
-        if flags & ACK:
-            return
-        self.is_open = True
-        for at in range(0, len(payload) - 5, 6):
-            key, value = int.from_bytes(payload[at : at + 2]), payload[at + 2 : at + 6]
-            number = int.from_bytes(value)
-            if key == INITIAL_WINDOW_SIZE:
-                self._call_window += number - self._call_window_first
-                self._call_window_first = number
-            elif key == MAX_FRAME_SIZE:
-                self._frame_max = min(number, FRAME_MAX)
-        self._out += _frame(SETTINGS, ACK, 0, b"")
-        self._fill()
-
-    def _take_window(self, stream: int, payload: bytes) -> None:
-        more = int.from_bytes(payload) & WINDOW_LARGEST
-        if not stream:
-            self._window += more
-        elif stream == self._stream:
-            self._call_window += more
-        self._fill()
-
     def _fill(self) -> None:
         """Send of what waits as much as the other side takes, and the end behind it."""
-        if self.status is not None or self._stream < 1:
+        if self.status is not None or not self._stream:
             return
         at = 0
         while at < len(self._pending):
-            room = min(self._window, self._call_window, self._frame_max)
+            room = self._http.local_flow_control_window(self._stream)
+            room = min(room, self._http.max_outbound_frame_size)
             if room <= 0:
                 break
-            piece = self._pending[at : at + room]
+            piece = bytes(self._pending[at : at + room])
             at += len(piece)
-            self._window -= len(piece)
-            self._call_window -= len(piece)
-            is_last = self._is_finished and at == len(self._pending)
-            self._out += _frame(DATA, END_STREAM if is_last else 0, self._stream, piece)
-            if is_last:
-                self._is_finished = False
+            self._http.send_data(self._stream, piece)
         del self._pending[:at]
         if self._is_finished and not self._pending:
-            self._out += _frame(DATA, END_STREAM, self._stream, b"")
+            self._http.end_stream(self._stream)
             self._is_finished = False
 
-    def _grant(self, stream: int, more: int) -> None:
-        self._out += _frame(WINDOW_UPDATE, 0, stream, more.to_bytes(4))
-
-    def _end(self, code: str, text: str) -> None:
-        self.status = Status(code, text)
+    def _end(self, code: str, text: str, details: bytes = b"") -> None:
+        self.status = Status(code, text, details)
         self._pending.clear()
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes | bytearray) -> bytes:
-    head = len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4)
-    return head + payload
-
-
-def _unpadded(flags: int, payload: bytes) -> bytes:
-    if not flags & PADDED:
-        return payload
-    end = len(payload) - payload[0]
-    if end < 1:
-        raise Malformed("padding without an end")
-    return payload[1:end]
 
 
 def _read_status(fields: Mapping[bytes, bytes], http: bytes) -> Status:

@@ -322,6 +322,8 @@ class SandboxOperations(InterfaceOperations):
         """
         sandbox = next(s for s in self.node.sandboxes.values() if endpoint in s.endpoints)
         self.ports.release(sandbox.id)
+        if not publishes and not sandbox.publishes:
+            return  # as of most containers, of which this is said at their start and end
         self.node.put_sandbox(msgspec.structs.replace(sandbox, publishes=()))
         if publishes:
             self.node.check_publishes(publishes)

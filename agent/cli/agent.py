@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from agent.cli import loading
+from agent import loading
 from agent.cli.output import emit_list, output_option
 from agent.config import Settings, load
 

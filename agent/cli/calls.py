@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from agent.cli import loading
+from agent import loading
 from agent.client import Client
 from agent.clientunix import finish
 from agent.errors import Invalid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from agent.cli import loading
+from agent import loading
 from agent.cli.output import emit_done, emit_list, emit_object, output_option, say
 from agent.testbed import Testbed, take_down
 

@@ -3,7 +3,7 @@ should not be: what keeps encrypted networks from going out in the clear, device
 and before a port is made, its guard.
 
 What stands opposite: reconciler.py says what and when; networks.py, uplink.py, nftables.py,
-guard.py and bulk.py know how; rowapplier.py and lanapplier.py do their parts of it.
+guard.py and bulk.py know how; rowapplier.py, lanapplier.py and serviceapplier.py do their parts.
 """
 
 from __future__ import annotations
@@ -20,26 +20,24 @@ import structlog
 
 from agent.datapath import entrance, namespaces, nft, sandbox
 from agent.datapath.backlog import Backlog, Failures, Key
-from agent.datapath.balancer import Balancer, Publication
 from agent.datapath.balancerules import TRACKING
 from agent.datapath.bulk import Bulk
-from agent.datapath.connections import Connections
 from agent.datapath.guard import Guard
 from agent.datapath.inspection import Inspection
 from agent.datapath.lanapplier import LanApplier
 from agent.datapath.lans import Lans
 from agent.datapath.look import Look
+from agent.datapath.maker import Maker
 from agent.datapath.monitor import Monitor
-from agent.datapath.netlink import Netlink
+from agent.datapath.netlink import Link, Netlink
 from agent.datapath.networks import Held, Networks
 from agent.datapath.nft import UPLINK
 from agent.datapath.nftables import Nftables
 from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.rowapplier import RowApplier
-from agent.datapath.tallies import Tallies
+from agent.datapath.serviceapplier import ServiceApplier
 from agent.datapath.uplink import Uplink
-from agent.datapath.waysback import WaysBack
 from agent.datapath.wireguard import Wireguard
 from agent.drivers import wireguard
 from agent.drivers.balancing import FrontendKey
@@ -65,20 +63,22 @@ class Applier:
         backlog: Callable[[], Backlog],
         data_port: int,
         wireguard_of: str,
+        at_sockets: bool,
     ) -> None:
         """Open what is needed in our namespace and the host's; both must be there.
 
         `backlog` is what has been noted since the one that is being worked off; `data_port`
-        VXLAN's UDP port, as it is outside WireGuard; `wireguard_of` as for Wireguard.
+        VXLAN's UDP port, as it is outside WireGuard; `wireguard_of` as for Wireguard, `at_sockets`
+        whether services are balanced at connect(2) where that can be.
         """
         self._sealed = nft.sealed(wireguard.data_port(data_port))
         self._desired, self._failures, self._backlog = desired, failures, backlog
         self._path = netns
         self.repairs = Repairs()
         self.stale_tables = True  # since the rules were loaded, a network came, changed or went
-        self._opened: set[Publication] = set()  # published ports, since the rules were loaded
         self._forwards = False  # our rules are there, so that we may forward
         self._closed = Closed()  # as it was loaded last
+        self._tunnels: set[tuple[str, int]] = set()  # VTEP and port of what is not tracked
         self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
@@ -100,17 +100,18 @@ class Applier:
                 for version, name in names.items()
             }
             self._guard = stack.enter_context(contextlib.closing(Guard(self._netns)))
-            self.balancer = stack.enter_context(contextlib.closing(Balancer(self._netns)))
-            self.tallies = Tallies(self.balancer)
             self.refusals = Refusals(self._guard, self._host_table)
-            self.networks = Networks(self._own, self._host, fd, self._bulk, monitor)
+            maker = stack.enter_context(contextlib.closing(Maker(netns, host_netns)))
+            self.networks = Networks(self._own, self._host, fd, maker, self._bulk, monitor)
             self.rows = RowApplier(desired, self.networks, self._bulk, self.repairs, backlog)
             self.lans = Lans(self._host, host_netns)
             self.lan_applier = LanApplier(desired, self.lans, failures, self.repairs, self.attempt)
             self.inspection = Inspection(self.networks, self._bulk)
             self.uplink = Uplink(self._own, self._host, self._netns, host_netns)
-            self._connections = Connections(self._netns, host_netns)
-            self._ways_back = WaysBack(self.networks.held, self.attempt)
+            serving = ServiceApplier(
+                desired, self.networks, self.rows, self.attempt, self._netns, host_netns, at_sockets
+            )
+            self.serving = stack.enter_context(contextlib.closing(serving))
             self.wireguard = Wireguard(self._host, host_netns, netns.parent, wireguard_of)
             self._stack = stack.pop_all()
 
@@ -246,7 +247,6 @@ class Applier:
             if self._failures.forget(vni):
                 await self._sweep()
             return
-        await self._guard.admit(bridge)  # so that no port is ever there without it
         if bridge.encrypted and not self._is_sealed:
             await self.seal()  # or there is no such network here
         changed = held is None or _without_ports(held.bridge) != _without_ports(bridge)
@@ -255,7 +255,9 @@ class Applier:
         before = dict(held.ports) if held else {}
         if changed or look:
             self.stale_tables |= changed
-            fresh = await self.networks.ensure(bridge, look.links if look else None)
+            fresh = await self._ensure(bridge, look.links if look else None)
+        else:
+            await self._guard.admit(bridge)  # so that no port is ever there without it
         elsewhere = self.networks.elsewhere(bridge) if changed or look else None
         self.stale_tables |= held is not None and _asks_otherwise(held.bridge, bridge)
         held = self.networks.held[vni]
@@ -275,6 +277,16 @@ class Applier:
         if fresh or (look and look.rows):
             drift = look is not None and look.drift and not fresh
             await self.attempt(("rows", vni, ""), self.rows.all(vni, fresh, drift))
+
+    async def _ensure(self, bridge: Bridge, links: Mapping[str, Link] | None) -> bool:
+        """A network's devices and, meanwhile, the guard of its ports: both are there before any
+        port is. Whether the VXLAN device is new."""
+        ensure, admit = self.networks.ensure(bridge, links), self._guard.admit(bridge)
+        fresh, admitted = await asyncio.gather(ensure, admit, return_exceptions=True)
+        for outcome in (admitted, fresh):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return fresh is True
 
     async def _ports(
         self, held: Held, before: Mapping[str, tuple[Port, int]], look: Look | None, resized: bool
@@ -326,43 +338,33 @@ class Applier:
         closed = self._desired.closed()
         if closed != self._closed:
             await self._guard.close_off(closed)
-        doors = self.balancer.published()
-        if self.balancer.publishes_ipv6:  # also where no network has an IPv6 way out
+        balancer = self.serving.balancer
+        doors = balancer.published()
+        if balancer.publishes_ipv6:  # also where no network has an IPv6 way out
             await self.uplink.forward_ipv6()
-        forwards = self._desired.forwards()
-        rules = nft.host(bridges, forwards, closed, doors, at_once=not self._entrances)
+        forwards, at_once = self._desired.forwards(), not self._entrances
+        self._tunnels = nft.tunnels_of(bridges) or self._tunnels
+        rules = nft.host(bridges, forwards, closed, doors, at_once, self._tunnels)
         await self._host_table.load(rules)
         for version, table in self._entrances.items():
             await table.load(entrance.ruleset(version, doors))
         self._closed = closed
-        opened, self._opened = self._opened, set()
-        await self._connections.forget(opened)
+        opened, self.serving.opened = self.serving.opened, set()
+        await self.serving.connections.forget(opened)
 
     async def services(self, keys: Collection[FrontendKey] | None = None) -> None:
         """Services as the frontends of these keys say, or as all there are; and the ways back.
 
         To be called also when ports came or went.
         """
-        local = frozenset(e for held in self.networks.held.values() for e in held.ports)
         if keys is None:
             with contextlib.suppress(FileNotFoundError):  # a kernel without connection tracking
                 await self._set_sysctls(TRACKING)
-            outcome = await self.balancer.load(self._desired.frontends(), local)
-        else:
-            changes = {key: self._desired.frontend(key) for key in keys}
-            outcome = await self.balancer.alter(changes, local)
-        self.stale_tables |= outcome.published
-        self._opened |= outcome.opened
-        for vni in outcome.networks & self.networks.held.keys():
-            await self.attempt(("rows", vni, ""), self.rows.all(vni))
-        for vni in outcome.vips.keys() - outcome.networks:
-            rows = self.rows.write(vni, [], outcome.vips[vni])
-            await self.attempt(("rows", vni, ""), rows, whole=False)
-        await self._ways_back.furnish(self.balancer.networks)
-        if outcome.gone:
-            await self._connections.end(outcome.gone)
-        if keys is None and self._desired.complete():
-            await self._connections.end_others(self.balancer.ways())
+        try:
+            await self.serving.apply(keys)
+        finally:
+            self.stale_tables |= self.serving.are_rules_stale
+            self.serving.are_rules_stale = False
 
     async def routes(self) -> None:
         """The host's routes to the networks that may be reached from it."""
@@ -398,7 +400,7 @@ class Applier:
             device = self._set_sysctls(namespaces.of_device(held.bridge.device))
             self.repairs.add("sysctl", await device, held.bridge.network)
         await self.rows.all(vni, drift=True)
-        self.repairs.add("port", await self._ways_back.audit(vni), held.bridge.network)
+        self.repairs.add("port", await self.serving.ways_back.audit(vni), held.bridge.network)
 
     def is_bound(self) -> bool:
         """Whether our namespace is at its path."""
@@ -422,7 +424,7 @@ class Applier:
         one was wrong, all are looked at again before anything is called repaired.
         """
         ours = (self._sealed_table, self._guard.table, self._own_table, self._host_table)
-        tables = (*ours, self.balancer.table, *self._entrances.values())
+        tables = (*ours, self.serving.balancer.table, *self._entrances.values())
         total = 0
         for _ in range(CHECKS):
             wrong = [table for table in tables if not await table.check(told)]
@@ -430,6 +432,10 @@ class Applier:
             if not wrong:
                 break
         self.repairs.add("nft", total)
+
+    async def check_sockets(self) -> None:
+        """The programs and maps that balance at connect(2)."""
+        self.repairs.add("bpf", await self.serving.sockets.audit())
 
     async def check_routes(self) -> None:
         """The host's routes to our networks, against what it really has."""

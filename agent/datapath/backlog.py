@@ -56,6 +56,7 @@ class Backlog:
     tables_told: bool = False  # the kernel says that somebody changed them
     overrun: bool = False  # everything, because events were lost
     tunnels: bool = False  # WireGuard's devices and routes
+    sockets: bool = False  # programs and maps that balance at connect(2)
 
     def __bool__(self) -> bool:
         return any(getattr(self, part.name) for part in fields(self))
@@ -67,7 +68,7 @@ class Backlog:
     def host(self) -> None:
         """Note what there is once a host, whatever its networks."""
         self.namespace = self.uplink = self.routes = True
-        self.sysctls = self.tables = self.strangers = self.tunnels = True
+        self.sysctls = self.tables = self.strangers = self.tunnels = self.sockets = True
 
 
 def add_rows(rows: Rows, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
@@ -165,7 +166,7 @@ def note_again(key: Key, backlog: Backlog, failures: Failures) -> None:
     elif kind == "audit":
         failures.succeeded(key)  # a network that is gone by now would stand for ever
         backlog.audits.add(vni)
-    elif kind in ("uplink", "namespace", "sysctls", "strangers"):
+    elif kind in ("uplink", "namespace", "sysctls", "strangers", "sockets"):
         setattr(backlog, kind, True)
     else:
         failures.succeeded(key)

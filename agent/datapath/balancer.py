@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -103,13 +103,23 @@ class Balancer:
         """Elements of the host's maps of published ports: (map, key) -> value."""
         return balancerules.doors({p: door for p, (_, door) in self._doors.items()})
 
+    @property
+    def placed(self) -> Mapping[FrontendKey, Placed]:
+        """The frontends that there are, as they are placed: another object for each change."""
+        return self._placed
+
     def frontends(self) -> list[Frontend]:
         """Those that there are."""
         return [placed.frontend for placed in self._placed.values()]
 
-    def ways(self) -> set[Way]:
-        """All that connections may go by."""
-        return {way for placed in self._placed.values() for way in _ways(placed)}
+    def ways(self, vips: Collection[bytes] | None = None) -> set[Way]:
+        """All that connections may go by; or those of frontends with one of these VIPs."""
+        return {
+            way
+            for placed in self._placed.values()
+            if vips is None or placed.frontend.address in vips
+            for way in _ways(placed)
+        }
 
     async def load(
         self, frontends: Mapping[FrontendKey, Frontend], local: frozenset[str]

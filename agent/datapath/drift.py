@@ -48,7 +48,8 @@ class Drift:
         for link in events.links:
             name = self._inspection.name_of(link.index)
             backlog.strangers |= name not in ("", link.name)
-            if not (link.carrier and self._is_right(link)):
+            carrier = link.carrier or self._is_handed_out(link.index)
+            if not (carrier and self._is_right(link)):
                 self._suspect(link.index, backlog)
         for index, mac in events.entries:
             self._entry(index, mac, backlog)
@@ -74,6 +75,14 @@ class Drift:
         if link.index == self._uplink.index:
             return self._uplink.is_right(link)
         return self._inspection.is_right(link)
+
+    def _is_handed_out(self, index: int) -> bool:
+        """Whether the other end of a port is another's to set up and down: its carrier, which goes
+        with each container that ends, says nothing of what is ours."""
+        vni, endpoint = self._networks.devices.get(index, (0, ""))
+        held = self._networks.held.get(vni)
+        port, _ = held.ports.get(endpoint, (None, 0)) if held else (None, 0)
+        return port is not None and port.is_handed_out
 
     def _suspect(self, index: int, backlog: Backlog) -> None:
         vni, endpoint = self._networks.devices.get(index, (0, ""))
@@ -123,7 +132,8 @@ class Drift:
         for index in events.macs.keys() | events.addresses.keys():
             vni, endpoint = devices.get(index, (0, ""))
             if endpoint:
-                self._port(vni, endpoint, backlog)
+                if index in events.macs:  # neighbours of a port are the kernel's own
+                    self._port(vni, endpoint, backlog)
             elif vni:
                 macs, addresses = events.macs.get(index, []), events.addresses.get(index, [])
                 self._lost(vni, macs, addresses, backlog)

@@ -16,11 +16,12 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.datapath import sandbox
 from agent.datapath.bulk import Bulk
+from agent.datapath.maker import Maker
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import Link, Netlink
 from agent.drivers.base import Bridge, Port
@@ -48,10 +49,16 @@ class Networks:
     """All that is held. `fixed` counts by kind what had to be made or put right."""
 
     def __init__(
-        self, own: Netlink, host: Netlink, own_fd: int, bulk: Bulk, monitor: Monitor
+        self,
+        own: Netlink,
+        host: Netlink,
+        own_fd: int,
+        maker: Maker,
+        bulk: Bulk,
+        monitor: Monitor,
     ) -> None:
         self._own, self._host, self._own_fd = own, host, own_fd
-        self._bulk, self._monitor = bulk, monitor
+        self._maker, self._bulk, self._monitor = maker, bulk, monitor
         self.held: dict[int, Held] = {}
         self.devices: dict[int, tuple[int, str]] = {}  # index -> VNI, endpoint or ""
         self.fixed: Counter[str] = Counter()
@@ -63,14 +70,14 @@ class Networks:
 
         `links` are all devices by name, if they were just read. Conflict, OSError.
         """
-        if links is None:
-            found = [await self._own.link(n) for n in (bridge.device, bridge.vxlan) if n]
-            links = {link.name: link for link in found if link}
         held = self.held.get(bridge.vni)
-        index = await self._bridge(bridge, links.get(bridge.device))
-        vxlan, fresh = 0, False
-        if bridge.vxlan:
-            vxlan, fresh = await self._vxlan(bridge, index, links.get(bridge.vxlan))
+        made = None
+        if held is None and not (links and {bridge.device, bridge.vxlan} & links.keys()):
+            made = await self._make(bridge)
+        if made:
+            (index, vxlan), fresh = made, bool(bridge.vxlan)
+        else:
+            index, vxlan, fresh = await self._look_at(bridge, links)
         if held and held.index != index:
             # The ports of a bridge that was deleted are on none; attaching finds them again.
             for _, port_index in held.ports.values():
@@ -85,6 +92,31 @@ class Networks:
         if vxlan:
             self.devices[vxlan] = (bridge.vni, "")
         return fresh
+
+    async def _make(self, bridge: Bridge) -> tuple[int, int] | None:
+        """Make what is not there yet, as a rule all of it; the indexes. None if something is
+        there or refused, which those find out that look at each."""
+        alias = f"{MARK}net:{bridge.network}"
+        try:
+            made = await self._maker.network(bridge, alias, addresses_of(bridge), self._own_fd)
+        except OSError:
+            return None
+        self.fixed["bridge"] += len([index for index in made if index])
+        return made
+
+    async def _look_at(
+        self, bridge: Bridge, links: Mapping[str, Link] | None
+    ) -> tuple[int, int, bool]:
+        """Put right what is there of a network, one device after the other; their indexes, and
+        whether the VXLAN device is new."""
+        if links is None:
+            found = [await self._own.link(n) for n in (bridge.device, bridge.vxlan) if n]
+            links = {link.name: link for link in found if link}
+        index = await self._bridge(bridge, links.get(bridge.device))
+        vxlan, fresh = 0, False
+        if bridge.vxlan:
+            vxlan, fresh = await self._vxlan(bridge, index, links.get(bridge.vxlan))
+        return index, vxlan, fresh
 
     async def _bridge(self, bridge: Bridge, link: Link | None) -> int:
         mark, mac = f"{MARK}net:{bridge.network}", format_mac(bridge.router_mac)
@@ -286,6 +318,9 @@ class Networks:
         """
         held = self.held[vni]
         old, index = held.ports.pop(port.endpoint, (None, 0))
+        if old and not interior and links is None and _is_only_moved(old, port):
+            held.ports[port.endpoint] = (port, index)
+            return
         if old and _identity(old) != _identity(port):
             await self._delete(index)
             old, index = None, 0
@@ -321,18 +356,8 @@ class Networks:
 
     async def _create(self, held: Held, port: Port, fd: int) -> int:
         mtu = held.bridge.mtu
-        await self._own.add_veth(
-            port.device,
-            port.ifname,
-            fd,
-            mtu,
-            master=held.index,
-            peer_mac=format_mac(port.mac),
-        )
-        index = await self._own.index(port.device)
+        index = await self._maker.port(port, f"{MARK}ep:{port.endpoint}", mtu, held.index, fd)
         try:
-            await self._own.set_port(index, flood=False, alias=f"{MARK}ep:{port.endpoint}")
-            await self._bulk.add_static(index, port.mac)
             if not port.is_handed_out:
                 await sandbox.furnish(fd, port, mtu, index)
                 await self._until_forwarding(port.device)
@@ -411,6 +436,11 @@ def addresses_of(bridge: Bridge) -> list[str]:
     mac = bridge.router_mac
     host = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
     return [*bridge.gateways, f"{format_address(LINK_LOCAL + host)}/64"]
+
+
+def _is_only_moved(old: Port, port: Port) -> bool:
+    """Whether just the other end is elsewhere, where somebody else furnishes it."""
+    return port.is_handed_out and replace(old, moved=port.moved) == port
 
 
 def _identity(port: Port) -> tuple[object, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from agent.drivers import wireguard
@@ -68,7 +68,8 @@ OWN_CHAINS = f"""\
 
 # raw: VXLAN itself is not tracked: it would cost every packet a look at the host's connections,
 # of which none are made by it. As it is so many packets, its addresses stand in the rules and not
-# in a set, where each would be hashed; they come with the first network and go with the last. What
+# in a set, where each would be hashed; they come with the first network and stay when the last one
+# goes: other rules mean that the whole table is loaded, ten times the work of its elements. What
 # the host itself sends to that port is VXLAN, whoever's: no answer to it comes by that connection.
 # from_inside: route_localnet on the uplink, which lets the host reach a published port at
 # 127.0.0.1, must not let a sandbox reach what listens there. Nor an agent at any address of this
@@ -266,13 +267,15 @@ def host(
     closed: Closed = NOTHING_CLOSED,
     doors: Mapping[tuple[str, str], str] = NO_DOORS,
     at_once: bool = False,
+    tunnels: Collection[tuple[str, int]] = (),
 ) -> Ruleset:
     """The table of the host: masquerade, published ports, and who may not come in.
 
     A forward to an address in no network that is open to the host is left out: its packets
     would follow the host's default route. Of two for one port the first holds. `doors` are the
     published ports of services: (map, key) -> value; with `at_once` whoever comes is led there
-    before the host's input chains are asked (entrance.py).
+    before the host's input chains are asked (entrance.py). `tunnels` are VTEP and port of the
+    VXLAN that there was last, in case that there is none.
     """
     bridges = list(bridges)
     subnets = list(_collapse(s for b in bridges for s in b.open_subnets))
@@ -303,12 +306,17 @@ def host(
     for name, keys in closed_elements(closed).items():
         sets[name] = Elements(f"set {name} {{ {CLOSED_SETS[name]} }}", dict.fromkeys(keys, ""))
     chains = HOST_CHAINS.replace(FROM_UPLINK, AT_ONCE) if at_once else HOST_CHAINS
-    tunnels = sorted({(b.vtep, b.data_port) for b in bridges if b.vtep})
-    arriving = [f"{_to(vtep)} {_untracked(port)}" for vtep, port in tunnels]
-    leaving = [_untracked(port) for port in sorted({port for _, port in tunnels})]
+    ends = sorted(tunnels_of(bridges) or tunnels)
+    arriving = [f"{_to(vtep)} {_untracked(port)}" for vtep, port in ends]
+    leaving = [_untracked(port) for port in sorted({port for _, port in ends})]
     for place, rules in ((TO_TUNNELS, arriving), (FROM_TUNNELS, leaving)):
         chains = chains.replace(f"\t\t{place}\n", "".join(f"\t\t{rule}\n" for rule in rules))
     return Ruleset(sets, chains, counters=("guard_agent", "guard_vxlan"))
+
+
+def tunnels_of(bridges: Iterable[Bridge]) -> set[tuple[str, int]]:
+    """VTEP and port of the VXLAN of these networks."""
+    return {(b.vtep, b.data_port) for b in bridges if b.vtep}
 
 
 def _to(vtep: str) -> str:

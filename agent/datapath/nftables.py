@@ -68,6 +68,7 @@ class Nftables:
         self._pool = ThreadPoolExecutor(1, "nft", set_thread_name, (THREAD,))
         self._loaded: Ruleset | None = None
         self._listing = _Listing([], {})
+        self._unseen = False  # what was loaded has not been listed yet
 
     async def load(self, ruleset: Ruleset) -> None:
         """Make the table so: elements only where this object loaded it before, else whole.
@@ -75,6 +76,7 @@ class Nftables:
         VxmeshError if nftables refuses.
         """
         await self._in_thread(lambda: self._load(ruleset))
+        self._pool.submit(self._see)  # 1 ms and more, which nobody has to wait for
 
     async def alter(self, come: Keys | Pairs, gone: Keys | Pairs, chains: str = "") -> None:
         """Add and delete elements of sets and maps that were loaded; costs what the change is.
@@ -123,9 +125,14 @@ class Nftables:
         before, self._loaded = self._loaded, None
         if before is None or not self._update(before, ruleset):
             self._replace(ruleset)
-        if before is None or before != ruleset:
-            self._listing = self._list(ruleset)
+        self._unseen |= before is None or before != ruleset
         self._loaded = ruleset
+
+    def _see(self) -> None:
+        """Have the kernel's own words for what was loaded."""
+        if self._unseen and self._loaded:
+            self._listing = self._list(self._loaded)
+            self._unseen = False
 
     def _replace(self, ruleset: Ruleset) -> None:
         """The whole table, but for elements that are to be kept, if it can be kept."""
@@ -147,6 +154,7 @@ class Nftables:
             self._command(f"table {table}\ndelete table {table}\n")
 
     def _alter(self, come: Keys | Pairs, gone: Keys | Pairs, chains: str) -> None:
+        self._see()
         ruleset = self._loaded
         if ruleset is None:
             raise VxmeshError("firewall rules", "could not be loaded before")
@@ -197,14 +205,19 @@ class Nftables:
         return True
 
     def _check(self, told: bool) -> bool:
+        self._see()
         ruleset = self._loaded
         if ruleset is None:
             return True
-        same = self._list(ruleset) == self._listing
+        there = self._list(ruleset)
+        same = there == self._listing
         # The binary is not our thread: of what it changes we are told, and would go on for ever.
         if not same or (told and self._run is not _run_binary):
             self._loaded = None
             self._load(ruleset)
+            if same:  # as it was seen, which may have been after somebody else had changed it
+                self._see()
+                same = there == self._listing
         return same
 
     def _list(self, ruleset: Ruleset) -> _Listing:

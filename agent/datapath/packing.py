@@ -32,6 +32,7 @@ HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 NDMSG = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, ifindex
 ATTRIBUTE = struct.Struct("=HH")  # length, type
+CODE = struct.Struct("=i")  # of NLMSG_ERROR: a negative errno, 0 acknowledges
 
 BATCH_ROWS = 1000  # a row is 60 bytes at most, so a batch is 60 kB
 

@@ -61,6 +61,7 @@ class Reconciler:
         monitor_buffer: int = RECEIVE_BUFFER,
         data_port: int = DATA_PORT,
         wireguard: str = "auto",
+        at_sockets: bool = True,
     ) -> None:
         """Our own namespace is at run_dir/netns, the host's at `host_netns`.
 
@@ -69,9 +70,10 @@ class Reconciler:
         `on_port_gone` the id of an endpoint whose sandbox's namespace exists no longer;
         `on_repair` what was put back that nobody asked for, a kind at a time; `on_refusal`,
         every `refusals_interval` s, what a port sent and the guards dropped. `data_port` is
-        VXLAN's UDP port, as it is outside WireGuard; `wireguard` whose that is: kernel, go, auto.
+        VXLAN's UDP port, as it is outside WireGuard; `wireguard` whose that is: kernel, go, auto;
+        `at_sockets` whether services are balanced at connect(2) where that can be.
         """
-        self._data_port, self._wireguard = data_port, wireguard
+        self._data_port, self._wireguard, self._at_sockets = data_port, wireguard, at_sockets
         self.netns = run_dir / "netns"
         self.on_applied, self.on_port_gone, self.on_repair = on_applied, on_port_gone, on_repair
         self.on_withheld = on_withheld
@@ -176,7 +178,7 @@ class Reconciler:
     async def connections(self) -> dict[tuple[str, str], int]:
         """Service and endpoint (ids) -> connections that the one led to the other from this host.
         VxmeshError if they cannot be read now."""
-        return await self._applier.tallies.read() if self._applier else {}
+        return await self._applier.serving.tallies.read() if self._applier else {}
 
     def failures(self) -> list[VxmeshError]:
         """What could not be applied and is being tried again."""
@@ -218,8 +220,10 @@ class Reconciler:
                 lambda: self._backlog,
                 self._data_port,
                 self._wireguard,
+                self._at_sockets,
             )
             stack.callback(applier.close)
+            await asyncio.to_thread(applier.serving.sockets.open)
             self._drift = Drift(
                 self._desired,
                 applier.networks,
@@ -353,6 +357,8 @@ class Reconciler:
             await applier.attempt(("wireguard", 0, ""), applier.check_wireguard())
         if backlog.sysctls:
             await applier.attempt(("sysctls", 0, ""), applier.check_sysctls())
+        if backlog.sockets:
+            await applier.attempt(("sockets", 0, ""), applier.check_sockets())
         if backlog.strangers:
             await applier.attempt(("strangers", 0, ""), applier.check_strangers())
         if backlog.overrun:

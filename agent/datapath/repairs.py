@@ -20,6 +20,7 @@ KINDS = {
     "fdb": ("FDB row", "FDB rows"),
     "neighbour": ("neighbour row", "neighbour rows"),
     "nft": ("nftables table", "nftables tables"),
+    "bpf": ("eBPF program or map element", "eBPF programs or map elements"),
     "sysctl": ("sysctl", "sysctls"),
     "wireguard": ("WireGuard device", "WireGuard devices"),  # made anew, or its peers
 }

@@ -2,7 +2,8 @@
 
 The kernel counts, an element for each service and backend; it is read when somebody asks. A
 counter begins at nought again when the table is loaded anew, so what is kept here is how much
-each rose. What stands opposite: balancerules.py, whose set `counted` it is; api/metrics.py.
+each rose. What was led at connect(2) has counters of its own, which are added.
+What stands opposite: balancerules.py, whose set `counted` it is; socketbalancer.py; api/metrics.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 
 from agent.datapath import balancerules
 from agent.datapath.balancer import Balancer
+from agent.datapath.socketbalancer import SocketBalancer
 
 Pair = tuple[str, str]  # ids of a service and of an endpoint
 
@@ -19,8 +21,8 @@ Pair = tuple[str, str]  # ids of a service and of an endpoint
 class Tallies:
     """Those of one host."""
 
-    def __init__(self, balancer: Balancer) -> None:
-        self._balancer = balancer
+    def __init__(self, balancer: Balancer, sockets: SocketBalancer) -> None:
+        self._balancer, self._sockets = balancer, sockets
         self._before: dict[int, Mapping[str, int]] = {}  # by IP version: element -> packets
         self._total: dict[tuple[int, str], int] = {}
 
@@ -47,6 +49,7 @@ class Tallies:
         wanted = set().union(*elements.values())
         self._total = {key: count for key, count in self._total.items() if key in wanted}
         found: Counter[Pair] = Counter()
+        led = self._sockets.counts()
         for pair, keys in elements.items():
-            found[pair] = sum(self._total.get(key, 0) for key in keys)
+            found[pair] = led[pair] + sum(self._total.get(key, 0) for key in keys)
         return dict(found)

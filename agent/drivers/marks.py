@@ -9,6 +9,9 @@ import ipaddress
 
 UNTRACKED = 0x76786D75  # mark of packets of our own that are part of no connection (prods.py)
 ASKED = 0x76786D71  # mark of questions that our name server is to answer (questions.py)
+# Marks of sockets in sandboxes that were led to a backend when they connected (socketprograms.py):
+# by which VIP is in the rest. None is one of the above, nor has the highest bit (egress.py).
+LED, LED_MASK = 0x56000000, 0xFF000000
 # Our ends of the uplink (uplink.py), to which the host leads the published ports of services.
 DOOR = {4: "169.254.83.2", 6: "fd76:786d:6573:6800::2"}
 

@@ -266,6 +266,9 @@ class Balancing:
         host = fabric.a
         if 7 not in host.desired.networks:
             host.add_network(7)
+        # All in one subnet, as what is balanced at the socket has to be.
+        host.desired.networks[7] = replace(host.desired.networks[7], subnets=("10.7.0.0/16",))
+        host.reconciler.touch_bridge(7)
         host.desired.services.clear()
         host.desired.neighbours.get(7, {}).clear()
         many = services()

@@ -156,6 +156,7 @@ class Host:
 
     def make(self, **options: Any) -> Reconciler:
         """A reconciler for this host, as a new agent would make it."""
+        options = {"at_sockets": self.fabric.at_sockets, **options}
         self.reconciler = Reconciler(
             self.desired,
             self.folder,
@@ -254,7 +255,8 @@ class Host:
 class Fabric:
     """Two hosts and an outsider, and all that a test makes beside them."""
 
-    def __init__(self, folder: Path, ipv6: bool = False) -> None:
+    def __init__(self, folder: Path, ipv6: bool = False, at_sockets: bool = True) -> None:
+        self.at_sockets = at_sockets  # whether services are balanced at connect(2) too
         self.id = f"vxt-{secrets.token_hex(2)}"
         self.folder = folder
         self.names: list[str] = []
@@ -310,9 +312,11 @@ class Fabric:
 
 
 @contextlib.asynccontextmanager
-async def opened(folder: Path, ipv6: bool = False) -> AsyncIterator[Fabric]:
+async def opened(
+    folder: Path, ipv6: bool = False, at_sockets: bool = True
+) -> AsyncIterator[Fabric]:
     """A fabric, started, and gone at the end."""
-    fabric = Fabric(folder, ipv6)
+    fabric = Fabric(folder, ipv6, at_sockets)
     try:
         await fabric.start()
         yield fabric

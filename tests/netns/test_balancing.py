@@ -1,4 +1,8 @@
-"""Services on the real kernel: VIPs and published ports, with the client's own address kept."""
+"""Services on the real kernel: VIPs and published ports, with the client's own address kept.
+
+By the rules of nftables, and what is central by the programs at connect(2) as well, of which
+test_socketbalancing.py has the rest.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +41,15 @@ EACH = pytest.mark.parametrize("over", [Over(4), Over(4, "udp"), Over(6), Over(6
 FAMILIES = pytest.mark.parametrize("over", [Over(4), Over(6)], ids=str)
 
 
+EITHER_WAY = pytest.mark.parametrize(
+    "fabric", [False, True], indirect=True, ids=["nftables", "sockets"]
+)
+ENDED = (ConnectionResetError, ConnectionAbortedError)  # by the rules; at the socket
+
+
 @pytest.fixture
-async def fabric(tmp_path: Path) -> AsyncIterator[Fabric]:
-    async with opened(tmp_path) as fabric:
+async def fabric(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Fabric]:
+    async with opened(tmp_path, at_sockets=getattr(request, "param", False)) as fabric:
         yield fabric
 
 
@@ -181,6 +191,7 @@ async def test_without_a_backend_a_client_is_refused_at_once(fabric: Fabric, ove
     assert not await refused(box.path, over.vip, 80, over.protocol, NEVER)
 
 
+@EITHER_WAY
 @FAMILIES
 async def test_a_draining_backend_keeps_its_connections_and_gets_no_new_one(
     fabric: Fabric, over: Over
@@ -214,6 +225,7 @@ async def test_a_draining_backend_keeps_its_connections_and_gets_no_new_one(
         outside.close()
 
 
+@EITHER_WAY
 @FAMILIES
 async def test_connections_go_on_when_the_agent_starts_again(fabric: Fabric, over: Over) -> None:
     near, far = await network(fabric, fabric.a, fabric.b)
@@ -234,6 +246,7 @@ async def test_connections_go_on_when_the_agent_starts_again(fabric: Fabric, ove
         outside.close()
 
 
+@EITHER_WAY
 @FAMILIES
 async def test_connections_are_shared_out_by_weight(fabric: Fabric, over: Over) -> None:
     near, far = await network(fabric, fabric.a, fabric.b)
@@ -283,6 +296,7 @@ async def test_with_affinity_a_client_stays_with_its_backend(fabric: Fabric, ove
     assert found == {"near", "far"}
 
 
+@EITHER_WAY
 @FAMILIES
 async def test_prefer_local_leaves_a_host_only_when_there_is_none(
     fabric: Fabric, over: Over
@@ -364,6 +378,7 @@ async def test_one_port_at_two_addresses_leads_to_two_services(fabric: Fabric) -
         assert await ask(fabric.outsider, "10.99.0.1", 8000) == ("far", OUTSIDER)
 
 
+@EITHER_WAY
 @FAMILIES
 async def test_a_sandbox_of_another_network_does_not_reach_a_vip(
     fabric: Fabric, over: Over
@@ -378,6 +393,7 @@ async def test_a_sandbox_of_another_network_does_not_reach_a_vip(
             await ask(stranger.path, over.vip, 80, timeout=NEVER)
 
 
+@EITHER_WAY
 @FAMILIES
 async def test_a_backend_that_goes_for_good_has_its_connections_reset_at_once(
     fabric: Fabric,
@@ -404,7 +420,7 @@ async def test_a_backend_that_goes_for_good_has_its_connections_reset_at_once(
         serve(fabric.hosts, frontend(new, published=PUBLISHED, vip=over.vip))
         await fabric.settle()
         for client in clients:  # none of which says a word
-            with pytest.raises(ConnectionResetError):
+            with pytest.raises(ENDED):
                 await client.wait()
             client.close()
         assert (await ask(fabric.outsider, over.node, 8000))[0] == "new"
@@ -500,6 +516,7 @@ async def test_a_connection_that_tracking_forgot_is_reset(fabric: Fabric) -> Non
             client.close()
 
 
+@EITHER_WAY
 async def test_what_went_while_the_agent_was_away_is_reset_when_it_starts(fabric: Fabric) -> None:
     near, far = await network(fabric, fabric.a, fabric.b)
     old, new = backend(fabric.a, 2), backend(fabric.b, 3)
@@ -511,7 +528,7 @@ async def test_what_went_while_the_agent_was_away_is_reset_when_it_starts(fabric
         await fabric.b.reconciler.stop()
         fabric.b.desired.services = {frontend(new).id: frontend(new)}
         await fabric.b.make().start()
-        with pytest.raises(ConnectionResetError):
+        with pytest.raises(ENDED):
             await client.wait()
         assert (await ask(far.path, "10.7.0.100", 80))[0] == "new"
         client.close()

@@ -352,8 +352,10 @@ async def test_our_own_bulk_deletions_are_not_heard(fabric: Fabric) -> None:
     """They would overrun the monitor, or at least keep the loop busy for nothing."""
     a = fabric.a
     await a.reconciler.stop()
+    # Room for what the kernel tells of a network's devices, which come at once, and for no more
+    # than some hundred rows.
     a.reconciler = kernel = Overrunning(
-        a.desired, a.folder, host_netns=str(a.path), monitor_buffer=1 << 14
+        a.desired, a.folder, host_netns=str(a.path), monitor_buffer=1 << 17
     )
     a.add_network(7)
     await kernel.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -12,19 +13,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from agent.datapath import namespaces, nft, sandbox
 from agent.datapath.bulk import Bulk
+from agent.datapath.maker import Maker
 from agent.datapath.monitor import Events, Monitor
 from agent.datapath.mountwatch import MountWatch
 from agent.datapath.netlink import Netlink
+from agent.datapath.networks import Networks
 from agent.datapath.nftables import Nftables
 from agent.datapath.packing import Row
 from agent.datapath.tablemonitor import TableMonitor
 from agent.datapath.underlay import describe
-from agent.drivers.base import Port, Rows
+from agent.drivers.base import Bridge, Port, Rows
 from agent.errors import Conflict
 from agent.floodmodel import DEFAULT
 from agent.model import HANDED_OUT, format_mac
@@ -66,6 +71,84 @@ async def test_an_interface_that_somebody_else_has_moved_gets_another_mtu(netns:
     assert await sandbox.resize(moved, 1350, ours) == 1
     assert shown("eth0")[1] == 1350
     assert await sandbox.resize(moved, 1350, ours) == 0
+
+
+@pytest.fixture
+def made(netns: Path) -> Iterator[Callable[[bool], Networks]]:
+    """Networks of one namespace; without a maker of whole ones if that is not asked for."""
+    with contextlib.ExitStack() as stack:
+        fd = os.open(netns, os.O_RDONLY)
+        stack.callback(os.close, fd)
+        link = stack.enter_context(contextlib.closing(Netlink(netns)))
+        bulk = stack.enter_context(contextlib.closing(Bulk(netns)))
+        maker = stack.enter_context(contextlib.closing(Maker(netns, netns)))
+        deaf: Any = SimpleNamespace(muting=lambda *_: contextlib.nullcontext())
+        nobody: Any = SimpleNamespace(network=_refuse, port=maker.port)
+        yield lambda whole: Networks(link, link, fd, maker if whole else nobody, bulk, deaf)
+
+
+async def _refuse(*_: object) -> tuple[int, int]:
+    raise FileExistsError
+
+
+@pytest.mark.parametrize("gateways", [("10.9.0.1/24",), ("10.9.0.1/24", "fd09::1/64"), ()])
+@pytest.mark.parametrize("vtep", ["127.0.0.1", ""])
+async def test_a_network_made_at_once_is_as_one_made_step_by_step(
+    netns: Path, made: Callable[[bool], Networks], gateways: tuple[str, ...], vtep: str
+) -> None:
+    mac = bytes([2, 0, 0, 0, 0, 9])
+    bridge = Bridge("n" * 16, 9, "vxb9", "vxl9", 1430, mac, gateways, (), False, vtep, 4799)
+    run("ip", "link", "set", "lo", "up", netns=netns)
+    seen = []
+    for whole in (True, False):
+        networks = made(whole)
+        assert await networks.ensure(bridge)
+        assert networks.fixed["bridge"] == 2
+        seen.append(_devices(netns))
+        await networks.remove(9)
+    assert seen[0] == seen[1]
+    assert {name for name, _ in seen[0]} == {"vxb9", "vxl9"}
+    assert dict(seen[0])["vxb9"]["addresses"] == sorted(g.partition("/")[0] for g in gateways)
+
+
+def _devices(netns: Path) -> list[tuple[str, dict[str, Any]]]:
+    """All but the loopback, as `ip` tells of them; without what differs each time."""
+    found = []
+    for link in json.loads(run("ip", "-d", "-j", "addr", "show", netns=netns)):
+        for changing in ("ifindex", "operstate", "flags"):
+            flags = link.pop(changing)
+        link["up"] = "UP" in flags
+        info = link.get("linkinfo", {}).get("info_data", {})
+        port = link.get("linkinfo", {}).get("info_slave_data", {})
+        for timer in [key for key in (*info, *port) if key.endswith("timer") or "_id" in key]:
+            info.pop(timer, None)
+            port.pop(timer, None)
+        if link["ifname"] == "vxl9":
+            del link["address"]  # by chance
+        # What IPv6 gives a device by itself comes when it likes.
+        addresses = [a["local"] for a in link.pop("addr_info")]
+        link["addresses"] = sorted(a for a in addresses if not a.startswith("fe80:"))
+        if link["ifname"] != "lo":
+            found.append((link["ifname"], link))
+    return found
+
+
+async def test_a_port_whose_name_is_taken_changes_nothing(netns: Path) -> None:
+    for name in ("vxb9", "vxp9", "eth0"):
+        run("ip", "link", "add", name, "type", "bridge", netns=netns)
+    [bridge] = json.loads(run("ip", "-j", "link", "show", "vxb9", netns=netns))
+
+    def shown() -> set[tuple[str, str, str]]:
+        links = json.loads(run("ip", "-j", "link", "show", netns=netns))
+        return {(a["ifname"], a.get("ifalias", ""), str("UP" in a["flags"])) for a in links}
+
+    before = shown()
+    with contextlib.closing(Maker(netns, netns)) as maker, netns.open("rb") as there:
+        for device, ifname in (("vxp9", "eth7"), ("vxp8", "eth0")):
+            port = Port("e9", device, bytes([2, 0, 0, 0, 0, 9]), (), str(netns), 1, ifname, ())
+            with pytest.raises(FileExistsError):
+                await maker.port(port, "vxmesh:ep:e9", 1430, bridge["ifindex"], there.fileno())
+    assert shown() == before
 
 
 # -- namespaces --

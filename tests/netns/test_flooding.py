@@ -21,6 +21,7 @@ from agent.drivers.wireguard import PREFIX
 from agent.floodmodel import DEFAULT
 from agent.model import format_address, format_mac, parse_mac
 from agent.syscalls import in_netns
+from agent.testbed import Testbed
 from tests.netns.frames import (
     ADVERTISE,
     ARP,
@@ -105,6 +106,35 @@ def straight(one: Member, two: Member) -> bytes:
     return ethernet(two.mac, one.mac, IPV4, udp4(one.v4, two.v4, PORT))
 
 
+class Scene:
+    """Two networks that flood: one with members on two hosts, another one's on all three."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.network, other = world.network(*FLOOD), world.network(*FLOOD)
+        self.vni = world.vni(self.network)
+        self.me = member(world, "h1", self.network)
+        self.near = member(world, "h1", self.network)
+        self.far = member(world, "h2", self.network)
+        self.strangers = [member(world, host, other) for host in ("h1", "h2", "h3")]
+        self.addresses = [host.address for host in world.bed.hosts]
+
+    def lead(self, *hosts: set[int]) -> bool:
+        """Whether the default rows of each host lead to the hosts of these numbers."""
+        found = [defaults(self.world, host.name, self.vni) for host in self.world.bed.hosts]
+        return found == [{self.addresses[n - 1] for n in numbers} for numbers in hosts]
+
+
+@pytest.fixture(scope="module")
+def scene(bed: Testbed) -> Iterator[Scene]:
+    """For all tests of this module: what one of them takes away, it makes again."""
+    world = World(bed)
+    try:
+        yield Scene(world)
+    finally:
+        world.clean()
+
+
 def settle(one: Member, two: Member, ear: Ear) -> None:
     """Return when what `one` sent before has come to `two`, if it comes."""
     frame = straight(one, two)
@@ -143,16 +173,12 @@ def passed(world: World, one: str, two: str, ear: Ear) -> None:
     assert Ear.wait(lambda: any(token in frame for frame in ear.heard()), 5)
 
 
-def test_what_is_for_all_reaches_the_members_and_no_host_without_one(world: World) -> None:
-    network, other = world.network(*FLOOD), world.network(*FLOOD)
-    vni = world.vni(network)
-    inspected = world.read("h2", "network", "inspect", network)
+def test_what_is_for_all_reaches_the_members_and_no_host_without_one(scene: Scene) -> None:
+    world, me, near, far = scene.world, scene.me, scene.near, scene.far
+    inspected = world.read("h2", "network", "inspect", scene.network)
     assert inspected["options"] == {"flood": "on"}
-    me, near, far = (member(world, host, network) for host in ("h1", "h1", "h2"))
-    strangers = [member(world, host, other) for host in ("h1", "h2", "h3")]
-    first, second, third = (world.host(f"h{n}").address for n in (1, 2, 3))
-    assert defaults(world, "h1", vni) == {second} and defaults(world, "h2", vni) == {first}
-    places = [m.netns for m in (near, far, *strangers)]
+    assert scene.lead({2}, {1}, set())
+    places = [m.netns for m in (near, far, *scene.strangers)]
     with listening(*places) as (ear, there, *others), wire(world, "h3") as outside:
         for sender, hearers in ((me, (ear, there)), (far, (ear,))):
             sent = to_all(sender)
@@ -172,17 +198,14 @@ def test_what_is_for_all_reaches_the_members_and_no_host_without_one(world: Worl
             heard = [f for f in hearer.heard() if mark_of(f) in marks]
             assert len(heard) == len({mark_of(f) for f in heard})
         # A third host has one now, and then no more.
-        late = member(world, "h3", network)
-        assert defaults(world, "h1", vni) == {second, third}
-        assert defaults(world, "h2", vni) == {first, third}
-        assert defaults(world, "h3", vni) == {first, second}
+        late = member(world, "h3", scene.network)
+        assert scene.lead({2, 3}, {1, 3}, {1, 2})
         with listening(late.netns) as (ear3,):
             sent = to_all(me)
             send(me.netns, "eth0", *sent.values())
             assert [to for to, frame in sent.items() if not ear3.hears(frame)] == []
         world.vx("h3", "sandbox", "rm", late.name, "--wait=10")
-        assert defaults(world, "h1", vni) == {second} and defaults(world, "h2", vni) == {first}
-        assert defaults(world, "h3", vni) == set()
+        assert scene.lead({2}, {1}, set())
 
 
 def receiver(who: Member, family: socket.AddressFamily, group: str) -> socket.socket:
@@ -229,10 +252,9 @@ def say(who: Member, family: socket.AddressFamily, group: str, token: bytes) -> 
     in_netns(who.netns, work)
 
 
-def test_programs_find_each_other_by_it(world: World) -> None:
+def test_programs_find_each_other_by_it(scene: Scene) -> None:
     """With the kernel's own sockets: groups are joined, and nobody asks who has joined."""
-    network = world.network(*FLOOD)
-    me, far = member(world, "h1", network), member(world, "h2", network)
+    me, far = scene.me, scene.far
     for family, group in GROUPS:
         token = os.urandom(16)
         with contextlib.closing(receiver(far, family, group)) as sock:
@@ -242,7 +264,8 @@ def test_programs_find_each_other_by_it(world: World) -> None:
         assert source[0].split("%")[0] in (me.v4, me.v6, me.local), group
 
 
-def test_by_default_nothing_is_for_all_hosts(world: World) -> None:
+def test_by_default_nothing_is_for_all_hosts(scene: Scene) -> None:
+    world = scene.world
     network = world.network("--ipv6")
     me, near, far = (member(world, host, network) for host in ("h1", "h1", "h2"))
     vni = world.vni(network)
@@ -255,20 +278,19 @@ def test_by_default_nothing_is_for_all_hosts(world: World) -> None:
         assert [to for to, frame in sent.items() if there.has(frame)] == []
 
 
-def test_it_is_of_overlays_and_its_values_are_checked(world: World) -> None:
+def test_it_is_of_overlays_and_its_values_are_checked(scene: Scene) -> None:
     for options, words in (
         (("-O", "flood=yes"), "option flood='yes': is unknown. Use on or off"),
         (("-O", "flood=on", "-O", "flood-rate=0"), "is no number of packets a second"),
         (("-O", "flood-rate=5"), "Give -O flood=on as well"),
         (("--driver", "bridge", "-O", "flood=on"), "driver bridge has no VXLAN to flood"),
     ):
-        done = world.try_vx("h1", "network", "create", "wrong", *options)
+        done = scene.world.try_vx("h1", "network", "create", "wrong", *options)
         assert done.returncode == 2 and words in done.stderr, done.stderr
 
 
-def test_what_is_not_ones_own_is_not_sent_to_all(world: World) -> None:
-    network = world.network(*FLOOD)
-    me, near, far = (member(world, host, network) for host in ("h1", "h1", "h2"))
+def test_what_is_not_ones_own_is_not_sent_to_all(scene: Scene) -> None:
+    me, near, far = scene.me, scene.near, scene.far
     nodes = group_mac(ALL_NODES)
     announced = neighbour(me.v6, ALL_NODES, ADVERTISE, me.v6, (TARGET_LINK, me.mac), flags=0x20)
     gratuitous = arp(1, me.mac, me.v4, bytes(6), me.v4)
@@ -296,8 +318,8 @@ def test_what_is_not_ones_own_is_not_sent_to_all(world: World) -> None:
         assert [what for what, frame in wrong.items() if ear.has(frame)] == []
 
 
-def test_a_sandbox_sends_no_more_to_all_than_its_share(world: World) -> None:
-    rate, count = 20, 400
+def test_a_sandbox_sends_no_more_to_all_than_its_share(scene: Scene) -> None:
+    world, rate, count = scene.world, 20, 400
     network = world.network(*FLOOD, "-O", f"flood-rate={rate}")
     me, near, far = (member(world, host, network) for host in ("h1", "h1", "h2"))
     flood = [
@@ -332,10 +354,9 @@ def test_a_sandbox_sends_no_more_to_all_than_its_share(world: World) -> None:
     world.wait(told, "guard.broadcast")
 
 
-def test_rows_that_others_change_are_put_right(world: World) -> None:
-    network = world.network(*FLOOD)
-    me, far = member(world, "h1", network), member(world, "h2", network)
-    vni, second = world.vni(network), world.host("h2").address
+def test_rows_that_others_change_are_put_right(scene: Scene) -> None:
+    world, me, far, vni = scene.world, scene.me, scene.far, scene.vni
+    second = world.host("h2").address
     device, zero, mac = f"vxl{vni}", format_mac(DEFAULT), format_mac(far.mac)
 
     def bridge(*words: str) -> None:
@@ -381,7 +402,8 @@ def test_rows_that_others_change_are_put_right(world: World) -> None:
     os.geteuid() == 0 and shutil.which("wireguard-go") is None,
     reason="needs wireguard-go: scripts/setup.sh installs it",
 )
-def test_of_an_encrypted_network_it_goes_inside_wireguard(world: World) -> None:
+def test_of_an_encrypted_network_it_goes_inside_wireguard(scene: Scene) -> None:
+    world = scene.world
     network = world.network(*FLOOD, "--encrypted")
     me, far = (member(world, host, network) for host in ("h1", "h2"))
     vni = world.vni(network)
@@ -396,10 +418,8 @@ def test_of_an_encrypted_network_it_goes_inside_wireguard(world: World) -> None:
         assert not any(mark_of(f) in heard for f in sent.values() for heard in outside.heard())
 
 
-def test_it_goes_on_while_the_agent_is_away_and_after(world: World) -> None:
-    network = world.network(*FLOOD)
-    me, far = member(world, "h1", network), member(world, "h2", network)
-    vni, second = world.vni(network), world.host("h2").address
+def test_it_goes_on_while_the_agent_is_away_and_after(scene: Scene) -> None:
+    world, me, far, vni = scene.world, scene.me, scene.far, scene.vni
     with listening(far.netns) as (ear,):
         world.bed.kill("h1")
         frame = to_all(me)["255.255.255.255"]
@@ -407,11 +427,11 @@ def test_it_goes_on_while_the_agent_is_away_and_after(world: World) -> None:
         assert ear.hears(frame)
         # Meanwhile somebody takes away what leads there, and the third host gets a member.
         world.in_own("h1", "bridge", "fdb", "del", format_mac(DEFAULT), "dev", f"vxl{vni}", "self")
-        third = member(world, "h3", network, wait=False)
+        third = member(world, "h3", scene.network, wait=False)
         world.bed.start("h1")
-        want = {second, world.host("h3").address}
-        world.wait(lambda: defaults(world, "h1", vni) == want, "all default rows are there")
+        world.wait(lambda: scene.lead({2, 3}, {1, 3}, {1, 2}), "all default rows are there")
         with listening(third.netns) as (ear3,):
             frame = to_all(me)["ff05::1:3"]
             send(me.netns, "eth0", frame)
             assert ear.hears(frame) and ear3.hears(frame)
+    world.vx("h3", "sandbox", "rm", third.name, "--wait=10")

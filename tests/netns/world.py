@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ VXMESH = str(Path(sys.executable).parent / "vxmesh")
 COMMAND_WITHIN = 90.0  # s, for a command, which then hangs
 PATIENCE = 25  # s, for what takes a second when it works; less than a command may take
 _numbers = itertools.count(1)
+_reading = threading.Lock()
 
 
 class Failed(AssertionError):
@@ -100,7 +102,8 @@ class World:
         to start one takes ten times as long, and who waits for something looks often."""
         out, err = io.StringIO(), io.StringIO()
         target = self.host(host).target
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        # One at a time: stdout is the process's, and some tests have threads.
+        with _reading, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = command_line.run(["--host", target, *words, "-o", "json"])
         if status:
             raise Failed(f"{host}: vxmesh {' '.join(words)}: {status}: {err.getvalue()}")

@@ -43,7 +43,7 @@ UNIX = """
 def serve():
     sock, _ = listener.accept()
     sock.sendall(bytes.fromhex("000000040000000000"))  # an empty SETTINGS
-    while b"GetInfo" not in sock.recv(9999): pass
+    while bytes.fromhex("000100000001") not in sock.recv(9999): pass  # DATA, END_STREAM
     waiting.set()
     sent.wait()
     if {is_ignored}: sock.close()
@@ -93,7 +93,7 @@ except KeyboardInterrupt:
 HEAVY = {
     "agent.model", "asyncio", "concurrent.futures", "cryptography", "google.protobuf.json_format",
     "google.protobuf.internal.python_message", "google.protobuf.text_format", "grpc",
-    "importlib.metadata", "logging", "msgspec", "pathlib", "pyroute2", "rich", "ssl", "structlog",
+    "importlib.metadata", "msgspec", "pathlib", "pyroute2", "rich", "ssl", "structlog",
     "tempfile", "yaml", "zeroconf",
 }  # fmt: skip
 

@@ -590,7 +590,7 @@ async def test_sigterm_ends_it_cleanly(tmp_path: Path) -> None:
 def test_it_imports_only_what_it_needs() -> None:
     """It starts whenever it was lost, and then names wait for it."""
     script = (
-        "import sys, agent.resolver.__main__\n"
+        "import sys, agent.resolver.process\n"
         "print([m for m in ('grpc', 'pyroute2', 'structlog', 'aiohttp') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

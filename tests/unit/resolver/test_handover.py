@@ -24,7 +24,7 @@ NET = "a" * 16
 OLDER = """
 import sys, agent
 agent.__version__ = "0.0.1"
-from agent.resolver.__main__ import main
+from agent.resolver.process import main
 sys.exit(main())
 """
 

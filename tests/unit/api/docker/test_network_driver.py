@@ -77,6 +77,18 @@ async def test_the_whole_sequence(engine: Caller) -> None:
         assert await engine.call(f"NetworkDriver.{found}", **node) == {}
 
 
+async def test_a_container_that_publishes_nothing_changes_nothing_by_saying_so(
+    engine: Caller,
+) -> None:
+    await network(engine)
+    await engine.call("NetworkDriver.CreateEndpoint", **ABOUT, Interface={})
+    changes: list[object] = []
+    engine.node.listeners.append(changes.append)
+    for call in ("ProgramExternalConnectivity", "RevokeExternalConnectivity"):
+        assert await engine.call(f"NetworkDriver.{call}", **ABOUT, Options={}) == {}
+    assert changes == []
+
+
 @pytest.mark.parametrize(
     ("given", "answered"),
     [
@@ -124,6 +136,18 @@ async def test_what_cannot_be_done_is_said_and_changes_nothing(
     answer = await engine.call(f"NetworkDriver.{method}", **body)
     assert why in answer["Err"] and answer["Error"] == answer["Err"]
     assert not list(engine.node.catalogue.all()) and not engine.node.sandboxes
+
+
+async def test_options_are_those_of_a_network_of_ours(engine: Caller) -> None:
+    given = {"flood": "on", "flood-rate": "50"}
+    generic = {"com.docker.network.generic": given}
+    assert await network(engine, Options=generic) == {}
+    (made,) = engine.node.catalogue.all()
+    assert made.options == given
+    await engine.call("NetworkDriver.DeleteNetwork", NetworkID=NET)
+    given["flood"] = "yes"
+    answer = await network(engine, Options=generic)
+    assert "option flood='yes': is unknown" in answer["Err"]
 
 
 @pytest.mark.parametrize("body", [b"", b"[", b"[]", b"null", b"\xff", b'{"NetworkID": null}'])

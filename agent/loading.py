@@ -1,8 +1,8 @@
-"""The collector rests while a command loads what it needs.
+"""The collector rests while a process loads what it needs.
 
 What modules are made of stays, and looking through it again and again is a fifth of what a short
-command takes. `begin` is called before anything is loaded and `end` once all is, in a process of
-ours: in others the two do nothing.
+command takes, and of an agent's start. `begin` is called before anything is loaded, in processes
+of ours alone, and `end` once all is: where nothing began it does nothing.
 """
 
 from __future__ import annotations

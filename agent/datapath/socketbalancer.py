@@ -1,0 +1,245 @@
+"""Balancing at connect(2) on one host: programs and maps in the kernel, kept as frontends say.
+
+An accelerator, and nothing that others rely on: what it takes goes past the rules, which hold
+the same in any case (balancer.py). All of it ends with the agent, however that ends, and where
+the kernel refuses it there is none, which is told once.
+What stands opposite: socketmaps.py says what is in the maps, bpf.py knows how; applier.py says
+when; ledsockets.py ends connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+import structlog
+
+from agent.datapath import bpf, sockdiag, socketmaps
+from agent.datapath.balancerules import Placed
+from agent.datapath.ledsockets import in_namespaces
+from agent.datapath.networks import Held
+from agent.datapath.socketmaps import WRITTEN, Changes, Contents
+from agent.datapath.socketprograms import MAPS, NOTE, PROGRAMS, TALLY
+from agent.drivers.balancing import FrontendKey
+from agent.drivers.base import Port
+
+log = structlog.get_logger()
+
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h; Linux 5.14
+
+COOKIE = struct.Struct("=Q")
+FEW = 64  # elements that are written without a thread of their own
+
+Where = tuple[str, int]  # path and inode of a sandbox's namespace
+
+
+class SocketBalancer:
+    """The programs and maps of one agent, which act for its own sandboxes only."""
+
+    def __init__(self, held: Mapping[int, Held], wanted: bool = True) -> None:
+        """`held` are the networks as they are; not `wanted`: there is none of it."""
+        self._held, self._wanted = held, wanted
+        self._contents = Contents()
+        self._placed: dict[FrontendKey, Placed] = {}
+        self._subnets: dict[int, tuple[str, ...]] = {}  # by VNI, as frontends were judged by
+        self._cookies: dict[Where, int] = {}
+        self._maps: dict[str, bpf.Map] = {}
+        self._programs: dict[int, int] = {}  # kind of attachment -> descriptor
+        self._links: dict[int, int] = {}
+        self._cgroup = -1
+        self._tallies: mmap.mmap | None = None
+        self._is_sure = False  # the maps have what they should, unless others changed them
+        self._stack = contextlib.ExitStack()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is balanced so."""
+        return bool(self._programs)
+
+    def open(self) -> None:
+        """Make the maps, and have the programs run, if this kernel lets us: they do nothing yet.
+        Blocks."""
+        if not self._wanted:
+            return
+        with contextlib.ExitStack() as stack:
+            try:
+                _cookie_here()
+                sockdiag.check_possible()
+                self._open(stack)
+            except OSError as error:
+                self.close()
+                log.warning(
+                    "balancing.sockets_off",
+                    why=str(error),
+                    effect="connections to services go through nftables, which is slower",
+                )
+                return
+            self._stack = stack.pop_all()
+
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        btf = bpf.describe_notes(NOTE.size)
+        stack.callback(os.close, btf)
+        for name, spec in MAPS.items():
+            self._maps[name] = bpf.Map(name, spec, btf if name == "notes" else 0)
+            stack.callback(self._maps[name].close)
+        tallies = self._maps["tallies"]
+        self._tallies = mmap.mmap(tallies.fd, tallies.spec.entries * TALLY.size)
+        stack.callback(self._tallies.close)
+        descriptors = {name: each.fd for name, each in self._maps.items()}
+        for kind, lines in PROGRAMS.items():
+            self._programs[kind] = bpf.load(f"vxmesh_{kind}", kind, lines, descriptors)
+            stack.callback(os.close, self._programs[kind])
+        self._cgroup = bpf.open_cgroups()
+        stack.callback(os.close, self._cgroup)
+        self._attach()
+
+    def close(self) -> None:
+        """From here on new connections are balanced by the rules; those that there are go on."""
+        bpf.close_all(self._links.values())
+        self._links = {}
+        self._programs = {}
+        self._stack.close()
+
+    # -- what is to be --
+
+    async def alter(self, placed: Mapping[FrontendKey, Placed], networks: Collection[int]) -> None:
+        """Take in how frontends are by now, all of them, and the sandboxes of the networks that
+        have some. OSError: then everything is looked at again by `audit`."""
+        if not self.is_on:
+            return
+        subnets = {vni: _own(held) for vni, held in self._held.items()}
+        moved = {v for v in networks if subnets.get(v) != self._subnets.get(v)}
+        self._subnets = {vni: subnets[vni] for vni in networks if vni in subnets}
+        shapes = {
+            key: socketmaps.shape(one, subnets.get(one.frontend.vni, ()))
+            for key, one in placed.items()
+            if one is not self._placed.get(key) or one.frontend.vni in moved
+        }
+        shapes.update(dict.fromkeys(self._placed.keys() - placed.keys()))
+        self._placed = dict(placed)
+        was_full = self._contents.is_full
+        changes = self._contents.alter(shapes)
+        sandboxes = self._contents.admit(await self._sandboxes(networks))
+        if self._contents.is_full and not was_full:
+            log.warning("balancing.sockets_full", effect="what has no room goes through nftables")
+        for number in changes.counted_anew:
+            self._tally(number, 0)
+        if not self._is_sure:
+            await self.audit()
+        elif changes or sandboxes:
+            await self._write(changes, sandboxes)
+
+    async def audit(self) -> int:
+        """Compare maps and links with what they should be, and put right what is not; how many
+        elements and links others had changed. OSError."""
+        if not self.is_on:
+            return 0
+        was_sure, self._is_sure = self._is_sure, False
+        # A namespace may have gone, and another one be where it was.
+        self._cookies = {}
+        asked_for = self._contents.admit(await self._sandboxes(self._subnets))
+        wanted = self._contents.wanted
+
+        def work() -> int:
+            there = {name: self._maps[name].read() for name in WRITTEN}
+            changes = socketmaps.difference(wanted, there)
+            self._apply(changes)
+            return socketmaps.count(changes) - socketmaps.count(asked_for)
+
+        found = await asyncio.to_thread(work)
+        found += self._attach()
+        self._is_sure = True
+        return found if was_sure else 0
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        """Service and backend (ids) -> connections that were led from the one to the other."""
+        if not self.is_on:
+            return Counter()
+        pairs = self._contents.numbers()
+        return socketmaps.add_up({number: self._tally(number) for number in pairs}, pairs)
+
+    # -- how it becomes so --
+
+    async def _write(self, *several: Changes) -> None:
+        self._is_sure = False
+
+        def work() -> None:
+            for changes in several:
+                self._apply(changes)
+
+        if sum(map(socketmaps.count, several)) > FEW:
+            await asyncio.to_thread(work)
+        else:
+            work()
+        self._is_sure = True
+
+    def _apply(self, changes: Changes) -> None:
+        for name in WRITTEN:
+            self._maps[name].update(changes.come[name])
+        for name in reversed(WRITTEN):
+            self._maps[name].delete(changes.gone[name])
+
+    def _attach(self) -> int:
+        """Have all programs run; how many others had detached. OSError."""
+        lost = 0
+        for kind, program in self._programs.items():
+            link = self._links.get(kind)
+            if link is not None and bpf.is_attached(link):
+                continue
+            if link is not None:
+                os.close(self._links.pop(kind))
+                lost += 1
+            self._links[kind] = bpf.attach(str(kind), program, self._cgroup, kind)
+        return lost
+
+    async def _sandboxes(self, networks: Collection[int]) -> list[tuple[int, int]]:
+        """Cookie and VNI of each sandbox of these networks that can be told."""
+        found = [
+            (inside, vni)
+            for vni in networks
+            if vni in self._held
+            for port, _ in self._held[vni].ports.values()
+            if (inside := port.inside)
+        ]
+        unknown = {_where(port): port for port, _ in found if _where(port) not in self._cookies}
+        if unknown:
+            self._cookies |= await asyncio.to_thread(_read_cookies, unknown)
+        known = {where for port, _ in found if (where := _where(port)) in self._cookies}
+        self._cookies = {where: self._cookies[where] for where in known}
+        return [(c, vni) for port, vni in found if (c := self._cookies.get(_where(port)))]
+
+    def _tally(self, number: int, value: int | None = None) -> int:
+        """What has been counted by that number; with a value, from there on."""
+        assert self._tallies is not None
+        at = number * TALLY.size
+        if value is not None:
+            TALLY.pack_into(self._tallies, at, value)
+        return int(TALLY.unpack_from(self._tallies, at)[0])
+
+
+def _own(held: Held) -> tuple[str, ...]:
+    """The subnets of a network that are its own on this host."""
+    return tuple(s for s in held.bridge.subnets if s not in held.bridge.apart)
+
+
+def _where(port: Port) -> Where:
+    return port.netns, port.inode
+
+
+def _read_cookies(ports: Mapping[Where, Port]) -> dict[Where, int]:
+    """What the programs know each namespace by; those that are gone are left out."""
+    return dict(in_namespaces(ports.values(), lambda port: (_where(port), _cookie_here())))
+
+
+def _cookie_here() -> int:
+    """That of the calling thread's namespace. OSError before Linux 5.14."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return int(
+            COOKIE.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, COOKIE.size))[0]
+        )
