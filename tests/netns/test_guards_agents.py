@@ -28,7 +28,8 @@ FLOOD = 100_000  # questions a second
 SECONDS = 6.0
 LOOKUPS_EACH = 0.02  # s between two lookups of the other one
 AGAIN, PATIENCE = 2.0, 30.0  # s until a lookup is asked again, and until it is given up
-SHARE = GATEWAY_RATE * (SECONDS + 1) + GATEWAY_BURST  # of one port meanwhile
+SHARE = GATEWAY_RATE * (SECONDS + 3) + GATEWAY_BURST  # of one port while a flood lasts
+MORE = 10  # floods, until this machine has sent more than that in one
 
 
 def workload(world: World, host: str, network: str, name: str) -> Workload:
@@ -55,7 +56,6 @@ def flooding(who: Workload, name: str, rate: int = FLOOD) -> Iterator[list[int]]
         output, _ = process.communicate(timeout=SECONDS + 30)
         sent.append(int(output))
         print(f"the flood was {sent[0] / (SECONDS + 1):,.0f} a second")
-        assert sent[0] > 1.2 * SHARE, "more than is let through"
     finally:
         process.kill()
         process.wait()
@@ -93,15 +93,18 @@ def test_a_flood_of_questions_is_not_noticed_by_others(world: World) -> None:
     rogue = workload(world, "h1", network, world.workload("h1", network))
     other = workload(world, "h1", network, world.workload("h1", network))
     far = world.workload("h2", network)
-    most = 3 * (GATEWAY_RATE * (SECONDS + 3) + GATEWAY_BURST)
     describe("calm", latencies(other, far, SECONDS))
+
+    def dropped() -> float:
+        return metric(world, "h1", "vxmesh_guard_dropped_total", reason="gateway") - before
+
     before = metric(world, "h1", "vxmesh_guard_dropped_total", reason="gateway")
     questions = metric(world, "h1", "vxmesh_resolver_questions_total", transport="udp")
-    sent = 0
+    sent: list[int] = []
     for name in (far, "www.example.com", f"nobody.{network}"):
         with flooding(rogue, name) as flood:
             flooded = latencies(other, far, SECONDS)
-        sent += flood[0]
+        sent += flood
         p50, _ = describe(f"a flood of questions for {name}", flooded)
         lag = metric(world, "h1", "vxmesh_loop_lag_seconds")
         rtts = {n["name"]: n["rtt_ms"] for n in world.read("h1", "node", "ls")}
@@ -111,13 +114,12 @@ def test_a_flood_of_questions_is_not_noticed_by_others(world: World) -> None:
     world.wait(
         lambda: {n["state"] for n in world.read("h2", "node", "ls")} == {"alive"}, "all are alive"
     )
-    world.wait(
-        lambda: (
-            metric(world, "h1", "vxmesh_guard_dropped_total", reason="gateway")
-            >= before + max(1, sent - most)
-        ),
-        "what was too much is counted",
-    )
+    while not dropped() and len(sent) < 3 + MORE:  # others had the processors
+        with flooding(rogue, far) as flood:
+            pass
+        sent += flood
+    most = len(sent) * SHARE
+    world.wait(lambda: dropped() >= max(1, sum(sent) - most), "what was too much is counted")
     # What came through is what one port may send, not what was sent.
     asked = metric(world, "h1", "vxmesh_resolver_questions_total", transport="udp") - questions
     assert asked < most + 1000
