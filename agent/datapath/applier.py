@@ -79,6 +79,7 @@ class Applier:
         self._opened: set[Publication] = set()  # published ports, since the rules were loaded
         self._forwards = False  # our rules are there, so that we may forward
         self._closed = Closed()  # as it was loaded last
+        self._balanced = True  # our namespace's rules were loaded for that
         self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
@@ -320,7 +321,11 @@ class Applier:
         bridges = self._bridges()
         if self.uplink.has_ipv6 and (self._is_sealed or self._has_inside()):
             await self._sealed_table.load(self._sealed)
-        await self._own_table.load(nft.own(bridges))
+        balanced = not self.balancer.is_idle
+        rules = nft.own(bridges, balanced)
+        if nft.asks(rules):
+            await self.uplink.answer()
+        await self._own_table.load(rules)
         await self._set_sysctls(namespaces.FORWARDING)
         self._forwards = True
         closed = self._desired.closed()
@@ -334,7 +339,8 @@ class Applier:
         await self._host_table.load(rules)
         for version, table in self._entrances.items():
             await table.load(entrance.ruleset(version, doors))
-        self._closed = closed
+        self._closed, self._balanced = closed, balanced
+        await self.balancer.retire()  # now nothing leads there any more
         opened, self._opened = self._opened, set()
         await self._connections.forget(opened)
 
@@ -351,7 +357,7 @@ class Applier:
         else:
             changes = {key: self._desired.frontend(key) for key in keys}
             outcome = await self.balancer.alter(changes, local)
-        self.stale_tables |= outcome.published
+        self.stale_tables |= outcome.published or self._balanced == self.balancer.is_idle
         self._opened |= outcome.opened
         for vni in outcome.networks & self.networks.held.keys():
             await self.attempt(("rows", vni, ""), self.rows.all(vni))
