@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from agent.datapath import entrance, namespaces, nft, sandbox
+from agent.datapath import entrance, namespaces, nft, sandbox, shortcut
 from agent.datapath.backlog import Backlog, Failures, Key
 from agent.datapath.balancer import Balancer, Publication
 from agent.datapath.balancerules import TRACKING
@@ -38,7 +38,7 @@ from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.rowapplier import RowApplier
 from agent.datapath.tallies import Tallies
-from agent.datapath.uplink import Uplink
+from agent.datapath.uplink import MTU, Uplink
 from agent.datapath.waysback import WaysBack
 from agent.datapath.wireguard import Wireguard
 from agent.drivers import wireguard
@@ -91,6 +91,8 @@ class Applier:
             self._bulk = stack.enter_context(contextlib.closing(Bulk(netns, monitor.muting)))
             monitor.ignore(self._bulk.port)
             self._own_table = stack.enter_context(contextlib.closing(Nftables(self._netns)))
+            short = Nftables(self._netns, table=shortcut.TABLE)
+            self._shortcut = stack.enter_context(contextlib.closing(short))
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
             sealed = Nftables(host_netns, table=nft.SEALED)
             self._sealed_table = stack.enter_context(contextlib.closing(sealed))
@@ -257,6 +259,8 @@ class Applier:
         if changed or look:
             self.stale_tables |= changed
             fresh = await self.networks.ensure(bridge, look.links if look else None)
+            index = self.networks.held[vni].index
+            self.stale_tables |= held is not None and held.index != index
         elsewhere = self.networks.elsewhere(bridge) if changed or look else None
         self.stale_tables |= held is not None and _asks_otherwise(held.bridge, bridge)
         held = self.networks.held[vni]
@@ -321,6 +325,7 @@ class Applier:
         bridges = self._bridges()
         if self.uplink.has_ipv6 and (self._is_sealed or self._has_inside()):
             await self._sealed_table.load(self._sealed)
+        await self._shorten()
         balanced = not self.balancer.is_idle
         rules = nft.own(bridges, balanced)
         if nft.asks(rules):
@@ -343,6 +348,17 @@ class Applier:
         await self.balancer.retire()  # now nothing leads there any more
         opened, self._opened = self._opened, set()
         await self._connections.forget(opened)
+
+    async def _shorten(self) -> None:
+        """The short way in, for those that may have it; before the rules of the long one, which
+        may let them in no longer. Without it all the same comes in."""
+        held = [(held.bridge, held.index) for held in self.networks.held.values()]
+        rules = shortcut.ruleset(held, MTU)
+        try:
+            await self._shortcut.load(rules)
+        except VxmeshError as error:  # a device is gone, or this kernel has no such rules
+            log.info("shortcut.none", why=str(error))
+            await self._shortcut.remove()
 
     async def services(self, keys: Collection[FrontendKey] | None = None) -> None:
         """Services as the frontends of these keys say, or as all there are; and the ways back.
@@ -428,7 +444,7 @@ class Applier:
         one was wrong, all are looked at again before anything is called repaired.
         """
         ours = (self._sealed_table, self._guard.table, self._own_table, self._host_table)
-        tables = (*ours, self.balancer.table, *self._entrances.values())
+        tables = (*ours, self._shortcut, self.balancer.table, *self._entrances.values())
         total = 0
         for _ in range(CHECKS):
             wrong = [table for table in tables if not await table.check(told)]
@@ -464,8 +480,8 @@ class Applier:
         for kind, count in (await self.uplink.ensure()).items():
             self.repairs.add(kind, count)
         if self.uplink.host_index != index:
-            for table in self._entrances.values():
-                await table.check(told=True)  # `dup` leads to a device by its index
+            for table in (self._shortcut, *self._entrances.values()):
+                await table.check(told=True)  # each hangs on a device, or leads to one by its index
 
     async def _set_sysctls(self, values: Mapping[str, str]) -> int:
         return await asyncio.to_thread(namespaces.set_sysctls, self._netns, values)

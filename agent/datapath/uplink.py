@@ -106,8 +106,8 @@ class Uplink:
     async def answer(self) -> None:
         """Have questions to name servers elsewhere answered here from now on. OSError.
 
-        Not before somebody asks: the kernel looks up a packet's way in one table, and its source not
-        at all, until there was any rule; then in each table by turns, and its source as well.
+        Not before somebody asks: until there was any rule, the kernel looks for a packet's way in
+        one table and does not ask for its source; then in one after the other, and it does.
         """
         if not self._answers:
             await questions.ensure(self._own, self.has_ipv6)
