@@ -63,8 +63,8 @@ def _ranges(subnet: str, gateways: Iterable[str]) -> Iterator[str]:
     bounds = [first, *sorted(n for n in found if first < n < last), last]
     make = type(network.network_address)
     for below, above in itertools.pairwise(bounds):
-        low, high = make(below + 1), make(above - 1)
+        low, high = below + 1, above - 1
         if low < high:
-            yield f"{low}-{high}"
+            yield f"{make(low)}-{make(high)}"
         elif low == high:
-            yield str(low)
+            yield str(make(low))

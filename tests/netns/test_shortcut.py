@@ -12,11 +12,11 @@ PROBE = ("inet", "vxt_long")  # sees what takes the long way from the uplink to 
 
 def _watch(world: World, *addresses: str) -> None:
     """Count from now on what our namespace of h1 itself sends on to these addresses."""
-    rules = "counter long { } ; chain forward { type filter hook forward priority -10 ; "
+    rules = ["type filter hook forward priority -10"]
     for address in addresses:
-        ip = "ip6" if ":" in address else "ip"
-        rules += f"{ip} daddr {address} counter name long ; "
-    world.in_own("h1", "nft", f"table {' '.join(PROBE)} {{ {rules} }} }}")
+        rules.append(f"{'ip6' if ':' in address else 'ip'} daddr {address} counter name long")
+    chain = "chain forward {\n" + "\n".join(rules) + "\n}\n"
+    world.in_own("h1", "nft", f"table {' '.join(PROBE)} {{\ncounter long {{ }}\n{chain}}}")
     world.later(lambda: world.in_own("h1", "nft", "delete", "table", *PROBE))
 
 
@@ -62,6 +62,20 @@ def test_a_bridge_that_was_made_anew_has_the_short_way_again(world: World) -> No
     world.in_own("h1", "nft", "delete", "table", "netdev", "vxmesh")
     tables = functools.partial(world.in_own, "h1", "nft", "list", "tables")
     world.wait(lambda: "table netdev vxmesh" in tables(), "what others delete is put back")
+
+
+def test_the_short_way_outlives_the_uplink(world: World) -> None:
+    net = world.network("--driver", "bridge")
+    address = world.address("h1", world.workload("h1", net), net)
+    world.in_own("h1", "ip", "link", "del", "uplink")
+    world.wait(functools.partial(_is_reached, world, address), "there is another uplink")
+    _watch(world, address)
+
+    def is_short() -> bool:
+        before = _long(world)
+        return _is_reached(world, address) and _long(world) == before
+
+    world.wait(is_short, "and the short way from it")
 
 
 def test_who_sends_too_much_for_a_bridge_is_told_so(world: World) -> None:
