@@ -3,7 +3,7 @@
 What comes to us over the uplink has passed the host's rules. If it is for a sandbox of an open
 network of this node alone, ours ask nothing more: they would send it on to its bridge. So it is
 sent there where it comes in, before there is any hook, any search for a route and any tracking,
-which of a connection of ten packets are a twentieth of all its work.
+which is a twentieth of its whole way from the host into the sandbox (docs/decisions/0022).
 
     host ... vxmesh0 === uplink - `arriving` - bridge - sandbox
 
