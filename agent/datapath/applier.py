@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from agent.datapath import entrance, namespaces, nft, sandbox
+from agent.datapath import entrance, namespaces, nft, sandbox, shortcut
 from agent.datapath.backlog import Backlog, Failures, Key
 from agent.datapath.balancerules import TRACKING
 from agent.datapath.bulk import Bulk
@@ -37,7 +37,7 @@ from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.rowapplier import RowApplier
 from agent.datapath.serviceapplier import ServiceApplier
-from agent.datapath.uplink import Uplink
+from agent.datapath.uplink import MTU, Uplink
 from agent.datapath.wireguard import Wireguard
 from agent.drivers import wireguard
 from agent.drivers.balancing import FrontendKey
@@ -79,6 +79,7 @@ class Applier:
         self._forwards = False  # our rules are there, so that we may forward
         self._closed = Closed()  # as it was loaded last
         self._tunnels: set[tuple[str, int]] = set()  # VTEP and port of what is not tracked
+        self._balanced = True  # our namespace's rules were loaded for that
         self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
@@ -90,6 +91,8 @@ class Applier:
             self._bulk = stack.enter_context(contextlib.closing(Bulk(netns, monitor.muting)))
             monitor.ignore(self._bulk.port)
             self._own_table = stack.enter_context(contextlib.closing(Nftables(self._netns)))
+            short = Nftables(self._netns, table=shortcut.TABLE)
+            self._shortcut = stack.enter_context(contextlib.closing(short))
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
             sealed = Nftables(host_netns, table=nft.SEALED)
             self._sealed_table = stack.enter_context(contextlib.closing(sealed))
@@ -256,6 +259,8 @@ class Applier:
         if changed or look:
             self.stale_tables |= changed
             fresh = await self._ensure(bridge, look.links if look else None)
+            index = self.networks.held[vni].index
+            self.stale_tables |= held is not None and held.index != index
         else:
             await self._guard.admit(bridge)  # so that no port is ever there without it
         elsewhere = self.networks.elsewhere(bridge) if changed or look else None
@@ -332,13 +337,18 @@ class Applier:
         bridges = self._bridges()
         if self.uplink.has_ipv6 and (self._is_sealed or self._has_inside()):
             await self._sealed_table.load(self._sealed)
-        await self._own_table.load(nft.own(bridges))
+        await self._shorten()
+        balancer = self.serving.balancer
+        balanced = not balancer.is_idle
+        rules = nft.own(bridges, balanced)
+        if nft.asks(rules):
+            await self.uplink.answer()
+        await self._own_table.load(rules)
         await self._set_sysctls(namespaces.FORWARDING)
         self._forwards = True
         closed = self._desired.closed()
         if closed != self._closed:
             await self._guard.close_off(closed)
-        balancer = self.serving.balancer
         doors = balancer.published()
         if balancer.publishes_ipv6:  # also where no network has an IPv6 way out
             await self.uplink.forward_ipv6()
@@ -348,9 +358,21 @@ class Applier:
         await self._host_table.load(rules)
         for version, table in self._entrances.items():
             await table.load(entrance.ruleset(version, doors))
-        self._closed = closed
+        self._closed, self._balanced = closed, balanced
+        await balancer.retire()  # now nothing leads there any more
         opened, self.serving.opened = self.serving.opened, set()
         await self.serving.connections.forget(opened)
+
+    async def _shorten(self) -> None:
+        """The short way in, for those that may have it; before the rules of the long one, which
+        may let them in no longer. Without it all the same comes in."""
+        held = [(held.bridge, held.index) for held in self.networks.held.values()]
+        rules = shortcut.ruleset(held, MTU)
+        try:
+            await self._shortcut.load(rules)
+        except VxmeshError as error:  # a device is gone, or this kernel has no such rules
+            log.info("shortcut.none", why=str(error))
+            await self._shortcut.remove()
 
     async def services(self, keys: Collection[FrontendKey] | None = None) -> None:
         """Services as the frontends of these keys say, or as all there are; and the ways back.
@@ -364,6 +386,7 @@ class Applier:
             await self.serving.apply(keys)
         finally:
             self.stale_tables |= self.serving.are_rules_stale
+            self.stale_tables |= self._balanced == self.serving.balancer.is_idle
             self.serving.are_rules_stale = False
 
     async def routes(self) -> None:
@@ -424,7 +447,7 @@ class Applier:
         one was wrong, all are looked at again before anything is called repaired.
         """
         ours = (self._sealed_table, self._guard.table, self._own_table, self._host_table)
-        tables = (*ours, self.serving.balancer.table, *self._entrances.values())
+        tables = (*ours, self._shortcut, self.serving.balancer.table, *self._entrances.values())
         total = 0
         for _ in range(CHECKS):
             wrong = [table for table in tables if not await table.check(told)]
@@ -464,8 +487,8 @@ class Applier:
         for kind, count in (await self.uplink.ensure()).items():
             self.repairs.add(kind, count)
         if self.uplink.host_index != index:
-            for table in self._entrances.values():
-                await table.check(told=True)  # `dup` leads to a device by its index
+            for table in (self._shortcut, *self._entrances.values()):
+                await table.check(told=True)  # each hangs on a device, or leads to one by its index
 
     async def _set_sysctls(self, values: Mapping[str, str]) -> int:
         return await asyncio.to_thread(namespaces.set_sysctls, self._netns, values)

@@ -80,6 +80,7 @@ class Balancer:
         self._doors: dict[Publication, tuple[FrontendKey, int]] = {}
         self._local: frozenset[str] = frozenset()
         self._loaded = False
+        self._is_there = True  # maybe, by an agent before
         self._spans: frozenset[int] = frozenset()  # time-outs of affinity that have their chains
         self._in_force: Counter[int] = Counter()  # those that frontends have -> how many
         self._is_full = False  # that there are too many has been told
@@ -88,6 +89,11 @@ class Balancer:
     def close(self) -> None:
         """End the thread. The table stays."""
         self.table.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to balance."""
+        return not self._placed
 
     @property
     def networks(self) -> frozenset[int]:
@@ -120,6 +126,14 @@ class Balancer:
             if vips is None or placed.frontend.address in vips
             for way in _ways(placed)
         }
+
+    async def retire(self) -> None:
+        """Take the table out if there is nothing to balance: each packet would be looked at for
+        it, and tracking would look for its connection. VxmeshError."""
+        if self.is_idle and self._is_there:
+            self._loaded = False
+            await self.table.remove()
+            self._is_there = False
 
     async def load(
         self, frontends: Mapping[FrontendKey, Frontend], local: frozenset[str]
@@ -171,10 +185,13 @@ class Balancer:
             failed = await asyncio.gather(*sent, return_exceptions=True)
         for error in filter(None, failed):
             raise error
-        if whole or len(self._spans - spans) > SPANS_UNUSED:
+        if whole and self.is_idle:
+            await self.retire()
+        elif whole or len(self._spans - spans) > SPANS_UNUSED:
+            self._is_there = True
             await self.table.load(balancerules.ruleset([self._all()], spans))
             self._spans = spans
-        self._loaded = True
+        self._loaded = self._is_there
         self._owed = Outcome()
         return outcome
 

@@ -65,7 +65,7 @@ parameter-problem }} accept
 
 	chain mangle {{
 		type filter hook prerouting priority mangle; policy accept;
-		ct state established,related accept
+		ct state established,related,untracked accept
 		ip daddr @vips4 jump stray
 		ip6 daddr @vips6 jump stray
 		iifname "{UPLINK}" ip daddr {DOOR[4]} jump stray
@@ -102,6 +102,7 @@ ct original ip6 daddr {DOOR[6]} ct status dnat snat ip6 to {DOOR[6]}
 
 	chain forward {{
 		type filter hook forward priority filter - 1; policy accept;
+		ct state untracked accept
 		ct status dnat accept
 		ip daddr @vips4 goto refuse
 		ip6 daddr @vips6 goto refuse

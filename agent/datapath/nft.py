@@ -28,22 +28,14 @@ UPLINK, HOST_UPLINK = "uplink", "vxmesh0"
 NOTHING_CLOSED = Closed()
 NO_DOORS: Mapping[tuple[str, str], str] = {}
 
+# Each packet of a sandbox to or from outside passes all of this, and each connection of its own has
+# some ten of them; so who is nearly all that comes is let through first, no device's name is read
+# twice, and what looks at connections, or for questions, is there only while it can find some.
 # No connection tracking in here, but for what is balanced (balancerules.py): it would cost every
 # packet and decide nothing. What comes over the uplink has passed the host's table, and a sandbox
 # is known by its bridge. What was balanced from there may go into internal networks too, and what
 # the host sends round to have it come in again goes straight back (entrance.py).
-# asked: after a service's VIP has become its backend; what is for a name server there goes there.
-# Only what engines' containers ask is answered by us: others on their bridge ask whom they like.
 OWN_CHAINS = f"""\
-	chain asked {{
-		type filter hook prerouting priority dstnat + 10; policy accept;
-		ct status dnat accept
-		iifname . ip saddr @asked4 udp dport 53 meta mark set {hex(ASKED)}
-		iifname . ip saddr @asked4 tcp dport 53 meta mark set {hex(ASKED)}
-		iifname . ip6 saddr @asked6 udp dport 53 meta mark set {hex(ASKED)}
-		iifname . ip6 saddr @asked6 tcp dport 53 meta mark set {hex(ASKED)}
-	}}
-
 	chain input {{
 		type filter hook input priority filter; policy drop;
 		iifname "lo" accept
@@ -53,18 +45,45 @@ OWN_CHAINS = f"""\
 		meta mark {hex(ASKED)} accept
 	}}
 
+	chain from_uplink {{
+		oifname @open accept
+		ct status dnat accept
+		oifname "{UPLINK}" accept
+	}}
+
+	chain to_uplink {{
+		iifname . ip saddr @egress4 accept
+		iifname . ip6 saddr @egress6 accept
+		ct status dnat ct state established accept
+		ct status dnat ct direction reply accept
+	}}
+
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
-		ct state established ct status dnat accept
-		iifname "{UPLINK}" oifname @open accept
-		iifname "{UPLINK}" ct status dnat accept
-		iifname "{UPLINK}" oifname "{UPLINK}" accept
-		oifname "{UPLINK}" ct direction reply ct status dnat accept
-		oifname "{UPLINK}" iifname . ip saddr @egress4 accept
-		oifname "{UPLINK}" iifname . ip6 saddr @egress6 accept
+		iifname "{UPLINK}" goto from_uplink
+		oifname "{UPLINK}" goto to_uplink
 		iifname . oifname @hairpin accept
+		ct status dnat ct state established accept
 	}}
 """
+
+# After a service's VIP has become its backend; what is for a name server there goes there. Only
+# what engines' containers ask is answered by us: others on their bridge ask whom they like.
+ASKED_CHAINS = f"""
+	chain questions {{
+		ct status dnat accept
+		iifname . ip saddr @asked4 udp dport 53 meta mark set {hex(ASKED)}
+		iifname . ip saddr @asked4 tcp dport 53 meta mark set {hex(ASKED)}
+		iifname . ip6 saddr @asked6 udp dport 53 meta mark set {hex(ASKED)}
+		iifname . ip6 saddr @asked6 tcp dport 53 meta mark set {hex(ASKED)}
+	}}
+
+	chain asked {{
+		type filter hook prerouting priority dstnat + 10; policy accept;
+		th dport 53 goto questions
+	}}
+"""
+_OF_BALANCED = re.compile(r"^\t\tct status dnat .*\n", re.MULTILINE)
 
 # raw: VXLAN itself is not tracked: it would cost every packet a look at the host's connections,
 # of which none are made by it. As it is so many packets, its addresses stand in the rules and not
@@ -128,20 +147,25 @@ HOST_CHAINS = f"""\
 
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
-		oifname != "{HOST_UPLINK}" ip saddr @subnets4 masquerade
-		oifname != "{HOST_UPLINK}" ip6 saddr @subnets6 masquerade
-		oifname != "{HOST_UPLINK}" ip saddr {DOOR[4]} masquerade
-		oifname != "{HOST_UPLINK}" ip6 saddr {DOOR[6]} masquerade
-		oifname "{HOST_UPLINK}" ip saddr 127.0.0.0/8 masquerade
-		oifname "{HOST_UPLINK}" ip saddr @subnets4 ct status dnat masquerade
-		oifname "{HOST_UPLINK}" ip6 saddr @subnets6 ct status dnat masquerade
+		oifname "{HOST_UPLINK}" goto to_inside
+		ip saddr @subnets4 masquerade
+		ip6 saddr @subnets6 masquerade
+		ip saddr {DOOR[4]} masquerade
+		ip6 saddr {DOOR[6]} masquerade
+	}}
+
+	chain to_inside {{
+		ip saddr 127.0.0.0/8 masquerade
+		ip saddr @subnets4 ct status dnat masquerade
+		ip6 saddr @subnets6 ct status dnat masquerade
 	}}
 
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
-		oifname "{HOST_UPLINK}" ct state established,related accept
-		oifname "{HOST_UPLINK}" ct status dnat accept
-		oifname "{HOST_UPLINK}" drop
+		oifname != "{HOST_UPLINK}" accept
+		ct state established,related accept
+		ct status dnat accept
+		drop
 	}}
 """
 
@@ -212,8 +236,8 @@ class Ruleset:
     kept: frozenset[str] = frozenset()
 
 
-def own(bridges: Iterable[Bridge]) -> Ruleset:
-    """The table of our namespace.
+def own(bridges: Iterable[Bridge], balanced: bool = True) -> Ruleset:
+    """The table of our namespace; `balanced`: while anything is balanced there.
 
     Input: a bridge's sandboxes reach that bridge's gateways and nothing else of ours; but of
     what engines' containers ask, our name server is who answers, whoever is asked.
@@ -236,6 +260,7 @@ def own(bridges: Iterable[Bridge]) -> Ruleset:
             open_.add(name)
             for subnet in _collapse(bridge.open_subnets):
                 egress[subnet.version].add(f"{name} . {subnet}")
+    chains = OWN_CHAINS + ASKED_CHAINS if asked[4] or asked[6] else OWN_CHAINS
     return Ruleset(
         {
             "gateways4": _set("gateways4", "ifname . ipv4_addr", gateways[4]),
@@ -247,8 +272,13 @@ def own(bridges: Iterable[Bridge]) -> Ruleset:
             "asked4": _set("asked4", "ifname . ipv4_addr", asked[4]),
             "asked6": _set("asked6", "ifname . ipv6_addr", asked[6]),
         },
-        OWN_CHAINS,
+        chains if balanced else _OF_BALANCED.sub("", chains),
     )
+
+
+def asks(ruleset: Ruleset) -> bool:
+    """Whether anybody is there, in the table of our namespace, whose questions we answer."""
+    return any(ruleset.sets[name].elements for name in ("asked4", "asked6"))
 
 
 def askers(ports: Iterable[Port]) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:

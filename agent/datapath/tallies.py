@@ -29,7 +29,9 @@ class Tallies:
     async def read(self) -> dict[Pair, int]:
         """Connections since the backend came, or this agent started. VxmeshError if the table is
         not there."""
-        for version in (4, 6):
+        if self._balancer.is_idle:  # then there is no table
+            self._before, self._total = {}, {}
+        for version in () if self._balancer.is_idle else (4, 6):
             reading = await self._balancer.table.counted(f"counted{version}")
             before = self._before.get(version, {})
             self._before[version] = reading

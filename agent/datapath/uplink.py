@@ -61,6 +61,7 @@ class Uplink:
         self._own, self._host, self._host_netns = own, host, host_netns
         self.has_ipv6 = bool(namespaces.get_sysctl(own_netns, "ipv6/conf/all/forwarding"))
         self._routes: set[str] = set()
+        self._answers = False
         self.index = 0  # in our namespace
         self.host_index = 0  # of the other end
 
@@ -98,8 +99,19 @@ class Uplink:
                 changes["link"] += 1
                 await side.set_link(link.index, state="up")
         changes["route"] += await self._default_routes()
-        changes["route"] += await questions.ensure(self._own, self.has_ipv6)
+        if self._answers:
+            changes["route"] += await questions.ensure(self._own, self.has_ipv6)
         return changes
+
+    async def answer(self) -> None:
+        """Have questions to name servers elsewhere answered here from now on. OSError.
+
+        Not before somebody asks: until there was any rule, the kernel looks for a packet's way in
+        one table and does not ask for its source; then in one after the other, and it does.
+        """
+        if not self._answers:
+            await questions.ensure(self._own, self.has_ipv6)
+            self._answers = True
 
     async def set_sysctls(self) -> int:
         """Those of the host's end, and forwarding; how many were other."""

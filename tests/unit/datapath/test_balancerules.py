@@ -44,6 +44,10 @@ class Table:
         self.loads: list[Ruleset] = []
         self.changes: list[tuple[Any, Any]] = []
         self.chains: list[str] = []
+        self.removals: list[bool] = []
+
+    async def remove(self) -> None:
+        self.removals.append(True)
 
     async def load(self, ruleset: Ruleset) -> None:
         self.loads.append(ruleset)
@@ -277,7 +281,7 @@ async def test_a_backend_that_comes_to_this_host_is_preferred_there_from_then_on
 
 
 async def test_after_a_failure_the_whole_table_is_loaded(balancer: Balancer, table: Table) -> None:
-    await balancer.load(by_id(HTTP), NOBODY)
+    await balancer.load(by_id(HTTP, DNS), NOBODY)
 
     async def fails(come: Mapping[str, object], gone: Mapping[str, object], _: str) -> None:
         raise OSError("refused")
@@ -288,6 +292,33 @@ async def test_after_a_failure_the_whole_table_is_loaded(balancer: Balancer, tab
     table.alter = alter  # type: ignore[method-assign]
     await balancer.alter({}, NOBODY)
     assert len(table.loads) == 2 and not table.loads[-1].sets["vips4"].elements
+
+
+async def test_without_a_service_there_is_no_table(balancer: Balancer, table: Table) -> None:
+    await balancer.load({}, NOBODY)
+    await balancer.alter({}, NOBODY)
+    await balancer.retire()
+    assert (table.loads, table.changes, len(table.removals)) == (
+        [],
+        [],
+        1,
+    )  # an agent before had one
+    await balancer.alter(by_id(HTTP), NOBODY)
+    assert len(table.loads) == 1 and table.loads[-1].sets["vips4"].elements
+    await balancer.retire()
+    assert len(table.removals) == 1
+
+
+async def test_with_the_last_service_the_table_goes_once_nothing_leads_there(
+    balancer: Balancer, table: Table
+) -> None:
+    await balancer.load(by_id(HTTP), NOBODY)
+    await balancer.alter({HTTP.id: None}, NOBODY)
+    assert table.changes and not table.removals  # who still comes is refused
+    await balancer.retire()
+    assert len(table.removals) == 1
+    await balancer.alter(by_id(DNS), NOBODY)
+    assert len(table.loads) == 2  # with its chains
 
 
 async def test_what_a_change_asks_for_outlives_that_it_fails(
@@ -354,7 +385,7 @@ async def test_many_services_come_in_several_transactions_and_each_in_one(
     balancer: Balancer, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(balancer_module, "TOGETHER", 50)
-    await balancer.load({}, NOBODY)
+    await balancer.load(by_id(HTTP), NOBODY)
     await balancer.alter(many(100), NOBODY)
     several = table.changes[:]
     assert len(several) > 5
@@ -365,7 +396,7 @@ async def test_many_services_come_in_several_transactions_and_each_in_one(
     # All of it, as in one.
     table.changes.clear()
     monkeypatch.undo()
-    await balancer.load({}, NOBODY)
+    await balancer.load(by_id(HTTP), NOBODY)
     await balancer.alter(many(100), NOBODY)
     assert len(table.changes) == 1
     assert elements(several) == elements(table.changes)
@@ -400,7 +431,7 @@ async def test_when_one_transaction_of_several_fails_the_next_change_brings_all(
     balancer: Balancer, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(balancer_module, "TOGETHER", 50)
-    await balancer.load({}, NOBODY)
+    await balancer.load(by_id(HTTP), NOBODY)
     second = Mock(side_effect=[None, VxmeshError("firewall rules", "refused"), *[None] * 50])
 
     async def alter(come: object, gone: object, chains: str) -> None:
@@ -413,4 +444,4 @@ async def test_when_one_transaction_of_several_fails_the_next_change_brings_all(
     before = len(table.loads)
     await balancer.alter({}, NOBODY)
     assert len(table.loads) == before + 1
-    assert len(table.loads[-1].sets["vips4"].elements) == 100
+    assert len(table.loads[-1].sets["vips4"].elements) == 1 + 100
