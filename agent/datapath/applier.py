@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from agent.datapath import entrance, namespaces, nft, sandbox, shortcut
+from agent.datapath import entrance, namespaces, nft, sandbox
 from agent.datapath.backlog import Backlog, Failures, Key
 from agent.datapath.balancerules import TRACKING
 from agent.datapath.bulk import Bulk
@@ -37,7 +37,7 @@ from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.rowapplier import RowApplier
 from agent.datapath.serviceapplier import ServiceApplier
-from agent.datapath.uplink import MTU, Uplink
+from agent.datapath.uplink import Uplink
 from agent.datapath.wireguard import Wireguard
 from agent.drivers import wireguard
 from agent.drivers.balancing import FrontendKey
@@ -91,8 +91,6 @@ class Applier:
             self._bulk = stack.enter_context(contextlib.closing(Bulk(netns, monitor.muting)))
             monitor.ignore(self._bulk.port)
             self._own_table = stack.enter_context(contextlib.closing(Nftables(self._netns)))
-            short = Nftables(self._netns, table=shortcut.TABLE)
-            self._shortcut = stack.enter_context(contextlib.closing(short))
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
             sealed = Nftables(host_netns, table=nft.SEALED)
             self._sealed_table = stack.enter_context(contextlib.closing(sealed))
@@ -259,8 +257,6 @@ class Applier:
         if changed or look:
             self.stale_tables |= changed
             fresh = await self._ensure(bridge, look.links if look else None)
-            index = self.networks.held[vni].index
-            self.stale_tables |= held is not None and held.index != index
         else:
             await self._guard.admit(bridge)  # so that no port is ever there without it
         elsewhere = self.networks.elsewhere(bridge) if changed or look else None
@@ -337,7 +333,6 @@ class Applier:
         bridges = self._bridges()
         if self.uplink.has_ipv6 and (self._is_sealed or self._has_inside()):
             await self._sealed_table.load(self._sealed)
-        await self._shorten()
         balancer = self.serving.balancer
         balanced = not balancer.is_idle
         rules = nft.own(bridges, balanced)
@@ -362,17 +357,6 @@ class Applier:
         await balancer.retire()  # now nothing leads there any more
         opened, self.serving.opened = self.serving.opened, set()
         await self.serving.connections.forget(opened)
-
-    async def _shorten(self) -> None:
-        """The short way in, for those that may have it; before the rules of the long one, which
-        may let them in no longer. Without it all the same comes in."""
-        held = [(held.bridge, held.index) for held in self.networks.held.values()]
-        rules = shortcut.ruleset(held, MTU)
-        try:
-            await self._shortcut.load(rules)
-        except VxmeshError as error:  # a device is gone, or this kernel has no such rules
-            log.info("shortcut.none", why=str(error))
-            await self._shortcut.remove()
 
     async def services(self, keys: Collection[FrontendKey] | None = None) -> None:
         """Services as the frontends of these keys say, or as all there are; and the ways back.
@@ -447,7 +431,7 @@ class Applier:
         one was wrong, all are looked at again before anything is called repaired.
         """
         ours = (self._sealed_table, self._guard.table, self._own_table, self._host_table)
-        tables = (*ours, self._shortcut, self.serving.balancer.table, *self._entrances.values())
+        tables = (*ours, self.serving.balancer.table, *self._entrances.values())
         total = 0
         for _ in range(CHECKS):
             wrong = [table for table in tables if not await table.check(told)]
@@ -487,8 +471,8 @@ class Applier:
         for kind, count in (await self.uplink.ensure()).items():
             self.repairs.add(kind, count)
         if self.uplink.host_index != index:
-            for table in (self._shortcut, *self._entrances.values()):
-                await table.check(told=True)  # each hangs on a device, or leads to one by its index
+            for table in self._entrances.values():
+                await table.check(told=True)  # `dup` leads to a device by its index
 
     async def _set_sysctls(self, values: Mapping[str, str]) -> int:
         return await asyncio.to_thread(namespaces.set_sysctls, self._netns, values)
