@@ -80,6 +80,7 @@ class Applier:
         self._closed = Closed()  # as it was loaded last
         self._tunnels: set[tuple[str, int]] = set()  # VTEP and port of what is not tracked
         self._balanced = True  # our namespace's rules were loaded for that
+        self.owes_unsealing = False  # it waits until everything encrypted has gone
         self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
@@ -185,11 +186,16 @@ class Applier:
         """
         if self._desired.complete():
             await self.wireguard.shrink(self._desired.wireguard())
-            if self._failures.items():
-                return  # what could not be taken away yet may still speak to the inside
             held = any(held.bridge.encrypted for held in self.networks.held.values())
             if not held and not self._has_inside():
-                await self._unseal()
+                # What could not be taken away yet may still speak to the inside.
+                self.owes_unsealing = any(
+                    kind in ("wireguard", "strangers")
+                    or (kind == "bridge" and vni not in self.networks.held)
+                    for kind, vni, _ in self._failures.items()
+                )
+                if not self.owes_unsealing:
+                    await self._unseal()
 
     async def compare(
         self, interior: bool, drift: bool = False, gone: Callable[[str], None] | None = None

@@ -341,7 +341,7 @@ class Reconciler:
         for vni, (macs, addresses) in backlog.rows.items():
             rows = applier.rows.write(vni, list(macs), list(addresses))
             await applier.attempt(("rows", vni, ""), rows, whole=False)
-        if wireguard:
+        if wireguard or applier.owes_unsealing:
             await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
 
     async def _repair(self, applier: Applier, backlog: Backlog) -> None:
