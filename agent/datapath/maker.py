@@ -128,7 +128,8 @@ class Maker:
                 netns,
             )
         )
-        ask(linkpacking.mark_port(bridge.vxlan, alias, flood=True))
+        flood = not bridge.flood_rate  # as in networks.py
+        ask(linkpacking.mark_port(bridge.vxlan, alias, flood=flood))
         return index, self._own.index(bridge.vxlan)
 
     def _port(self, port: Port, alias: str, mtu: int, master: int, netns: int) -> int:
