@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,7 +42,8 @@ async def test_who_is_cancelled_keeps_his_descriptors_until_the_thread_is_done(
 
     made = Maker("", "")
     own: Any = made._own
-    inode = Path("/proc/self/exe").stat().st_ino
+    fd = os.open("/proc/self/exe", os.O_RDONLY)
+    inode = os.fstat(fd).st_ino
 
     def mark_port(*_: object, **__: object) -> bytes:
         sent.append((fd, os.fstat(fd).st_ino))
@@ -51,7 +51,6 @@ async def test_who_is_cancelled_keeps_his_descriptors_until_the_thread_is_done(
 
     monkeypatch.setattr(linkpacking, "new_pair", lambda *_: b"")
     monkeypatch.setattr(linkpacking, "mark_port", mark_port)
-    fd = os.open("/proc/self/exe", os.O_RDONLY)
 
     async def attach() -> None:
         try:
