@@ -407,7 +407,8 @@ class Plan:
         return routers, dict.fromkeys(vips, mac)
 
     def _defaults(self, network: Network) -> frozenset[bytes]:
-        return flooding.defaults(self._members(network), self._way(network))
+        members, way = self._members(network), self._way(network)
+        return flooding.defaults(members, way, network.subnets)
 
     def _way(self, network: Network) -> dict[str, bytes]:
         """Where the rows of a network lead, by node: never outside WireGuard if it is encrypted,

@@ -201,23 +201,29 @@ class Bulk:
         keep: bool = False,
     ) -> int:
         """Have a device's default rows lead to these VTEPs; how many of them did not, or did too
-        many. `dumped` are all rows, if they were just read; `keep` as for `reconcile`."""
+        many. `dumped` are all rows, if they were just read; `keep` as for `reconcile`.
+
+        One that the kernel refuses keeps none of the others from being written.
+        """
         if dumped is None:
             dumped = self._dump(AF_BRIDGE, ifindex)
         found = [vtep for mac, vtep, flags, _ in dumped if mac == DEFAULT and flags & NTF_SELF]
         have = set(found)
         come, gone = want - have, set() if keep else have - want
         changed = len(come) + len(gone)
+        failures: list[OSError] = []
         is_ours = len(have) == len(found)  # no VTEP twice, by other ports or VNIs
         for vtep in gone:
-            is_ours &= self._send((packing.pack_default(ifindex, vtep, False), 1)) == 1
+            batch = packing.pack_default(ifindex, vtep, False), 1
+            is_ours &= self._send_each([batch], failures) == 1
         if not is_ours:  # a row that is none of ours in more than its VTEP goes with all
             changed = max(1, changed)
             come = want | have if keep else want
-            for batch in packing.pack_fdb(ifindex, [(DEFAULT, None)]):
-                self._send(batch)
-        for vtep in come:
-            self._send((packing.pack_default(ifindex, vtep, True), 1))
+            self._send_each(packing.pack_fdb(ifindex, [(DEFAULT, None)]), failures)
+        batches = [(packing.pack_default(ifindex, vtep, True), 1) for vtep in come]
+        self._send_each(batches, failures)
+        if failures:
+            raise failures[0]
         return changed
 
     def _send(self, batch: Batch) -> int:
@@ -268,12 +274,23 @@ class Bulk:
             led, wanted, named = astray, {mac for mac, _ in want.fdb}, {mac for mac, _ in fdb}
             astray = set() if keep else led - wanted - named
             fdb += [row for row in want.fdb if row[0] not in led and row[0] not in named]
-        self._write(ifindex, Rows(fdb, neighbours, want.floods))
-        for mac in astray:
-            self._send((packing.pack_drop_static(ifindex, mac), 1))
+        failures: list[OSError] = []
+        try:
+            self._write(ifindex, Rows(fdb, neighbours, want.floods))
+        except OSError as error:
+            failures.append(error)
+        batches = [(packing.pack_drop_static(ifindex, mac), 1) for mac in astray]
+        self._send_each(batches, failures)
         changed = astray | {mac for mac, _ in fdb}
-        if want.defaults is not None and self._write_defaults(ifindex, want.defaults, dumped, keep):
-            changed.add(DEFAULT)
+        try:
+            if want.defaults is not None and self._write_defaults(
+                ifindex, want.defaults, dumped, keep
+            ):
+                changed.add(DEFAULT)
+        except OSError as error:
+            failures.append(error)
+        if failures:
+            raise failures[0]
         return changed, {address for address, _ in neighbours}
 
     def _correct(self, ifindex: int, rows: Rows) -> tuple[int, int]:
@@ -288,8 +305,10 @@ class Bulk:
             if _permanent(self._get(packing.pack_get_neighbour(ifindex, address))).get(address)
             != mac
         ]
-        self._write(ifindex, Rows(fdb, neighbours, rows.floods))
-        defaults = 0 if rows.defaults is None else self._write_defaults(ifindex, rows.defaults)
+        try:
+            self._write(ifindex, Rows(fdb, neighbours, rows.floods))
+        finally:  # whatever becomes of those
+            defaults = 0 if rows.defaults is None else self._write_defaults(ifindex, rows.defaults)
         return len(fdb) + defaults, len(neighbours)
 
     def _get(self, request: bytes) -> list[Dumped]:

@@ -104,7 +104,9 @@ class Guard:
         """
         vni, of = bridge.vni, (bridge.spoof, bridge.gateways, bridge.asked, bridge.flood_rate)
         admitted = self._admitted.get(vni)
-        (self._flooding.add if bridge.flood_rate else self._flooding.discard)(vni)
+        # Without a port there is nothing to limit; and those that go are there until `release`.
+        limited = bridge.flood_rate and (bridge.ports or (admitted and admitted.ports))
+        (self._flooding.add if limited else self._flooding.discard)(vni)
         if admitted is None or admitted.of != of:
             admitted = self._admitted[vni] = _Admitted(of, admitted.ports if admitted else {})
             looked_at = list(bridge.ports.items())
@@ -146,9 +148,9 @@ class Guard:
 
     async def _load(self) -> None:
         keys = [held.keys for held in self._held.values()]
-        self._has_groups = bool(self._flooding)
+        self._loaded, floods = False, bool(self._flooding)
         try:
-            rules = guardrules.ruleset([*keys, self._closed], floods=self._has_groups)
+            rules = guardrules.ruleset([*keys, self._closed], floods=floods)
             await self.table.load(rules)
         except VxmeshError as error:
             raise type(error)(
@@ -157,7 +159,7 @@ class Guard:
                 "Without it no sandbox is let in: see whether this kernel has nftables for "
                 "bridges (CONFIG_NF_TABLES_BRIDGE)",
             ) from error
-        self._loaded = True
+        self._loaded, self._has_groups = True, floods
 
 
 def _add(to: dict[str, set[str]], keys: Keys, without: Keys) -> None:

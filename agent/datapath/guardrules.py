@@ -52,7 +52,9 @@ FLOOD_BURST_MIN = 10  # packets to all at once after silence, however low the ra
 # `meta l4proto != 255` is whatever has an upper layer that can be seen: a first fragment without
 # one (RFC 7112) would hide what it is until it is put together.
 # solicit, advertise: the length says that there is one option at most, the source's or the
-# target's MAC; a second one behind an unknown one would be found by the receiver only.
+# target's MAC, or of who looks for duplicates a nonce (RFC 7527); a second one behind an unknown
+# one would be found by the receiver only. solicit: just what a VXLAN device answers and never
+# sends on (vxlan_xmit): ICMPv6 at once behind the head, of code 0.
 # input: what is for the bridge itself, to be answered or to leave by the host. From there no
 # agent is reached, and no VXLAN sent, with which it could speak for others on all hosts.
 # elsewhere: where our name server answers questions to others (nft.py), they count as those
@@ -124,7 +126,11 @@ nd-redirect : goto refuse_router }
 	}
 
 	chain solicit {
-		ip6 saddr :: iifname . ether saddr . @th,64,128 @targets accept
+		ip6 nexthdr != 58 goto refuse_neighbour
+		icmpv6 code != 0 goto refuse_neighbour
+		ip6 saddr :: ip6 length 24 iifname . ether saddr . @th,64,128 @targets accept
+		ip6 saddr :: ip6 length 32 @th,192,16 0x0e01 \
+iifname . ether saddr . @th,64,128 @targets accept
 		iifname . ether saddr . ip6 saddr != @addresses6 goto refuse_neighbour
 		ip6 length 24 accept
 		ip6 length 32 @th,192,16 0x0101 iifname . @th,208,48 @links accept
@@ -192,8 +198,11 @@ nd-redirect : goto refuse_router }
 
 # Only while a network here floods: what its sandboxes send to all, once it has passed the guard,
 # is counted, each sandbox's for itself. Not what the VXLAN device answers or drops instead of
-# sending it on: ARP and solicitations, so who is over the limit still finds others.
+# sending it on: ARP and solicitations, so who is over the limit still finds others. A solicitation
+# is what it takes for one (vxlan_xmit): where sandboxes may spoof, others pass the guard.
 # unflooded: and advertisements to all, which tell nobody elsewhere what the rows do not.
+# unasked: questions to the gateway that came to all hosts. Each host would answer them, and past
+# the limit of who asks; its own has answered, under that limit.
 FLOOD_CHAINS = """
 	chain refuse_groups {
 		counter name "guard_flood" drop
@@ -203,13 +212,18 @@ FLOOD_CHAINS = """
 		type filter hook prerouting priority -299; policy accept;
 		meta pkttype != { broadcast, multicast } accept
 		ether type arp accept
-		icmpv6 type nd-neighbor-solicit accept
+		ip6 nexthdr 58 ip6 length >= 24 icmpv6 type nd-neighbor-solicit icmpv6 code 0 accept
 		iifname @flooding goto refuse_groups
 	}
 
 	chain unflooded {
 		type filter hook forward priority 0; policy accept;
-		meta pkttype multicast oifname "vxl*" icmpv6 type nd-neighbor-advert drop
+		meta pkttype { broadcast, multicast } oifname "vxl*" icmpv6 type nd-neighbor-advert drop
+	}
+
+	chain unasked {
+		type filter hook input priority -1; policy accept;
+		iifname "vxl*" meta pkttype { broadcast, multicast } udp dport 53 drop
 	}
 """
 

@@ -90,7 +90,8 @@ class Maker:
         """Make a bridge with its addresses and, if it is to have one, its VXLAN device; their
         indexes, 0 for none. `netns` is a file descriptor of our namespace.
 
-        OSError if the kernel refuses any of it; then what was made before stays.
+        OSError if the kernel refuses any of it; then a bridge that was made before stays, but no
+        VXLAN device, which would be taken for one that has its rows.
         """
         return await self._run(lambda: self._network(bridge, alias, addresses, netns))
 
@@ -100,7 +101,19 @@ class Maker:
         return await self._run(lambda: self._port(port, alias, mtu, master, netns))
 
     async def _run(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function)
+        """Not over before the thread is done, cancelled or not: who asks closes descriptors that
+        the thread hands to the kernel, and their numbers are soon those of others."""
+        done = asyncio.get_running_loop().run_in_executor(self._pool, function)
+        cancelled: asyncio.CancelledError | None = None
+        while not done.done():
+            try:
+                await asyncio.wait([done])  # cancels nothing
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled:
+            done.exception()  # nobody asks for it any more
+            raise cancelled
+        return done.result()
 
     # -- in the thread --
 
@@ -128,8 +141,14 @@ class Maker:
                 netns,
             )
         )
-        ask(linkpacking.mark_port(bridge.vxlan, alias, flood=True))
-        return index, self._own.index(bridge.vxlan)
+        flood = not bridge.flood_rate  # as in networks.py
+        try:
+            ask(linkpacking.mark_port(bridge.vxlan, alias, flood=flood))
+            return index, self._own.index(bridge.vxlan)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                ask(linkpacking.delete(bridge.vxlan))
+            raise
 
     def _port(self, port: Port, alias: str, mtu: int, master: int, netns: int) -> int:
         ask, name = self._own.ask, port.device

@@ -74,6 +74,7 @@ class Networks:
         made = None
         if held is None and not (links and {bridge.device, bridge.vxlan} & links.keys()):
             made = await self._make(bridge)
+            links = None  # what there is by now, whatever there was
         if made:
             (index, vxlan), fresh = made, bool(bridge.vxlan)
         else:

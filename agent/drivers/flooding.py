@@ -13,17 +13,35 @@ from collections.abc import Callable, Iterable, Mapping
 
 from agent.core.members import Members
 from agent.floodmodel import flood_rate
-from agent.model import Network
+from agent.model import Network, holds
 
 NOWHERE: frozenset[bytes] = frozenset()
 
 
-def defaults(members: Members, vteps: Mapping[str, bytes]) -> frozenset[bytes]:
-    """The VTEPs of the default rows: of the nodes in `vteps` that have an endpoint, while one is
-    here as well."""
-    if not members.local:
+def defaults(
+    members: Members, vteps: Mapping[str, bytes], subnets: tuple[str, ...]
+) -> frozenset[bytes]:
+    """The VTEPs of the default rows: of the nodes in `vteps` that have an endpoint in the network
+    (its `subnets`, CIDR), while one is here as well.
+
+    A workload in a node's own stack has just a name in the network: nothing reaches it by these.
+    """
+    if not any(holds(subnets, a) for e in members.local.values() for a in e.addresses):
         return NOWHERE
-    return frozenset(vteps[id] for id, count in members.count.items() if count and id in vteps)
+    return frozenset(
+        vteps[id]
+        for id, count in members.count.items()
+        if count and id in vteps and count > _apart(members, id, vteps[id], subnets)
+    )
+
+
+def _apart(members: Members, node: str, vtep: bytes, subnets: tuple[str, ...]) -> int:
+    """How many of a node's endpoints have nothing but its own address, outside the network."""
+    ids = members.by_address.ids(vtep)
+    if not ids or holds(subnets, vtep):
+        return 0
+    found = (members.all[id] for id in ids)
+    return sum(m.node == node and m.endpoint.addresses == (vtep,) for m in found)
 
 
 class Floods:

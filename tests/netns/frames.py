@@ -74,9 +74,11 @@ def pseudo6(source: str, to: str, length: int, next_header: int) -> bytes:
     return parse_address(source) + parse_address(to) + struct.pack(">II", length, next_header)
 
 
-def icmp6(source: str, to: str, type: int, body: bytes, before: bytes = b"") -> bytes:
+def icmp6(
+    source: str, to: str, type: int, body: bytes, before: bytes = b"", code: int = 0
+) -> bytes:
     """With `before`, a header of options of its own kind in front."""
-    message = struct.pack(">BBH", type, 0, 0) + body
+    message = struct.pack(">BBH", type, code, 0) + body
     sum_ = checksum(pseudo6(source, to, len(message), ICMP6) + message)
     message = message[:2] + struct.pack(">H", sum_) + message[4:]
     return ipv6(source, to, OPTIONS if before else ICMP6, before + message)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from agent.datapath import namespaces, nft, sandbox
+from agent.datapath import linkpacking, namespaces, nft, sandbox
 from agent.datapath.bulk import Bulk
 from agent.datapath.maker import Maker
 from agent.datapath.monitor import Events, Monitor
@@ -93,11 +93,13 @@ async def _refuse(*_: object) -> tuple[int, int]:
 
 @pytest.mark.parametrize("gateways", [("10.9.0.1/24",), ("10.9.0.1/24", "fd09::1/64"), ()])
 @pytest.mark.parametrize("vtep", ["127.0.0.1", ""])
+@pytest.mark.parametrize("rate", [0, 1000])
 async def test_a_network_made_at_once_is_as_one_made_step_by_step(
-    netns: Path, made: Callable[[bool], Networks], gateways: tuple[str, ...], vtep: str
+    netns: Path, made: Callable[[bool], Networks], gateways: tuple[str, ...], vtep: str, rate: int
 ) -> None:
     mac = bytes([2, 0, 0, 0, 0, 9])
     bridge = Bridge("n" * 16, 9, "vxb9", "vxl9", 1430, mac, gateways, (), False, vtep, 4799)
+    bridge = replace(bridge, flood_rate=rate)
     run("ip", "link", "set", "lo", "up", netns=netns)
     seen = []
     for whole in (True, False):
@@ -108,7 +110,32 @@ async def test_a_network_made_at_once_is_as_one_made_step_by_step(
         await networks.remove(9)
     assert seen[0] == seen[1]
     assert {name for name, _ in seen[0]} == {"vxb9", "vxl9"}
+    port = dict(seen[0])["vxl9"]["linkinfo"]["info_slave_data"]
+    assert port["flood"] == (rate == 0), "unicast that nobody has goes to no host"
     assert dict(seen[0])["vxb9"]["addresses"] == sorted(g.partition("/")[0] for g in gateways)
+
+
+@pytest.mark.parametrize("half", ["bridge", "vxlan"])
+async def test_a_network_made_by_half_is_finished_and_its_rows_are_due(
+    netns: Path,
+    made: Callable[[bool], Networks],
+    half: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the devices that were read before, none was there."""
+    mac = bytes([2, 0, 0, 0, 0, 9])
+    bridge = Bridge("n" * 16, 9, "vxb9", "vxl9", 1430, mac, (), (), False, "127.0.0.1", 4799)
+    run("ip", "link", "set", "lo", "up", netns=netns)
+    networks = made(True)
+    assert await networks.ensure(bridge, {})
+    whole = _devices(netns)
+    await networks.remove(9)
+    refused = linkpacking.mark("nowhere", "")
+    name = {"bridge": "new_vxlan", "vxlan": "mark_port"}[half]
+    monkeypatch.setattr(linkpacking, name, lambda *_, **__: refused)
+    assert await networks.ensure(bridge, {})
+    assert _devices(netns) == whole
+    await networks.remove(9)
 
 
 def _devices(netns: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -47,6 +47,7 @@ pytestmark = pytest.mark.netns
 FLOOD = ("--ipv6", "-O", "flood=on")
 PORT = 4321
 ALL_NODES = "ff02::1"
+OWN_NETNS = Path("/run/vxmesh/netns")  # as a host sees it
 NOBODY = bytes.fromhex("0200aaaaaaaa")
 OWN = 3  # frames that a sandbox's kernel sends to all at once
 
@@ -352,6 +353,34 @@ def test_a_sandbox_sends_no_more_to_all_than_its_share(scene: Scene) -> None:
         )
 
     world.wait(told, "guard.broadcast")
+
+
+def test_what_is_asked_of_all_is_answered_by_no_other_host(scene: Scene) -> None:
+    """A question for the gateway in a frame for all members: it reaches those, and of the hosts
+    the own one alone, under its limit."""
+    world, me, far = scene.world, scene.me, scene.far
+    gateways = world.read("h1", "network", "inspect", scene.network)["gateways"]
+    v4, v6 = sorted(gateways, key=lambda a: ":" in a)
+
+    def question(port: int) -> list[bytes]:
+        return [
+            ethernet(BROADCAST, me.mac, IPV4, udp4(me.v4, v4, port)),
+            ethernet(group_mac(ALL_NODES), me.mac, IPV6, udp6(me.v6, v6, port)),
+        ]
+
+    def bridge(host: str) -> Ear:
+        return world.host(host).call(lambda: Ear(OWN_NETNS, f"vxb{scene.vni}"))
+
+    asked, other = question(53), question(54)
+    with (
+        contextlib.closing(bridge("h1")) as here,
+        contextlib.closing(bridge("h2")) as there,
+        listening(far.netns) as (ear,),
+    ):
+        send(me.netns, "eth0", *asked, *other)
+        assert all(there.hears(frame) for frame in other), "they come so far"
+        assert not any(there.has(frame) for frame in asked)
+        assert all(here.hears(frame) and ear.hears(frame) for frame in asked)
 
 
 def test_rows_that_others_change_are_put_right(scene: Scene) -> None:

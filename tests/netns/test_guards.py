@@ -22,7 +22,7 @@ import pytest
 
 from agent.datapath.guardrules import link_local
 from agent.drivers.base import Closed, Port
-from agent.model import HANDED_OUT, format_address
+from agent.model import HANDED_OUT, format_address, parse_address
 from agent.syscalls import in_netns
 from tests.netns import frames
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox, opened, pings, restart, run, until
@@ -357,6 +357,7 @@ async def test_duplicates_are_looked_for_and_not_denied(net: Net) -> None:
         "another's": ask("::", ip(net.nears, 6)),
         "with another MAC": ask(mine, ip(net.fars, 6), (frames.SOURCE_LINK, STRANGER)),
         "from another": ask(ip(net.fars, 6), ip(net.nears, 6), (frames.SOURCE_LINK, net.mine.mac)),
+        **{name: frame for name, (frame, _) in unanswered(net).items()},
     }
     with listening(net.near.path) as (ear,):
         before = net.dropped("neighbour")
@@ -366,6 +367,49 @@ async def test_duplicates_are_looked_for_and_not_denied(net: Net) -> None:
         for name, frame in wrong.items():
             assert not ear.has(frame), name
         assert net.dropped("neighbour") == before + len(wrong)
+
+
+def unanswered(net: Net) -> dict[str, tuple[bytes, bool]]:
+    """Solicitations that a VXLAN device or a receiver does not take for one, or that are larger
+    than any has to be; and whether the device answers them nonetheless."""
+    pad = bytes([frames.ICMP6, 0, 1, 4, 0, 0, 0, 0])
+    own = bytes(4) + parse_address(ip(net.mine, 6))
+    nonce = bytes([frames.NONCE, 1]) + bytes(6)
+
+    def ask(source: str, body: bytes, before: bytes = b"", code: int = 0) -> bytes:
+        message = frames.icmp6(source, ALL_NODES, frames.SOLICIT, body, before, code)
+        return ethernet(ALL_NODES_MAC, net.mine.mac, IPV6, message)
+
+    return {
+        "of code 1": (ask(ip(net.mine, 6), own, code=1), False),
+        "of code 1, for duplicates": (ask("::", own, code=1), False),
+        "behind options": (ask(ip(net.mine, 6), own, pad), False),
+        "behind options, for duplicates": (ask("::", own, pad), False),
+        "cut off": (ask(ip(net.mine, 6), own[:16]), False),
+        "large, for duplicates": (ask("::", own + nonce + bytes(1000)), True),
+        "for duplicates, with another option": (ask("::", own + b"\1\1" + bytes(6)), True),
+    }
+
+
+async def test_only_solicitations_that_are_answered_here_are_without_limit(fabric: Fabric) -> None:
+    """Where sandboxes may spoof, the limit on what is for all is all there is."""
+    net = await build(fabric, spoof=True, flood_rate=1)
+    own = bytes(4) + parse_address(ip(net.mine, 6))
+    sound = frames.icmp6(ip(net.mine, 6), ALL_NODES, frames.SOLICIT, own)
+    last = ethernet(net.nears.mac, net.mine.mac, IPV4, frames.udp4(ip(net.mine), ip(net.nears), 9))
+    plain = ethernet(ALL_NODES_MAC, net.mine.mac, IPV6, sound)
+    with listening(net.near.path) as (ear,):
+        for name, (frame, answered) in {**unanswered(net), "plain": (plain, True)}.items():
+            before = net.dropped("flood")
+            net.send(*[frame] * 200, last)
+            assert ear.hears(last), name
+            dropped = net.dropped("flood") - before
+            heard = sum(mark_of(frame) in one for one in ear.heard())
+            if answered:
+                assert heard == 200, name
+            else:  # and what the sandbox's own kernel says to all is dropped with it
+                assert heard < 100 and dropped >= 200 - heard, name
+            ear.forget()
 
 
 async def test_frames_for_bridges_reach_nobody(net: Net) -> None:

@@ -107,6 +107,34 @@ def test_they_lead_to_each_other_node_with_a_member_while_one_is_here() -> None:
     assert world.plan.all_rows(world.net.vni).defaults is None
 
 
+def test_a_workload_in_its_nodes_own_stack_is_no_member() -> None:
+    world = World()
+
+    def on_host(number: int, origin: str) -> None:
+        mac, id = bytes([6, 0, 0, 0, 0, number]), f"{number:016x}"
+        held = Endpoint(id, world.net.id, f"h{number}", mac, (vtep(origin),))
+        world.told(origin, (f"e/{id}", encode(held)))
+
+    on_host(1, OTHER)
+    on_host(2, OTHER)
+    own = world.state.create_host_endpoint(world.net.id, parse_endpoint("own"), "6" * 16)
+    world.remote(THIRD, 3)
+    rows = world.plan.all_rows(world.net.vni)
+    assert not rows.defaults, "nothing here sends to all"
+    local = world.workload()
+    assert world.defaults() == {vtep(THIRD)}
+    world.remote(OTHER, 4)
+    assert world.is_asked() and world.defaults() == {vtep(OTHER), vtep(THIRD)}
+    world.gone(OTHER, 4)
+    assert world.is_asked() and world.defaults() == {vtep(THIRD)}
+    world.gone(OTHER, 1)
+    assert not world.is_asked() and world.defaults() == {vtep(THIRD)}
+    world.state.drop_sandbox("5" * 16)
+    assert local not in world.state.members[world.net.id].local
+    assert own.id in world.state.members[world.net.id].local
+    assert not world.plan.all_rows(world.net.vni).defaults
+
+
 def test_a_node_that_died_is_sent_nothing_until_it_is_there_again() -> None:
     world = World()
     world.workload()
