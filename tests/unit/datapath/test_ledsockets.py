@@ -17,6 +17,7 @@ import pytest
 from agent.datapath import ledsockets, sockdiag
 from agent.datapath.balancer import Way
 from agent.datapath.ledsockets import LedSockets
+from agent.datapath.packing import HEADER, NLMSG_ERROR
 from agent.datapath.sockdiag import Socket
 from agent.datapath.socketmaps import mark
 from agent.model import parse_address
@@ -194,7 +195,7 @@ class Diag:
         code = self.answers.popleft()
         if code == errno.ETIMEDOUT:
             raise TimeoutError
-        return sockdiag.HEADER.pack(20, sockdiag.NLMSG_ERROR, 0, 0, 0) + struct.pack("=i", -code)
+        return HEADER.pack(20, NLMSG_ERROR, 0, 0, 0) + struct.pack("=i", -code)
 
     def __enter__(self) -> Diag:
         return self
