@@ -308,7 +308,7 @@ def test_where_many_wait_to_be_accepted_it_waits_too(
         has_waited.set()
         sleep(seconds)
 
-    monkeypatch.setattr(clientunix.time, "sleep", told_sleep)
+    monkeypatch.setattr(time, "sleep", told_sleep)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(path)
