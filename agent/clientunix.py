@@ -23,6 +23,7 @@ from agent.http2 import Broken, Connection
 from agent.rpc import control_pb2 as pb
 
 OPEN_WITHIN = 20.0  # s until the agent's first word, as gRPC's library waits for it
+FULL_AGAIN = 0.01  # s until it is tried again where too many wait for the agent
 PIECE = 1 << 18  # bytes read at a time
 _FIELDS = {
     b":authority": b"localhost",
@@ -110,7 +111,14 @@ class UnixCalls:
             self._deadline = time.monotonic() + OPEN_WITHIN
             self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._sock.settimeout(OPEN_WITHIN)
-            self._sock.connect(self._path)
+            while True:
+                try:
+                    self._sock.connect(self._path)
+                    break
+                except BlockingIOError:  # so many wait to be accepted that there is no room
+                    if time.monotonic() >= self._deadline:
+                        raise TimeoutError("the agent accepts no connection") from None
+                    time.sleep(FULL_AGAIN)
             self._sock.settimeout(None)
         return self._sock
 

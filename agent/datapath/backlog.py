@@ -156,8 +156,10 @@ def note_again(key: Key, backlog: Backlog, failures: Failures) -> None:
         backlog.again.add(vni)
     elif kind in ("tables", "routes"):
         backlog.forwards = True
-    elif kind in ("services", "replies"):
-        failures.succeeded(key)
+    elif kind == "services":
+        backlog.balancing = True
+    elif kind == "replies":
+        failures.succeeded(key)  # a port that is gone by now would stand for ever
         backlog.balancing = True
     elif kind in ("wireguard", "wireguard-rest"):
         backlog.wireguard = True

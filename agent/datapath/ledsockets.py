@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
@@ -32,21 +34,37 @@ log = structlog.get_logger()
 # s after which those are looked for once more whose program had chosen the backend just before it
 # was no longer to be chosen, and which had not begun to connect.
 STRAGGLERS = 0.2
+FAILURES = 5  # looks in vain, each four times later, until it is left to the next start
 TOGETHER = 64  # sandboxes of which sockets are open at once
 
 Led = tuple[int, bytes]  # mark, entry of the backend
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class _Sought:
+    """What is to be ended."""
+
+    vip: bytes
+    due: float  # when it is to be looked for, by the clock
+    is_second: bool = False  # it has been looked for everywhere
+    failures: int = 0  # looks that could not be had everywhere
+
+
 class LedSockets:
     """Those of one host's sandboxes."""
 
     def __init__(
-        self, held: Mapping[int, Held], known: Callable[[Collection[bytes]], Iterable[Way]]
+        self,
+        held: Mapping[int, Held],
+        known: Callable[[Collection[bytes]], Iterable[Way]],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`held` are the networks as they are; `known` tells the ways there are by these VIPs."""
-        self._held, self._known = held, known
-        self._gone: dict[Led, bytes] = {}  # which are to be ended -> VIP
+        self._held, self._known, self._clock = held, known, clock
+        self._gone: dict[Led, _Sought] = {}
+        self._is_possible = False  # this kernel has been seen to be able to
+        self._told = ""  # the last error, which is not told twice in a row
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -58,7 +76,8 @@ class LedSockets:
     def end(self, gone: Iterable[Way]) -> None:
         """Have those end that go by one of these ways. Nobody waits for it: a look into a sandbox
         takes the kernel some 2 ms, and what goes meanwhile is looked for all at once."""
-        new = {_led(way): way.entry for way in gone if way.protocol == "tcp"}
+        now = self._clock()
+        new = {_led(way): _Sought(way.entry, now) for way in gone if way.protocol == "tcp"}
         if not new:
             return
         self._gone |= new
@@ -67,26 +86,33 @@ class LedSockets:
             self._task = asyncio.create_task(self._work())
 
     async def _work(self) -> None:
-        late: dict[Led, bytes] = {}
-        while self._gone or late:
+        while self._gone:
             self._wake.clear()
-            new, self._gone = self._gone, {}
-            vips = set((late | new).values())
-            # What is back meanwhile is left alone.
-            sought = (late | new).keys() - map(_led, self._known(vips))
-            vnis = [
-                vni
-                for vni, held in self._held.items()
-                if sought and any(holds(held.bridge.subnets, vip) for vip in vips)
-            ]
-            try:
-                await self._end(vnis, lambda one: _of(one) in sought)  # noqa: B023
-            except OSError as error:
-                log.warning("datapath.sockets_not_ended", error=str(error))
-            late = new
+            now = self._clock()
+            if due := {led: one for led, one in self._gone.items() if one.due <= now}:
+                is_whole = await self._look(due)
+                for led, one in due.items():
+                    if self._gone.get(led) is one:  # and was not told anew meanwhile
+                        del self._gone[led]
+                        if again := _again(one, is_whole, now):
+                            self._gone[led] = again
+                continue
+            next_one = min(one.due for one in self._gone.values())
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STRAGGLERS if late else 0):
+                async with asyncio.timeout(next_one - now):
                     await self._wake.wait()
+
+    async def _look(self, due: Mapping[Led, _Sought]) -> bool:
+        """End these; whether all sandboxes could be looked at."""
+        vips = {one.vip for one in due.values()}
+        # What is back meanwhile is left alone.
+        sought = due.keys() - map(_led, self._known(vips))
+        vnis = [
+            vni
+            for vni, held in self._held.items()
+            if sought and any(holds(held.bridge.subnets, vip) for vip in vips)
+        ]
+        return await self._end(vnis, lambda one: _of(one) in sought)
 
     async def end_others(self, known: Iterable[Way]) -> None:
         """End those that were led and go by none of these ways: a start's compare.
@@ -97,8 +123,10 @@ class LedSockets:
         led = {_led(way) for way in known if way.protocol == "tcp"}
         await self._end(self._held, lambda one: _of(one) not in led and one.source != one.target)
 
-    async def _end(self, vnis: Iterable[int], ends: Callable[[Socket], bool]) -> None:
-        """Those that have a mark of ours, in the sandboxes of some networks."""
+    async def _end(self, vnis: Iterable[int], ends: Callable[[Socket], bool]) -> bool:
+        """Those that have a mark of ours, in the sandboxes of some networks; whether all could be
+        looked at. An agent before this one may have led some, so it matters not whether this one
+        does."""
         held = [self._held[vni] for vni in vnis if vni in self._held]
         ports = {
             (inside.netns, inside.inode): inside
@@ -106,22 +134,60 @@ class LedSockets:
             for port, _ in each.ports.values()
             if (inside := port.inside)
         }
-        if ports:
-            count = await asyncio.to_thread(_end_in, list(ports.values()), ends)
-            if count:
-                log.info("datapath.sockets_ended", count=count)
+        if not ports:
+            return True
+        try:
+            if not self._is_possible:
+                await asyncio.to_thread(sockdiag.check_possible)
+                self._is_possible = True
+            count, errors = await asyncio.to_thread(_end_in, list(ports.values()), ends)
+        except OSError as error:
+            count, errors = 0, [error]
+        if count:
+            log.info("datapath.sockets_ended", count=count)
+        told = str(errors[-1]) if errors else ""
+        if told and told != self._told:
+            log.warning("datapath.sockets_not_ended", error=told, times=len(errors))
+        self._told = told
+        return not errors
 
 
-def _end_in(ports: Sequence[Port], ends: Callable[[Socket], bool]) -> int:
-    ended = 0
+def _again(one: _Sought, is_whole: bool, now: float) -> _Sought | None:
+    """What is to be looked for after a look that began at `now`."""
+    if is_whole:
+        return None if one.is_second else _Sought(one.vip, now + STRAGGLERS, True)
+    if one.failures == FAILURES:
+        return None
+    due = now + STRAGGLERS * 4**one.failures
+    return _Sought(one.vip, due, one.is_second, one.failures + 1)
+
+
+def _end_in(ports: Sequence[Port], ends: Callable[[Socket], bool]) -> tuple[int, list[OSError]]:
+    """How many were ended, and what stood in the way, which keeps no other sandbox from it."""
+    ended, errors = 0, list[OSError]()
     for start in range(0, len(ports), TOGETHER):
         some = ports[start : start + TOGETHER]
-        for diag in in_namespaces(some, lambda port: sockdiag.open_here()):
+        for diag in in_namespaces(some, lambda port: _open()):
+            if isinstance(diag, OSError):
+                errors.append(diag)
+                continue
             with diag:
                 for family in (socket.AF_INET, socket.AF_INET6):
-                    found = list(filter(ends, sockdiag.find(diag, family, LED, LED_MASK)))
-                    ended += sockdiag.destroy(diag, found)
-    return ended
+                    try:
+                        found = list(filter(ends, sockdiag.find(diag, family, LED, LED_MASK)))
+                        ended += sockdiag.destroy(diag, found)
+                    except OSError as error:
+                        errors.append(error)
+                        if isinstance(error, TimeoutError):
+                            break  # what it answers later would be taken for another answer
+    return ended, errors
+
+
+def _open() -> socket.socket | OSError:
+    try:
+        return sockdiag.open_here()
+    except OSError as error:
+        return error
 
 
 def in_namespaces(ports: Collection[Port], make: Callable[[Port], T]) -> list[T]:

@@ -15,6 +15,7 @@ import mmap
 import os
 import socket
 import struct
+import threading
 from collections import Counter
 from collections.abc import Collection, Mapping
 
@@ -24,7 +25,7 @@ from agent.datapath import bpf, sockdiag, socketmaps
 from agent.datapath.balancerules import Placed
 from agent.datapath.ledsockets import in_namespaces
 from agent.datapath.networks import Held
-from agent.datapath.socketmaps import WRITTEN, Changes, Contents
+from agent.datapath.socketmaps import WRITTEN, Changes, Contents, Shape
 from agent.datapath.socketprograms import MAPS, NOTE, PROGRAMS, TALLY
 from agent.drivers.balancing import FrontendKey
 from agent.drivers.base import Port
@@ -35,6 +36,7 @@ SO_NETNS_COOKIE = 71  # asm-generic/socket.h; Linux 5.14
 
 COOKIE = struct.Struct("=Q")
 FEW = 64  # elements that are written without a thread of their own
+TOGETHER = 50  # frontends that are taken in at once, which takes some 3 ms; then others have a turn
 
 Where = tuple[str, int]  # path and inode of a sandbox's namespace
 
@@ -56,6 +58,9 @@ class SocketBalancer:
         self._tallies: mmap.mmap | None = None
         self._is_sure = False  # the maps have what they should, unless others changed them
         self._stack = contextlib.ExitStack()
+        # A thread goes on when who waits for it is cancelled: descriptors are to live as long.
+        self._lock = threading.Lock()
+        self._is_closed = False
 
     @property
     def is_on(self) -> bool:
@@ -65,15 +70,15 @@ class SocketBalancer:
     def open(self) -> None:
         """Make the maps, and have the programs run, if this kernel lets us: they do nothing yet.
         Blocks."""
-        if not self._wanted:
-            return
-        with contextlib.ExitStack() as stack:
+        with self._lock, contextlib.ExitStack() as stack:
+            if not self._wanted or self._is_closed:
+                return
             try:
                 _cookie_here()
                 sockdiag.check_possible()
                 self._open(stack)
             except OSError as error:
-                self.close()
+                self._detach()
                 log.warning(
                     "balancing.sockets_off",
                     why=str(error),
@@ -101,10 +106,15 @@ class SocketBalancer:
 
     def close(self) -> None:
         """From here on new connections are balanced by the rules; those that there are go on."""
+        with self._lock:
+            self._is_closed = True
+            self._detach()
+            self._stack.close()
+
+    def _detach(self) -> None:
         bpf.close_all(self._links.values())
         self._links = {}
         self._programs = {}
-        self._stack.close()
 
     # -- what is to be --
 
@@ -113,27 +123,49 @@ class SocketBalancer:
         have some. OSError: then everything is looked at again by `audit`."""
         if not self.is_on:
             return
+        was_sure, self._is_sure = self._is_sure, False
         subnets = {vni: _own(held) for vni, held in self._held.items()}
         moved = {v for v in networks if subnets.get(v) != self._subnets.get(v)}
-        self._subnets = {vni: subnets[vni] for vni in networks if vni in subnets}
-        shapes = {
-            key: socketmaps.shape(one, subnets.get(one.frontend.vni, ()))
-            for key, one in placed.items()
-            if one is not self._placed.get(key) or one.frontend.vni in moved
-        }
-        shapes.update(dict.fromkeys(self._placed.keys() - placed.keys()))
-        self._placed = dict(placed)
         was_full = self._contents.is_full
-        changes = self._contents.alter(shapes)
+        changes = await self._take_in(placed, subnets, moved)
+        self._subnets = {vni: subnets[vni] for vni in networks if vni in subnets}
         sandboxes = self._contents.admit(await self._sandboxes(networks))
         if self._contents.is_full and not was_full:
             log.warning("balancing.sockets_full", effect="what has no room goes through nftables")
-        for number in changes.counted_anew:
-            self._tally(number, 0)
-        if not self._is_sure:
+        if not was_sure:
             await self.audit()
-        elif changes or sandboxes:
+        else:
             await self._write(changes, sandboxes)
+
+    async def _take_in(
+        self,
+        placed: Mapping[FrontendKey, Placed],
+        subnets: Mapping[int, tuple[str, ...]],
+        moved: Collection[int],
+    ) -> Changes:
+        """Frontends as they are by now; all those of networks that `moved` are judged anew."""
+        changes = Changes()
+        gone = self._placed.keys() - placed.keys()
+        several = [(key, None) for key in gone] + list(placed.items())
+        for start in range(0, len(several), TOGETHER):
+            shapes: dict[FrontendKey, Shape | None] = {}
+            for key, one in several[start : start + TOGETHER]:
+                if one is None:
+                    del self._placed[key]
+                    shapes[key] = None
+                    continue
+                old = self._placed.get(key)
+                if (one is not old and one != old) or one.frontend.vni in moved:
+                    shapes[key] = socketmaps.shape(one, subnets.get(one.frontend.vni, ()))
+                self._placed[key] = one
+            if not shapes:
+                continue
+            changes = self._contents.alter(shapes, changes)
+            for number in changes.counted_anew:
+                self._tally(number, 0)
+            changes.counted_anew.clear()
+            await asyncio.sleep(0)
+        return changes
 
     async def audit(self) -> int:
         """Compare maps and links with what they should be, and put right what is not; how many
@@ -147,10 +179,14 @@ class SocketBalancer:
         wanted = self._contents.wanted
 
         def work() -> int:
-            there = {name: self._maps[name].read() for name in WRITTEN}
-            changes = socketmaps.difference(wanted, there)
-            self._apply(changes)
-            return socketmaps.count(changes) - socketmaps.count(asked_for)
+            with self._lock:
+                if self._is_closed:
+                    return 0
+                there = {name: self._maps[name].read() for name in WRITTEN}
+                changes = socketmaps.difference(wanted, there)
+                # What does not belong there may be what takes the room of what does.
+                self._apply(changes, goes_first=True)
+                return socketmaps.count(changes) - socketmaps.count(asked_for)
 
         found = await asyncio.to_thread(work)
         found += self._attach()
@@ -170,8 +206,9 @@ class SocketBalancer:
         self._is_sure = False
 
         def work() -> None:
-            for changes in several:
-                self._apply(changes)
+            with self._lock:
+                for changes in () if self._is_closed else several:
+                    self._apply(changes)
 
         if sum(map(socketmaps.count, several)) > FEW:
             await asyncio.to_thread(work)
@@ -179,9 +216,23 @@ class SocketBalancer:
             work()
         self._is_sure = True
 
-    def _apply(self, changes: Changes) -> None:
-        for name in WRITTEN:
-            self._maps[name].update(changes.come[name])
+    def _apply(self, changes: Changes, goes_first: bool = False) -> None:
+        """OSError: then all that changes is left to the rules, rather than led as it was."""
+        try:
+            if goes_first:
+                self._delete(changes)
+            for name in WRITTEN:
+                self._maps[name].update(changes.come[name])
+            if not goes_first:
+                self._delete(changes)
+        except OSError:
+            with contextlib.suppress(OSError):
+                led = socketmaps.touched(changes, self._contents.wanted)
+                self._maps["frontends"].delete(led)
+                self._maps["sandboxes"].delete(changes.gone["sandboxes"])
+            raise
+
+    def _delete(self, changes: Changes) -> None:
         for name in reversed(WRITTEN):
             self._maps[name].delete(changes.gone[name])
 

@@ -150,9 +150,13 @@ class Contents:
         self._tallies = iter(range(MAPS["tallies"].entries))
         self._free: list[int] = []
 
-    def alter(self, shapes: Mapping[FrontendKey, Shape | None]) -> Changes:
-        """Take in frontends that came, changed or (None) went; what that changes."""
-        changes = Changes()
+    def alter(
+        self, shapes: Mapping[FrontendKey, Shape | None], changes: Changes | None = None
+    ) -> Changes:
+        """Take in frontends that came, changed or (None) went; what that changes, together with
+        the `changes` of before."""
+        if changes is None:
+            changes = Changes()
         for key, shape in shapes.items():
             old = self._held.pop(key, None)
             new = self._hold(shape, old, changes) if shape else None
@@ -267,6 +271,15 @@ def difference(wanted: Mapping[str, Elements], there: Mapping[str, Elements]) ->
         for key in there[name].keys() - wanted[name].keys():
             changes.set(name, key, None)
     return changes
+
+
+def touched(changes: Changes, wanted: Mapping[str, Elements]) -> set[bytes]:
+    """The keys of all frontends of which anything changes, were it a slot. `wanted` is what there
+    is to be."""
+    slots = changes.come["slots"].keys() | changes.gone["slots"]
+    numbers = {SLOT.unpack(key)[0] for key in slots}
+    led = {k for k, v in wanted["frontends"].items() if FRONTEND.unpack(v)[1] in numbers}
+    return led | changes.come["frontends"].keys() | changes.gone["frontends"]
 
 
 def count(changes: Changes) -> int:

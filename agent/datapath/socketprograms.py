@@ -21,7 +21,7 @@ import struct
 from dataclasses import dataclass
 
 from agent.datapath import bpfasm as asm
-from agent.datapath.bpfasm import FP, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, Line
+from agent.datapath.bpfasm import FP, R0, R1, R2, R3, R4, R5, R6, R7, R8, Line
 from agent.drivers.marks import LED, LED_MASK
 
 HASH, ARRAY, SK_STORAGE = 1, 2, 24  # enum bpf_map_type
@@ -63,7 +63,8 @@ MAPS = {
 }
 
 # Where things are on the stack.
-_SANDBOX, _VNI, _ENTRY, _SLOT, _BEFORE, _MARK, _INDEX = -16, -8, -40, -48, -52, -56, -60
+_SANDBOX, _VNI, _ENTRY, _SLOT, _BEFORE, _MARK, _TARGET = -16, -8, -40, -48, -52, -56, -80
+_NOTE_BACKEND, _NOTE_PORT = 20, 36  # where in a NOTE the backend and its port are
 
 
 def _lookup(name: str, key: int, otherwise: str) -> list[Line]:
@@ -84,6 +85,17 @@ def _set_mark(at: int) -> list[Line]:
         *asm.address(R4, FP, at),
         asm.number(R5, 4),
         asm.call("setsockopt"),
+    ]
+
+
+def _note(create: bool = False) -> list[Line]:
+    """R0 = where the note of the socket in R8 is; 0: there is none."""
+    return [
+        asm.map_of(R1, "notes"),
+        asm.move(R2, R8),
+        asm.number(R3, 0),
+        asm.number(R4, int(create)),  # BPF_SK_STORAGE_GET_F_CREATE
+        asm.call("sk_storage_get"),
     ]
 
 
@@ -139,44 +151,39 @@ def connect(version: int) -> list[Line | str]:
         "free",
         *(mapped if version == 4 else []),
         *_copy([*entry, (_ENTRY + 16, _USER_PORT)], FP, R6),
+        # What an element says is copied at once: one that is taken out may become another one
+        # under our eyes (Linux 6.1).
         *_lookup("frontends", _ENTRY, "none"),
-        asm.move(R7, R0),
-        asm.load(R1, R7, 0),
-        asm.store(FP, _VNI, R1),
+        *_copy([(_VNI, 0), (_SLOT, 4), (_MARK, 12)], FP, R0),
+        asm.load(R7, R0, 8),
         *_lookup("sandboxes", _SANDBOX, "none"),
         # One of its slots.
+        asm.jump_if(R7, "=", 0, "none"),
         asm.call("get_prandom_u32"),
-        asm.load(R1, R7, 8),
-        asm.jump_if(R1, "=", 0, "none"),
-        asm.modulo(R0, R1),
+        asm.modulo(R0, R7),
         asm.store(FP, _SLOT + 4, R0),
-        asm.load(R1, R7, 4),
-        asm.store(FP, _SLOT, R1),
         *_lookup("slots", _SLOT, "none"),
-        asm.move(R9, R0),
+        *_copy([(_TARGET + at, at) for at in (*whole, 20)], FP, R0),
         # By which VIP it was led, for us and for its user.
-        asm.load(R1, R7, 12),
-        asm.store(FP, _MARK, R1),
         *_set_mark(_MARK),
         asm.jump_if(R0, "!=", 0, "none"),
-        asm.map_of(R1, "notes"),
-        asm.move(R2, R8),
-        asm.number(R3, 0),
-        asm.number(R4, 1),  # BPF_SK_STORAGE_GET_F_CREATE
-        asm.call("sk_storage_get"),
+        *_note(create=True),
         asm.jump_if(R0, "=", 0, "undo"),
         *_copy([(at, _ENTRY + at) for at in whole], R0, FP),
-        *_copy([(20 + at, at) for at in whole], R0, R9),
-        asm.load(R1, R9, 20),
-        asm.store(FP, _INDEX, R1),
-        *_lookup("tallies", _INDEX, "lead"),
+        *_copy([(_NOTE_BACKEND + at, _TARGET + at) for at in whole], R0, FP),
+        *_lookup("tallies", _TARGET + 20, "lead"),
         asm.number(R1, 1),
         asm.count(R0, 0, R1),
         "lead",
-        *_copy([*_words(version), (_USER_PORT, 16)], R6, R9),
+        *_copy([(to, _TARGET + at) for to, at in (*_words(version), (_USER_PORT, 16))], R6, FP),
         asm.jump("out"),
-        # What is led no longer is not to look as if it was.
+        # What is led no longer is not to look as if it was. A mark without a note is its user's.
         "none",
+        *_note(),
+        asm.jump_if(R0, "=", 0, "out"),
+        asm.load(R1, R0, _NOTE_PORT),
+        asm.jump_if(R1, "=", 0, "out"),
+        asm.store_number(R0, _NOTE_PORT, 0),
         asm.load(R1, FP, _BEFORE),
         asm.jump_if(R1, "=", 0, "out"),
         "undo",
@@ -195,22 +202,18 @@ def getpeername(version: int) -> list[Line | str]:
         for at, inside in [*_words(version), (_USER_PORT, 16)]
         for line in (
             asm.load(R1, R6, at),
-            asm.load(R2, R0, 20 + inside),
+            asm.load(R2, R0, _NOTE_BACKEND + inside),
             asm.jump_unless_same(R1, R2, "out"),
         )
     ]
     return [
         asm.move(R6, R1),
         *_is_tcp(),
-        asm.load(R2, R6, _SK, 8),
-        asm.map_of(R1, "notes"),
-        asm.number(R3, 0),
-        asm.number(R4, 0),
-        asm.call("sk_storage_get"),
+        asm.load(R8, R6, _SK, 8),
+        *_note(),
         asm.jump_if(R0, "=", 0, "out"),
         *same,
-        asm.move(R9, R0),
-        *_copy([*_words(version), (_USER_PORT, 16)], R6, R9),
+        *_copy([*_words(version), (_USER_PORT, 16)], R6, R0),
         "out",
         *asm.leave(1),
     ]

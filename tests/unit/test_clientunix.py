@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -296,6 +297,49 @@ def test_who_says_nothing_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Way(f"unix://{path}", Told(), True).run(lambda client: client.nodes())
     told.set()
     ended()
+
+
+def test_where_many_wait_to_be_accepted_it_waits_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, has_waited, sleep = str(tmp_path / "agent.sock"), threading.Event(), time.sleep
+
+    def told_sleep(seconds: float) -> None:
+        has_waited.set()
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", told_sleep)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(0)
+        listener.settimeout(WITHIN)
+        before = stack.enter_context(socket.socket(socket.AF_UNIX))
+        before.connect(path)
+        calls = clientunix.UnixCalls(path)
+        with futures.ThreadPoolExecutor(1) as threads:
+            connecting = threads.submit(calls._connect)
+            assert has_waited.wait(WITHIN)
+            stack.enter_context(listener.accept()[0])
+            sock = connecting.result(WITHIN)
+        accepted = stack.enter_context(listener.accept()[0])
+        accepted.settimeout(WITHIN)
+        sock.sendall(b"here")
+        assert accepted.recv(4) == b"here"
+        sock.close()
+
+
+def test_who_accepts_nobody_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clientunix, "OPEN_WITHIN", 0.05)
+    path = str(tmp_path / "agent.sock")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as before:
+        listener.bind(path)
+        listener.listen(0)
+        before.connect(path)
+        calls = clientunix.UnixCalls(path)
+        with pytest.raises(TimeoutError, match="accepts no connection"):
+            calls._connect()
+        asyncio.run(calls.close())
 
 
 def test_a_stranger_path_is_none(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class Kernel:
     notes_fail: bool = False
     tallies: bytearray = field(default_factory=lambda: bytearray(TALLY.size * 16))
     random: random.Random = field(default_factory=lambda: random.Random(1))
+    _lent: list[bytearray] = field(default_factory=list)  # values of hashes that were looked up
 
     def run(
         self,
@@ -130,6 +131,10 @@ class Kernel:
         raise AssertionError("it does not end")
 
     def _call(self, helper: str, registers: list[object], context: bytearray) -> object:
+        # What others took out of a hash may by now be another element.
+        for value in self._lent:
+            value[:] = b"\xee" * len(value)
+        self._lent.clear()
         if helper == "get_netns_cookie":
             return self.cookie
         if helper == "get_prandom_u32":
@@ -151,5 +156,8 @@ class Kernel:
             (number,) = struct.unpack("=I", key)
             there = (number + 1) * TALLY.size <= len(self.tallies)
             return Pointer(self.tallies, number * TALLY.size) if there else 0
-        value = self.maps[one].get(key)
-        return Pointer(bytearray(value), 0) if value is not None else 0
+        found = self.maps[one].get(key)
+        if found is None:
+            return 0
+        self._lent.append(bytearray(found))
+        return Pointer(self._lent[-1], 0)

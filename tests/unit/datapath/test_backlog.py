@@ -50,6 +50,19 @@ async def test_delays_double_up_to_the_most() -> None:
     failures.clear()
 
 
+async def test_services_are_tried_again_later_each_time() -> None:
+    key: Key = ("services", 0, "")
+    failures, noted = Failures(lambda key: None), Backlog()
+    loop, seen = asyncio.get_running_loop(), []
+    for _ in range(3):
+        now = loop.time()
+        failures.failed(key, OSError(16, "busy"))
+        seen.append(round(failures._failures[key].timer.when() - now, 1))
+        backlog.note_again(key, noted, failures)
+    assert noted.balancing and seen == [0.5, 1, 2]
+    failures.clear()
+
+
 async def test_what_is_about_to_pass_is_tried_again_soon() -> None:
     failures = Failures(lambda key: None)
     loop, seen = asyncio.get_running_loop(), []

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
-from collections.abc import Callable, Collection
+import struct
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
-from agent.datapath import ledsockets
+from agent.datapath import ledsockets, sockdiag
 from agent.datapath.balancer import Way
 from agent.datapath.ledsockets import LedSockets
+from agent.datapath.packing import HEADER, NLMSG_ERROR
 from agent.datapath.sockdiag import Socket
 from agent.datapath.socketmaps import mark
 from agent.model import parse_address
@@ -44,14 +49,19 @@ class Kernel:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.looks: list[set[str]] = []
+        self.errors: list[OSError] = []  # of the next look
         self.changed = asyncio.Event()
         self.loop = asyncio.get_running_loop()
         monkeypatch.setattr(ledsockets, "_end_in", self.end)
+        monkeypatch.setattr(sockdiag, "check_possible", lambda: None)
 
-    def end(self, ports: Collection[Any], ends: Callable[[Socket], bool]) -> int:
+    def end(
+        self, ports: Collection[Any], ends: Callable[[Socket], bool]
+    ) -> tuple[int, list[OSError]]:
         self.looks.append({name for name, one in SOCKETS.items() if ends(one)})
         self.loop.call_soon_threadsafe(self.changed.set)
-        return len(self.looks[-1])
+        errors, self.errors = self.errors, []
+        return len(self.looks[-1]), errors
 
     async def looked(self, times: int) -> None:
         async with asyncio.timeout(10):
@@ -99,3 +109,138 @@ async def test_at_a_start_all_is_ended_that_goes_by_no_way_there_is(kernel: Kern
     assert kernel.looks == [{"elsewhere", "another port"}]
     await mine.end_others([])
     assert kernel.looks[1] == set(SOCKETS) - {"itself"}
+
+
+async def test_stragglers_are_looked_for_in_their_time_though_others_go_meanwhile(
+    kernel: Kernel,
+) -> None:
+    now = 100.0
+    mine = LedSockets(sandboxes(), lambda vips: (), lambda: now)
+    mine.end([GONE])
+    await kernel.looked(1)
+    now += ledsockets.STRAGGLERS / 2
+    mine.end([Way("tcp", OTHER, 80, ONE, 8080)])
+    await kernel.looked(2)
+    now += ledsockets.STRAGGLERS * 0.6
+    mine.end([Way("tcp", VIP, 80, TWO, 8080)])
+    await kernel.looked(3)
+    now += ledsockets.STRAGGLERS * 2
+    await kernel.looked(4)
+    first = {"gone", "mapped"}
+    other, elsewhere = {"by another VIP"}, {"elsewhere"}
+    assert kernel.looks == [first, other, first | elsewhere, other | elsewhere]
+    mine.close()
+
+
+async def test_what_could_not_be_looked_at_is_looked_for_again(
+    kernel: Kernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    mine = LedSockets(sandboxes(), lambda vips: (), lambda: now)
+    kernel.errors = [OSError(errno.ENOMEM, "no memory")]
+    mine.end([GONE])
+    await kernel.looked(1)
+    for times in (2, 3):  # the first one again, and for stragglers
+        now += 1
+        await kernel.looked(times)
+    assert kernel.looks == [{"gone", "mapped"}] * 3
+    assert mine._task
+    async with asyncio.timeout(10):
+        await mine._task
+    assert capsys.readouterr().out.count("sockets_not_ended") == 1
+
+
+async def test_what_can_never_be_looked_at_is_left_in_the_end(kernel: Kernel) -> None:
+    now = 0.0
+    mine = LedSockets(sandboxes(), lambda vips: (), lambda: now)
+    for times in range(1, ledsockets.FAILURES + 2):
+        kernel.errors = [OSError(errno.ENOMEM, "no memory")]
+        if times == 1:
+            mine.end([GONE])
+        now += 1000
+        mine._wake.set()
+        await kernel.looked(times)
+    assert mine._task
+    async with asyncio.timeout(10):
+        await mine._task
+
+
+async def test_where_sockets_cannot_be_ended_nothing_fails(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EPROTONOSUPPORT, "no sock_diag")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sockdiag, "check_possible", refuse)
+        mine = LedSockets(sandboxes(), lambda vips: ())
+        for _ in range(3):
+            await mine.end_others([])
+        assert not kernel.looks
+        assert capsys.readouterr().out.count("sockets_not_ended") == 1
+    await mine.end_others([])
+    assert len(kernel.looks) == 1
+
+
+class Diag:
+    """A socket of sock_diag that answers each SOCK_DESTROY with the next of these errors."""
+
+    def __init__(self, *answers: int) -> None:
+        self.answers, self.asked = deque(answers), 0
+
+    def send(self, data: bytes) -> None:
+        self.asked += 1
+
+    def recv(self, size: int) -> bytes:
+        code = self.answers.popleft()
+        if code == errno.ETIMEDOUT:
+            raise TimeoutError
+        return HEADER.pack(20, NLMSG_ERROR, 0, 0, 0) + struct.pack("=i", -code)
+
+    def __enter__(self) -> Diag:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_a_socket_that_cannot_be_ended_keeps_no_other_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone: Any = Diag(errno.EOPNOTSUPP, errno.ENOENT, 0, 0)
+    assert sockdiag.destroy(gone, [led()] * 4) == 2
+    refused: Any = Diag(0, errno.EPERM, 0)
+    with pytest.raises(PermissionError):
+        sockdiag.destroy(refused, [led()] * 3)
+    assert refused.asked == 3
+    silent: Any = Diag(errno.ETIMEDOUT, 0)
+    with pytest.raises(TimeoutError):
+        sockdiag.destroy(silent, [led()] * 2)
+    assert silent.asked == 1
+    for code in (errno.EOPNOTSUPP, errno.ENOENT):
+        monkeypatch.setattr(sockdiag, "open_here", lambda code=code: Diag(code))
+        monkeypatch.setattr(sockdiag, "find", lambda *_: iter(()))
+        if code == errno.ENOENT:
+            sockdiag.check_possible()
+        else:
+            with pytest.raises(OSError, match="sockets"):
+                sockdiag.check_possible()
+
+
+def test_a_sandbox_that_cannot_be_looked_at_keeps_no_other_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the first one no socket of sock_diag can be had, the second one cannot be searched."""
+    diags = [OSError(errno.ENFILE, os.strerror(errno.ENFILE)), Diag(), Diag(0)]
+
+    def find(diag: Diag, family: int, mark: int, mask: int) -> Iterator[Socket]:
+        if not diag.answers and not diag.asked:
+            raise OSError(errno.ENOENT, "no inet_diag")
+        if family == socket.AF_INET:
+            yield led()
+
+    monkeypatch.setattr(ledsockets, "in_namespaces", lambda ports, make: diags)
+    monkeypatch.setattr(sockdiag, "find", find)
+    ended, errors = ledsockets._end_in([Mock()], lambda one: True)
+    assert ended == 1
+    assert [error.errno for error in errors] == [errno.ENFILE, errno.ENOENT, errno.ENOENT]

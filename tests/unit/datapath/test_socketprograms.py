@@ -124,9 +124,38 @@ def test_a_led_socket_may_be_led_anew_and_is_unmarked_when_it_goes_elsewhere() -
     assert there.mark == mark(HTTP.address, 80)
     assert there.run(connect(4), "10.1.0.9", 9) == ("10.1.0.9", 9)
     assert there.mark == 0
+    assert there.run(getpeername(4), "10.1.0.9", 9) == ("10.1.0.9", 9)
     foreign = replace(there, cookie=2, mark=LED | 5)
     foreign.run(connect(4), "10.1.0.9", 9)
     assert foreign.mark == LED | 5, "another agent's"
+
+
+@pytest.mark.parametrize("mark_after", [None, 0])
+def test_who_was_led_to_a_backend_and_then_connects_to_it_sees_the_backend(
+    mark_after: int | None,
+) -> None:
+    there, _ = kernel(WEB)
+    there.run(connect(4), VIP, 80)
+    if mark_after is not None:
+        there.mark = mark_after  # as its user has set it since
+    assert there.run(connect(4), "10.1.0.2", 8080) == ("10.1.0.2", 8080)
+    assert there.mark == 0
+    assert there.run(getpeername(4), "10.1.0.2", 8080) == ("10.1.0.2", 8080)
+    there.run(connect(4), VIP, 80)
+    assert there.run(getpeername(4), "10.1.0.2", 8080) == (VIP, 80)
+
+
+def test_a_mark_that_is_like_ours_is_left_to_who_set_it() -> None:
+    there, _ = kernel(WEB)
+    there.mark = LED | 5
+    there.run(connect(4), "10.1.0.9", 9)
+    assert there.mark == LED | 5
+    there.mark = 0
+    there.run(connect(4), VIP, 80)
+    there.run(connect(4), "10.1.0.9", 9)
+    there.mark = LED | 5
+    there.run(connect(4), "10.1.0.9", 9)
+    assert there.mark == LED | 5, "though it was led once"
 
 
 def test_without_a_note_or_a_slot_it_is_left_to_the_rules() -> None:
