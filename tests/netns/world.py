@@ -98,8 +98,8 @@ class World:
         return done.stdout.strip()
 
     def read(self, host: str, *words: str) -> Any:
-        """What a command says that only reads. It runs in this process, beside the host's agent:
-        to start one takes ten times as long, and who waits for something looks often."""
+        """What a command says that asks the host's agent. It runs in this process, beside that
+        agent: to start one takes ten times as long, and who waits for something looks often."""
         out, err = io.StringIO(), io.StringIO()
         target = self.host(host).target
         # One at a time: stdout is the process's, and some tests have threads.
