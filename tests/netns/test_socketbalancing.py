@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +35,8 @@ from tests.netns.balancing_hosts import (
     tracked,
 )
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox, opened, restart
+from tests.netns.test_services import served
+from tests.netns.world import VXMESH, World
 
 VIP = "10.7.0.100"
 
@@ -244,3 +248,68 @@ async def test_a_kernel_that_refuses_it_is_told_of_once_and_the_rules_do(
         assert not fabric.a.reconciler.failures()
         assert not fabric.a.reconciler.repairs["bpf"]
     assert told == ["balancing.sockets_off"] * len(fabric.hosts)
+
+
+# For each line: a new connection ("new"), one that is kept ("keep"), a question on that ("ask").
+# Says the mark of the socket, and who answered or what went wrong.
+CLIENT = """
+import socket, sys
+def connect():
+    return socket.create_connection((sys.argv[1], 80), timeout=8)
+def ask(sock):
+    sock.sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    answer = b""
+    while b"\\r\\n\\r\\n" not in answer or len(answer.split(b"\\r\\n\\r\\n")[1]) < 3:
+        more = sock.recv(4096)
+        if not more:
+            raise EOFError
+        answer += more
+    return answer.split(b"\\r\\n\\r\\n")[1].split()[0].decode()
+for line in sys.stdin:
+    try:
+        sock = kept if line == "ask\\n" else connect()
+        if line == "keep\\n":
+            kept = sock
+        print(sock.getsockopt(socket.SOL_SOCKET, 36), ask(sock), flush=True)
+    except Exception as error:
+        print(0, type(error).__name__, flush=True)
+"""
+
+
+def test_an_agent_that_is_killed_leaves_nothing_of_it_and_looks_after_it_when_it_is_back(
+    world: World,
+) -> None:
+    net = world.network("--subnet", "10.76.0.0/24")
+    box = world.workload("h1", net)
+    served(world, "h2", net, "goes")
+    served(world, "h3", net, "stays")
+    port = ("--network", net, "--port", "80:8000")
+    world.vx("h1", "service", "create", "web", *port, "--wait=10")
+    world.vx("h1", "service", "backend", "add", "web", "goes", "--wait=10")
+    vip = world.read("h1", "service", "inspect", "web")["vips"][0]
+    pipe = subprocess.PIPE
+    command = [VXMESH, "exec", box, "--", sys.executable, "-c", CLIENT, vip]
+    client = world.host("h1").popen(command, text=True, stdin=pipe, stdout=pipe)
+
+    def say(what: str) -> tuple[bool, str]:
+        """Whether it was led, and who answered."""
+        assert client.stdin and client.stdout
+        client.stdin.write(f"{what}\n")
+        client.stdin.flush()
+        mark, who = client.stdout.readline().split()
+        return int(mark) & LED_MASK == LED, who
+
+    try:
+        world.wait(lambda: say("keep") == (True, "goes"), "led")
+        world.bed.kill("h1")
+        world.wait(lambda: say("new") == (False, "goes"), "by the rules")
+        world.wait(lambda: say("ask") == (True, "goes"), "it lives")
+        world.vx("h2", "service", "backend", "add", "web", "stays")
+        world.vx("h2", "service", "backend", "rm", "web", "goes")
+        world.bed.start("h1")
+        world.wait(lambda: say("ask")[1] == "ConnectionAbortedError", "its connection is ended")
+        world.wait(lambda: say("new") == (True, "stays"), "led to another one")
+    finally:
+        assert client.stdin
+        client.stdin.close()
+        client.wait(60)
