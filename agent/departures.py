@@ -22,6 +22,9 @@ from agent.operations import Operations
 log = structlog.get_logger()
 
 POLL = 0.02  # s
+# s that a node's stream may seem to live after the verdict that it is gone: cluster/link.py, STALE
+LINKED_FOR = 2.0
+ASK_AGAIN = 0.2  # s until a voter for whom it does is asked again
 TRY_FOR = 4.0  # s that a voter may be silent: an agent that starts again is back by then
 RIVAL_WITHIN = ATTEMPT_WITHIN + 2.0  # s for another one's removal to be done and heard of
 # What an error says of a node that lives, or may do so.
@@ -88,6 +91,8 @@ class Departures:
         async with self._one_at_a_time:
             lost = {id for id in ids if not self.node.is_removed(id)}
             for id in sorted(lost):
+                if not force:
+                    await self._until_unlinked(id)
                 self._check_lost(id, force)
             if lost:
                 await self._remove(lost, force)
@@ -117,6 +122,14 @@ class Departures:
                 raise Invalid(f"node {ref}", f"is any of {', '.join(sorted(found))}", "Give more")
             raise NotFound(f"node {shorten(ref)}", "does not exist", "See 'vxmesh node ls'")
         return found[0]
+
+    async def _until_unlinked(self, id: str) -> None:
+        """Wait for the stream of a node that is gone: it stands a moment after the verdict."""
+        deadline = self.node.monotonic() + LINKED_FOR
+        while self.node.condition(id).state == "unreachable" and self.node.is_linked(id):
+            if self.node.monotonic() >= deadline:
+                return
+            await asyncio.sleep(POLL)
 
     def _check_lost(self, id: str, force: bool) -> None:
         name = self.node.node_name(id)
@@ -183,6 +196,7 @@ class Departures:
 
     async def _ask(self, voter: str, attempt: Attempt) -> None:
         deadline = self.node.monotonic() + TRY_FOR
+        linked_until = self.node.monotonic() + LINKED_FOR  # as seen from there
         while True:
             try:
                 answer = await self._cluster.ask(voter, attempt.ask)
@@ -191,6 +205,9 @@ class Departures:
                     raise self._silent(voter, attempt, error) from None
                 await asyncio.sleep(POLL)
             else:
+                if answer.verdict is Verdict.ALIVE and self.node.monotonic() < linked_until:
+                    await asyncio.sleep(ASK_AGAIN)
+                    continue
                 if answer.verdict is Verdict.STRANGER:
                     answer = Answer(Verdict.STRANGER, voter)
                 self.node.removing.take(attempt, voter, answer)

@@ -466,6 +466,26 @@ async def test_rm_of_one_that_only_another_sees_alive(
         await rm.remove_nodes(["n3"])
 
 
+async def test_rm_waits_for_streams_that_stand_a_moment_after_the_verdict(
+    three: tuple[NodeState, NodeState, NodeState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n1, n2, n3 = three
+    ticking(monkeypatch, *three)
+    wire = Wire(*three)
+    wire.cut |= {n3.me}
+    n1.set_status(n3.me, Status("unreachable", "", 0.0, True))
+    looks = {"n1": 3, "n2": 2}  # those for which it stands
+
+    def is_linked(name: str) -> bool:
+        looks[name] -= 1
+        return looks[name] > 0
+
+    rm = departures(n1, wire)
+    n1.is_linked, n2.is_linked = lambda id: is_linked("n1"), lambda id: is_linked("n2")
+    assert await rm.remove_nodes(["n3"]) == [n3.me]
+    assert max(looks.values()) <= 0 and n1.removals
+
+
 async def test_of_two_at_once_one_does_it_and_both_succeed(
     three: tuple[NodeState, NodeState, NodeState], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -132,8 +133,22 @@ async def test_stragglers_are_looked_for_in_their_time_though_others_go_meanwhil
     mine.close()
 
 
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is logged as a warning, whatever other tests have done to logs."""
+    events: list[str] = []
+
+    def warn(event: str, **_: object) -> None:
+        events.append(event)
+
+    monkeypatch.setattr(
+        ledsockets, "log", SimpleNamespace(warning=warn, info=lambda *_, **__: None)
+    )
+    return events
+
+
 async def test_what_could_not_be_looked_at_is_looked_for_again(
-    kernel: Kernel, capsys: pytest.CaptureFixture[str]
+    kernel: Kernel, warned: list[str]
 ) -> None:
     now = 0.0
     mine = LedSockets(sandboxes(), lambda vips: (), lambda: now)
@@ -147,7 +162,7 @@ async def test_what_could_not_be_looked_at_is_looked_for_again(
     assert mine._task
     async with asyncio.timeout(10):
         await mine._task
-    assert capsys.readouterr().out.count("sockets_not_ended") == 1
+    assert warned == ["datapath.sockets_not_ended"]
 
 
 async def test_what_can_never_be_looked_at_is_left_in_the_end(kernel: Kernel) -> None:
@@ -166,7 +181,7 @@ async def test_what_can_never_be_looked_at_is_left_in_the_end(kernel: Kernel) ->
 
 
 async def test_where_sockets_cannot_be_ended_nothing_fails(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, warned: list[str]
 ) -> None:
     def refuse() -> None:
         raise OSError(errno.EPROTONOSUPPORT, "no sock_diag")
@@ -177,7 +192,7 @@ async def test_where_sockets_cannot_be_ended_nothing_fails(
         for _ in range(3):
             await mine.end_others([])
         assert not kernel.looks
-        assert capsys.readouterr().out.count("sockets_not_ended") == 1
+        assert warned == ["datapath.sockets_not_ended"]
     await mine.end_others([])
     assert len(kernel.looks) == 1
 
