@@ -160,6 +160,10 @@ class Balancer:
         doors: dict[FrontendKey, list[int]] = {}
         for owner, door in self._doors.values():
             doors.setdefault(owner, []).append(door)
+        if not self._is_there and any(changes.values()):
+            # Empty first: then it is filled piece by piece, while the next pieces are worked out.
+            await self.table.load(balancerules.ruleset([], ()))
+            self._is_there, self._loaded, self._spans = True, True, frozenset()
         whole, touched, sent = not self._loaded, Touched(), list[asyncio.Task[None]]()
         self._loaded = False  # whatever becomes of it
         try:

@@ -285,7 +285,9 @@ def _elements(text: str) -> dict[str, set[str]]:
 
 def _listed(element: tuple[str, str]) -> str:
     """An element as nft lists it, without what one has beside its key."""
-    key, value = _STATEFUL.sub("", element[0]), element[1]
+    key, value = element
+    if " limit" in key or " counter" in key:
+        key = _STATEFUL.sub("", key)
     return f"{key} : {value}" if value else key
 
 

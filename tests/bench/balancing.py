@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from agent.daemon import GC_THRESHOLDS
 from agent.drivers.balancing import Backend, Frontend, FrontendKey
 from agent.syscalls import socket_in
 from tests.bench.report import Line, Progress, Target
@@ -263,6 +265,7 @@ class Balancing:
 
     async def _changes(self, fabric: Fabric) -> None:
         """Until the kernel has many services; until it has one that changed."""
+        gc.set_threshold(*GC_THRESHOLDS)  # as an agent has them
         host = fabric.a
         if 7 not in host.desired.networks:
             host.add_network(7)
