@@ -163,6 +163,10 @@ def test_an_agent_that_is_dead_for_good_is_removed_once_its_time_is_up(hasty: Wo
     assert names(own, "h1") == ["h1", "h2"]
 
 
+def knows(world: World, host: str, network: str) -> bool:
+    return network in [each["name"] for each in world.read(host, "network", "ls")]
+
+
 def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) -> None:
     net = own.network("--subnet", "10.77.0.0/28", host="h3")
     own.workload("h3", net, "busy")
@@ -185,6 +189,8 @@ def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) ->
     own.bed.kill("h1")
     own.bed.start("h1")
     own.wait(lambda: own.read("h1", "node", "inspect", "h3")["state"] == "left", "h1 heard it")
+    # And what was h3's: records come by streams, that it left with the first probes.
+    own.wait(lambda: knows(own, "h1", net), "the network too")
     # Nobody misses it: its addresses are handed out, and a lost node is removed without it.
     for number in range(13):
         make(own, "h1", net, f"e{number}")
@@ -199,6 +205,7 @@ def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) ->
             f"{host} sees h3 again",
         )
     assert own.read("h1", "node", "inspect", "h3")["id"] == before["id"]
+    own.wait(lambda: knows(own, "h3", net), "it hears of the network")
     make(own, "h3", net, "back", "--wait=10")
     assert own.address("h1", "back", net)
     assert json.loads(own.vx("h3", "network", "inspect", net, "-o", "json"))["name"] == net
