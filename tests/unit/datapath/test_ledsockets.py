@@ -59,10 +59,11 @@ class Kernel:
     def end(
         self, ports: Collection[Any], ends: Callable[[Socket], bool]
     ) -> tuple[int, list[OSError]]:
-        self.looks.append({name for name, one in SOCKETS.items() if ends(one)})
+        errors, self.errors = self.errors, []  # before anybody can set those of the next look
+        found = {name for name, one in SOCKETS.items() if ends(one)}
+        self.looks.append(found)
         self.loop.call_soon_threadsafe(self.changed.set)
-        errors, self.errors = self.errors, []
-        return len(self.looks[-1]), errors
+        return len(found), errors
 
     async def looked(self, times: int) -> None:
         async with asyncio.timeout(10):
