@@ -8,7 +8,6 @@ attributes are big-endian.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.datapath.bulk import SO_RCVBUFFORCE
+from agent.datapath.netlinkmessages import answers, attribute, check, message, read_attributes
 from agent.datapath.packing import (
-    ATTRIBUTE,
-    HEADER,
     NLM_F_ACK,
     NLM_F_DUMP,
     NLM_F_REQUEST,
@@ -32,10 +30,10 @@ CT_GET, CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
 _ORIGINAL, _REPLY, _ID = 1, 2, 12  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ID
 _IP, _PROTOCOL = 1, 2  # CTA_TUPLE_IP, CTA_TUPLE_PROTO
 _NUMBER, _SOURCE_PORT, _TARGET_PORT = 1, 2, 3
-_TYPE = 0x3FFF
 BUFFER = 4 << 20  # bytes
 BATCH = 200  # deletions sent before their answers are read
 TIMEOUT = 5.0  # s, for an answer of the kernel
+WHAT = "connection tracking"  # in errors
 
 
 class Tuple(NamedTuple):
@@ -77,15 +75,15 @@ class Conntrack:
         """
         body = struct.pack(">BBH", family, 0, 0)
         flags = NLM_F_REQUEST | NLM_F_DUMP
-        self._sock.send(HEADER.pack(HEADER.size + len(body), CT_GET, flags, 0, 0) + body)
+        self._sock.send(message(CT_GET, flags, body))
         sought = None if needles is None else list(needles)
-        for kind, message in self._messages():
+        for kind, body in answers(self._sock):
             if kind == NLMSG_DONE:
                 return
             if kind == NLMSG_ERROR:
-                _check(message)
-            elif sought is None or any(needle in message for needle in sought):
-                entry = _read(message[4:])
+                check(body, WHAT)
+            elif sought is None or any(needle in body for needle in sought):
+                entry = _read(body[4:])
                 if entry and entry.protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
                     yield entry
 
@@ -95,11 +93,11 @@ class Conntrack:
         while left:
             part, left = left[:BATCH], left[BATCH:]
             self._sock.send(b"".join(_deletion(entry, family) for entry in part))
-            answers = self._messages()
+            said = answers(self._sock)
             for entry in part:
-                _, message = next(answers)
+                _, message = next(said)
                 try:
-                    _check(message)
+                    check(message, WHAT)
                 except OSError as error:
                     if error.errno != errno.ENOENT:
                         raise
@@ -107,36 +105,9 @@ class Conntrack:
                     deleted.append(entry)
         return deleted
 
-    def _messages(self) -> Iterator[tuple[int, bytes]]:
-        while True:
-            data = self._sock.recv(1 << 17)
-            at = 0
-            while at + HEADER.size <= len(data):
-                length, kind = HEADER.unpack_from(data, at)[:2]
-                yield kind, data[at + HEADER.size : at + length]
-                at += (length + 3) & ~3
-
-
-def _check(message: bytes) -> None:
-    """Raise what an NLMSG_ERROR says."""
-    code = -struct.unpack_from("=i", message)[0]
-    if code:
-        raise OSError(code, f"connection tracking: {os.strerror(code)}")
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found, at = {}, 0
-    while at + 4 <= len(data):
-        size, kind = ATTRIBUTE.unpack_from(data, at)
-        if size < 4:
-            break
-        found[kind & _TYPE] = data[at + 4 : at + size]
-        at += (size + 3) & ~3
-    return found
-
 
 def _read(data: bytes) -> Entry | None:
-    found = _attributes(data)
+    found = dict(read_attributes(data))
     original, reply = found.get(_ORIGINAL), found.get(_REPLY)
     if original is None or reply is None:
         return None
@@ -145,9 +116,9 @@ def _read(data: bytes) -> Entry | None:
 
 
 def _read_tuple(data: bytes) -> tuple[int, Tuple]:
-    found = _attributes(data)
-    addresses = list(_attributes(found.get(_IP, b"")).values())  # the source's, the target's
-    ports = _attributes(found.get(_PROTOCOL, b""))
+    found = dict(read_attributes(data))
+    addresses = [a for _, a in read_attributes(found.get(_IP, b""))]  # the source's, the target's
+    ports = dict(read_attributes(found.get(_PROTOCOL, b"")))
 
     def number(kind: int) -> int:
         return int.from_bytes(ports.get(kind, b""), "big")
@@ -162,12 +133,8 @@ def _deletion(entry: Entry, family: int) -> bytes:
     the original tuple and of a place in memory, and whoever takes the first gets the second."""
     reply, identity = entry.raw
     body = struct.pack(">BBH", family, 0, 0)
-    body += _attribute(_REPLY | 0x8000, reply) + _attribute(_ID, identity)
-    return HEADER.pack(HEADER.size + len(body), CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, 0, 0) + body
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+    body += attribute(_REPLY | 0x8000, reply) + attribute(_ID, identity)
+    return message(CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, body)
 
 
 def with_table(netns: str | Path, work: Callable[[Conntrack], None]) -> None:

@@ -12,12 +12,12 @@ What stands opposite: replies.py, which gives packets their marks. Layouts: stru
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterable
 
-from agent.datapath.packing import ATTRIBUTE, HEADER, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST
+from agent.datapath.netlinkmessages import answers, attribute, check, message
+from agent.datapath.packing import NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST
 from agent.drivers.overlay import ROUTER_PREFIX
 
 FLAG = 0x80000000  # in each mark of ours, and in no other's, we hope
@@ -85,42 +85,30 @@ def _send(messages: Iterable[tuple[int, int, bytes]]) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
         sock.settimeout(5.0)
         sock.sendto(b"".join(batch), (0, 0))
-        while expected > 0:
-            answer = sock.recv(1 << 16)
-            at = 0
-            while at + HEADER.size <= len(answer):
-                length = HEADER.unpack_from(answer, at)[0]
-                error = -struct.unpack_from("=i", answer, at + HEADER.size)[0]
-                if error:
-                    raise OSError(error, f"netfilter at egress: {os.strerror(error)}")
-                at += (length + 3) & ~3
-                expected -= 1
+        said = answers(sock)
+        for _ in range(expected):
+            check(next(said)[1], "netfilter at egress")
 
 
 def _message(kind: int, flags: int, body: bytes, family: int, resource: int = 0) -> bytes:
     general = struct.pack(">BBH", family, 0, resource)
-    length = HEADER.size + len(general) + len(body)
-    return HEADER.pack(length, kind, flags | NLM_F_REQUEST, 0, 0) + general + body
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+    return message(kind, flags | NLM_F_REQUEST, general + body)
 
 
 def _nested(kind: int, value: bytes) -> bytes:
-    return _attribute(kind | _NESTED, value)
+    return attribute(kind | _NESTED, value)
 
 
 def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack(">I", value))
+    return attribute(kind, struct.pack(">I", value))
 
 
 def _string(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return attribute(kind, value.encode() + b"\0")
 
 
 def _data(value: bytes) -> bytes:
-    return _attribute(1, value)
+    return attribute(1, value)
 
 
 def is_missing(error: OSError) -> bool:

@@ -15,11 +15,10 @@ from agent.datapath.linkstate import (
     RTM_DELLINK,
     RTM_NEWLINK,
 )
+from agent.datapath.netlinkmessages import attribute, message
 from agent.datapath.packing import (
     AF_INET,
     AF_INET6,
-    ATTRIBUTE,
-    HEADER,
     IFA_ADDRESS,
     IFA_LOCAL,
     IFADDRMSG,
@@ -51,8 +50,8 @@ _CHANGE = NLM_F_REQUEST | NLM_F_ACK
 def new_bridge(name: str, mac: bytes, mtu: int) -> bytes:
     """A bridge without spanning tree and without multicast snooping, up."""
     data = _number(_BR_FORWARD_DELAY, 0) + _number(_BR_STP_STATE, 0)
-    data += _attribute(_BR_MCAST_SNOOPING, b"\0")
-    attributes = _name(name) + _number(_MTU, mtu) + _attribute(_ADDRESS, mac)
+    data += attribute(_BR_MCAST_SNOOPING, b"\0")
+    attributes = _name(name) + _number(_MTU, mtu) + attribute(_ADDRESS, mac)
     return _link(_NEW, attributes + _kind("bridge", data), up=True)
 
 
@@ -62,9 +61,9 @@ def new_vxlan(
     """A VXLAN device, down; see Netlink.add_vxlan."""
     address = parse_address(local or "::")
     kind = _VXLAN_LOCAL if len(address) == 4 else _VXLAN_LOCAL6
-    data = _number(_VXLAN_ID, vni) + _attribute(kind, address)
-    data += _attribute(_VXLAN_PORT, port.to_bytes(2, "big"))
-    data += _attribute(_VXLAN_LEARNING, b"\0") + _attribute(_VXLAN_PROXY, b"\1")
+    data = _number(_VXLAN_ID, vni) + attribute(kind, address)
+    data += attribute(_VXLAN_PORT, port.to_bytes(2, "big"))
+    data += attribute(_VXLAN_LEARNING, b"\0") + attribute(_VXLAN_PROXY, b"\1")
     attributes = _name(name) + _number(_MTU, mtu) + _number(_MASTER, master)
     return _link(_NEW, attributes + _number(_NET_NS_FD, netns) + _kind("vxlan", data))
 
@@ -72,9 +71,9 @@ def new_vxlan(
 def new_pair(name: str, peer: str, netns: int, mtu: int, master: int, peer_mac: bytes) -> bytes:
     """A veth pair, both ends down; see Netlink.add_veth."""
     other = _INFO.pack(0, 0, 0, 0, 0) + _name(peer) + _number(_MTU, mtu)
-    other += _number(_NET_NS_FD, netns) + _attribute(_ADDRESS, peer_mac)
+    other += _number(_NET_NS_FD, netns) + attribute(_ADDRESS, peer_mac)
     attributes = _name(name) + _number(_MTU, mtu) + _number(_MASTER, master)
-    return _link(_NEW, attributes + _kind("veth", _attribute(_VETH_INFO_PEER, other)))
+    return _link(_NEW, attributes + _kind("veth", attribute(_VETH_INFO_PEER, other)))
 
 
 def mark(name: str, alias: str) -> bytes:
@@ -85,9 +84,9 @@ def mark(name: str, alias: str) -> bytes:
 def mark_port(name: str, alias: str, *, flood: bool) -> bytes:
     """The same for a port of a bridge, which is set up, learns nothing, and with `flood` takes what
     no other port takes: all in one, so that it is never up and otherwise."""
-    data = _attribute(_BRPORT_LEARNING, b"\0") + _attribute(_BRPORT_UNICAST_FLOOD, bytes([flood]))
-    info = _text(_INFO_SLAVE_KIND, "bridge") + _attribute(_INFO_SLAVE_DATA, data)
-    attributes = _name(name) + _text(_IFALIAS, alias) + _attribute(_LINKINFO, info)
+    data = attribute(_BRPORT_LEARNING, b"\0") + attribute(_BRPORT_UNICAST_FLOOD, bytes([flood]))
+    info = _text(_INFO_SLAVE_KIND, "bridge") + attribute(_INFO_SLAVE_DATA, data)
+    attributes = _name(name) + _text(_IFALIAS, alias) + attribute(_LINKINFO, info)
     return _link(_CHANGE, attributes, up=True)
 
 
@@ -102,30 +101,26 @@ def new_address(index: int, interface: str) -> bytes:
     address = parse_address(text)
     family, flags = (AF_INET, 0) if len(address) == 4 else (AF_INET6, IFA_F_NODAD)
     body = IFADDRMSG.pack(family, int(prefix), flags, 0, index)
-    body += _attribute(IFA_LOCAL, address) + _attribute(IFA_ADDRESS, address)
-    return HEADER.pack(HEADER.size + len(body), RTM_NEWADDR, _NEW, 0, 0) + body
+    body += attribute(IFA_LOCAL, address) + attribute(IFA_ADDRESS, address)
+    return message(RTM_NEWADDR, _NEW, body)
 
 
-def numbered(message: bytes, sequence: int) -> bytes:
+def numbered(request: bytes, sequence: int) -> bytes:
     """The same message with that number, by which its answer is known."""
-    return message[:8] + struct.pack("=I", sequence) + message[12:]
+    return request[:8] + struct.pack("=I", sequence) + request[12:]
 
 
 def _link(flags: int, attributes: bytes, *, up: bool = False, kind: int = RTM_NEWLINK) -> bytes:
     body = _INFO.pack(0, 0, 0, IFF_UP * up, IFF_UP * up) + attributes
-    return HEADER.pack(HEADER.size + len(body), kind, flags, 0, 0) + body
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+    return message(kind, flags, body)
 
 
 def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("=I", value))
+    return attribute(kind, struct.pack("=I", value))
 
 
 def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return attribute(kind, value.encode() + b"\0")
 
 
 def _name(name: str) -> bytes:
@@ -133,5 +128,5 @@ def _name(name: str) -> bytes:
 
 
 def _kind(kind: str, data: bytes) -> bytes:
-    inside = _text(_INFO_KIND, kind) + _attribute(_INFO_DATA, data)
-    return _attribute(_LINKINFO, inside)
+    inside = _text(_INFO_KIND, kind) + attribute(_INFO_DATA, data)
+    return attribute(_LINKINFO, inside)

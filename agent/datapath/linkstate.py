@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from agent.datapath.netlinkmessages import read_attributes
 from agent.datapath.packing import AF_BRIDGE, ATTRIBUTE, HEADER, NLM_F_DUMP, NLM_F_REQUEST
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -28,7 +28,6 @@ _INFO_DATA, _INFO_SLAVE_DATA, _INFO_KIND = 2, 5, 1
 _BRPORT_LEARNING, _BRPORT_UNICAST_FLOOD = 8, 9
 _BRPORT_MCAST_FLOOD, _BRPORT_BCAST_FLOOD = 27, 30
 _VXLAN_LEARNING, _VXLAN_PROXY = 7, 11
-_TYPE = 0x3FFF  # without NLA_F_NESTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +58,13 @@ def read_link(data: bytes, offset: int = 0) -> LinkState:
     """A message RTM_NEWLINK at `offset`."""
     length = HEADER.unpack_from(data, offset)[0]
     family, _, index, flags, _ = _INFO.unpack_from(data, offset + 16)
-    found = dict(_attributes(data, offset + 32, offset + length))
+    found = dict(read_attributes(data, offset + 32, offset + length))
     port = vxlan = b""
     if family == AF_BRIDGE:
         port = found.get(_PROTINFO, b"")
     else:
         info = found.get(_LINKINFO, b"")
-        inner = dict(_attributes(info, 0, len(info)))
+        inner = dict(read_attributes(info, 0, len(info)))
         port = inner.get(_INFO_SLAVE_DATA, b"")
         if inner.get(_INFO_KIND, b"").rstrip(b"\0") == b"vxlan":
             vxlan = inner.get(_INFO_DATA, b"")
@@ -111,19 +110,10 @@ def pack_get_link(index: int) -> bytes:
     return head + _INFO.pack(0, 0, index, 0, 0) + attributes
 
 
-def _attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, bytes]]:
-    while at + 4 <= end:
-        size, kind = ATTRIBUTE.unpack_from(data, at)
-        if size < 4:
-            return
-        yield kind & _TYPE, data[at + 4 : at + size]
-        at += (size + 3) & ~3
-
-
 def _number(value: bytes) -> int:
     return int.from_bytes(value, sys.byteorder)
 
 
 def _flags(data: bytes, *kinds: int) -> list[bool | None]:
-    found = dict(_attributes(data, 0, len(data)))
+    found = dict(read_attributes(data, 0, len(data)))
     return [bool(found[kind][0]) if kind in found else None for kind in kinds]

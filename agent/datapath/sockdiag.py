@@ -6,15 +6,14 @@ What stands opposite: ledsockets.py, which says which. Source: sock_diag(7), lin
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from agent.datapath.netlinkmessages import answers, attribute, check, message, read_attributes
 from agent.datapath.packing import (
-    ATTRIBUTE,
-    HEADER,
     NLM_F_ACK,
     NLM_F_DUMP,
     NLM_F_REQUEST,
@@ -25,6 +24,7 @@ from agent.datapath.packing import (
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
 TIMEOUT = 5.0  # s, for an answer of the kernel
+WHAT = "sockets"  # in errors
 # ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT: whoever has one may wait for something
 STATES = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8
 _REQUEST = struct.Struct("=BBBBI48s")  # struct inet_diag_req_v2, with its inet_diag_sockid
@@ -63,15 +63,15 @@ def find(diag: socket.socket, family: int, mark: int, mask: int) -> Iterator[Soc
     # One operation of 12 bytes; if it holds, on to the end: else past it, which drops the socket.
     condition = struct.pack("=BBHII", _MARK_CONDITION, 12, 16, mark, mask)
     body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, STATES, bytes(48))
-    body += ATTRIBUTE.pack(4 + len(condition), _ATTRIBUTE_BYTECODE) + condition
+    body += attribute(_ATTRIBUTE_BYTECODE, condition)
     _send(diag, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, body)
-    for kind, message in _messages(diag):
+    for kind, body in answers(diag):
         if kind == NLMSG_DONE:
             return
         if kind == NLMSG_ERROR:
-            _check(message)
+            check(body, WHAT)
         else:
-            yield _read(message)
+            yield _read(body)
 
 
 def destroy(diag: socket.socket, sockets: Iterable[Socket]) -> int:
@@ -98,8 +98,8 @@ def destroy(diag: socket.socket, sockets: Iterable[Socket]) -> int:
 def _destroy(diag: socket.socket, one: Socket) -> None:
     request = _REQUEST.pack(one.family, socket.IPPROTO_TCP, 0, 0, STATES, one.id)
     _send(diag, SOCK_DESTROY, NLM_F_ACK, request)
-    _, message = next(_messages(diag))
-    _check(message)
+    _, body = next(answers(diag))
+    check(body, WHAT)
 
 
 def check_possible() -> None:
@@ -115,35 +115,13 @@ def check_possible() -> None:
 
 
 def _send(diag: socket.socket, kind: int, flags: int, body: bytes) -> None:
-    diag.send(HEADER.pack(HEADER.size + len(body), kind, flags | NLM_F_REQUEST, 0, 0) + body)
+    diag.send(message(kind, flags | NLM_F_REQUEST, body))
 
 
-def _messages(diag: socket.socket) -> Iterator[tuple[int, bytes]]:
-    while True:
-        data, at = diag.recv(1 << 17), 0
-        while at + HEADER.size <= len(data):
-            length, kind = HEADER.unpack_from(data, at)[:2]
-            yield kind, data[at + HEADER.size : at + length]
-            at += (length + 3) & ~3
-
-
-def _check(message: bytes) -> None:
-    """Raise what an NLMSG_ERROR says."""
-    code = -struct.unpack_from("=i", message)[0]
-    if code:
-        raise OSError(code, f"sockets: {os.strerror(code)}")
-
-
-def _read(message: bytes) -> Socket:
-    family, _, _, _, id, *_ = _ANSWER.unpack_from(message)
+def _read(body: bytes) -> Socket:
+    family, _, _, _, id, *_ = _ANSWER.unpack_from(body)
     source_port, target_port, source, target = _ID.unpack_from(id)
     width = 4 if family == socket.AF_INET else 16
-    at, mark = _ANSWER.size, 0
-    while at + 4 <= len(message):
-        size, kind = ATTRIBUTE.unpack_from(message, at)
-        if size < 4:
-            break
-        if kind == _ATTRIBUTE_MARK:
-            (mark,) = struct.unpack_from("=I", message, at + 4)
-        at += (size + 3) & ~3
+    found = dict(read_attributes(body, _ANSWER.size))
+    mark = int.from_bytes(found.get(_ATTRIBUTE_MARK, b""), sys.byteorder)
     return Socket(family, mark, source[:width], source_port, target[:width], target_port, id)

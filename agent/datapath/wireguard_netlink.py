@@ -11,17 +11,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-import os
 import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
 
 from agent.datapath.netlink import Netlink
+from agent.datapath.netlinkmessages import answers, attribute, check, message, read_attributes
 from agent.datapath.packing import (
     AF_INET,
     AF_INET6,
-    ATTRIBUTE,
     HEADER,
     NLM_F_ACK,
     NLM_F_DUMP,
@@ -46,11 +45,10 @@ PEER_PUBLIC_KEY, PEER_FLAGS, PEER_ENDPOINT, PEER_KEEPALIVE, PEER_HANDSHAKE, PEER
 )  # fmt: skip
 REMOVE_ME, REPLACE_ALLOWED = 1, 2  # WGPEER_F_*
 ALLOWED_FAMILY, ALLOWED_ADDRESS, ALLOWED_LENGTH = 1, 2, 3  # WGALLOWEDIP_A_*
-NESTED, TYPE = 0x8000, 0x3FFF  # NLA_F_NESTED; without it
+NESTED = 0x8000  # NLA_F_NESTED
 TIMESPEC = struct.Struct("=qq")  # struct __kernel_timespec
 PEERS_A_MESSAGE = 100  # some 140 bytes each; an attribute has 64 KiB at most
 ANSWER_WITHIN = 5.0  # s
-RECEIVE = 1 << 17  # bytes
 
 
 class WireguardKernel:
@@ -96,21 +94,15 @@ def _ask(sock: socket.socket, request: bytes) -> list[bytes]:
     is_dump = HEADER.unpack_from(request)[2] & NLM_F_DUMP == NLM_F_DUMP
     sock.send(request)
     found: list[bytes] = []
-    while True:
-        data = sock.recv(RECEIVE)
-        offset = 0
-        while offset + HEADER.size <= len(data):
-            length, kind, _, _, _ = HEADER.unpack_from(data, offset)
-            body = data[offset + HEADER.size : offset + length]
-            if kind in (NLMSG_ERROR, NLMSG_DONE):
-                code = -int.from_bytes(body[:4], sys.byteorder, signed=True) if body else 0
-                if code:
-                    raise OSError(code, f"WireGuard: {os.strerror(code)}")
-                if kind == NLMSG_DONE or not is_dump:
-                    return found
-            else:
-                found.append(body[GENL.size :])
-            offset += (max(length, HEADER.size) + 3) & ~3
+    for kind, body in answers(sock):
+        if kind in (NLMSG_ERROR, NLMSG_DONE):
+            if body:
+                check(body, "WireGuard")
+            if kind == NLMSG_DONE or not is_dump:
+                break
+        else:
+            found.append(body[GENL.size :])
+    return found
 
 
 # -- requests --
@@ -118,54 +110,54 @@ def _ask(sock: socket.socket, request: bytes) -> list[bytes]:
 
 def pack_family() -> bytes:
     """Ask which message type WireGuard's messages have here."""
-    name = _attribute(CTRL_FAMILY_NAME, FAMILY.encode() + b"\0")
+    name = attribute(CTRL_FAMILY_NAME, FAMILY.encode() + b"\0")
     return _message(CTRL, NLM_F_REQUEST | NLM_F_ACK, CTRL_GETFAMILY, name)
 
 
 def pack_get(family: int, name: str) -> bytes:
     """Ask for all of a device."""
-    attribute = _attribute(DEVICE_IFNAME, name.encode() + b"\0")
-    return _message(family, NLM_F_REQUEST | NLM_F_DUMP, GET_DEVICE, attribute)
+    named = attribute(DEVICE_IFNAME, name.encode() + b"\0")
+    return _message(family, NLM_F_REQUEST | NLM_F_DUMP, GET_DEVICE, named)
 
 
 def pack_set(family: int, name: str, update: Update) -> list[bytes]:
     """Requests that make an update: the device's own settings and peers, so many a message."""
-    own = _attribute(DEVICE_IFNAME, name.encode() + b"\0")
+    own = attribute(DEVICE_IFNAME, name.encode() + b"\0")
     first = b""
     if update.private_key is not None:
-        first += _attribute(DEVICE_PRIVATE_KEY, update.private_key)
+        first += attribute(DEVICE_PRIVATE_KEY, update.private_key)
     if update.port is not None:
-        first += _attribute(DEVICE_LISTEN_PORT, struct.pack("=H", update.port))
+        first += attribute(DEVICE_LISTEN_PORT, struct.pack("=H", update.port))
     peers = [_gone(key) for key in update.gone] + [_peer(peer) for peer in update.peers]
     found = []
     for start in range(0, max(1, len(peers)), PEERS_A_MESSAGE):
         part = b"".join(peers[start : start + PEERS_A_MESSAGE])
         body = own + (first if start == 0 else b"")
-        body += _attribute(DEVICE_PEERS | NESTED, part) if part else b""
+        body += attribute(DEVICE_PEERS | NESTED, part) if part else b""
         found.append(_message(family, NLM_F_REQUEST | NLM_F_ACK, SET_DEVICE, body))
     return found
 
 
 def _gone(key: bytes) -> bytes:
-    flags = _attribute(PEER_FLAGS, struct.pack("=I", REMOVE_ME))
-    return _attribute(NESTED, _attribute(PEER_PUBLIC_KEY, key) + flags)
+    flags = attribute(PEER_FLAGS, struct.pack("=I", REMOVE_ME))
+    return attribute(NESTED, attribute(PEER_PUBLIC_KEY, key) + flags)
 
 
 def _peer(peer: Peer) -> bytes:
-    body = _attribute(PEER_PUBLIC_KEY, peer.public_key)
-    body += _attribute(PEER_FLAGS, struct.pack("=I", REPLACE_ALLOWED))
+    body = attribute(PEER_PUBLIC_KEY, peer.public_key)
+    body += attribute(PEER_FLAGS, struct.pack("=I", REPLACE_ALLOWED))
     if peer.endpoint:
-        body += _attribute(PEER_ENDPOINT, _sockaddr(peer.endpoint))
-    body += _attribute(PEER_KEEPALIVE, struct.pack("=H", peer.keepalive))
+        body += attribute(PEER_ENDPOINT, _sockaddr(peer.endpoint))
+    body += attribute(PEER_KEEPALIVE, struct.pack("=H", peer.keepalive))
     allowed = b""
     for cidr in sorted(peer.allowed):
         network = ipaddress.ip_network(cidr)
         family = AF_INET6 if network.version == 6 else AF_INET
-        one = _attribute(ALLOWED_FAMILY, struct.pack("=H", family))
-        one += _attribute(ALLOWED_ADDRESS, network.network_address.packed)
-        one += _attribute(ALLOWED_LENGTH, struct.pack("=B", network.prefixlen))
-        allowed += _attribute(NESTED, one)
-    return _attribute(NESTED, body + _attribute(PEER_ALLOWED | NESTED, allowed))
+        one = attribute(ALLOWED_FAMILY, struct.pack("=H", family))
+        one += attribute(ALLOWED_ADDRESS, network.network_address.packed)
+        one += attribute(ALLOWED_LENGTH, struct.pack("=B", network.prefixlen))
+        allowed += attribute(NESTED, one)
+    return attribute(NESTED, body + attribute(PEER_ALLOWED | NESTED, allowed))
 
 
 def _sockaddr(endpoint: Endpoint) -> bytes:
@@ -177,13 +169,8 @@ def _sockaddr(endpoint: Endpoint) -> bytes:
     return struct.pack("=H", AF_INET6) + struct.pack("!HI", port, 0) + parsed.packed + bytes(4)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
 def _message(kind: int, flags: int, command: int, body: bytes) -> bytes:
-    length = HEADER.size + GENL.size + len(body)
-    return HEADER.pack(length, kind, flags, 0, 0) + GENL.pack(command, VERSION) + body
+    return message(kind, flags, GENL.pack(command, VERSION) + body)
 
 
 # -- answers --
@@ -192,7 +179,7 @@ def _message(kind: int, flags: int, command: int, body: bytes) -> bytes:
 def read_family(answers: list[bytes]) -> int:
     """The message type, out of the answer to pack_family. OSError if it is not in there."""
     for body in answers:
-        found = dict(_attributes(body))
+        found = dict(read_attributes(body))
         if CTRL_FAMILY_ID in found:
             return _number(found[CTRL_FAMILY_ID])
     raise OSError(errno.ENOENT, "WireGuard: the kernel does not know it")
@@ -206,13 +193,13 @@ def read(answers: list[bytes]) -> Config:
     private, port = b"", 0
     peers: dict[bytes, Peer] = {}
     for body in answers:
-        for kind, value in _attributes(body):
+        for kind, value in read_attributes(body):
             if kind == DEVICE_PRIVATE_KEY:
                 private = value
             elif kind == DEVICE_LISTEN_PORT:
                 port = _number(value)
             elif kind == DEVICE_PEERS:
-                for _, inner in _attributes(value):
+                for _, inner in read_attributes(value):
                     peer = _read_peer(inner)
                     begun = peers.get(peer.public_key)
                     if begun:
@@ -229,7 +216,7 @@ def read(answers: list[bytes]) -> Config:
 
 
 def _read_peer(data: bytes) -> Peer:
-    found = dict(_attributes(data))
+    found = dict(read_attributes(data))
     seconds, nanoseconds = TIMESPEC.unpack(found.get(PEER_HANDSHAKE, bytes(TIMESPEC.size)))
     return Peer(
         public_key=found[PEER_PUBLIC_KEY],
@@ -251,20 +238,10 @@ def _read_sockaddr(data: bytes) -> Endpoint | None:
 
 
 def _read_allowed(data: bytes) -> Iterator[str]:
-    for _, inner in _attributes(data):
-        found = dict(_attributes(inner))
+    for _, inner in read_attributes(data):
+        found = dict(read_attributes(inner))
         address = ipaddress.ip_address(found[ALLOWED_ADDRESS])
         yield f"{address}/{_number(found[ALLOWED_LENGTH])}"
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(data):
-        size, kind = ATTRIBUTE.unpack_from(data, at)
-        if size < 4:
-            return
-        yield kind & TYPE, data[at + 4 : at + size]
-        at += (size + 3) & ~3
 
 
 def _number(value: bytes) -> int:
