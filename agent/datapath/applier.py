@@ -3,7 +3,8 @@ should not be: what keeps encrypted networks from going out in the clear, device
 and before a port is made, its guard.
 
 What stands opposite: reconciler.py says what and when; networks.py, uplink.py, nftables.py,
-guard.py and bulk.py know how; rowapplier.py, lanapplier.py and serviceapplier.py do their parts.
+guard.py and bulk.py know how; rowapplier.py, lanapplier.py, serviceapplier.py and
+wireguardapplier.py do their parts.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from agent.datapath.rowapplier import RowApplier
 from agent.datapath.serviceapplier import ServiceApplier
 from agent.datapath.uplink import Uplink
 from agent.datapath.wireguard import Wireguard
-from agent.drivers import wireguard
+from agent.datapath.wireguardapplier import WireguardApplier
 from agent.drivers.balancing import FrontendKey
 from agent.drivers.base import Bridge, Closed, DesiredState, Port
 from agent.errors import VxmeshError
@@ -71,7 +72,6 @@ class Applier:
         VXLAN's UDP port, as it is outside WireGuard; `wireguard_of` as for Wireguard, `at_sockets`
         whether services are balanced at connect(2) where that can be.
         """
-        self._sealed = nft.sealed(wireguard.data_port(data_port))
         self._desired, self._failures, self._backlog = desired, failures, backlog
         self._path = netns
         self.repairs = Repairs()
@@ -80,8 +80,6 @@ class Applier:
         self._closed = Closed()  # as it was loaded last
         self._tunnels: set[tuple[str, int]] = set()  # VTEP and port of what is not tracked
         self._balanced = True  # our namespace's rules were loaded for that
-        self.owes_unsealing = False  # it waits until everything encrypted has gone
-        self._is_sealed = False  # nothing that is for the inside of WireGuard gets out otherwise
         with contextlib.ExitStack() as stack:
             self._fd = fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
@@ -93,8 +91,6 @@ class Applier:
             monitor.ignore(self._bulk.port)
             self._own_table = stack.enter_context(contextlib.closing(Nftables(self._netns)))
             self._host_table = stack.enter_context(contextlib.closing(Nftables(host_netns)))
-            sealed = Nftables(host_netns, table=nft.SEALED)
-            self._sealed_table = stack.enter_context(contextlib.closing(sealed))
             rp_filter = namespaces.get_sysctl(host_netns, "ipv4/conf/all/rp_filter")
             names = entrance.TABLES if entrance.is_possible(rp_filter) else {}
             self._entrances = {
@@ -114,7 +110,16 @@ class Applier:
                 desired, self.networks, self.rows, self.attempt, self._netns, host_netns, at_sockets
             )
             self.serving = stack.enter_context(contextlib.closing(serving))
-            self.wireguard = Wireguard(self._host, host_netns, netns.parent, wireguard_of)
+            self.wireguard = WireguardApplier(
+                desired,
+                Wireguard(self._host, host_netns, netns.parent, wireguard_of),
+                stack.enter_context(contextlib.closing(Nftables(host_netns, table=nft.SEALED))),
+                self.networks.held,
+                failures.items,
+                self.repairs,
+                lambda: self.uplink.has_ipv6,
+                data_port,
+            )
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -136,66 +141,6 @@ class Applier:
         else:
             if whole:
                 self._failures.succeeded(key)
-
-    async def seal(self) -> None:
-        """Before anything else: nothing that is for the inside of WireGuard gets out otherwise.
-
-        Fine where the kernel has no IPv6: then there is no inside, and no encrypted network.
-        """
-        if self.uplink.has_ipv6:
-            await self.wireguard.guard()
-            await self._sealed_table.load(self._sealed)
-        self._is_sealed = True
-
-    async def begin_sealed(self) -> None:
-        """At the start: seal, if anything here is encrypted. If not, the route is enough: nothing
-        speaks to the inside, and each packet of the host would be looked at for nothing."""
-        if self._has_inside():
-            await self.seal()
-        elif self.uplink.has_ipv6:
-            await self.wireguard.guard()
-
-    async def _unseal(self) -> None:
-        """Take the rules away, after the last device that they were for; the route stays."""
-        self._is_sealed = False
-        await self._sealed_table.remove()
-
-    def _has_inside(self) -> bool:
-        """Whether anything is to be here that speaks to the inside of WireGuard."""
-        encrypted = any(bridge.encrypted for bridge in self._desired.bridges().values())
-        return encrypted or bool(self._desired.wireguard())
-
-    async def extend_wireguard(self, drift: bool = False) -> None:
-        """WireGuard's devices, peers and routes that are to be there; before rows lead to them.
-
-        Of a network that is encrypted nothing is made before its packets can go nowhere else.
-        """
-        devices = self._desired.wireguard()
-        if not devices:
-            return
-        await self.seal()
-        changes = await self.wireguard.extend(devices)
-        for kind, count in changes.items() if drift else ():
-            self.repairs.add(kind, count)
-
-    async def shrink_wireguard(self) -> None:
-        """Those that are not; after rows lead to them no more.
-
-        Not before all is known that peers wrote while this agent was away: a key that is not
-        known may be one that all use by now.
-        """
-        if self._desired.complete():
-            await self.wireguard.shrink(self._desired.wireguard())
-            held = any(held.bridge.encrypted for held in self.networks.held.values())
-            if not held and not self._has_inside():
-                # What could not be taken away yet may still speak to the inside.
-                self.owes_unsealing = any(
-                    kind in ("wireguard", "strangers")
-                    or (kind == "bridge" and vni not in self.networks.held)
-                    for kind, vni, _ in self._failures.items()
-                )
-                if not self.owes_unsealing:
-                    await self._unseal()
 
     async def compare(
         self, interior: bool, drift: bool = False, gone: Callable[[str], None] | None = None
@@ -254,8 +199,8 @@ class Applier:
             if self._failures.forget(vni):
                 await self._sweep()
             return
-        if bridge.encrypted and not self._is_sealed:
-            await self.seal()  # or there is no such network here
+        if bridge.encrypted and not self.wireguard.is_sealed:
+            await self.wireguard.seal()  # or there is no such network here
         changed = held is None or _without_ports(held.bridge) != _without_ports(bridge)
         resized = held is not None and held.bridge.mtu != bridge.mtu
         fresh = False
@@ -337,8 +282,7 @@ class Applier:
         """The rules of both namespaces."""
         self.stale_tables = False  # whatever comes of it: a failure has its own next attempt
         bridges = self._bridges()
-        if self.uplink.has_ipv6 and (self._is_sealed or self._has_inside()):
-            await self._sealed_table.load(self._sealed)
+        await self.wireguard.keep_rules()
         balancer = self.serving.balancer
         balanced = not balancer.is_idle
         rules = nft.own(bridges, balanced)
@@ -436,7 +380,7 @@ class Applier:
         Who changes several of our tables may have come to one just after it was looked at: when
         one was wrong, all are looked at again before anything is called repaired.
         """
-        ours = (self._sealed_table, self._guard.table, self._own_table, self._host_table)
+        ours = (self.wireguard.table, self._guard.table, self._own_table, self._host_table)
         tables = (*ours, self.serving.balancer.table, *self._entrances.values())
         total = 0
         for _ in range(CHECKS):
@@ -454,12 +398,6 @@ class Applier:
         """The host's routes to our networks, against what it really has."""
         await self.uplink.read_routes()
         self.repairs.add("route", await self.uplink.set_routes(_outward(self._bridges())))
-
-    async def check_wireguard(self) -> None:
-        """WireGuard's devices and routes, and the route that keeps its inside apart."""
-        if self.uplink.has_ipv6:
-            self.repairs.add("route", await self.wireguard.guard())
-        await self.extend_wireguard(drift=True)
 
     async def check_sysctls(self) -> None:
         """Those of our namespace, and what we need of the host's."""

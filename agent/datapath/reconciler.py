@@ -163,7 +163,7 @@ class Reconciler:
     async def sessions(self, device: str) -> dict[bytes, float]:
         """Public key of each peer of a WireGuard device -> when the last handshake with it was
         completed, s since the epoch; 0 if none was."""
-        return await self._applier.wireguard.sessions(device) if self._applier else {}
+        return await self._applier.wireguard.devices.sessions(device) if self._applier else {}
 
     @property
     def repairs(self) -> Counter[str]:
@@ -229,20 +229,20 @@ class Reconciler:
                 applier.networks,
                 applier.inspection,
                 applier.uplink,
-                applier.wireguard,
+                applier.wireguard.devices,
                 lambda endpoint: self.on_port_gone(endpoint),
             )
             self._applier = applier
             # A failure stops no other network; those that are encrypted are not made before.
-            await applier.attempt(("tables", 0, ""), applier.begin_sealed())
+            await applier.attempt(("tables", 0, ""), applier.wireguard.begin())
             await applier.uplink.ensure()
             await applier.uplink.read_routes()
             self._begin()
             mark = self._desired.mark()
-            await applier.attempt(("wireguard", 0, ""), applier.extend_wireguard())
+            await applier.attempt(("wireguard", 0, ""), applier.wireguard.extend())
             await applier.compare(interior=True, gone=lambda e: self.on_port_gone(e))
             await applier.attempt(("services", 0, ""), applier.services())
-            await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
+            await applier.attempt(("wireguard-rest", 0, ""), applier.wireguard.shrink())
             await self._rules(applier)
             self._note_applied(mark)
             self._end()
@@ -322,7 +322,7 @@ class Reconciler:
         """The part of a backlog that was asked for."""
         wireguard = backlog.wireguard or backlog.everything
         if wireguard:
-            await applier.attempt(("wireguard", 0, ""), applier.extend_wireguard())
+            await applier.attempt(("wireguard", 0, ""), applier.wireguard.extend())
         if backlog.everything:
             await applier.compare(interior=False)
         else:
@@ -341,8 +341,8 @@ class Reconciler:
         for vni, (macs, addresses) in backlog.rows.items():
             rows = applier.rows.write(vni, list(macs), list(addresses))
             await applier.attempt(("rows", vni, ""), rows, whole=False)
-        if wireguard or applier.owes_unsealing:
-            await applier.attempt(("wireguard-rest", 0, ""), applier.shrink_wireguard())
+        if wireguard or applier.wireguard.owes_unsealing:
+            await applier.attempt(("wireguard-rest", 0, ""), applier.wireguard.shrink())
 
     async def _repair(self, applier: Applier, backlog: Backlog) -> None:
         """The part that nobody asked for: whatever has to be changed now is drift."""
@@ -354,7 +354,7 @@ class Reconciler:
         if backlog.uplink:
             await applier.attempt(("uplink", 0, ""), applier.mend_uplink())
         if backlog.tunnels:
-            await applier.attempt(("wireguard", 0, ""), applier.check_wireguard())
+            await applier.attempt(("wireguard", 0, ""), applier.wireguard.check())
         if backlog.sysctls:
             await applier.attempt(("sysctls", 0, ""), applier.check_sysctls())
         if backlog.sockets:
