@@ -10,21 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+from agent.balanced import Balanced
 from agent.core.members import Members
 from agent.drivers import bridge, flooding, ipvlan, macvlan, overlay, wireguard
 from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Lan, Rows, WireguardDevice
-from agent.drivers.frontends import elsewhere, frontends
 from agent.errors import Invalid
 from agent.floodmodel import DEFAULT, flood_rate
 from agent.lanmodel import MACVLAN, is_bridged, is_on_lan
 from agent.localports import LocalPorts
-from agent.model import (
-    BRIDGE,
-    OVERLAY,
-    Network,
-    parse_address,
-)
+from agent.model import BRIDGE, OVERLAY, Network, parse_address
 from agent.node import NodeState
 from agent.published import Published
 from agent.views import Change
@@ -58,11 +53,6 @@ class Plan:
         self._partners: set[str] | None = None  # nodes in the encrypted networks that are here
         self._owners: dict[bytes, str] = {}  # public key -> node whose it is
         self._devices: tuple[WireguardDevice, ...] = ()
-        self._frontends: dict[FrontendKey, Frontend] = {}
-        self._vips: dict[int, set[bytes]] = {}  # VNI -> those of its frontends
-        self._keys: dict[str, set[FrontendKey]] = {}  # service -> those of its frontends
-        self._outside: set[str] = set()  # services with a backend at an address of a node
-        self._present: set[str] = set()  # the networks that are on this host
         self._described: dict[str, tuple[str, int]] = {}
         self._closed = Closed()
         self._ports = LocalPorts(node)
@@ -72,7 +62,8 @@ class Plan:
         self._mtus: dict[str, int] = {}  # of the overlay networks here, while a path is narrow
         self._apart = node.gives_way()
         self._published = Published(node, self._apart)
-        self._subnets = self._judged = self._find_subnets()
+        self._subnets = self._find_subnets()
+        self.balanced = Balanced(node, self._subnets)
         self.nodes_changed()
         self._touch_wireguard(Change(nodes=set(node.nodes)), Touched())
         self._floods = flooding.Floods()
@@ -198,62 +189,10 @@ class Plan:
 
     def _touch_services(self, change: Change, touched: Touched) -> None:
         """The frontends of services that lead elsewhere, or whose network is on this host now."""
-        node, led = self.node, set(change.led)
-        me = node.me
-        looked_at = {
-            each.network
-            for each in change.endpoints
-            if (each.new and each.new.node == me) or (each.old and each.old.node == me)
-        }
-        looked_at.update(change.networks)
-        for id in change.led:
-            service = node.services.get(id) or change.services.get(id)
-            if service:
-                looked_at.add(service.network)
-        for id in looked_at:
-            is_here = node.is_present(id)
-            if is_here == (id in self._present) and id not in change.networks:
-                continue
-            (self._present.add if is_here else self._present.discard)(id)
-            led.update(service.id for service in node.services.of(id))
-            network = node.catalogue.get(id)
-            if network:
-                touched.bridges.add(network.vni)
-        if change.nodes:  # an address at which a port is published may be another one's
-            led.update(
-                service.id
-                for service in node.services.all()
-                if any(port.published_at for port in service.ports)
-            )
-        if change.nodes or self._judged != self._subnets:
-            led |= self._outside
-        self._judged = self._subnets
-        changes: dict[FrontendKey, Frontend | None] = {}
-        for id in led:
-            found = {frontend.id: frontend for frontend in self._make_frontends(id)}
-            for key in self._keys.get(id, set()) - found.keys():
-                changes[key] = None
-            for key, frontend in found.items():
-                if self._frontends.get(key) != frontend:
-                    changes[key] = frontend
-            if found:
-                self._keys[id] = set(found)
-            else:
-                self._keys.pop(id, None)
-        if changes:
-            self.set_frontends(changes)
-            touched.services.update(changes)
-
-    def _make_frontends(self, id: str) -> list[Frontend]:
-        service = self.node.services.get(id)
-        network = self.node.catalogue.get(service.network) if service else None
-        if not service or not network or network.id not in self._present:
-            self._outside.discard(id)
-            return []
-        rows = self.node.backends_of(service, self.node.clock())
-        (self._outside.add if elsewhere(network, rows) else self._outside.discard)(id)
-        nodes = self.node.nodes.values()
-        return frontends(service, network, rows, nodes, self.node.me, self._subnets)
+        moved = self.balanced.moved(change)
+        for network in filter(None, map(self.node.catalogue.get, moved)):
+            touched.bridges.add(network.vni)
+        touched.services |= self.balanced.changed(change, moved, self._subnets)
 
     def _touch_statuses(self, change: Change, touched: Touched) -> None:
         """The rows of nodes that were withdrawn, or are there again."""
@@ -266,8 +205,8 @@ class Plan:
             self._reach()
         for id in flipped:
             self._touch_rows_of(id, touched)
-            for network in self.node.local_networks() if self._vips else ():
-                if network.vni in self._vips:
+            for network in self.node.local_networks() if self.balanced.all() else ():
+                if self.balanced.vips(network.vni) is not None:
                     mac = overlay.router_mac(network.id, id)
                     touched.macs.setdefault(network.vni, []).append(mac)
 
@@ -372,7 +311,7 @@ class Plan:
     ) -> Rows:
         found = overlay.rows(self._members(network), self._way(network), macs, addresses)
         gateways = _gateways(network)
-        routers, vips = self._balanced(network)
+        routers, vips = self._balanced_rows(network)
         if not routers and not vips and gateways.isdisjoint(addresses):
             return found
         return Rows(
@@ -387,7 +326,7 @@ class Plan:
             return Rows([], [])
         found = overlay.all_rows(self._members(network), self._way(network))
         gateways = _gateways(network)
-        routers, vips = self._balanced(network)
+        routers, vips = self._balanced_rows(network)
         neighbours = {**vips, **dict(found.neighbours)}
         return Rows(
             [*found.fdb, *routers.items()],
@@ -396,10 +335,10 @@ class Plan:
             defaults=self._defaults(network) if floods else None,
         )
 
-    def _balanced(self, network: Network) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+    def _balanced_rows(self, network: Network) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
         """Rows of a network's services: where the routers of the other hosts are, from which
         balanced packets come; and the VIPs, for which our own router answers."""
-        vips = self._vips.get(network.vni)
+        vips = self.balanced.vips(network.vni)
         if vips is None:
             return {}, {}
         mac = overlay.router_mac(network.id, self.node.me)
@@ -453,29 +392,11 @@ class Plan:
 
     def frontends(self) -> Mapping[FrontendKey, Frontend]:
         """The services that this host balances."""
-        return self._frontends
+        return self.balanced.all()
 
     def frontend(self, key: FrontendKey) -> Frontend | None:
         """One of them."""
-        return self._frontends.get(key)
-
-    def set_frontends(self, changes: Mapping[FrontendKey, Frontend | None]) -> None:
-        """Take in frontends that came, changed or (None) went."""
-        moved = False
-        for key, frontend in changes.items():
-            old = self._frontends.pop(key, None)
-            moved |= (old and (old.vni, old.address)) != (
-                frontend and (frontend.vni, frontend.address)
-            )
-            if frontend:
-                self._frontends[key] = frontend
-        if not moved:
-            return
-        self._vips = {}
-        for one in self._frontends.values():
-            vips = self._vips.setdefault(one.vni, set())
-            if one.address:
-                vips.add(one.address)
+        return self.balanced.all().get(key)
 
     def mark(self) -> object:
         """Origin -> version taken in so far; NodeState.kernel_has takes it back."""

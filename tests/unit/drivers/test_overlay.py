@@ -298,7 +298,7 @@ def test_a_networks_services_bring_rows_for_vips_and_for_the_other_routers(world
     mine, theirs = (overlay.router_mac(world.web.id, id) for id in (ME, OTHER))
     assert world.plan.rows(vni, [theirs], [vip]).fdb == [(theirs, None)]
     one = Frontend("s" * 16, world.web.id, vni, "tcp", vip, 80, ())
-    world.plan.set_frontends({one.id: one})
+    world.plan.balanced.take_in({one.id: one})
     assert world.plan.frontends() == {one.id: one}
     rows = world.plan.rows(vni, [theirs, mine], [vip])
     assert rows.fdb == [(theirs, bytes([10, 99, 0, 2])), (mine, None)]
@@ -306,7 +306,7 @@ def test_a_networks_services_bring_rows_for_vips_and_for_the_other_routers(world
     everything = world.plan.all_rows(vni)
     assert everything.fdb == [(theirs, bytes([10, 99, 0, 2]))]
     assert everything.neighbours == [(vip, mine)]
-    world.plan.set_frontends({one.id: None})
+    world.plan.balanced.take_in({one.id: None})
     assert world.plan.all_rows(vni).neighbours == world.plan.all_rows(vni).fdb == []
 
 
@@ -314,6 +314,6 @@ def test_a_vip_at_the_gateways_address_gets_no_row(world: World) -> None:
     world.workload("w")
     gateway = parse_address(world.web.gateways[0])
     one = Frontend("s" * 16, world.web.id, world.web.vni, "tcp", gateway, 80, ())
-    world.plan.set_frontends({one.id: one})
+    world.plan.balanced.take_in({one.id: one})
     assert world.plan.all_rows(world.web.vni).neighbours == []
     assert world.plan.rows(world.web.vni, [], [gateway]).neighbours == [(gateway, None)]
