@@ -3,7 +3,7 @@
 What each frontend has in the sets and maps is known here, so a change is the difference of
 what it had and has. Where two claim one key (a backend of two services; by mistake, one
 published port) it stays until both are gone, and the frontend with the lower key holds it.
-What stands opposite: applier.py, which says when; balancerules.py, which has the rules.
+What stands opposite: serviceapplier.py, which says when; balancerules.py, which has the rules.
 """
 
 from __future__ import annotations
@@ -190,12 +190,13 @@ class Balancer:
         for error in filter(None, failed):
             raise error
         if whole and self.is_idle:
-            await self.retire()
-        elif whole or len(self._spans - spans) > SPANS_UNUSED:
-            self._is_there = True
-            await self.table.load(balancerules.ruleset([self._all()], spans))
-            self._spans = spans
-        self._loaded = self._is_there
+            pass  # whatever is in the table: the host may still lead there, and `retire` is next
+        else:
+            if whole or len(self._spans - spans) > SPANS_UNUSED:
+                self._is_there = True
+                await self.table.load(balancerules.ruleset([self._all()], spans))
+                self._spans = spans
+            self._loaded = self._is_there
         self._owed = Outcome()
         return outcome
 

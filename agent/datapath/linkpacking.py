@@ -69,7 +69,7 @@ def new_vxlan(
 
 
 def new_pair(name: str, peer: str, netns: int, mtu: int, master: int, peer_mac: bytes) -> bytes:
-    """A veth pair, both ends down; see Netlink.add_veth."""
+    """A veth pair, both ends down, the other one in the namespace of file descriptor `netns`."""
     other = _INFO.pack(0, 0, 0, 0, 0) + _name(peer) + _number(_MTU, mtu)
     other += _number(_NET_NS_FD, netns) + attribute(_ADDRESS, peer_mac)
     attributes = _name(name) + _number(_MTU, mtu) + _number(_MASTER, master)
@@ -83,7 +83,7 @@ def mark(name: str, alias: str) -> bytes:
 
 def mark_port(name: str, alias: str, *, flood: bool) -> bytes:
     """The same for a port of a bridge, which is set up, learns nothing, and with `flood` takes what
-    no other port takes: all in one, so that it is never up and otherwise."""
+    no other port takes, if it is unicast: all in one, so that it is never up and otherwise."""
     data = attribute(_BRPORT_LEARNING, b"\0") + attribute(_BRPORT_UNICAST_FLOOD, bytes([flood]))
     info = _text(_INFO_SLAVE_KIND, "bridge") + attribute(_INFO_SLAVE_DATA, data)
     attributes = _name(name) + _text(_IFALIAS, alias) + attribute(_LINKINFO, info)

@@ -136,20 +136,14 @@ class Netlink(Routing):
         netns: int,
         mtu: int,
         *,
-        master: int = 0,
-        peer_mac: str = "",
         index: int = 0,
     ) -> None:
         """A veth pair whose end `peer` is in the namespace of file descriptor `netns`; both down.
 
-        EEXIST if either name is taken. Where `master` or `index` is 0 there is none, or any.
+        EEXIST if either name is taken. Where `index` is 0 it may have any.
         """
         other: dict[str, object] = {"ifname": peer, "net_ns_fd": netns, "mtu": mtu}
-        if peer_mac:
-            other["address"] = peer_mac
-        mine = {"master": master} if master else {}
-        if index:
-            mine["index"] = index
+        mine = {"index": index} if index else {}
         await request(
             self._route.link("add", ifname=name, kind="veth", mtu=mtu, peer=other, **mine)
         )
@@ -181,13 +175,9 @@ class Netlink(Routing):
         await request(self._route.link("add", ifname=name, kind="vlan", link=trunk, vlan_id=vlan))
 
     @in_thread
-    async def set_port(self, index: int, flood: bool, alias: str = "") -> None:
+    async def set_port(self, index: int, flood: bool) -> None:
         """As a port of a bridge: learn nothing, take broadcast and multicast, and with `flood`
-        unicast that no other port takes.
-
-        With `alias` the device gets that too, and is set up: one call for a new port.
-        """
-        extra = {"ifalias": alias, "flags": IFF_UP, "change": IFF_UP} if alias else {}
+        unicast that no other port takes."""
         await request(
             self._route.link(
                 "set",
@@ -197,7 +187,6 @@ class Netlink(Routing):
                 unicast_flood=int(flood),
                 mcast_flood=1,
                 bcast_flood=1,
-                **extra,
             )
         )
 

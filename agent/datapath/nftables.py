@@ -8,6 +8,7 @@ What stands opposite: nft.py and guardrules.py say what to load. Source: libnfta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import re
@@ -76,7 +77,6 @@ class Nftables:
         VxmeshError if nftables refuses.
         """
         await self._in_thread(lambda: self._load(ruleset))
-        self._pool.submit(self._see)  # 1 ms and more, which nobody has to wait for
 
     async def alter(self, come: Keys | Pairs, gone: Keys | Pairs, chains: str = "") -> None:
         """Add and delete elements of sets and maps that were loaded; costs what the change is.
@@ -108,7 +108,6 @@ class Nftables:
 
     async def remove(self) -> None:
         """Delete the table; if it is not there, nothing is changed."""
-        self._loaded = None
         await self._in_thread(self._remove)
 
     def close(self) -> None:
@@ -127,6 +126,8 @@ class Nftables:
             self._replace(ruleset)
         self._unseen |= before is None or before != ruleset
         self._loaded = ruleset
+        with contextlib.suppress(RuntimeError):  # it is being closed
+            self._pool.submit(self._see)  # 1 ms and more, which nobody has to wait for
 
     def _see(self) -> None:
         """Have the kernel's own words for what was loaded."""
@@ -149,7 +150,7 @@ class Nftables:
         self._command(render(ruleset))
 
     def _remove(self) -> None:
-        table = self._table
+        table, self._loaded = self._table, None
         if f"table {table}" in self._command("list tables\n").splitlines():
             self._command(f"table {table}\ndelete table {table}\n")
 

@@ -321,6 +321,11 @@ async def test_with_the_last_service_the_table_goes_once_nothing_leads_there(
     assert len(table.removals) == 1
     await balancer.alter(by_id(DNS), NOBODY)
     assert len(table.loads) == 2  # with its chains
+    # So it is when all is looked at anew, too.
+    await balancer.load({}, NOBODY)
+    assert len(table.removals) == 1
+    await balancer.retire()
+    assert len(table.removals) == 2
 
 
 async def test_what_a_change_asks_for_outlives_that_it_fails(
