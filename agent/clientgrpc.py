@@ -6,13 +6,8 @@ way there.
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
-
-# gRPC would start its threads again in a forked child, and a process with threads cannot move
-# into another mount namespace: `vxmesh exec` forks for just that.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import grpc
 import grpc.aio

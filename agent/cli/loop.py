@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# Read when gRPC is loaded, which is after this. It would start its threads again in a forked child,
+# and a process with threads cannot move into another mount namespace: `vxmesh exec` forks for that.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def run_until_interrupted(coroutine: Coroutine[Any, Any, T]) -> T:

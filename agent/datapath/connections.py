@@ -3,7 +3,8 @@
 They are deleted from the table of connections, so that what still comes is no part of any:
 TCP is reset (balancerules.py, chain `stray`), and clients are prodded so that something does
 come at once, also from one that only waits for an answer; UDP begins anew at another backend.
-What stands opposite: serviceapplier.py, which says which; conntrack.py and prods.py, which know how.
+What stands opposite: serviceapplier.py, which says which; conntrack.py and prods.py,
+which know how.
 """
 
 from __future__ import annotations

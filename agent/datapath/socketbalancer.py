@@ -3,8 +3,8 @@
 An accelerator, and nothing that others rely on: what it takes goes past the rules, which hold
 the same in any case (balancer.py). All of it ends with the agent, however that ends, and where
 the kernel refuses it there is none, which is told once.
-What stands opposite: socketmaps.py says what is in the maps, bpf.py knows how; serviceapplier.py says
-when; ledsockets.py ends connections.
+What stands opposite: socketmaps.py says what is in the maps, bpf.py knows how;
+serviceapplier.py says when; ledsockets.py ends connections.
 """
 
 from __future__ import annotations

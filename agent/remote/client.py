@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,7 +96,8 @@ class Plugins:
         within: float = 0.0,
     ) -> bytes:
         # In a thread, and only where there is a plugin: 0.1 s, for which the loop would stand.
-        await asyncio.to_thread(importlib.import_module, "aiohttp")
+        if "aiohttp" not in sys.modules:
+            await asyncio.to_thread(importlib.import_module, "aiohttp")
         import aiohttp
 
         connector = (

@@ -29,7 +29,6 @@ PAGE = ROOT / "docs/compose.md"
 HOSTS = ("h1", "h2", "h3")
 PROJECT = "composed"
 TIMEOUT = 300.0  # s; for an image to be built, and three agents to start, beside other tests
-pytestmark = pytest.mark.timeout(400)  # s
 MANY = 80  # connections, of which some reach each of three backends, but for 1 in 10^13 times
 SOON = 60.0  # s; the three share what others leave of two cores
 

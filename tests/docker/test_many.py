@@ -30,7 +30,6 @@ RESOLVER = ("127.0.0.11", 53)  # Docker's, in each container
 # The neighbours that all of a kernel's network namespaces may know together (arp(7)), and here two
 # hosts have one kernel: each container learns of each other one, from both sides.
 NEIGHBOURS = Path("/proc/sys/net/ipv4/neigh/default/gc_thresh3")
-pytestmark = pytest.mark.timeout(300)  # s
 ECHO = struct.Struct("!BBHHH")  # type, code, checksum, identifier, sequence number: RFC 792
 
 

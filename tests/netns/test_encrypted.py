@@ -25,16 +25,21 @@ import pytest
 
 from agent.drivers.wireguard import DEVICES, PREFIX
 from agent.testbed import Testbed, temporary
+from tests.needs import lacks
 from tests.netns.world import World
 
 HOSTS = ("h1", "h2")
 PORT = 9000
 INNER_MTU = 1500 - 60 - 70
 RUN = "/run/vxmesh"
-pytestmark = pytest.mark.skipif(
-    os.geteuid() == 0 and shutil.which("wireguard-go") is None,
-    reason="needs wireguard-go: scripts/setup.sh installs it",
-)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def wireguard_go() -> None:
+    """What these tests cannot do without."""
+    if shutil.which("wireguard-go") is None:
+        lacks("needs wireguard-go: scripts/setup.sh installs it")
+
 
 # Sends a marker by UDP and TCP until its stdin ends, and takes what comes to the same port;
 # then says how many bytes it sent and took in.

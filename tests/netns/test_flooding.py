@@ -22,6 +22,7 @@ from agent.floodmodel import DEFAULT
 from agent.model import format_address, format_mac, parse_mac
 from agent.syscalls import in_netns
 from agent.testbed import Testbed
+from tests.needs import lacks
 from tests.netns.frames import (
     ADVERTISE,
     ARP,
@@ -427,11 +428,9 @@ def test_rows_that_others_change_are_put_right(scene: Scene) -> None:
         settle(me, far, ear)
 
 
-@pytest.mark.skipif(
-    os.geteuid() == 0 and shutil.which("wireguard-go") is None,
-    reason="needs wireguard-go: scripts/setup.sh installs it",
-)
 def test_of_an_encrypted_network_it_goes_inside_wireguard(scene: Scene) -> None:
+    if shutil.which("wireguard-go") is None:
+        lacks("needs wireguard-go: scripts/setup.sh installs it")
     world = scene.world
     network = world.network(*FLOOD, "--encrypted")
     me, far = (member(world, host, network) for host in ("h1", "h2"))

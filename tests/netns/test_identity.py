@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from typing import Any
 
@@ -33,21 +34,7 @@ def test_pings_and_gossip_go_on_across_three_renewals_and_another_ca() -> None:
         world.workload("h1", net, "one")
         world.workload("h3", net, "three")
         target = world.address("h3", "three")
-        # A number of them, not a time: at the end of a time what is on its way counts as lost.
-        command = [
-            VXMESH,
-            "exec",
-            "one",
-            "--",
-            "ping",
-            "-i",
-            "0.1",
-            "-c",
-            "400",
-            "-W",
-            "10",
-            target,
-        ]
+        command = [VXMESH, "exec", "one", "--", "ping", "-i", "0.1", "-W", "10", target]
         with bed.host("h1").popen(command, stdout=-1, text=True) as pinging:
             before = status(world)["authorities"][0]["fingerprint"]
             made = 0
@@ -63,9 +50,12 @@ def test_pings_and_gossip_go_on_across_three_renewals_and_another_ca() -> None:
                     world.vx("h1", "cluster", "rotate-ca", "--wait=10")
                     rotated = True
                 time.sleep(0.3)
+            assert pinging.poll() is None, "they went on all the time"
+            pinging.send_signal(signal.SIGINT)
             out, _ = pinging.communicate(timeout=60)
-        sent, got = map(int, re.findall(r"(\d+) packets transmitted, (\d+) received", out)[0])
-        assert sent > 300 and got == sent, out[-300:]
+        # Of the last ones the answers may have been on their way.
+        answered = [int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", out)]
+        assert answered == list(range(1, len(answered) + 1)) and len(answered) > 100, out[-300:]
         now = status(world)
         assert now["authorities"][0]["fingerprint"] != before
         assert now["rotation"] == {"phase": "done", "waiting": [], "left_behind": []}

@@ -14,7 +14,6 @@ SEEDS = int(os.environ.get("VXMESH_SIM_SEEDS", "1000")) // 4
 BATCH = 25
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("first", range(1, SEEDS + 1, BATCH))
 def test_seeds(first: int) -> None:
     done = crashes = 0

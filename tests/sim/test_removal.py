@@ -12,7 +12,6 @@ SEEDS = int(os.environ.get("VXMESH_REMOVAL_SEEDS", "400"))
 BATCH = 50
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("first", range(1, SEEDS + 1, BATCH))
 def test_a_lost_node_is_inherited_once_and_no_address_has_two_owners(first: int) -> None:
     inherited = cut_off = 0

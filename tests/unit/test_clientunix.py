@@ -1,4 +1,4 @@
-"""The client of commands: our own HTTP/2 before gRPC's own server, beside gRPC's own client."""
+"""The client of commands, with h2, before gRPC's own server, and gRPC's own client beside it."""
 
 from __future__ import annotations
 
