@@ -50,7 +50,7 @@ def spawn(
     """Start a process that outlives us, in a session of its own; its pid.
 
     posix_spawn, so that nothing of Python runs between fork and exec: the caller may have
-    gRPC's threads.
+    threads, as tests do.
     """
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 

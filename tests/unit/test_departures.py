@@ -11,10 +11,11 @@ import msgspec
 import pytest
 
 from agent import restart, views
+from agent.cluster import link
 from agent.core.addresses import Range
 from agent.core.removal import FROZEN_FOR, Answer, Ask, Verdict
 from agent.core.replica import Delta, Record
-from agent.departures import TRY_FOR, Departures
+from agent.departures import LINKED_FOR, TRY_FOR, Departures
 from agent.errors import Conflict, InUse, NotFound, Timeout, Unavailable, VxmeshError
 from agent.listeners import ToStore
 from agent.model import Network, Node, Notice, Removal
@@ -849,3 +850,7 @@ def test_a_node_can_be_removed_though_somebody_has_removed_very_many(
         n1._put("x/" + "5" * 16, Removal("5" * 16, "n5", n1.me, 1, 0.0))
     send(n1, n3)
     assert "4" * 16 in n3.removals and "5" * 16 not in n3.removals
+
+
+def test_streams_are_waited_for_longer_than_they_seem_to_live() -> None:
+    assert link.STALE < LINKED_FOR
