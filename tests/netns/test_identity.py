@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import time
 from typing import Any
 
@@ -51,7 +50,7 @@ def test_pings_and_gossip_go_on_across_three_renewals_and_another_ca() -> None:
                     rotated = True
                 time.sleep(0.3)
             assert pinging.poll() is None, "they went on all the time"
-            pinging.send_signal(signal.SIGINT)
+            pinging.terminate()
             out, _ = pinging.communicate(timeout=60)
         # Of the last ones the answers may have been on their way.
         answered = [int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", out)]
