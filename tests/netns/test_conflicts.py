@@ -72,8 +72,8 @@ class Stream:
 @contextlib.contextmanager
 def pinging(world: World, host: str, sandbox: str, address: str) -> Iterator[list[int]]:
     """Echoes every 20 ms meanwhile; then what `counted` says of them."""
-    words = [VXMESH, "exec", sandbox, "--", "ping", "-n", "-i", "0.02", address]
-    process = world.host(host).popen(words, stdout=subprocess.PIPE, text=True)
+    words = [VXMESH, "exec", sandbox, "--", "ping", "-n", "-w", "300", "-i", "0.02", address]
+    process = answered(world.host(host).popen(words, stdout=subprocess.PIPE, text=True))
     found: list[int] = []
     try:
         yield found
@@ -204,16 +204,33 @@ def renumber(host: Host, old: int, new: int) -> None:
 
 def echo(netns: Path, address: str) -> subprocess.Popen[str]:
     """An echo every 5 ms, until `counted`."""
-    command = ["nsenter", f"--net={netns}", "ping", "-n", "-i", "0.005", address]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = ["nsenter", f"--net={netns}", "ping", "-n", "-w", "300", "-i", "0.005", address]
+    return answered(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
 
 
-def counted(process: subprocess.Popen[str]) -> tuple[int, int]:
-    """End a ping; up to which echo some came back, and how many did."""
-    process.terminate()
-    out, _ = process.communicate(timeout=10)
-    numbers = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", out)}
-    return max(numbers, default=0), len(numbers)
+def answered(ping: subprocess.Popen[str]) -> subprocess.Popen[str]:
+    """A ping whose first echo came back: what is lost from now on was not lost at its start.
+
+    Without it a ping's ARP request may meet a port that is off its bridge, and is sent again only
+    after a second.
+    """
+    assert ping.stdout
+    while "icmp_seq=" not in (line := ping.stdout.readline()):
+        assert line, f"no echo came back: ping ended with status {ping.wait()}"
+    return ping
+
+
+def counted(ping: subprocess.Popen[str]) -> tuple[int, int]:
+    """End what was `answered`: how many echoes up to the last that came back, and how many came.
+
+    The first, which was read already, counts neither way.
+    """
+    ping.terminate()
+    assert ping.stdout
+    with ping.stdout as out:
+        numbers = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", out.read())}
+    ping.wait(timeout=10)
+    return (max(numbers) - min(numbers) + 1 if numbers else 0), len(numbers)
 
 
 async def test_a_new_vni_leaves_the_workloads_interfaces_alone(fabric: Fabric) -> None:
