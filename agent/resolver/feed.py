@@ -16,9 +16,10 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from agent import __version__
 from agent.core.nametables import ServiceBackend, ServicePort
@@ -31,6 +32,7 @@ EXIT_LOCKED = 75  # another resolver has this run-dir: EX_TEMPFAIL of sysexits.h
 
 SERVICES_PER_FRAME = 50  # of ten backends each
 ROWS_PER_FRAME = 500  # some 0.2 ms to encode and 1 ms to take in: nobody's loop waits longer
+PIDS = 1 << 31  # pid_t is a signed integer of 32 bits
 FRAME_BYTES_MAX = 64 << 20  # five hundred endpoints at their largest, and more
 
 
@@ -39,7 +41,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     netns: str
     inode: int
-    pid: int  # 0: it ends with the path
+    pid: Annotated[int, Meta(ge=0, lt=PIDS)]  # 0: it ends with the path
     start_time: int
 
 

@@ -43,7 +43,7 @@ def test_each_family_has_its_range(world: World) -> None:
         "--ip-range", "10.63.0.64/30", "--ip-range", "fd63::40/126",
     )  # fmt: skip
     for host, name in (("h1", "a"), ("h2", "b")):
-        world.vx(host, "endpoint", "create", "--network", net, "--name", name)
+        world.vx(host, "endpoint", "create", "--network", net, "--name", name, "--wait=20")
     found = {
         a for e in world.read("h1", "endpoint", "ls", "--network", net) for a in e["addresses"]
     }
