@@ -57,6 +57,7 @@ FLOOD_BURST_MIN = 10  # packets to all at once after silence, however low the ra
 # sends on (vxlan_xmit): ICMPv6 at once behind the head, of code 0.
 # input: what is for the bridge itself, to be answered or to leave by the host. From there no
 # agent is reached, and no VXLAN sent, with which it could speak for others on all hosts.
+# Nothing of TCP is reached but by a SYN. So what follows is not asked of most packets.
 # elsewhere: where our name server answers questions to others (nft.py), they count as those
 # to the gateway do, once each; whoever on that bridge asks, as one may speak for another there.
 # prerouting: each frame of each port passes it. Nearly all are TCP over IPv4 with the source that
@@ -187,7 +188,9 @@ iifname . ether saddr . @th,64,128 @targets accept
 		type filter hook input priority 0; policy accept;
 		iifname . ip daddr @gateways4 iifname @asking goto refuse_flood
 		iifname . ip6 daddr @gateways6 iifname @asking goto refuse_flood
-		iifname @diverted meta l4proto { tcp, udp } th dport 53 jump elsewhere
+		tcp dport 53 iifname @diverted jump elsewhere
+		tcp flags & syn == 0x0 accept
+		udp dport 53 iifname @diverted jump elsewhere
 		udp dport @carriers goto refuse_vxlan
 		ip daddr . tcp dport @agents4 goto refuse_agent
 		ip6 daddr . tcp dport @agents6 goto refuse_agent

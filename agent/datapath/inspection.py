@@ -43,7 +43,8 @@ class Inspection:
         sound = link.up and link.mtu == bridge.mtu and link.alias in (mark, None)
         sound = sound and link.name == self.name_of(link.index)
         if link.index == held.index:
-            return sound and link.mac == bridge.router_mac
+            in_group = link.group in (bridge.group, None)
+            return sound and in_group and link.mac == bridge.router_mac
         flood = link.index == held.vxlan and not bridge.flood_rate
         return (
             sound

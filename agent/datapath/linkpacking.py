@@ -32,8 +32,8 @@ from agent.datapath.routing import IFA_F_NODAD
 from agent.model import parse_address
 
 _INFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
-_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS, _NET_NS_FD = (
-    1, 3, 4, 10, 18, 20, 28,
+_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS, _GROUP, _NET_NS_FD = (
+    1, 3, 4, 10, 18, 20, 27, 28,
 )  # fmt: skip
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _BR_FORWARD_DELAY, _BR_STP_STATE, _BR_MCAST_SNOOPING = 1, 5, 23
@@ -47,11 +47,12 @@ _NEW = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
 _CHANGE = NLM_F_REQUEST | NLM_F_ACK
 
 
-def new_bridge(name: str, mac: bytes, mtu: int) -> bytes:
-    """A bridge without spanning tree and without multicast snooping, up."""
+def new_bridge(name: str, mac: bytes, mtu: int, group: int) -> bytes:
+    """A bridge without spanning tree and without multicast snooping, in a device group, up."""
     data = _number(_BR_FORWARD_DELAY, 0) + _number(_BR_STP_STATE, 0)
     data += attribute(_BR_MCAST_SNOOPING, b"\0")
     attributes = _name(name) + _number(_MTU, mtu) + attribute(_ADDRESS, mac)
+    attributes += _number(_GROUP, group)
     return _link(_NEW, attributes + _kind("bridge", data), up=True)
 
 

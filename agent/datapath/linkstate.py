@@ -21,8 +21,8 @@ IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS: half of a link's answer is counters
 
 _INFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
-_ADDRESS, _IFNAME, _MTU, _MASTER, _PROTINFO, _LINKINFO, _IFALIAS, _EXT_MASK = (
-    1, 3, 4, 10, 12, 18, 20, 29,
+_ADDRESS, _IFNAME, _MTU, _MASTER, _PROTINFO, _LINKINFO, _IFALIAS, _GROUP, _EXT_MASK = (
+    1, 3, 4, 10, 12, 18, 20, 27, 29,
 )  # fmt: skip
 _INFO_DATA, _INFO_SLAVE_DATA, _INFO_KIND = 2, 5, 1
 _BRPORT_LEARNING, _BRPORT_UNICAST_FLOOD = 8, 9
@@ -47,6 +47,7 @@ class LinkState:
     vxlan_learning: bool | None = None
     vxlan_proxy: bool | None = None
     groups: bool | None = None  # as a port of a bridge: broadcast and multicast are flooded to it
+    group: int | None = None  # of devices
 
 
 def read_index(data: bytes, offset: int = 0) -> int:
@@ -88,6 +89,7 @@ def read_link(data: bytes, offset: int = 0) -> LinkState:
         vxlan_learning=vxlan_learning,
         vxlan_proxy=vxlan_proxy,
         groups=None if None in groups else all(groups),
+        group=_number(found[_GROUP]) if _GROUP in found else None,
     )
 
 

@@ -121,7 +121,7 @@ class Maker:
         self, bridge: Bridge, alias: str, addresses: Sequence[str], netns: int
     ) -> tuple[int, int]:
         ask = self._own.ask
-        ask(linkpacking.new_bridge(bridge.device, bridge.router_mac, bridge.mtu))
+        ask(linkpacking.new_bridge(bridge.device, bridge.router_mac, bridge.mtu, bridge.group))
         ask(linkpacking.mark(bridge.device, alias))
         index = self._own.index(bridge.device)
         # IPv6 gives itself a link-local address where it is up, of the same MAC as ours may be.

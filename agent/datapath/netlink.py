@@ -34,6 +34,7 @@ class Link:
     up: bool
     carrier: bool
     master: int
+    group: int
     # Index of what it hangs on, in that one's namespace: a veth's other end, the parent of a
     # macvlan, ipvlan or VLAN device.
     peer: int
@@ -206,8 +207,9 @@ class Netlink(Routing):
 
     @in_thread
     async def set_link(self, index: int, /, **what: object) -> None:
-        """Change `ifalias`, `ifname`, `state` (up, down), `mtu`, `master`, `address`."""
-        unknown = what.keys() - {"ifalias", "ifname", "state", "mtu", "master", "address"}
+        """Change `ifalias`, `ifname`, `state` (up, down), `mtu`, `master`, `group`, `address`."""
+        known = {"ifalias", "ifname", "state", "mtu", "master", "group", "address"}
+        unknown = what.keys() - known
         if unknown:  # pyroute2 would drop it
             raise TypeError(f"set_link: {unknown}")
         await request(self._route.link("set", index=index, **what))
@@ -253,6 +255,7 @@ def _link(message: Any) -> Link:
         up=bool(message["flags"] & IFF_UP),
         carrier=bool(message["flags"] & IFF_LOWER_UP),
         master=message.get_attr("IFLA_MASTER") or 0,
+        group=message.get_attr("IFLA_GROUP") or 0,
         peer=message.get_attr("IFLA_LINK") or 0,
         vni=vxlan("ID") or 0,
         local=vxlan("LOCAL") or vxlan("LOCAL6") or "",

@@ -127,7 +127,7 @@ class Networks:
         if link is None:
             await self._own.add_bridge(bridge.device, mac, bridge.mtu)
             index = await self._own.index(bridge.device)
-            await self._own.set_link(index, ifalias=mark, state="up")
+            await self._own.set_link(index, ifalias=mark, group=bridge.group, state="up")
             for address in addresses_of(bridge):
                 await self._own.add_address(index, address)
             self.fixed["bridge"] += 1
@@ -139,6 +139,8 @@ class Networks:
             wrong["address"] = mac
         if link.mtu != bridge.mtu:
             wrong["mtu"] = bridge.mtu
+        if link.group != bridge.group:
+            wrong["group"] = bridge.group
         if not link.up:
             wrong["state"] = "up"
         if wrong:

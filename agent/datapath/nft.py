@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from agent.drivers import wireguard
 from agent.drivers.base import Bridge, Closed, Forward, Port
-from agent.drivers.marks import ASKED, DOOR, UNTRACKED
+from agent.drivers.marks import ASKED, DOOR, OPEN, PROVEN, UNTRACKED
 from agent.model import IPNetwork, format_address
 
 TABLE, SEALED = "inet vxmesh", "inet vxmesh_sealed"
@@ -46,12 +46,14 @@ OWN_CHAINS = f"""\
 	}}
 
 	chain from_uplink {{
-		oifname @open accept
+		oifgroup {hex(PROVEN)} accept
+		oifgroup {hex(OPEN)} accept
 		ct status dnat accept
 		oifname "{UPLINK}" accept
 	}}
 
 	chain to_uplink {{
+		iifgroup {hex(PROVEN)} accept
 		iifname . ip saddr @egress4 accept
 		iifname . ip6 saddr @egress6 accept
 		ct status dnat ct state established accept
@@ -93,7 +95,8 @@ _OF_BALANCED = re.compile(r"^\t\tct status dnat .*\n", re.MULTILINE)
 # from_inside: route_localnet on the uplink, which lets the host reach a published port at
 # 127.0.0.1, must not let a sandbox reach what listens there. Nor an agent at any address of this
 # host; and, though the guard of its port has looked already (guardrules.py), no other agent and
-# no VXLAN: here fragments have been put together.
+# no VXLAN: here fragments have been put together. Nothing of TCP is reached but by a SYN, so no
+# other packet of it is looked at further.
 # postrouting: a sandbox that uses a port published on its own host, its neighbour's or its
 # own, gets its answers from the host only if the host is who asked.
 # forward: nobody but the host itself gets into a sandbox, except through a published port.
@@ -101,6 +104,7 @@ TO_TUNNELS, FROM_TUNNELS = "# to this host's VTEP", "# from this host's VTEP"
 HOST_CHAINS = f"""\
 	chain from_inside {{
 		ip daddr 127.0.0.0/8 drop
+		tcp flags & syn == 0x0 accept
 		udp dport @carriers counter name "guard_vxlan" drop
 		tcp dport @agent_ports fib daddr type local counter name "guard_agent" drop
 		ip daddr . tcp dport @agents4 counter name "guard_agent" drop
@@ -247,7 +251,7 @@ def own(bridges: Iterable[Bridge], balanced: bool = True) -> Ruleset:
     gateways: dict[int, set[str]] = {4: set(), 6: set()}
     egress: dict[int, set[str]] = {4: set(), 6: set()}
     asked: dict[int, set[str]] = {4: set(), 6: set()}
-    hairpin, open_ = set(), set()
+    hairpin = set()
     for bridge in bridges:
         name = f'"{bridge.device}"'
         hairpin.add(f"{name} . {name}")
@@ -257,7 +261,6 @@ def own(bridges: Iterable[Bridge], balanced: bool = True) -> Ruleset:
             address = ipaddress.ip_interface(gateway).ip
             gateways[address.version].add(f"{name} . {address}")
         if bridge.open_subnets:
-            open_.add(name)
             for subnet in _collapse(bridge.open_subnets):
                 egress[subnet.version].add(f"{name} . {subnet}")
     chains = OWN_CHAINS + ASKED_CHAINS if asked[4] or asked[6] else OWN_CHAINS
@@ -268,7 +271,6 @@ def own(bridges: Iterable[Bridge], balanced: bool = True) -> Ruleset:
             "egress4": _set("egress4", "ifname . ipv4_addr; flags interval", egress[4]),
             "egress6": _set("egress6", "ifname . ipv6_addr; flags interval", egress[6]),
             "hairpin": _set("hairpin", "ifname . ifname", hairpin),
-            "open": _set("open", "ifname", open_),
             "asked4": _set("asked4", "ifname . ipv4_addr", asked[4]),
             "asked6": _set("asked6", "ifname . ipv6_addr", asked[6]),
         },

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from agent.drivers.balancing import Frontend, FrontendKey
+from agent.drivers.marks import OPEN, PROVEN
 from agent.model import HANDED_OUT, Publish
 
 
@@ -107,6 +108,18 @@ class Bridge:
         if self.internal:
             return ()
         return tuple(s for s in self.subnets if s not in self.apart)
+
+    @property
+    def group(self) -> int:
+        """The device group of the bridge, by which rules know whether it leads out (marks.py); 0:
+        none of ours.
+
+        PROVEN where each frame comes out of a port whose guard allows the endpoint's own addresses
+        alone, and all of those lead out. What comes by VXLAN another host has looked at, or nobody.
+        """
+        if not self.open_subnets:
+            return 0
+        return OPEN if self.vxlan or self.spoof or self.apart else PROVEN
 
 
 @dataclass(frozen=True, slots=True)

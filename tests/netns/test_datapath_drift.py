@@ -148,6 +148,7 @@ DRIFTS: dict[str, tuple[Drift, str]] = {
     ),
     "an MTU": (lambda h: h.inside("ip", "link", "set", "vxl7", "mtu", "1400"), "link"),
     "a bridge's MTU": (lambda h: h.inside("ip", "link", "set", "vxb7", "mtu", "1300"), "link"),
+    "a bridge's group": (lambda h: h.inside("ip", "link", "set", "vxb7", "group", "0"), "link"),
     "a bridge's MAC": (
         lambda h: h.inside("ip", "link", "set", "vxb7", "address", "02:00:00:00:00:67"),
         "link",

@@ -549,8 +549,8 @@ async def test_of_other_tables_nothing_is_heard_nor_of_what_is_our_own_doing(net
         assert not heard
         for command in (
             "add rule inet vxmesh forward accept",
-            'add element inet vxmesh open { "x" }',
-            'delete element inet vxmesh open { "x" }',
+            'add element inet vxmesh hairpin { "x" . "x" }',
+            'delete element inet vxmesh hairpin { "x" . "x" }',
             "chain inet vxmesh forward { policy accept; }",
             "flush ruleset",
         ):

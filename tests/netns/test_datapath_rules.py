@@ -100,7 +100,7 @@ async def test_what_somebody_changed_is_found_and_mended(netns: Path, table: Nft
     for change in (
         ("flush", "ruleset"),
         ("flush", "chain", "inet", "vxmesh", "input"),
-        ("add", "element", "inet", "vxmesh", "open", "{ eth9 }"),
+        ("add", "element", "inet", "vxmesh", "hairpin", "{ eth9 . eth9 }"),
         ("insert", "rule", "inet", "vxmesh", "input", "accept"),
     ):
         run("nft", *change, netns=netns)
@@ -113,7 +113,7 @@ async def test_a_change_that_is_refused_leads_to_the_whole_table(
     netns: Path, table: Nftables
 ) -> None:
     await table.load(nft.own([WEB, DATABASE]))
-    run("nft", "flush", "set", "inet", "vxmesh", "open", netns=netns)
+    run("nft", "flush", "set", "inet", "vxmesh", "hairpin", netns=netns)
     await table.load(nft.own([]))  # deletes an element that is not there
     assert await table.check() and "vxb" not in listed(netns)
 

@@ -24,7 +24,7 @@ from agent.errors import Conflict, NotFound, Unsupported
 
 PLAIN = Link(
     index=1, name="", kind="", alias="", mac="02:00:00:00:00:01", mtu=1500, up=True, carrier=True,
-    master=0, peer=0, vni=0, local="", data_port=0, learning=False, proxy=False,
+    master=0, group=0, peer=0, vni=0, local="", data_port=0, learning=False, proxy=False,
     port_learning=False, port_flood=False, port_groups=True, port_forwards=False,
 )  # fmt: skip
 LAN = Lan("1" * 16, "lan", 7, "macvlan", "bridge", "eth1.20", "eth1", 20, 0)

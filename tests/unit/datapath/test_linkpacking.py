@@ -28,12 +28,13 @@ def info(message: Any) -> tuple[str, Any]:
 
 
 def test_a_bridge() -> None:
-    message = read(linkpacking.new_bridge("vxb7", MAC, 1450))
+    message = read(linkpacking.new_bridge("vxb7", MAC, 1450, 0x76786D01))
     assert message["header"]["flags"] == NEW
     assert (message["flags"], message["change"]) == (1, 1)  # up
     assert message.get_attr("IFLA_IFNAME") == "vxb7"
     assert message.get_attr("IFLA_MTU") == 1450
     assert message.get_attr("IFLA_ADDRESS") == MAC_TEXT
+    assert message.get_attr("IFLA_GROUP") == 0x76786D01
     kind, data = info(message)
     assert kind == "bridge"
     assert dict(data["attrs"]) == {

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.datapath import entrance, nft
 from agent.drivers.base import Bridge, Forward, Port
-from agent.drivers.marks import DOOR
+from agent.drivers.marks import DOOR, OPEN, PROVEN
 from agent.model import HANDED_OUT, Publish
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,6 +78,22 @@ def test_own_table() -> None:
 
 def test_own_table_of_no_network() -> None:
     golden("own-empty.nft", nft.render(nft.own([])))
+
+
+@pytest.mark.parametrize(
+    ("what", "group"),
+    [
+        ({}, OPEN),  # what comes by VXLAN was looked at elsewhere, or nowhere
+        ({"vxlan": ""}, PROVEN),
+        ({"vxlan": "", "spoof": True}, OPEN),
+        ({"vxlan": "", "apart": frozenset(WEB.subnets[:1])}, OPEN),
+        ({"vxlan": "", "apart": frozenset(WEB.subnets)}, 0),
+        ({"vxlan": "", "internal": True}, 0),
+        ({"vxlan": "", "subnets": ()}, 0),
+    ],
+)
+def test_what_leads_out_is_told_by_the_bridges_group(what: dict[str, Any], group: int) -> None:
+    assert replace(WEB, **what).group == group
 
 
 def test_host_table() -> None:
