@@ -574,31 +574,33 @@ async def test_a_port_is_guarded_from_its_first_frame(fabric: Fabric) -> None:
 
 async def test_the_guard_outlives_the_agent_and_its_restart(net: Net) -> None:
     wrong, right = spoofed(net)
+    wrong6, right6 = source_address6(net, net.nears)
     stop = asyncio.Event()
 
-    async def keep_sending() -> tuple[int, int]:
+    async def keep_sending() -> int:
         sent = 0
         while not stop.is_set():
-            await asyncio.to_thread(net.send, *([wrong] * 50), right)
-            sent += 1
+            await asyncio.to_thread(net.send, *([wrong, wrong6, right, right6] * 20))
+            sent += 20
             ear.heard()  # what waits there too long would be lost there
-        return sent, sum(mark_of(right) in frame for frame in ear.heard())
+        return sent
 
     with listening(net.near.path) as (ear,):
         sending = asyncio.create_task(keep_sending())
-        for _ in range(3):
+        for _ in range(6):
             await restart(net.host)
         await net.host.reconciler.stop()
-        await asyncio.to_thread(net.send, wrong, right)
+        await asyncio.to_thread(net.send, wrong, wrong6, right, right6)
         stop.set()
-        sent, _ = await sending
+        sent = await sending + 1
 
-        def came() -> int:
-            return sum(mark_of(right) in frame for frame in ear.heard())
+        def came() -> list[int]:
+            marks = [mark_of(frame) for frame in (right, right6)]
+            return [sum(mark in frame for frame in ear.heard()) for mark in marks]
 
-        ear.wait(lambda: came() > sent, 5)
-        assert (came(), ear.lost()) == (sent + 1, 0), "what is its own is never dropped"
-        assert not ear.has(wrong)
+        ear.wait(lambda: came() == [sent, sent], 5)
+        assert (came(), ear.lost()) == ([sent, sent], 0), "what is its own is never dropped"
+        assert not ear.has(wrong) and not ear.has(wrong6)
 
 
 async def test_a_guard_that_somebody_deletes_is_put_back(net: Net) -> None:
