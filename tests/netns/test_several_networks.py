@@ -14,6 +14,7 @@ import pytest
 
 from agent import syscalls
 from agent.workload import tell_resolver
+from tests.netns.echoes import Echoes
 from tests.netns.world import World
 
 
@@ -89,14 +90,9 @@ def test_an_interface_comes_and_goes_while_another_carries_traffic(world: World)
     in_a, in_b = world.workload("h2", a), world.workload("h3", b)
     one = world.workload("h1", a)
     assert not world.pings("h1", one, in_b)
-    ping = world.host("h1").popen(
-        ["nsenter", "-n", "-t", str(world.read("h1", "sandbox", "inspect", one)["pid"]),
-         "ping", "-i", "0.02", "-W", "10", world.address("h2", in_a, a)],
-        stdout=-1, text=True,
-    )  # fmt: skip
-    assert ping.stdout is not None
-    while "bytes from" not in ping.stdout.readline():
-        assert ping.poll() is None
+    pid = str(world.read("h1", "sandbox", "inspect", one)["pid"])
+    command = ["nsenter", "-n", "-t", pid, "ping", "-i", "0.02", world.address("h2", in_a, a)]
+    ping = Echoes(world.host("h1").popen(command, stdout=-1, text=True))
     for _ in range(3):
         id = connect(world, "h1", one, b, "--priority", "1", "--wait=10")
         assert leads(world, "h1", one) == [("eth1", gateway(world, b))]
@@ -106,9 +102,7 @@ def test_an_interface_comes_and_goes_while_another_carries_traffic(world: World)
         world.vx("h1", "endpoint", "rm", id, "--wait=10")
         assert leads(world, "h1", one) == [("eth0", gateway(world, a))]
         assert not world.pings("h1", one, in_b) and leaves_by(world, "h1", one, "eth0")
-    ping.send_signal(2)
-    told, _ = ping.communicate(timeout=20)
-    assert ", 0% packet loss" in told, told.splitlines()[-4:]
+    assert ping.end() == []
     assert world.inside("h1", one, "ip", "link", "show", "eth1").returncode
 
 
