@@ -114,7 +114,7 @@ def test_a_host_that_starts_anew(world: DockerWorld) -> None:
                 os.kill(pid, signal.SIGKILL)
     world.wait(lambda: not (host.is_running or host.is_engine_running), "both have ended")
     world.run("h1", "sh", "-c", LOSE)
-    assert "vx" not in world.run("h1", "ip", "-o", "link").stdout
+    assert "vx" not in world.run("h1", "ip", "-o", "link", check=True).stdout
     world.bed.start("h1")
     world.wait(lambda: both_reach(world), "both reach each other again")
     assert addresses(world, "h1", "one") == had

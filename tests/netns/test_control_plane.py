@@ -135,12 +135,12 @@ def test_an_interface_in_a_namespace_that_exists(world: World) -> None:
     assert twice.returncode == 5 and "already" in twice.stderr
     make = ("endpoint", "create", "--network", world.network(), "--wait=10")
     world.vx("h2", *make, "--name", "vm2", "--netns", "/run/netns/mine", "--ifname", "lan1")
-    assert "lan1" in world.run("h2", "ip", "-n", "mine", "link").stdout
+    assert "lan1" in world.run("h2", "ip", "-n", "mine", "link", check=True).stdout
     taken = world.try_vx("h2", *make, "--name", "vm3", "--netns", "mine", "--ifname", "lan1")
     assert taken.returncode == 5 and "lan1" in taken.stderr
     world.vx("h2", "endpoint", "rm", "vm2", "--wait=10")
-    assert "lan1" not in world.run("h2", "ip", "-n", "mine", "link").stdout
-    assert "eth0" in world.run("h2", "ip", "-n", "mine", "link").stdout
+    assert "lan1" not in world.run("h2", "ip", "-n", "mine", "link", check=True).stdout
+    assert "eth0" in world.run("h2", "ip", "-n", "mine", "link", check=True).stdout
 
 
 def test_a_namespace_that_is_deleted_takes_its_endpoints(world: World) -> None:
