@@ -13,7 +13,7 @@ import pytest
 
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox, opened, paired, pings, run
 from tests.netns.echoes import Echoes, pinging_from
-from tests.netns.world import VXMESH, World
+from tests.netns.world import VXMESH, World, said
 
 pytestmark = pytest.mark.netns
 
@@ -57,9 +57,9 @@ class Stream:
             return process
 
         self.server = start(target, SERVER)
-        assert self.server.stdout and self.server.stdout.readline() == "ready\n"
+        assert said(self.server.stdout) == "ready\n"
         self.client = start(source, CLIENT, address)
-        assert self.client.stdout and self.client.stdout.readline() == "connected\n"
+        assert said(self.client.stdout) == "connected\n"
 
     def end(self) -> tuple[int, float]:
         """How many bytes came, and the longest pause in s."""

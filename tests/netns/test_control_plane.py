@@ -11,7 +11,7 @@ import pytest
 from agent.client import Client
 from agent.errors import Timeout
 from agent.testbed import temporary
-from tests.netns.world import World
+from tests.netns.world import World, said
 
 
 def test_a_change_is_seen_everywhere(world: World) -> None:
@@ -213,10 +213,9 @@ def test_watch_tells_what_there_is_and_then_what_changes(world: World) -> None:
     )
     net = world.network()
     watcher = world.host("h3").popen(["python", "-c", program], stdout=-1, text=True)
-    assert watcher.stdout is not None
     lines: list[str] = []
     while not lines or not lines[-1].startswith("synced"):
-        lines.append(watcher.stdout.readline())
+        lines.append(said(watcher.stdout))
         assert lines[-1], "the watch ended"
     assert any(line.startswith(f"create network {net}") for line in lines)
     world.vx("h1", "endpoint", "create", "--network", net, "--name", "seen")

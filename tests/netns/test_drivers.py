@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tests.netns.world import VXMESH, World
+from tests.netns.world import VXMESH, World, said
 
 
 def test_network_none_is_loopback_alone(world: World) -> None:
@@ -304,8 +304,7 @@ def test_a_workload_on_the_wire_can_be_a_name_server(world: World) -> None:
         [VXMESH, "exec", one, "--", "python3", "-c", NAME_SERVER], stdout=subprocess.PIPE, text=True
     )
     world.later(process.kill)
-    assert process.stdout
-    pid = int(process.stdout.readline())  # `exec` forks
+    pid = int(said(process.stdout))  # `exec` forks
     assert _looked_up(world, "h1", one, one) == world.address("h1", one)
     connect = "import socket, sys; socket.create_connection((sys.argv[1], 53), 10)"
     reached = world.run("client", "python3", "-c", connect, world.address("h1", one))

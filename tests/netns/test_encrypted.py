@@ -27,7 +27,7 @@ from agent.drivers.wireguard import DEVICES, PREFIX
 from agent.testbed import Testbed, temporary
 from tests.needs import lacks
 from tests.netns.echoes import Echoes
-from tests.netns.world import World
+from tests.netns.world import COMMAND_WITHIN, World, said, until_said
 
 HOSTS = ("h1", "h2")
 PORT = 9000
@@ -216,7 +216,7 @@ class Pump:
         """Bytes sent by UDP, by TCP, and taken by UDP, by TCP."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        a, b, c, d = map(int, self.process.stdout.readline().split())
+        a, b, c, d = map(int, said(self.process.stdout).split())
         return a, b, c, d
 
     def stop(self) -> None:
@@ -246,10 +246,7 @@ class Capture:
             str(self.file),
         ]
         self.process = world.host(host).popen(command, stderr=subprocess.PIPE, text=True)
-        said = self.process.stderr
-        assert said
-        while "listening on" not in (line := said.readline()):
-            assert line, "tcpdump ended"
+        until_said(self.process.stderr, "listening on")
         world.later(self.stop)
 
     def stop(self) -> bytes:
@@ -337,7 +334,8 @@ def test_nothing_of_an_encrypted_network_is_on_the_wire(world: World, tmp_path: 
     world.wait(lambda: pumps[1].ask()[0] > sent + 200_000, "it sends while the agent starts")
     assert devices(world, "h2") == set()
     go.touch()
-    start.join()
+    start.join(COMMAND_WITHIN)
+    assert not start.is_alive(), "the agent of h2 is there"
     for pump in pumps:
         flows(pump)
 
@@ -461,15 +459,12 @@ class Counter:
             text=True,
         )
         world.later(self.stop)
-        assert self._hear() == "ready\n"
-
-    def _hear(self) -> str:
-        return str(self.process.stdout.readline())
+        assert said(self.process.stdout) == "ready\n"
 
     def __call__(self) -> int:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return int(self._hear())
+        return int(said(self.process.stdout))
 
     def stop(self) -> None:
         self.process.stdin.close()

@@ -16,7 +16,7 @@ import pytest
 
 from tests.netns.asker import KEPT, NEW, Account, Asker
 from tests.netns.test_services import Backend, ready
-from tests.netns.world import VXMESH, World
+from tests.netns.world import VXMESH, World, said
 from tests.netns.wrk import Load
 
 pytestmark = pytest.mark.netns
@@ -39,8 +39,7 @@ class Served(Backend):
         words = [VXMESH, "exec", self.name, "--", "python", str(SERVER), self.name]
         pipe = subprocess.PIPE
         self.process = self.world.host(self.host).popen(words, text=True, stdout=pipe)
-        assert self.process.stdout
-        self.pid = int(self.process.stdout.readline())
+        self.pid = int(said(self.process.stdout))
         self.world.later(self.stop)
 
     def finish(self) -> int:

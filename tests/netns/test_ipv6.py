@@ -15,7 +15,7 @@ import pytest
 from agent.testbed import Testbed, temporary
 from tests.netns.test_paths import Box, Hole, wait_path
 from tests.netns.test_services import ASK, SERVER, Backend, ask, ready, wait_served
-from tests.netns.world import World
+from tests.netns.world import World, until_said
 
 pytestmark = pytest.mark.netns
 SERVER6 = (
@@ -86,9 +86,7 @@ def test_traffic_leaves_as_the_hosts_unless_internal(world: World) -> None:
         ["tcpdump", "-nni", "eth0", "-c", "1", "-l", "--immediate-mode", "ip6[40] == 128"],
         stdout=-1, stderr=-1, text=True,
     )  # fmt: skip
-    assert capture.stderr is not None
-    while "listening on" not in capture.stderr.readline():
-        assert capture.poll() is None
+    until_said(capture.stderr, "listening on")
     assert world.reaches("h1", free, client)
     out, _ = capture.communicate(timeout=30)
     assert f"{world.host('h1').address6} > {client}" in out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.netns.echoes import Echoes
-from tests.netns.world import World
+from tests.netns.world import World, until_said
 
 
 def test_workloads_reach_each_other_by_name(world: World) -> None:
@@ -29,9 +29,7 @@ def test_the_wire_sees_vxlan_and_no_arp_inside(world: World) -> None:
         stdout=-1, stderr=-1, text=True,
     )  # fmt: skip
     try:
-        assert capture.stderr is not None and capture.stdout is not None
-        while "listening on" not in capture.stderr.readline():
-            assert capture.poll() is None
+        until_said(capture.stderr, "listening on")
         # Someone who is not there is asked for as well: that question must not leave either.
         nobody = re.sub(r"\d+$", "250", address)
         assert not world.pings("h1", one, nobody)
@@ -85,9 +83,7 @@ def test_traffic_leaves_through_the_host_unless_internal(world: World) -> None:
         ["tcpdump", "-nni", "eth0", "-c", "1", "-l", "--immediate-mode", "icmp[0] == 8"],
         stdout=-1, stderr=-1, text=True,
     )  # fmt: skip
-    assert capture.stderr is not None
-    while "listening on" not in capture.stderr.readline():
-        assert capture.poll() is None
+    until_said(capture.stderr, "listening on")
     assert world.reaches("h1", free, client)
     out, _ = capture.communicate(timeout=30)
     assert f"{world.host('h1').address} > {client}" in out

@@ -15,7 +15,7 @@ import pytest
 from agent import syscalls
 from agent.workload import tell_resolver
 from tests.netns.echoes import Echoes
-from tests.netns.world import World
+from tests.netns.world import World, until_said
 
 
 def leads(world: World, host: str, sandbox: str, family: str = "-4") -> list[tuple[str, str]]:
@@ -49,9 +49,7 @@ def leaves_by(world: World, host: str, sandbox: str, device: str, within: float 
          f"icmp[0] == 8 and dst {client}"],
         stdout=-1, stderr=-1, text=True,
     )  # fmt: skip
-    assert capture.stderr is not None
-    while "listening on" not in capture.stderr.readline():
-        assert capture.poll() is None
+    until_said(capture.stderr, "listening on")
     answered = world.pings(host, sandbox, client, within=10)
     try:
         capture.wait(timeout=within)
