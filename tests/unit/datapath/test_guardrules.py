@@ -47,7 +47,9 @@ def test_guard_of_a_port_in_a_network_that_floods() -> None:
 def test_without_such_a_network_no_rule_is_another() -> None:
     """What a frame passes: all but the declarations of sets, counters and their elements."""
     without, with_it = ruleset([of_port(WEB, PORT)]), ruleset([], floods=True)
-    assert without.chains == guardrules.CHAINS and "flood" not in chain("prerouting", without.chains)
+    assert without.chains == guardrules.CHAINS and "flood" not in chain(
+        "prerouting", without.chains
+    )
     assert with_it.chains == guardrules.CHAINS + guardrules.FLOOD_CHAINS
     assert of_port(WEB, PORT)["flooding"] == frozenset()
 
