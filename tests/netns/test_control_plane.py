@@ -68,10 +68,7 @@ def test_no_address_twice_when_all_hosts_create_at_once(world: World) -> None:
     addresses = [e["addresses"][0] for e in world.read("h1", "endpoint", "ls")]
     assert len(set(addresses)) == 36
 
-    def owners() -> set[str]:
-        return {r["node"] for r in world.read("h1", "network", "inspect", net)["ranges"]}
-
-    world.wait(lambda: owners() == {"h1", "h2", "h3"}, "each has a part of it")
+    world.wait(lambda: world.owners("h1", net) == {"h1", "h2", "h3"}, "each has a part of it")
 
 
 def test_a_static_address_works_on_any_node(world: World) -> None:

@@ -11,7 +11,6 @@ import functools
 import json
 import random
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -23,9 +22,18 @@ import pytest
 from agent.datapath.guardrules import link_local
 from agent.drivers.base import Closed, Port
 from agent.model import HANDED_OUT, format_address, parse_address
-from agent.syscalls import in_netns
 from tests.netns import frames
-from tests.netns.datapath_hosts import Fabric, Host, Sandbox, opened, pings, restart, run, until
+from tests.netns.datapath_hosts import (
+    Fabric,
+    Host,
+    Sandbox,
+    connects,
+    opened,
+    pings,
+    restart,
+    run,
+    until,
+)
 from tests.netns.frames import ARP, BROADCAST, IPV4, IPV6, Ear, ethernet, listening, mark_of, send
 
 pytestmark = pytest.mark.netns
@@ -754,16 +762,3 @@ while True:
     for server in select.select(servers, [], [])[0]:
         server.accept()
 """
-
-
-def connects(netns: Path, address: str, port: int, within: float = 10.0) -> bool:
-    """Whether a TCP connection from there is taken `within` s."""
-
-    def work() -> bool:
-        try:
-            socket.create_connection((address, port), timeout=within).close()
-        except OSError:
-            return False
-        return True
-
-    return in_netns(netns, work)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import statistics
 import subprocess
 import sys
@@ -17,9 +16,9 @@ from typing import Any
 import pytest
 
 from agent.datapath.guardrules import GATEWAY_BURST, GATEWAY_RATE
-from agent.syscalls import in_netns
 from tests.bench.lookups import Asker, Workload
 from tests.netns import frames
+from tests.netns.datapath_hosts import connects
 from tests.netns.flood import BEGUN
 from tests.netns.frames import ARP, BROADCAST, ethernet, send
 from tests.netns.world import World, until_said
@@ -180,12 +179,12 @@ def test_no_agent_is_reached_from_a_sandbox(world: World) -> None:
     )
     try:
         assert listener.stdout and listener.stdout.readline()
-        assert answers(box.netns, h2.address, 8946), "another port of that host is reached"
+        assert connects(box.netns, h2.address, 8946), "another port of that host is reached"
         for address in (h1.address, h2.address, "169.254.83.1"):
-            assert not answers(box.netns, address, 7946, 1.0), address
+            assert not connects(box.netns, address, 7946, 1.0), address
         # From the host itself it is, or the test would show nothing.
-        assert answers(Path("/run/netns") / h1.namespace, h2.address, 7946)
-        assert answers(Path("/run/netns") / h2.namespace, h1.address, 7946)
+        assert connects(Path("/run/netns") / h1.namespace, h2.address, 7946)
+        assert connects(Path("/run/netns") / h2.namespace, h1.address, 7946)
     finally:
         listener.kill()
         listener.wait()
@@ -203,19 +202,6 @@ while True:
 """
 
 
-def answers(netns: Path, address: str, port: int, within: float = 10.0) -> bool:
-    """Whether a TCP connection from there is taken `within` s."""
-
-    def work() -> bool:
-        try:
-            socket.create_connection((address, port), timeout=within).close()
-        except OSError:
-            return False
-        return True
-
-    return in_netns(netns, work)
-
-
 def test_ports_of_agents_are_free_to_use_inside_a_network(world: World) -> None:
     network = world.network()
     near = workload(world, "h1", network, world.workload("h1", network))
@@ -227,7 +213,7 @@ def test_ports_of_agents_are_free_to_use_inside_a_network(world: World) -> None:
         )
         try:
             assert server.stdout and server.stdout.readline()
-            assert answers(near.netns, far.address, port)
+            assert connects(near.netns, far.address, port)
         finally:
             server.kill()
             server.wait()

@@ -64,15 +64,6 @@ def events(world: World, host: str, kind: str = "peer.refused") -> list[dict[str
     return [e for e in map(json.loads, lines) if e["kind"] == kind]
 
 
-def names(world: World, host: str, of: str = "node") -> list[str]:
-    return sorted(each["name"] for each in world.read(host, of, "ls"))
-
-
-def owners(world: World, host: str, network: str) -> set[str]:
-    """Whose the addresses of a network are."""
-    return {r["node"] for r in world.read(host, "network", "inspect", network)["ranges"]}
-
-
 def knows_nothing_new(world: World, before: list[Any]) -> None:
     assert state(world) == before
 
@@ -211,7 +202,7 @@ def test_a_removed_node_is_cut_off_by_all_and_stays_out(own: World, tmp_path: Pa
     own.bed.heal("h3")
     own.wait(lambda: not own.host("h3").is_running, "h3's agent ended")
     assert "was removed from the cluster by h1" in own.host("h3").log.read_text()
-    assert [n["name"] for n in own.read("h1", "node", "ls")] == ["h1", "h2"]
+    assert own.names("h1") == ["h1", "h2"]
 
 
 def test_one_that_lives_is_cut_off_by_all_and_stays_out(own: World, tmp_path: Path) -> None:
@@ -242,16 +233,16 @@ def test_one_that_lives_is_cut_off_by_all_and_stays_out(own: World, tmp_path: Pa
         end="",
     )
     for host in ("h1", "h2"):
-        own.wait(lambda h=host: names(own, h) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
+        own.wait(lambda h=host: own.names(h) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
     own.wait(lambda: not own.host("h3").is_running, "h3's agent was told and ended")
     assert "was removed from the cluster by h1" in own.host("h3").log.read_text()
 
     # Nothing of it is left with the others, and it does not come back.
     for host in ("h1", "h2"):
-        own.wait(lambda h=host: names(own, h, "endpoint") == ["mine", "yours"], "all but its own")  # type: ignore[misc]
+        own.wait(lambda h=host: own.names(h, "endpoint") == ["mine", "yours"], "all but its own")  # type: ignore[misc]
         assert own.try_vx(host, "resolve", "mine", "--network", net).returncode == 0
         assert own.try_vx(host, "resolve", "taken-over", "--network", net).returncode == 4
-        own.wait(lambda h=host: owners(own, h, net) <= {"h1", "h2"}, "its ranges are inherited")  # type: ignore[misc]
+        own.wait(lambda h=host: own.owners(h, net) <= {"h1", "h2"}, "its ranges are inherited")  # type: ignore[misc]
         attempt(own, "removed", "removed, by whom", file, node=held.node, host=host)
     lost = own.host("h3")
     started = own.run("h3", VXMESH, "agent", "--name", "h3", "--advertise", lost.address)

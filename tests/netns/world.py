@@ -169,6 +169,14 @@ class World:
     ) -> subprocess.CompletedProcess[str]:
         return self.try_vx(host, "exec", sandbox, "--", *command, **options)
 
+    def names(self, host: str, of: str = "node") -> list[str]:
+        """What a host knows of a kind: node, network, endpoint …"""
+        return sorted(each["name"] for each in self.read(host, of, "ls"))
+
+    def owners(self, host: str, network: str) -> set[str]:
+        """Whose the addresses of a network are."""
+        return {each["node"] for each in self.read(host, "network", "inspect", network)["ranges"]}
+
     def link(self, host: str, sandbox: str, name: str = "eth0") -> Any:
         """An interface of a sandbox, as `ip -j link` tells of it."""
         text = self.vx(host, "exec", sandbox, "--", "ip", "-j", "link", "show", name)
