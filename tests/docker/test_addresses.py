@@ -37,7 +37,12 @@ def test_a_subnet_is_chosen_that_no_host_uses(world: DockerWorld) -> None:
     create(world, *OURS)
     world.docker("h2", "network", "create", *OURS, "other")
     world.later(lambda: world.try_docker("h2", "network", "rm", "other"))
-    subnets = [n["subnets"][0] for n in world.read("h1", "network", "ls")]
+
+    def known() -> list[str]:
+        return [n["subnets"][0] for n in world.read("h1", "network", "ls")]
+
+    world.wait(lambda: len(known()) == 2, "h1 knows both")
+    subnets = known()
     assert len(set(subnets)) == 2 and all(s.endswith("/20") for s in subnets)
 
 

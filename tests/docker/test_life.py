@@ -16,6 +16,8 @@ def pair(world: DockerWorld) -> None:
     world.wait(lambda: "web" in world.networks("h3"), "web is on h3")
     world.container("h1", "web", "one", "--restart", "always")
     world.container("h3", "web", "two")
+    world.known("h1", "two")
+    world.known("h3", "one")
     world.wait(lambda: names(world) == ["one", "two"], "both are known")
 
 

@@ -14,6 +14,7 @@ from agent import syscalls
 from agent.testbed.state import ENGINE_CONFIG
 from tests.docker.test_life import both_reach, names, nothing_is_left, pair, reaches
 from tests.docker.world import DockerWorld
+from tests.netns.echoes import Echoes
 
 # What a host loses with its memory: all but the engine's data, which would be on disk.
 LOSE = """
@@ -31,6 +32,10 @@ def addresses(world: DockerWorld, host: str, *containers: str) -> list[tuple[str
     """Address and MAC of containers, as the engine says; empty ones of such as do not run."""
     found = [world.about(host, container, "web") for container in containers]
     return [(str(one["IPAddress"]), str(one["MacAddress"])) for one in found]
+
+
+def pid_of(world: DockerWorld, host: str, container: str) -> str:
+    return world.docker(host, "inspect", "-f", "{{.State.Pid}}", container)
 
 
 def engine(world: DockerWorld, host: str) -> int:
@@ -82,14 +87,18 @@ def test_live_restore(world: DockerWorld) -> None:
     try:
         pair(world)
         had = addresses(world, "h1", "one")
-        pid = world.docker("h1", "inspect", "-f", "{{.State.Pid}}", "one")
+        pid = pid_of(world, "h1", "one")
+        there = ("nsenter", "-n", "-t", pid_of(world, "h3", "two"))
+        command = [*there, "ping", "-i", "0.05", had[0][0]]
+        ping = Echoes(world.host("h3").popen(command, stdout=-1, text=True))
         end_engine(world, "h1", signal.SIGTERM)
         assert reaches(world, "h3", "two", "one")  # while the engine is away
         world.bed.kill("h1")
         world.bed.start("h1")  # the agent, and the engine
-        assert world.docker("h1", "inspect", "-f", "{{.State.Pid}}", "one") == pid
+        assert pid_of(world, "h1", "one") == pid
         assert addresses(world, "h1", "one") == had
-        world.wait(lambda: both_reach(world), "both reach each other as before")
+        assert ping.end() == [], "it was reached all the time"
+        world.wait(lambda: both_reach(world), "by name too: those come with the engine's events")
         world.container("h1", "web", "new")
         world.wait(lambda: reaches(world, "h3", "two", "new"), "who is new is reached")
         world.docker("h1", "rm", "-f", "new")
@@ -105,7 +114,7 @@ def test_a_host_that_starts_anew(world: DockerWorld) -> None:
     pair(world)
     had = addresses(world, "h1", "one")
     host = world.host("h1")
-    containers = [int(world.docker("h1", "inspect", "-f", "{{.State.Pid}}", "one"))]
+    containers = [int(pid_of(world, "h1", "one"))]
     wire = Path(host.namespaces.net).stat().st_ino
     for pid in containers + [int(p.name) for p in Path("/proc").glob("[1-9]*")]:
         with contextlib.suppress(OSError):
@@ -114,7 +123,7 @@ def test_a_host_that_starts_anew(world: DockerWorld) -> None:
                 os.kill(pid, signal.SIGKILL)
     world.wait(lambda: not (host.is_running or host.is_engine_running), "both have ended")
     world.run("h1", "sh", "-c", LOSE)
-    assert "vx" not in world.run("h1", "ip", "-o", "link").stdout
+    assert "vx" not in world.run("h1", "ip", "-o", "link", check=True).stdout
     world.bed.start("h1")
     world.wait(lambda: both_reach(world), "both reach each other again")
     assert addresses(world, "h1", "one") == had

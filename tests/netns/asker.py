@@ -1,8 +1,9 @@
 """Clients that ask an HTTP server without pause, and keep account of what failed, and when.
 
-`python asker.py ADDRESS PORT TIMEOUT` asks on 16 connections that are kept alive, which are made
-anew only when they fail, and in 16 more ways with a connection for each request, until its
-standard input ends. Then the requests under way are waited for, and one line of JSON says it all:
+`python asker.py ADDRESS PORT TIMEOUT LEAST` asks on 16 connections that are kept alive, which are
+made anew only when they fail, and in 16 more ways with a connection for each request, until its
+standard input has ended and it has made LEAST requests. Then those under way are waited for, and
+one line of JSON says it all:
 see Account. Times are time.monotonic()'s, which is one clock for all processes of a machine.
 What stands opposite: test_harm.py and tests/bench/serving.py. Only the standard library.
 """
@@ -51,10 +52,14 @@ class Asker:
     """It all in a process of its own on a host, from when this is made until `end`."""
 
     def __init__(
-        self, popen: Callable[..., subprocess.Popen[str]], url: str, timeout: float
+        self,
+        popen: Callable[..., subprocess.Popen[str]],
+        url: str,
+        timeout: float,
+        least: int = 0,
     ) -> None:
         address, _, port = url.removeprefix("http://").strip("/").rpartition(":")
-        command = ["python", str(Path(__file__)), address, port, str(timeout)]
+        command = ["python", str(Path(__file__)), address, port, str(timeout), str(least)]
         pipe = subprocess.PIPE
         self._process = popen(command, stdin=pipe, stdout=pipe, text=True)
         assert self._process.stdout
@@ -121,11 +126,13 @@ class _Asking:
         return is_last or b"connection: close" in head
 
 
-async def _main(address: str, port: int, timeout: float) -> None:
+async def _main(address: str, port: int, timeout: float, least: int) -> None:
     asking = _Asking(address, port, timeout)
     tasks = [asyncio.create_task(asking.go_on(kind)) for kind in (KEPT, NEW) for _ in range(EACH)]
     print("asks", flush=True)
     await asyncio.to_thread(sys.stdin.read)
+    while asking.requests < least:
+        await asyncio.sleep(PAUSE)
     asking.is_over = True
     await asyncio.gather(*tasks)
     found = {name: getattr(asking, name) for name in Account._fields}
@@ -133,4 +140,4 @@ async def _main(address: str, port: int, timeout: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])))
+    asyncio.run(_main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])))

@@ -70,6 +70,19 @@ def pings(*attempts: tuple[Path, str], wait: float = 2.3) -> list[bool]:
     return [process.wait() == 0 for process in started]
 
 
+def connects(netns: Path, address: str, port: int, within: float = 10.0) -> bool:
+    """Whether a TCP connection from there is taken `within` s."""
+
+    def work() -> bool:
+        try:
+            socket.create_connection((address, port), timeout=within).close()
+        except OSError:
+            return False
+        return True
+
+    return in_netns(netns, work)
+
+
 class Desired:
     """A DesiredState that a test fills in."""
 

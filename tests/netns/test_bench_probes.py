@@ -56,9 +56,13 @@ def test_names_that_are_not_known_are_told_from_silence(
 def test_every_lookup_that_fails_is_counted(pair: tuple[Testbed, Workload, Workload]) -> None:
     bed, near, _ = pair
     wrong = Lookups(near, "h2", "10.0.0.1", 1000.0)
+    deadline = time.monotonic() + 60
     while not wrong.asked:
+        assert time.monotonic() < deadline, "it never asked"
         time.sleep(0.001)
     bed.cut("h1")  # and what is not answered
-    failed = wrong.stop()
-    bed.heal("h1")
+    try:
+        failed = wrong.stop()
+    finally:
+        bed.heal("h1")
     assert failed == wrong.asked > 0

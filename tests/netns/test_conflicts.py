@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -13,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox, opened, paired, pings, run
-from tests.netns.world import VXMESH, World
+from tests.netns.echoes import Echoes, pinging_from
+from tests.netns.world import VXMESH, World, said
 
 pytestmark = pytest.mark.netns
 
@@ -57,9 +57,9 @@ class Stream:
             return process
 
         self.server = start(target, SERVER)
-        assert self.server.stdout and self.server.stdout.readline() == "ready\n"
+        assert said(self.server.stdout) == "ready\n"
         self.client = start(source, CLIENT, address)
-        assert self.client.stdout and self.client.stdout.readline() == "connected\n"
+        assert said(self.client.stdout) == "connected\n"
 
     def end(self) -> tuple[int, float]:
         """How many bytes came, and the longest pause in s."""
@@ -71,14 +71,14 @@ class Stream:
 
 @contextlib.contextmanager
 def pinging(world: World, host: str, sandbox: str, address: str) -> Iterator[list[int]]:
-    """Echoes every 20 ms meanwhile; then what `counted` says of them."""
+    """Echoes every 20 ms meanwhile; at the end, the numbers of those that were lost."""
     words = [VXMESH, "exec", sandbox, "--", "ping", "-n", "-w", "300", "-i", "0.02", address]
-    process = answered(world.host(host).popen(words, stdout=subprocess.PIPE, text=True))
-    found: list[int] = []
+    ping = Echoes(world.host(host).popen(words, stdout=subprocess.PIPE, text=True))
+    lost: list[int] = []
     try:
-        yield found
+        yield lost
     finally:
-        found += counted(process)
+        lost += ping.end()
 
 
 def echoes(world: World, host: str, sandbox: str) -> int:
@@ -122,8 +122,8 @@ def test_both_halves_go_on(world: World) -> None:
                 f"{host} sees both",
             )
         world.wait(lambda: f"vxb{VNI}" not in world.links("h3"), "h3 gave the VNI up")
-    assert ours[0] == ours[1], f"of {ours[0]} echoes of the winner {ours[1]} came back"
-    print(f"of the loser's echoes, one every 20 ms, {theirs[0] - theirs[1]} were lost")
+    assert ours == [], "every echo of the winner came back"
+    print(f"of the loser's echoes, one every 20 ms, {len(theirs)} were lost")
     assert world.link("h3", "b1")["ifindex"] == interface["ifindex"], "the interface never went"
 
     def views() -> list[object]:
@@ -202,37 +202,6 @@ def renumber(host: Host, old: int, new: int) -> None:
         host.reconciler.touch_bridge(vni)
 
 
-def echo(netns: Path, address: str) -> subprocess.Popen[str]:
-    """An echo every 5 ms, until `counted`."""
-    command = ["nsenter", f"--net={netns}", "ping", "-n", "-w", "300", "-i", "0.005", address]
-    return answered(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-
-
-def answered(ping: subprocess.Popen[str]) -> subprocess.Popen[str]:
-    """A ping whose first echo came back: what is lost from now on was not lost at its start.
-
-    Without it a ping's ARP request may meet a port that is off its bridge, and is sent again only
-    after a second.
-    """
-    assert ping.stdout
-    while "icmp_seq=" not in (line := ping.stdout.readline()):
-        assert line, f"no echo came back: ping ended with status {ping.wait()}"
-    return ping
-
-
-def counted(ping: subprocess.Popen[str]) -> tuple[int, int]:
-    """End what was `answered`: how many echoes up to the last that came back, and how many came.
-
-    The first, which was read already, counts neither way.
-    """
-    ping.terminate()
-    assert ping.stdout
-    with ping.stdout as out:
-        numbers = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", out.read())}
-    ping.wait(timeout=10)
-    return (max(numbers) - min(numbers) + 1 if numbers else 0), len(numbers)
-
-
 async def test_a_new_vni_leaves_the_workloads_interfaces_alone(fabric: Fabric) -> None:
     _, near, far = await paired(fabric)
     beside = fabric.a
@@ -244,7 +213,7 @@ async def test_a_new_vni_leaves_the_workloads_interfaces_alone(fabric: Fabric) -
         return int(json.loads(near.run("ip", "-j", "link", "show", "eth0"))[0]["ifindex"])
 
     before = index()
-    process = echo(near.path, "10.7.0.4")
+    ping = pinging_from(near.path, "10.7.0.4")
     for old, new in ((7, 70_000), (70_000, 8), (8, 7)):
         for host in fabric.hosts:
             renumber(host, old, new)
@@ -254,10 +223,10 @@ async def test_a_new_vni_leaves_the_workloads_interfaces_alone(fabric: Fabric) -
         devices = run("ip", "-br", "link", netns=beside.own)
         assert f"vxl{new}" in devices and f"vxl{old} " not in devices
         assert f"vxb{old} " not in devices
-    sent, received = counted(process)
+    lost = ping.end()
     # A port that leaves a bridge waits for all processors (synchronize_net), some 20 ms each.
-    print(f"three new VNIs: {sent - received} of {sent} echoes, one every 5 ms, were lost")
-    assert received
+    sent = ping.answered[-1] - ping.answered[0] + 1
+    print(f"three new VNIs: {len(lost)} of {sent} echoes, one every 5 ms, were lost")
     assert index() == before
     assert not beside.reconciler.failures()
     assert not beside.reconciler.repairs, "what is asked for is no drift"

@@ -11,7 +11,7 @@ import pytest
 from agent.client import Client
 from agent.errors import Timeout
 from agent.testbed import temporary
-from tests.netns.world import World
+from tests.netns.world import World, said
 
 
 def test_a_change_is_seen_everywhere(world: World) -> None:
@@ -68,10 +68,7 @@ def test_no_address_twice_when_all_hosts_create_at_once(world: World) -> None:
     addresses = [e["addresses"][0] for e in world.read("h1", "endpoint", "ls")]
     assert len(set(addresses)) == 36
 
-    def owners() -> set[str]:
-        return {r["node"] for r in world.read("h1", "network", "inspect", net)["ranges"]}
-
-    world.wait(lambda: owners() == {"h1", "h2", "h3"}, "each has a part of it")
+    world.wait(lambda: world.owners("h1", net) == {"h1", "h2", "h3"}, "each has a part of it")
 
 
 def test_a_static_address_works_on_any_node(world: World) -> None:
@@ -135,12 +132,12 @@ def test_an_interface_in_a_namespace_that_exists(world: World) -> None:
     assert twice.returncode == 5 and "already" in twice.stderr
     make = ("endpoint", "create", "--network", world.network(), "--wait=10")
     world.vx("h2", *make, "--name", "vm2", "--netns", "/run/netns/mine", "--ifname", "lan1")
-    assert "lan1" in world.run("h2", "ip", "-n", "mine", "link").stdout
+    assert "lan1" in world.run("h2", "ip", "-n", "mine", "link", check=True).stdout
     taken = world.try_vx("h2", *make, "--name", "vm3", "--netns", "mine", "--ifname", "lan1")
     assert taken.returncode == 5 and "lan1" in taken.stderr
     world.vx("h2", "endpoint", "rm", "vm2", "--wait=10")
-    assert "lan1" not in world.run("h2", "ip", "-n", "mine", "link").stdout
-    assert "eth0" in world.run("h2", "ip", "-n", "mine", "link").stdout
+    assert "lan1" not in world.run("h2", "ip", "-n", "mine", "link", check=True).stdout
+    assert "eth0" in world.run("h2", "ip", "-n", "mine", "link", check=True).stdout
 
 
 def test_a_namespace_that_is_deleted_takes_its_endpoints(world: World) -> None:
@@ -213,10 +210,9 @@ def test_watch_tells_what_there_is_and_then_what_changes(world: World) -> None:
     )
     net = world.network()
     watcher = world.host("h3").popen(["python", "-c", program], stdout=-1, text=True)
-    assert watcher.stdout is not None
     lines: list[str] = []
     while not lines or not lines[-1].startswith("synced"):
-        lines.append(watcher.stdout.readline())
+        lines.append(said(watcher.stdout))
         assert lines[-1], "the watch ended"
     assert any(line.startswith(f"create network {net}") for line in lines)
     world.vx("h1", "endpoint", "create", "--network", net, "--name", "seen")

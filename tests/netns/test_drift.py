@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from agent.testbed import temporary
-from tests.netns.world import World
+from tests.netns.world import World, said, until_said
 
 NETNS = "/run/vxmesh/netns"
 
@@ -57,11 +57,10 @@ def test_following_shows_what_happens_and_ends_when_told(world: World) -> None:
     following = world.host("h1").popen(
         ["vxmesh", "events", "--follow", "--since", "0.001s"], stdout=-1, stderr=-1, text=True
     )
-    assert following.stdout and following.stdout.readline().startswith("TIME ")
+    assert said(following.stdout).startswith("TIME ")
     try:
         net = world.network()
-        while net not in (line := following.stdout.readline()):
-            assert line, "it ended"
+        line = until_said(following.stdout, net)
         assert line.split()[1] == "network.create"
     finally:
         following.send_signal(signal.SIGINT)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tests.netns.world import VXMESH, World
+from tests.netns.world import VXMESH, World, said
 
 
 def test_network_none_is_loopback_alone(world: World) -> None:
@@ -180,7 +180,7 @@ def test_the_host_reaches_macvlan_by_an_interface_of_its_own(world: World) -> No
     assert _device(world, "eth0")["address"] in neighbours
     for name in (one, two):
         world.vx("h1", "sandbox", "rm", name, "--wait=10")
-    assert "vxh" not in world.run("h1", "ip", "link").stdout
+    assert "vxh" not in world.run("h1", "ip", "link", check=True).stdout
     assert [e["name"] for e in world.read("h1", "endpoint", "ls")] == ["host-h2", far]
 
 
@@ -257,11 +257,11 @@ print(socket.getaddrinfo(sys.argv[1], None, socket.AF_INET)[0][4][0])
 """
 # A workload that is a name server itself, on all its addresses, by UDP and TCP.
 NAME_SERVER = """\
-import socket
+import os, socket
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 udp.bind(("", 53))
 tcp = socket.create_server(("", 53))
-print("bound", flush=True)
+print(os.getpid(), flush=True)
 udp.recv(1)
 """
 
@@ -304,17 +304,19 @@ def test_a_workload_on_the_wire_can_be_a_name_server(world: World) -> None:
         [VXMESH, "exec", one, "--", "python3", "-c", NAME_SERVER], stdout=subprocess.PIPE, text=True
     )
     world.later(process.kill)
-    assert process.stdout and process.stdout.readline() == "bound\n"
+    pid = int(said(process.stdout))  # `exec` forks
     assert _looked_up(world, "h1", one, one) == world.address("h1", one)
     connect = "import socket, sys; socket.create_connection((sys.argv[1], 53), 10)"
     reached = world.run("client", "python3", "-c", connect, world.address("h1", one))
     assert reached.returncode == 0, reached.stderr
-    inside = world.inside("h1", one, "nft", "list", "tables").stdout
-    assert "vxmesh_names" in inside
+
+    def tables() -> str:
+        enter = ("nsenter", f"--net=/proc/{pid}/ns/net", "nft", "list", "tables")
+        return world.run("h1", *enter, check=True).stdout
+
+    assert "vxmesh_names" in tables()
     world.vx("h1", "sandbox", "rm", one, "--wait=10")
-    pid = process.pid
-    left = world.run("h1", "nsenter", f"--net=/proc/{pid}/ns/net", "nft", "list", "tables")
-    assert "vxmesh_names" not in left.stdout
+    assert "vxmesh_names" not in tables()
 
 
 def test_a_sandbox_on_the_wire_ends_with_its_workload_though_no_agent_runs(world: World) -> None:

@@ -11,7 +11,6 @@ import functools
 import json
 import random
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -23,9 +22,18 @@ import pytest
 from agent.datapath.guardrules import link_local
 from agent.drivers.base import Closed, Port
 from agent.model import HANDED_OUT, format_address, parse_address
-from agent.syscalls import in_netns
 from tests.netns import frames
-from tests.netns.datapath_hosts import Fabric, Host, Sandbox, opened, pings, restart, run, until
+from tests.netns.datapath_hosts import (
+    Fabric,
+    Host,
+    Sandbox,
+    connects,
+    opened,
+    pings,
+    restart,
+    run,
+    until,
+)
 from tests.netns.frames import ARP, BROADCAST, IPV4, IPV6, Ear, ethernet, listening, mark_of, send
 
 pytestmark = pytest.mark.netns
@@ -574,31 +582,33 @@ async def test_a_port_is_guarded_from_its_first_frame(fabric: Fabric) -> None:
 
 async def test_the_guard_outlives_the_agent_and_its_restart(net: Net) -> None:
     wrong, right = spoofed(net)
+    wrong6, right6 = source_address6(net, net.nears)
     stop = asyncio.Event()
 
-    async def keep_sending() -> tuple[int, int]:
+    async def keep_sending() -> int:
         sent = 0
         while not stop.is_set():
-            await asyncio.to_thread(net.send, *([wrong] * 50), right)
-            sent += 1
+            await asyncio.to_thread(net.send, *([wrong, wrong6, right, right6] * 20))
+            sent += 20
             ear.heard()  # what waits there too long would be lost there
-        return sent, sum(mark_of(right) in frame for frame in ear.heard())
+        return sent
 
     with listening(net.near.path) as (ear,):
         sending = asyncio.create_task(keep_sending())
-        for _ in range(3):
+        for _ in range(6):
             await restart(net.host)
         await net.host.reconciler.stop()
-        await asyncio.to_thread(net.send, wrong, right)
+        await asyncio.to_thread(net.send, wrong, wrong6, right, right6)
         stop.set()
-        sent, _ = await sending
+        sent = await sending + 1
 
-        def came() -> int:
-            return sum(mark_of(right) in frame for frame in ear.heard())
+        def came() -> list[int]:
+            marks = [mark_of(frame) for frame in (right, right6)]
+            return [sum(mark in frame for frame in ear.heard()) for mark in marks]
 
-        ear.wait(lambda: came() > sent, 5)
-        assert (came(), ear.lost()) == (sent + 1, 0), "what is its own is never dropped"
-        assert not ear.has(wrong)
+        ear.wait(lambda: came() == [sent, sent], 5)
+        assert (came(), ear.lost()) == ([sent, sent], 0), "what is its own is never dropped"
+        assert not ear.has(wrong) and not ear.has(wrong6)
 
 
 async def test_a_guard_that_somebody_deletes_is_put_back(net: Net) -> None:
@@ -752,16 +762,3 @@ while True:
     for server in select.select(servers, [], [])[0]:
         server.accept()
 """
-
-
-def connects(netns: Path, address: str, port: int, within: float = 10.0) -> bool:
-    """Whether a TCP connection from there is taken `within` s."""
-
-    def work() -> bool:
-        try:
-            socket.create_connection((address, port), timeout=within).close()
-        except OSError:
-            return False
-        return True
-
-    return in_netns(netns, work)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from agent.testbed import Testbed, temporary
 from tests.netns.test_paths import Box, Hole, wait_path
-from tests.netns.test_services import ASK, SERVER, Backend, ask, ready, wait_served
-from tests.netns.world import World
+from tests.netns.test_services import ASK, SERVER, Backend, ask, ready, refused, wait_served
+from tests.netns.world import World, said, until_said
 
 pytestmark = pytest.mark.netns
 SERVER6 = (
@@ -86,9 +87,7 @@ def test_traffic_leaves_as_the_hosts_unless_internal(world: World) -> None:
         ["tcpdump", "-nni", "eth0", "-c", "1", "-l", "--immediate-mode", "ip6[40] == 128"],
         stdout=-1, stderr=-1, text=True,
     )  # fmt: skip
-    assert capture.stderr is not None
-    while "listening on" not in capture.stderr.readline():
-        assert capture.poll() is None
+    until_said(capture.stderr, "listening on")
     assert world.reaches("h1", free, client)
     out, _ = capture.communicate(timeout=30)
     assert f"{world.host('h1').address6} > {client}" in out
@@ -116,3 +115,49 @@ def test_a_service_is_reached_by_name_and_published_port_and_sees_the_client(
         world.wait(lambda c=command, t=told: client.run(c).stdout.strip() == t, f"by {host}")  # type: ignore[misc]
     back.stop()
     world.wait(lambda: ready(world, "h1", "web") == set(), "unhealthy")
+
+
+def test_with_affinity_a_client_stays_at_every_node_when_backends_come(world: World) -> None:
+    net = world.network("--ipv6-only")
+    for host, name in (("h1", "one"), ("h2", "two")):
+        Backend(world, host, net, name).start(SERVER6)
+    world.vx(
+        "h1", "service", "create", "web", "--network", net, "--port", "80:8000",
+        "--publish", "8080:80", "--affinity", "client", "--affinity-timeout", "1800", "--wait=10",
+    )  # fmt: skip
+
+    def answers() -> list[str]:
+        urls = [f"http://[{world.host(host).address6}]:8080/" for host in ("h1", "h2")]
+        asked = [world.bed.client.run(["python", "-c", ASK, url]) for url in urls]
+        return [done.stdout.partition(" ")[0] or done.stderr for done in asked]
+
+    add = ("service", "backend", "add", "web", "--wait=10")
+    world.vx("h1", *add, "one")
+    assert answers() == ["one"] * 2
+    world.vx("h2", *add, "two", "--weight", "100")
+    assert answers() == ["one"] * 2
+    world.vx("h2", "service", "backend", "drain", "web", "one", "--wait=10")
+    assert answers() == ["two"] * 2
+
+
+HOLDER = """
+import socket, sys
+s = socket.create_server((sys.argv[1], 8088), family=socket.AF_INET6)
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("at", ["::", "its own address"])
+def test_a_port_that_something_holds_over_ipv6_is_told_with_the_node(world: World, at: str) -> None:
+    net, h2 = world.network("--ipv6-only"), world.host("h2")
+    command = [sys.executable, "-c", HOLDER, at if at == "::" else h2.address6]
+    holder = h2.popen(command, stdin=-1, stdout=-1, text=True)
+    world.later(holder.kill)
+    assert said(holder.stdout) == "up\n"
+    make = ("service", "create", "web", "--network", net, "--port", "80", "--publish", "8088:80")
+    status, error = refused(world, "h1", *make)
+    assert status == 5 and "h2 (" in error["message"], error
+    assert world.read("h1", "service", "ls") == []
+    world.vx("h1", *make, "--publish-on", "h1", "--wait=10")
+    assert world.read("h2", "service", "inspect", "web")["publish_on"] == ["h1"]

@@ -34,7 +34,7 @@ def test_a_running_workload_is_connected_to_the_wire_and_taken_off_it(world: Wor
         world.vx("h1", "endpoint", "rm", id, "--wait=10")
         assert _inside_of(world, "h1", one) == ["eth0"]
         assert not _reaches(world, "client", address, within=1) and world.pings("h1", one, apart)
-        assert "vxmesh_names" not in world.inside("h1", one, "nft", "list", "tables").stdout
+        assert "vxmesh_names" not in world.vx("h1", "exec", one, "--", "nft", "list", "tables")
 
 
 def test_an_interface_that_its_workload_renamed_is_off_the_wire_with_its_endpoint(

@@ -44,15 +44,6 @@ def await_loss(world: World, host: str, answers: bool, *seen_by: str) -> None:
         world.wait(lambda other=other: known(other), f"{other} noticed that {host} is gone")  # type: ignore[misc]
 
 
-def names(world: World, host: str) -> list[str]:
-    return [n["name"] for n in world.read(host, "node", "ls")]
-
-
-def there(world: World, host: str) -> list[str]:
-    """The endpoints that a host knows."""
-    return [e["name"] for e in world.read(host, "endpoint", "ls")]
-
-
 def make(world: World, host: str, net: str, name: str, *more: str) -> None:
     world.vx(host, "endpoint", "create", "--network", net, "--name", name, *more)
 
@@ -84,13 +75,10 @@ def test_a_lost_nodes_addresses_are_handed_out_by_others_and_it_is_told_when_it_
     ends = [(*p.communicate(timeout=90), p.returncode) for p in running]
     assert [code for *_, code in ends] == [0, 0], ends
     for host in ("h1", "h2"):
-        own.wait(lambda host=host: names(own, host) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
-        own.wait(lambda host=host: there(own, host) == ["on-h2"], f"{host} has the rest")  # type: ignore[misc]
+        own.wait(lambda host=host: own.names(host) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
+        own.wait(lambda host=host: own.names(host, "endpoint") == ["on-h2"], f"{host} has the rest")  # type: ignore[misc]
 
-    def owners() -> set[str]:
-        return {r["node"] for r in own.read("h1", "network", "inspect", net)["ranges"]}
-
-    own.wait(lambda: owners() <= {"h1", "h2"}, "its ranges are inherited")
+    own.wait(lambda: own.owners("h1", net) <= {"h1", "h2"}, "its ranges are inherited")
     # Again is no error; a node that there never was is one.
     own.vx("h1", "node", "rm", "h3")
     assert own.try_vx("h1", "node", "rm", "h9").returncode == 4
@@ -110,7 +98,7 @@ def test_a_lost_nodes_addresses_are_handed_out_by_others_and_it_is_told_when_it_
     own.wait(lambda: not own.host("h3").is_running, "h3 was told")
     log = lost.log.read_text()
     assert "was removed from the cluster by h" in log and "--reset-state" in log
-    assert names(own, "h1") == ["h1", "h2"]
+    assert own.names("h1") == ["h1", "h2"]
     started = own.run("h3", VXMESH, "agent", "--name", "h3", "--advertise", lost.address)
     assert started.returncode == 1 and "was removed from the cluster" in started.stderr
     own.vx("h1", "endpoint", "rm", "again", "--wait=20")
@@ -122,17 +110,17 @@ def test_one_that_cannot_be_asked_keeps_a_removal_from_happening(own: World) -> 
     lose(own, "h3", "h1")
     done = own.try_vx("h1", "node", "rm", "h2")
     assert done.returncode == 1 and "vxmesh node rm h2 h3" in done.stderr, done.stderr
-    assert names(own, "h1") == ["h1", "h2", "h3"]
-    assert {r["node"] for r in own.read("h1", "network", "inspect", net)["ranges"]} == {"h2"}
+    assert own.names("h1") == ["h1", "h2", "h3"]
+    assert own.owners("h1", net) == {"h2"}
     own.vx("h1", "node", "rm", "h2", "h3", "--wait=20")
-    assert names(own, "h1") == ["h1"]
+    assert own.names("h1") == ["h1"]
     make(own, "h1", net, "mine", "--wait=20")
     # A killed and started agent still knows, and has the network that h2 made.
     own.bed.kill("h1")
     own.bed.start("h1")
-    assert names(own, "h1") == ["h1"]
+    assert own.names("h1") == ["h1"]
     assert own.address("h1", "mine", net)
-    assert {r["node"] for r in own.read("h1", "network", "inspect", net)["ranges"]} == {"h1"}
+    assert own.owners("h1", net) == {"h1"}
 
 
 def test_an_agent_that_is_dead_for_good_is_removed_once_its_time_is_up(hasty: World) -> None:
@@ -142,7 +130,7 @@ def test_an_agent_that_is_dead_for_good_is_removed_once_its_time_is_up(hasty: Wo
     own.bed.kill("h3")
     await_loss(own, "h3", True, "h1", "h2")
     # Its endpoints are kept for a while: somebody may start it again.
-    assert [e["name"] for e in own.read("h1", "endpoint", "ls")] == ["on-lost"]
+    assert own.names("h1", "endpoint") == ["on-lost"]
     refused = own.try_vx("h1", "node", "rm", "h3")
     assert refused.returncode == 5 and "host that answers" in refused.stderr, refused.stderr
 
@@ -153,18 +141,14 @@ def test_an_agent_that_is_dead_for_good_is_removed_once_its_time_is_up(hasty: Wo
         own.wait(lambda host=host: withdrawn(host), f"{host} waits no longer")  # type: ignore[misc]
     own.vx("h1", "node", "rm", "h3", "--wait=10")  # nobody waits for a node that is removed
     for host in ("h1", "h2"):
-        own.wait(lambda host=host: names(own, host) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
-        own.wait(lambda host=host: there(own, host) == [], f"{host} has none of its")  # type: ignore[misc]
+        own.wait(lambda host=host: own.names(host) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
+        own.wait(lambda host=host: own.names(host, "endpoint") == [], f"{host} has none of its")  # type: ignore[misc]
     make(own, "h2", net, "again", "--ip", "10.77.0.9", "--wait=10")
     lost = own.host("h3")
     started = own.run("h3", VXMESH, "agent", "--name", "h3", "--advertise", lost.address)
     assert started.returncode == 1 and "was removed from the cluster by h1" in started.stderr
     assert "Traceback" not in started.stderr
-    assert names(own, "h1") == ["h1", "h2"]
-
-
-def knows(world: World, host: str, network: str) -> bool:
-    return network in [each["name"] for each in world.read(host, "network", "ls")]
+    assert own.names("h1") == ["h1", "h2"]
 
 
 def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) -> None:
@@ -184,13 +168,13 @@ def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) ->
             ),
             f"{host} knows that h3 left",
         )
-        own.wait(lambda host=host: there(own, host) == [], f"{host} has none of its")  # type: ignore[misc]
+        own.wait(lambda host=host: own.names(host, "endpoint") == [], f"{host} has none of its")  # type: ignore[misc]
     # Who starts anew hears it from the others.
     own.bed.kill("h1")
     own.bed.start("h1")
     own.wait(lambda: own.read("h1", "node", "inspect", "h3")["state"] == "left", "h1 heard it")
     # And what was h3's: records come by streams, that it left with the first probes.
-    own.wait(lambda: knows(own, "h1", net), "the network too")
+    own.wait(lambda: net in own.names("h1", "network"), "the network too")
     # Nobody misses it: its addresses are handed out, and a lost node is removed without it.
     for number in range(13):
         make(own, "h1", net, f"e{number}")
@@ -205,7 +189,7 @@ def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) ->
             f"{host} sees h3 again",
         )
     assert own.read("h1", "node", "inspect", "h3")["id"] == before["id"]
-    own.wait(lambda: knows(own, "h3", net), "it hears of the network")
+    own.wait(lambda: net in own.names("h3", "network"), "it hears of the network")
     make(own, "h3", net, "back", "--wait=10")
     assert own.address("h1", "back", net)
     assert json.loads(own.vx("h3", "network", "inspect", net, "-o", "json"))["name"] == net

@@ -123,7 +123,7 @@ def test_a_plugins_interface_that_does_not_stay_leaves_the_way_out_as_it_was(
     lead = world.inside("h1", one, "ip", "route", "show", "default").stdout
     assert f"via {gateway} dev eth0" in lead
     assert world.reaches("h1", one, gateway)
-    assert "weird" not in world.inside("h1", one, "ip", "-o", "link").stdout
+    assert "weird" not in world.vx("h1", "exec", one, "--", "ip", "-o", "link")
 
 
 @pytest.mark.parametrize("broken", ["lie:Join", "die:Join", "refuse:Join"])

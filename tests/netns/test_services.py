@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from agent.client import Client
-from tests.netns.world import VXMESH, World
+from tests.netns.world import VXMESH, World, said
 
 pytestmark = pytest.mark.netns
 
@@ -78,8 +78,7 @@ class Backend:
         words = [VXMESH, "exec", self.name, "--", "python", "-c", server, self.name]
         pipe = subprocess.PIPE
         self.process = self.world.host(self.host).popen(words, text=True, stdout=pipe)
-        assert self.process.stdout
-        self.pid = int(self.process.stdout.readline())
+        self.pid = int(said(self.process.stdout))
         self.world.later(self.stop)
 
     def stop(self) -> None:
@@ -283,7 +282,7 @@ def test_a_port_that_something_holds_is_told_with_the_node(world: World) -> None
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     world.later(holder.kill)
-    assert holder.stdout and holder.stdout.readline() == "up\n"
+    assert said(holder.stdout) == "up\n"
     make = ("service", "create", "--network", net, "--port", "80", "web", "--publish", "8088:80")
     status, error = refused(world, "h1", *make)
     assert status == 5 and "h3 (" in error["message"], error
@@ -465,10 +464,10 @@ def test_what_is_drained_loses_new_connections_only_until_its_time_is_up(world: 
     world.later(keeper.kill)
 
     def again() -> str:
-        assert keeper.stdin and keeper.stdout
+        assert keeper.stdin
         keeper.stdin.write("\n")
         keeper.stdin.flush()
-        return str(keeper.stdout.readline().strip())
+        return said(keeper.stdout).strip()
 
     assert again() == "one"
 

@@ -36,7 +36,7 @@ from tests.netns.balancing_hosts import (
 )
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox, opened, restart
 from tests.netns.test_services import served
-from tests.netns.world import VXMESH, World
+from tests.netns.world import VXMESH, World, said
 
 VIP = "10.7.0.100"
 
@@ -293,10 +293,10 @@ def test_an_agent_that_is_killed_leaves_nothing_of_it_and_looks_after_it_when_it
 
     def say(what: str) -> tuple[bool, str]:
         """Whether it was led, and who answered."""
-        assert client.stdin and client.stdout
+        assert client.stdin
         client.stdin.write(f"{what}\n")
         client.stdin.flush()
-        mark, who = client.stdout.readline().split()
+        mark, who = said(client.stdout).split()
         return int(mark) & LED_MASK == LED, who
 
     try:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from agent.cli import main as command_line
 from agent.client import Client
@@ -33,6 +33,29 @@ _reading = threading.Lock()
 
 class Failed(AssertionError):
     """A command that should have worked did not."""
+
+
+def said(stream: IO[str] | None, seconds: float = 60.0) -> str:
+    """The next line of what a process says; empty at its end. Failed if nothing comes in time."""
+    lines: list[str] = []
+    assert stream is not None
+    reader = threading.Thread(target=lambda: lines.append(stream.readline()), daemon=True)
+    reader.start()
+    reader.join(seconds)
+    if not lines:
+        raise Failed(f"nothing was said within {seconds:g} s")
+    return lines[0]
+
+
+def until_said(stream: IO[str] | None, text: str, seconds: float = 60.0) -> str:
+    """The line in which a process says that, once it has."""
+    deadline = time.monotonic() + seconds
+    before: list[str] = []
+    while text not in (line := said(stream, max(0.0, deadline - time.monotonic()))):
+        if not line:
+            raise Failed(f"it ended without {text!r}: {before}")
+        before.append(line)
+    return line
 
 
 class World:
@@ -145,6 +168,14 @@ class World:
         self, host: str, sandbox: str, *command: str, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         return self.try_vx(host, "exec", sandbox, "--", *command, **options)
+
+    def names(self, host: str, of: str = "node") -> list[str]:
+        """What a host knows of a kind: node, network, endpoint …"""
+        return sorted(each["name"] for each in self.read(host, of, "ls"))
+
+    def owners(self, host: str, network: str) -> set[str]:
+        """Whose the addresses of a network are."""
+        return {each["node"] for each in self.read(host, "network", "inspect", network)["ranges"]}
 
     def link(self, host: str, sandbox: str, name: str = "eth0") -> Any:
         """An interface of a sandbox, as `ip -j link` tells of it."""

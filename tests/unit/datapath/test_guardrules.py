@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agent.datapath import guardrules, nft
-from agent.datapath.guardrules import of_port, ruleset
+from agent.datapath.guardrules import CHAINS, of_port, ruleset
 from agent.drivers.base import Closed, Port
 from tests.unit.datapath.test_nft import DATABASE, WEB, golden
 
@@ -75,6 +75,11 @@ def test_every_reason_has_a_counter_and_is_used() -> None:
     assert set(ruleset([]).counters) == names
     for name in names:
         assert f'counter name "{name}"' in guardrules.CHAINS + guardrules.FLOOD_CHAINS
+
+
+def test_no_rule_looks_into_an_anonymous_map() -> None:
+    """Frames that are on their way while the table is replaced may find nothing in it."""
+    assert " map {" not in CHAINS and " vmap {" not in CHAINS
 
 
 def test_an_address_that_comes_costs_its_own_elements() -> None:

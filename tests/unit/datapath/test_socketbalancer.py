@@ -185,6 +185,20 @@ async def test_a_change_that_is_given_up_half_way_is_made_good_by_the_next(
     assert is_right(balancer, maps) and len(maps["frontends"].there) == len(now)
 
 
+class Awaited:
+    """A lock that says when somebody comes for it."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock, self.is_wanted = lock, threading.Event()
+
+    def __enter__(self) -> None:
+        self.is_wanted.set()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 @pytest.mark.parametrize("by_audit", [False, True])
 async def test_closing_waits_for_a_thread_that_nobody_waits_for(
     balancer: SocketBalancer, maps: dict[str, Map], by_audit: bool
@@ -199,8 +213,9 @@ async def test_closing_waits_for_a_thread_that_nobody_waits_for(
         await changing
     done: list[bool] = []
     balancer._stack.callback(lambda: done.append(is_right(balancer, maps)))
+    balancer._lock = lock = Awaited(balancer._lock)  # type: ignore[assignment]
     closing = asyncio.create_task(asyncio.to_thread(balancer.close))
-    await asyncio.sleep(0)
+    assert await asyncio.to_thread(lock.is_wanted.wait, 10)
     assert not done
     maps["slots"].may_go_on.set()
     await closing
