@@ -53,6 +53,11 @@ def there(world: World, host: str) -> list[str]:
     return [e["name"] for e in world.read(host, "endpoint", "ls")]
 
 
+def owners(world: World, host: str, net: str) -> set[str]:
+    """The nodes that own addresses of a network, as a host knows them."""
+    return {r["node"] for r in world.read(host, "network", "inspect", net)["ranges"]}
+
+
 def make(world: World, host: str, net: str, name: str, *more: str) -> None:
     world.vx(host, "endpoint", "create", "--network", net, "--name", name, *more)
 
@@ -77,20 +82,17 @@ def test_a_lost_nodes_addresses_are_handed_out_by_others_and_it_is_told_when_it_
     # Two operators at once: both are told that it is done, one of the two has done it.
     running = [
         own.host(h).popen(
-            [VXMESH, "node", "rm", "h3", "--wait=10"], stdout=-1, stderr=-1, text=True
+            [VXMESH, "node", "rm", "h3", "--wait=60"], stdout=-1, stderr=-1, text=True
         )
         for h in ("h1", "h2")
     ]
-    ends = [(*p.communicate(timeout=90), p.returncode) for p in running]
+    ends = [(*p.communicate(timeout=120), p.returncode) for p in running]
     assert [code for *_, code in ends] == [0, 0], ends
     for host in ("h1", "h2"):
         own.wait(lambda host=host: names(own, host) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
         own.wait(lambda host=host: there(own, host) == ["on-h2"], f"{host} has the rest")  # type: ignore[misc]
 
-    def owners() -> set[str]:
-        return {r["node"] for r in own.read("h1", "network", "inspect", net)["ranges"]}
-
-    own.wait(lambda: owners() <= {"h1", "h2"}, "its ranges are inherited")
+    own.wait(lambda: owners(own, "h1", net) <= {"h1", "h2"}, "its ranges are inherited")
     # Again is no error; a node that there never was is one.
     own.vx("h1", "node", "rm", "h3")
     assert own.try_vx("h1", "node", "rm", "h9").returncode == 4
@@ -99,7 +101,8 @@ def test_a_lost_nodes_addresses_are_handed_out_by_others_and_it_is_told_when_it_
     make(own, "h1", net, "again", "--ip", "10.77.0.9")
     for number in range(11):
         make(own, f"h{1 + number % 2}", net, f"e{number}")
-    own.wait(lambda: len(own.read("h1", "endpoint", "ls")) == 13, "h1 has all")
+    for host in ("h1", "h2"):
+        own.wait(lambda host=host: len(there(own, host)) == 13, f"{host} has all")  # type: ignore[misc]
     taken = [e["addresses"][0] for e in own.read("h1", "endpoint", "ls")]
     assert len(set(taken)) == 13 and held in taken and "10.77.0.9" in taken
     full = own.try_vx("h2", "endpoint", "create", "--network", net, "--name", "too-many")
@@ -140,7 +143,7 @@ def test_an_agent_that_is_dead_for_good_is_removed_once_its_time_is_up(hasty: Wo
     net = own.network("--subnet", "10.77.0.0/28", host="h3")
     make(own, "h3", net, "on-lost", "--ip", "10.77.0.9", "--wait=10")
     own.bed.kill("h3")
-    await_loss(own, "h3", True, "h1", "h2")
+    await_loss(own, "h3", True, "h1")  # h2's part is below: its time runs
     # Its endpoints are kept for a while: somebody may start it again.
     assert [e["name"] for e in own.read("h1", "endpoint", "ls")] == ["on-lost"]
     refused = own.try_vx("h1", "node", "rm", "h3")
@@ -151,11 +154,11 @@ def test_an_agent_that_is_dead_for_good_is_removed_once_its_time_is_up(hasty: Wo
 
     for host in ("h1", "h2"):
         own.wait(lambda host=host: withdrawn(host), f"{host} waits no longer")  # type: ignore[misc]
-    own.vx("h1", "node", "rm", "h3", "--wait=10")  # nobody waits for a node that is removed
+    own.vx("h1", "node", "rm", "h3", "--wait=60")  # nobody waits for a node that is removed
     for host in ("h1", "h2"):
         own.wait(lambda host=host: names(own, host) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
         own.wait(lambda host=host: there(own, host) == [], f"{host} has none of its")  # type: ignore[misc]
-    make(own, "h2", net, "again", "--ip", "10.77.0.9", "--wait=10")
+    make(own, "h2", net, "again", "--ip", "10.77.0.9", "--wait=30")
     lost = own.host("h3")
     started = own.run("h3", VXMESH, "agent", "--name", "h3", "--advertise", lost.address)
     assert started.returncode == 1 and "was removed from the cluster by h1" in started.stderr
@@ -173,7 +176,7 @@ def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) ->
     before = own.read("h1", "node", "inspect", "h3")
     refused = own.try_vx("h3", "node", "leave")
     assert refused.returncode == 5 and "busy" in refused.stderr and "--force" in refused.stderr
-    done = own.read("h3", "node", "leave", "--force", "--wait=10")
+    done = own.read("h3", "node", "leave", "--force", "--wait=60")
     assert [h["network"] for h in done["handovers"]] == [net]
     own.wait(lambda: not own.host("h3").is_running, "the agent ended")
     assert "Traceback" not in own.host("h3").log.read_text()
@@ -191,10 +194,11 @@ def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) ->
     own.wait(lambda: own.read("h1", "node", "inspect", "h3")["state"] == "left", "h1 heard it")
     # And what was h3's: records come by streams, that it left with the first probes.
     own.wait(lambda: knows(own, "h1", net), "the network too")
+    own.wait(lambda: owners(own, "h1", net) <= {"h1", "h2"}, "and who has its addresses")
     # Nobody misses it: its addresses are handed out, and a lost node is removed without it.
     for number in range(13):
         make(own, "h1", net, f"e{number}")
-    own.vx("h1", "endpoint", "rm", "--network", net, "--all", "--wait=10")
+    own.vx("h1", "endpoint", "rm", "--network", net, "--all", "--wait=30")
 
     own.bed.start("h3")
     for host in ("h1", "h2"):
@@ -206,6 +210,6 @@ def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) ->
         )
     assert own.read("h1", "node", "inspect", "h3")["id"] == before["id"]
     own.wait(lambda: knows(own, "h3", net), "it hears of the network")
-    make(own, "h3", net, "back", "--wait=10")
+    make(own, "h3", net, "back", "--wait=60")
     assert own.address("h1", "back", net)
     assert json.loads(own.vx("h3", "network", "inspect", net, "-o", "json"))["name"] == net
