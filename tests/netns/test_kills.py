@@ -110,7 +110,8 @@ class Load:
         except VxmeshError:
             return False
         if found:
-            os.kill(self._rng.choice(found), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended meanwhile
+                os.kill(self._rng.choice(found), signal.SIGKILL)
         return bool(found)
 
     def _announce(self) -> bool:
