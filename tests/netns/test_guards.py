@@ -596,7 +596,7 @@ async def test_the_guard_outlives_the_agent_and_its_restart(net: Net) -> None:
         def came() -> int:
             return sum(mark_of(right) in frame for frame in ear.heard())
 
-        ear.wait(lambda: came() > sent, 30)
+        ear.wait(lambda: came() > sent, 5)
         assert (came(), ear.lost()) == (sent + 1, 0), "what is its own is never dropped"
         assert not ear.has(wrong)
 

@@ -11,7 +11,7 @@ import pytest
 
 from agent.errors import VxmeshError
 from agent.testbed import Testbed, temporary
-from tests.netns.world import COMMAND_WITHIN, VXMESH, World
+from tests.netns.world import VXMESH, World
 
 AGENT = (VXMESH, "agent", "--name", "h4", "--advertise")
 
@@ -80,7 +80,7 @@ def test_a_node_whose_certificate_ended_comes_back_as_it_was_by_a_token() -> Non
         time.sleep(11)  # s; the life of its certificate
         address = bed.host(late).address
         join = ("--join", bed.host(others[0]).address)
-        done = bed.host(late).run([*AGENT, address, *join], timeout=COMMAND_WITHIN)
+        done = world.run(late, *AGENT, address, *join)
         assert done.returncode == 1
         assert "ended at" in done.stderr and "vxmesh cluster token" in done.stderr, done.stderr
         bed.start(late)  # with the token of the testbed
