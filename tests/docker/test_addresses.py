@@ -25,8 +25,8 @@ def test_as_the_user_says(world: DockerWorld) -> None:
     assert 128 <= int(two["IPAddress"].split(".")[3]) < 192
     seen = world.docker("h1", "exec", "one", "cat", "/sys/class/net/eth0/address")
     assert seen == "02:00:00:00:00:07"
-    assert "1 packets received" in world.docker("h3", "exec", "two", "ping", "-c1", "10.20.0.7")
     world.known("h3", "one")
+    assert "1 packets received" in world.docker("h3", "exec", "two", "ping", "-c1", "10.20.0.7")
     done = world.try_docker(
         "h3", "run", "--rm", "--network", "web", "--ip", "10.20.0.7", IMAGE, "true"
     )
@@ -51,8 +51,9 @@ def test_ipv6(world: DockerWorld) -> None:
     world.container("h1", "web", "one")
     address = world.about("h1", "one", "web")["GlobalIPv6Address"]
     assert address.startswith("fd")
+    world.known("h3", "one")
     said = world.docker(
-        "h3", "run", "--rm", "--network", "web", IMAGE, "ping6", "-c1", "-w5", address
+        "h3", "run", "--rm", "--network", "web", IMAGE, "ping6", "-c1", "-w20", address
     )
     assert "1 packets received" in said
 
@@ -63,7 +64,7 @@ def test_internal_has_no_way_out(world: DockerWorld) -> None:
     world.container("h1", "web", "one")
     world.container("h1", "outward", "two")
     # The hosts' name server, to which there is a route.
-    ping = ("ping", "-c1", "-W5", world.bed.client.address)
+    ping = ("ping", "-c1", "-W10", world.bed.client.address)
     assert "1 packets received" in world.docker("h1", "exec", "two", *ping)
     # It is ping that says so, not the engine that could not run it.
     done = world.try_docker("h1", "exec", "one", *ping)

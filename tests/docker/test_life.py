@@ -27,7 +27,7 @@ def names(world: DockerWorld) -> list[str]:
 
 
 def reaches(world: DockerWorld, host: str, container: str, name: str) -> bool:
-    done = world.try_docker(host, "exec", container, "ping", "-c1", "-W3", name)
+    done = world.try_docker(host, "exec", container, "ping", "-c1", "-W10", name)
     return done.returncode == 0
 
 
@@ -58,6 +58,7 @@ def devices(world: DockerWorld, host: str) -> list[str]:
 
 def test_containers_do_not_notice_that_agents_start_anew(world: DockerWorld) -> None:
     pair(world)
+    world.wait(lambda: both_reach(world), "the name servers have heard of both")
     for host in ("h1", "h3"):
         world.bed.kill(host)
         assert both_reach(world)  # by name, while it is away

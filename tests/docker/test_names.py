@@ -120,7 +120,7 @@ def test_published_ports_and_the_way_out_whatever_is_forwarded(
     server = client.popen([sys.executable, "-c", answering], stdout=subprocess.DEVNULL,
                           stderr=subprocess.DEVNULL)  # fmt: skip
     try:
-        ask = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {client.address} 8000"
+        ask = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {client.address} 8000"
 
         def answered() -> str:
             return world.try_docker("h1", "exec", "www", "sh", "-c", ask).stdout

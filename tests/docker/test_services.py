@@ -39,7 +39,7 @@ def test_containers_of_two_hosts_behind_one_address_and_one_port(world: DockerWo
     client = world.bed.client.address
     for host, name in (("h2", "one"), ("h3", "two")):
         world.logged(host, name, client)  # the client's own address
-    ask = "for i in $(seq 30); do printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 api 80; done"
+    ask = "for i in $(seq 30); do printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 10 api 80; done"
     seen = world.docker("h1", "exec", "asks", "sh", "-c", ask)
     assert "\none" in seen and "\ntwo" in seen  # one of two is missed in 1 of 10^9 times
     world.docker("h3", "rm", "-f", "two")

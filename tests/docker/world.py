@@ -13,17 +13,19 @@ from typing import Any
 from agent.testbed.engines import IMAGE, SOCKET
 from tests.netns.world import Failed, World
 
-COMMAND_TIMEOUT = 60.0  # s; two cores have three engines to run, and more tests beside them
-# A connection each, as curl makes them.
+COMMAND_TIMEOUT = 180.0  # s; two cores have three engines to run, and more tests beside them
+# A connection each, as curl makes them: argv is the URL, how many, and for how long to wait.
 FETCH = """
 import json, sys, urllib.request
 def fetch():
+    within = float(sys.argv[3])
     try:
-        return urllib.request.urlopen(sys.argv[1], timeout=3).read().decode().strip()
+        return urllib.request.urlopen(sys.argv[1], timeout=within).read().decode().strip()
     except OSError:
         return ""
 print(json.dumps([fetch() for _ in range(int(sys.argv[2]))]))
 """
+ANSWERED = 3  # s; for a connection, of which one is made after the other, and tried again
 FOREVER = ["sleep", "3600"]
 
 
@@ -79,7 +81,8 @@ class DockerWorld(World):
 
     def fetched(self, url: str, count: int = 1) -> list[str]:
         """What the client, outside, gets from there, a number of times; "" where nobody answers."""
-        done = self.bed.client.run([sys.executable, "-c", FETCH, url, str(count)], timeout=60)
+        command = [sys.executable, "-c", FETCH, url, str(count), str(ANSWERED)]
+        done = self.bed.client.run(command, timeout=COMMAND_TIMEOUT + ANSWERED * count)
         return list(json.loads(done.stdout))
 
     def clean(self) -> None:

@@ -73,7 +73,7 @@ class Agreement:
                         wrong.append(f"{name}: {endpoint} is {have}, not {wanted}")
         return wrong
 
-    def wait(self, group: Sequence[str] = (), seconds: float = 30.0) -> float:
+    def wait(self, group: Sequence[str] = (), seconds: float = 60.0) -> float:
         """Wait until there is no difference; how long it took, in seconds."""
         begin = time.monotonic()
         while wrong := self.differences(group):

@@ -20,7 +20,7 @@ from agent.model import format_address, parse_address
 from agent.syscalls import in_netns, socket_in
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox, run
 
-TIMEOUT = 10.0  # s, for an answer that comes in milliseconds
+TIMEOUT = 30.0  # s, for an answer that comes in milliseconds
 NEVER = 1.5  # s, for one that does not come
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 

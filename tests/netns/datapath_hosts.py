@@ -31,7 +31,7 @@ from agent.drivers.overlay import ROUTER_PREFIX
 from agent.model import parse_address
 from agent.syscalls import in_netns
 
-DEADLINE = 30.0  # s, for what takes milliseconds when it works
+DEADLINE = 60.0  # s, for what takes milliseconds when it works
 
 _numbers = itertools.count(1)
 _indexes = itertools.count(1001)

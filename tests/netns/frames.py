@@ -149,7 +149,7 @@ class Ear:
         _, lost = struct.unpack("II", self._sock.getsockopt(263, 6, 8))  # PACKET_STATISTICS
         return int(lost)
 
-    def hears(self, frame: bytes, seconds: float = 5.0) -> bool:
+    def hears(self, frame: bytes, seconds: float = 30.0) -> bool:
         """Whether it comes within a time; at once if it has."""
         return self.wait(lambda: self.has(frame), seconds)
 

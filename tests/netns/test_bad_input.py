@@ -104,7 +104,8 @@ def test_a_label_of_a_megabyte(world: World) -> None:
 def test_a_full_range(world: World) -> None:
     net = world.network("--subnet", "10.77.0.0/29")
     for number in range(5):
-        world.vx("h1", "endpoint", "create", "--network", net, "--name", f"e{number}")
+        make = ("endpoint", "create", "--network", net, "--name", f"e{number}")
+        world.vx("h1", *make, "--wait=20")
     for host in ("h1", "h2"):
         done = world.try_vx(host, "endpoint", "create", "--network", net, "--name", "over")
         assert done.returncode == 1, done.stderr

@@ -273,9 +273,15 @@ async def test_connections_are_shared_out_by_weight(fabric: Fabric, over: Over) 
         Server(near.path, "light", address=over.any),
         Server(far.path, "heavy", address=over.any),
     ):
-        names = [(await ask(near.path, over.vip, 80))[0] for _ in range(400)]
-    # 100 are to be expected; 30 more or fewer are 3.5 standard deviations
-    assert 70 <= names.count("light") <= 130
+        names: list[str] = []
+        # A quarter is to be expected. Of 400, 30 more or fewer are 3.5 standard deviations, which
+        # comes by chance in one run of 2,000; of 800 it is the same share once in a million.
+        for _ in range(2):
+            names += [(await ask(near.path, over.vip, 80))[0] for _ in range(400)]
+            share = names.count("light") / len(names)
+            if 0.175 <= share <= 0.325:
+                break
+    assert 0.175 <= share <= 0.325
 
 
 @FAMILIES

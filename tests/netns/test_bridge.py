@@ -42,7 +42,7 @@ def test_a_bridges_ports_are_published_one_by_one_and_in_ranges(world: World) ->
     )  # fmt: skip
     world.later(lambda: world.try_vx("h1", "endpoint", "rm", sandbox))
     asks = (
-        "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=5).read().decode())"
+        "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=20).read().decode())"
     )
     fetch = ("python3", "-c", asks)
     for port in (18081, 18090):

@@ -130,8 +130,8 @@ def test_the_whole_life_of_an_attachment(blue: Container) -> None:
     there = world.address("h3", db, blue.network)
     world.wait(lambda: blue.inside("ping", "-c1", "-W1", there).returncode == 0, "blue reaches db")
     assert world.reaches("h3", db, "blue")
-    asked = blue.inside("python3", "-c", QUESTION, said["dns"]["nameservers"][0], db)
-    assert there in asked.stdout, asked
+    ask = ("python3", "-c", QUESTION, said["dns"]["nameservers"][0], db)
+    world.wait(lambda: there in blue.inside(*ask).stdout, "the name server knows db")
     blue.ok("CHECK", prevResult=said)
     again = blue.refused("ADD")
     assert again["code"] == CODES["taken"] and len(blue.endpoints()) == 1
@@ -279,7 +279,7 @@ def test_a_published_port_leads_to_the_container(blue: Container) -> None:
     )
     blue.world.later(served.kill)
     ask = (
-        "import socket, sys; s = socket.create_connection((sys.argv[1], 18080), 1);"
+        "import socket, sys; s = socket.create_connection((sys.argv[1], 18080), 10);"
         "print(s.recv(64).decode())"
     )
     client, host = blue.world.host("client"), blue.world.host("h1").address

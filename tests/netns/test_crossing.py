@@ -34,6 +34,7 @@ from tests.netns.world import World
 
 pytestmark = pytest.mark.netns
 OWN = Path("/run/vxmesh/netns")
+SOON = 30.0  # s, for a frame that comes in milliseconds
 _ports = itertools.count(18300)
 
 
@@ -190,7 +191,7 @@ class Scene:
         send(self.me.netns, "eth0", *frames)
 
     def has_left(self, token: bytes) -> bool:
-        return Ear.wait(lambda: any(has(f, token) for f in self.left.heard()), 5)
+        return Ear.wait(lambda: any(has(f, token) for f in self.left.heard()), SOON)
 
     def hears(self, box: Box, token: bytes) -> bool:
         return any(has(f, token) for f in self.ears[box.name].heard())
@@ -212,16 +213,16 @@ class Scene:
             token = os.urandom(16)
             packet = udp4(self.me.end.v4, box.end.v4, PORT, token)
             self.send(ethernet(box.end.mac, self.me.end.mac, IPV4, packet))
-            assert Ear.wait(functools.partial(self.hears, box, token), 5), box.name
+            assert Ear.wait(functools.partial(self.hears, box, token), SOON), box.name
         token = os.urandom(16)
         packet = udp4(self.me.end.v4, self.client.v4, PORT, token)
         self.send(ethernet(self.me.end.router, self.me.end.mac, IPV4, packet))
-        assert Ear.wait(lambda: any(token in f for f in self.outside.heard()), 5), "outside"
+        assert Ear.wait(lambda: any(token in f for f in self.outside.heard()), SOON), "outside"
         token = os.urandom(16)  # and in the other network
         packet = udp4(self.friend.end.v4, self.other.end.v4, PORT, token)
         frame = ethernet(self.other.end.mac, self.friend.end.mac, IPV4, packet)
         send(self.friend.netns, "eth0", frame)
-        assert Ear.wait(lambda: self.hears(self.other, token), 5), "the friend's"
+        assert Ear.wait(lambda: self.hears(self.other, token), SOON), "the friend's"
 
     def proves(self, way: Way) -> bool:
         """Whether the same way leads where it should; true where there is no such place."""
@@ -248,7 +249,7 @@ class Scene:
             self.send(way.make(here, to, token))
         return Ear.wait(
             lambda: any(has(f, token) for f in ear.heard()) or self.answered(way, here, to, token),
-            5,
+            SOON,
         )
 
     def _send_vxlan(self, to: End, token: bytes) -> None:
@@ -266,7 +267,7 @@ class Scene:
         token = os.urandom(16)
         frame = way.make(self.here, self.other.end, token)
         self.other.at_port(lambda netns, device: send(netns, device, frame))
-        return Ear.wait(lambda: self.hears(self.other, token), 5)
+        return Ear.wait(lambda: self.hears(self.other, token), SOON)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ FAMILIES = {"v4": (4,), "v6": (6,), "both": (4, 6)}
 CHOSEN = {"v4": (), "v6": ("--ipv6-only",), "both": ("--ipv6",)}  # addresses of a network
 ROWS = [(f"`{d}`", f) for d in ("overlay", "bridge", "macvlan", "host", "none") for f in FAMILIES]
 YES, NO, REFUSED = "yes", "no", "not offered"
-SOON = 30.0  # s
+SOON = 60.0  # s
 PORT = 18700  # of a server in the workload; what is published is counted from here
 # Listens with both families at once, where there are both.
 SERVER = """\
@@ -89,7 +89,7 @@ class Rows:
         """Run a server that is published, if that can be."""
         self._port += 1
         publish = ("--publish", f"{self._port}:{PORT}")
-        command = ("-d", "--wait=10", "--", sys.executable, "-c", SERVER, str(PORT))
+        command = ("-d", "--wait=30", "--", sys.executable, "-c", SERVER, str(PORT))
         done = self.world.try_vx("h1", "run", "--name", name, *options, *publish, *command)
         if done.returncode:
             assert "publish" in done.stderr or "at its own address" in done.stderr, done.stderr

@@ -29,7 +29,7 @@ def test_network_host_is_the_hosts_own_stack(world: World) -> None:
     told = "import http.server as h; h.ThreadingHTTPServer(('', 18099), None).serve_forever()"
     world.vx("h1", "run", "--network", "host", "--name", "web", "-d", "--", "python3", "-c", told)
     h1 = world.host("h1").address
-    connect = "import socket, sys; socket.create_connection((sys.argv[1], 18099), 5)"
+    connect = "import socket, sys; socket.create_connection((sys.argv[1], 18099), 20)"
     ask = ("python3", "-c", connect, h1)
     world.wait(lambda: not world.run("client", *ask).returncode, "it listens at the node's address")
     assert world.run("h2", *ask).returncode == 0
@@ -55,7 +55,7 @@ class Tell(h.BaseHTTPRequestHandler):
         s.wfile.write(b"HERE " + s.client_address[0].encode())
 h.ThreadingHTTPServer(("", 18099), Tell).serve_forever()
 """
-FETCH = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=5).read().decode())"
+FETCH = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=20).read().decode())"
 
 
 def _fetched(where: Callable[..., Any], url: str) -> list[str]:

@@ -222,7 +222,7 @@ class Pump:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.stdin.close()
-            self.process.wait(10)
+            self.process.wait(60)
         self.process.stdout.close()
 
 
@@ -257,7 +257,7 @@ class Capture:
             self.world.run(self.host, *command, check=True)
             self.world.wait(lambda: last in self._from(before), "the capture is whole")
             self.process.send_signal(signal.SIGINT)
-            self.process.communicate(timeout=20)
+            self.process.communicate(timeout=60)
         return self.file.read_bytes()
 
     def _from(self, offset: int) -> bytes:
@@ -468,7 +468,7 @@ class Counter:
 
     def stop(self) -> None:
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(60)
         self.process.stdout.close()
 
 

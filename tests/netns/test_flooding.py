@@ -173,7 +173,7 @@ def passed(world: World, one: str, two: str, ear: Ear) -> None:
             sock.sendto(token, (address, 9))
 
     world.host(one).call(work)
-    assert Ear.wait(lambda: any(token in frame for frame in ear.heard()), 5)
+    assert Ear.wait(lambda: any(token in frame for frame in ear.heard()), 30)
 
 
 def test_what_is_for_all_reaches_the_members_and_no_host_without_one(scene: Scene) -> None:
@@ -224,7 +224,7 @@ def receiver(who: Member, family: socket.AddressFamily, group: str) -> socket.so
         elif group:
             request = socket.inet_aton(group) + socket.inet_aton(who.v4)
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
-        sock.settimeout(10)
+        sock.settimeout(30)
         return sock
 
     return in_netns(who.netns, work)
@@ -478,4 +478,4 @@ def test_it_goes_on_while_the_agent_is_away_and_after(scene: Scene) -> None:
             frame = to_all(me)["ff05::1:3"]
             send(me.netns, "eth0", frame)
             assert ear.hears(frame) and ear3.hears(frame)
-    world.vx("h3", "sandbox", "rm", third.name, "--wait=10")
+    world.vx("h3", "sandbox", "rm", third.name, "--wait=30")

@@ -81,7 +81,8 @@ def test_a_node_whose_certificate_ended_comes_back_as_it_was_by_a_token() -> Non
         bed.kill(late)
         time.sleep(11)  # s; the life of its certificate
         address = bed.host(late).address
-        done = bed.host(late).run([*AGENT, address, "--join", bed.host(others[0]).address])
+        join = ("--join", bed.host(others[0]).address)
+        done = world.run(late, *AGENT, address, *join)
         assert done.returncode == 1
         assert "ended at" in done.stderr and "vxmesh cluster token" in done.stderr, done.stderr
         bed.start(late)  # with the token of the testbed
@@ -100,18 +101,22 @@ def test_a_cluster_is_made_before_any_agent_runs_and_no_host_joins_without_its_t
         assert again.returncode == 5 and made["id"] in again.stderr
         assert made["command"] == f"vxmesh agent --join 10.99.0.1:7946 --token {made['token']}"
         agent = [VXMESH, "agent", "--advertise", "10.99.0.2"]
-        without = bed.host("h2").run([*agent, "--join", "10.99.0.1"])
+        without = world.run("h2", *agent, "--join", "10.99.0.1")
         assert without.returncode == 2 and "needs a join token" in without.stderr
-        nowhere = bed.host("h2").run([*agent, "--token", made["token"]])
+        nowhere = world.run("h2", *agent, "--token", made["token"])
         assert nowhere.returncode == 2 and "--join" in nowhere.stderr
-        malformed = bed.host("h2").run([*agent, "--join", "10.99.0.1", "--token", "VXM-1-x"])
+        malformed = world.run("h2", *agent, "--join", "10.99.0.1", "--token", "VXM-1-x")
         assert malformed.returncode == 2 and "malformed" in malformed.stderr
         assert not bed.host("h2").run(["ls", "/var/lib/vxmesh"]).stdout, "nothing was left there"
         Testbed.up(prefix=bed.prefix)
         assert world.read("h1", "cluster", "token")["token"] == made["token"]
-        found = status(world, "h2")
-        assert found["id"] == made["id"]
-        assert [c["node"] for c in found["certificates"]] == ["h1", "h2"]
+        assert status(world, "h2")["id"] == made["id"]
+
+        def certified() -> list[str]:
+            return [c["node"] for c in status(world, "h2")["certificates"]]
+
+        # Records come by streams, that the other one is alive with the first probes.
+        world.wait(lambda: certified() == ["h1", "h2"], "h2 has heard of both")
         assert world.read("h1", "node", "inspect", "h1")["id"] == made["node"]
 
 
@@ -140,6 +145,7 @@ def test_a_change_of_the_ca_is_gone_on_with_after_a_restart() -> None:
         bed.kill("h3")  # its host is there: it is waited for
         begun = world.read("h1", "cluster", "rotate-ca")
         assert begun["rotation"]["phase"] == "introducing"
+        world.wait(lambda: status(world)["rotation"]["waiting"] == ["h3"], "h2 has taken it in")
         late = world.try_vx("h1", "cluster", "rotate-ca", "--wait=1")
         assert late.returncode == 1 and "waiting for h3" in late.stderr, late.stderr
         bed.kill("h1")

@@ -73,7 +73,7 @@ class Kuryr:
     def _get(self, path: str, port: int) -> subprocess.CompletedProcess[str]:
         program = (
             "import http.client, sys\n"
-            f"c = http.client.HTTPConnection('127.0.0.1', {port}, timeout=5)\n"
+            f"c = http.client.HTTPConnection('127.0.0.1', {port}, timeout=20)\n"
             f"c.request('GET', '{path}')\n"
             "sys.stdout.write(c.getresponse().read().decode())"
         )

@@ -33,6 +33,7 @@ def test_a_running_workload_is_connected_to_the_wire_and_taken_off_it(world: Wor
         assert _reaches(world, "client", address)
         world.vx("h1", "endpoint", "rm", id, "--wait=10")
         assert _inside_of(world, "h1", one) == ["eth0"]
+        assert world.reaches("h1", one, apart)
         assert not _reaches(world, "client", address, within=1) and world.pings("h1", one, apart)
         assert "vxmesh_names" not in world.vx("h1", "exec", one, "--", "nft", "list", "tables")
 
@@ -149,7 +150,7 @@ def test_ports_are_published_where_the_default_routes_are(world: World) -> None:
     world.run("h1", "ip", "route", "add", beyond, "via", client)
     world.later(lambda: world.run("h1", "ip", "route", "del", beyond))
     there = (world.host("h1").address, 18097)
-    told = f"import socket as s; c = s.create_connection({there}, 5, ({beyond!r}, 0)); "
+    told = f"import socket as s; c = s.create_connection({there}, 20, ({beyond!r}, 0)); "
     ask = ("python3", "-c", told + "c.send(b'GET / HTTP/1.0\\r\\n\\r\\n'); assert c.recv(9)")
     world.wait(lambda: not world.run("client", *ask).returncode, "it answers")
     world.vx("h1", "endpoint", "rm", name, "--network", lan, "--wait=10")

@@ -38,8 +38,12 @@ def test_workloads_on_the_wire_have_both_families(world: World) -> None:
     assert _reaches(world, "h1", _addresses(world, "h1", one)[1]), "by the host's own interface"
     routes = world.inside("h1", one, "ip", "-6", "route", "show", "default").stdout
     assert routes.startswith(f"default via {OUTSIDE6} dev eth0")
-    told = world.inside("h1", one, "getent", "ahostsv6", far).stdout.split()
-    assert told[:1] == [_addresses(world, "h2", far)[1]]
+    there = _addresses(world, "h2", far)[1]
+
+    def told() -> list[str]:
+        return world.inside("h1", one, "getent", "ahostsv6", far).stdout.split()[:1]
+
+    world.wait(lambda: told() == [there], "its name is answered with the address of that family")
 
 
 def test_in_mode_vepa_workloads_of_one_host_meet_at_the_switch(world: World) -> None:

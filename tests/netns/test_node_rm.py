@@ -68,11 +68,11 @@ def test_a_lost_nodes_addresses_are_handed_out_by_others_and_it_is_told_when_it_
     # Two operators at once: both are told that it is done, one of the two has done it.
     running = [
         own.host(h).popen(
-            [VXMESH, "node", "rm", "h3", "--wait=10"], stdout=-1, stderr=-1, text=True
+            [VXMESH, "node", "rm", "h3", "--wait=60"], stdout=-1, stderr=-1, text=True
         )
         for h in ("h1", "h2")
     ]
-    ends = [(*p.communicate(timeout=90), p.returncode) for p in running]
+    ends = [(*p.communicate(timeout=120), p.returncode) for p in running]
     assert [code for *_, code in ends] == [0, 0], ends
     for host in ("h1", "h2"):
         own.wait(lambda host=host: own.names(host) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
@@ -87,7 +87,8 @@ def test_a_lost_nodes_addresses_are_handed_out_by_others_and_it_is_told_when_it_
     make(own, "h1", net, "again", "--ip", "10.77.0.9")
     for number in range(11):
         make(own, f"h{1 + number % 2}", net, f"e{number}")
-    own.wait(lambda: len(own.read("h1", "endpoint", "ls")) == 13, "h1 has all")
+    for host in ("h1", "h2"):
+        own.wait(lambda host=host: len(own.read(host, "endpoint", "ls")) == 13, f"{host} has all")  # type: ignore[misc]
     taken = [e["addresses"][0] for e in own.read("h1", "endpoint", "ls")]
     assert len(set(taken)) == 13 and held in taken and "10.77.0.9" in taken
     full = own.try_vx("h2", "endpoint", "create", "--network", net, "--name", "too-many")
@@ -128,7 +129,7 @@ def test_an_agent_that_is_dead_for_good_is_removed_once_its_time_is_up(hasty: Wo
     net = own.network("--subnet", "10.77.0.0/28", host="h3")
     make(own, "h3", net, "on-lost", "--ip", "10.77.0.9", "--wait=10")
     own.bed.kill("h3")
-    await_loss(own, "h3", True, "h1", "h2")
+    await_loss(own, "h3", True, "h1")  # h2's part is below: its time runs
     # Its endpoints are kept for a while: somebody may start it again.
     assert own.names("h1", "endpoint") == ["on-lost"]
     refused = own.try_vx("h1", "node", "rm", "h3")
@@ -139,7 +140,7 @@ def test_an_agent_that_is_dead_for_good_is_removed_once_its_time_is_up(hasty: Wo
 
     for host in ("h1", "h2"):
         own.wait(lambda host=host: withdrawn(host), f"{host} waits no longer")  # type: ignore[misc]
-    own.vx("h1", "node", "rm", "h3", "--wait=10")  # nobody waits for a node that is removed
+    own.vx("h1", "node", "rm", "h3", "--wait=60")  # nobody waits for a node that is removed
     for host in ("h1", "h2"):
         own.wait(lambda host=host: own.names(host) == ["h1", "h2"], f"{host} heard")  # type: ignore[misc]
         own.wait(lambda host=host: own.names(host, "endpoint") == [], f"{host} has none of its")  # type: ignore[misc]
@@ -157,7 +158,7 @@ def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) ->
     before = own.read("h1", "node", "inspect", "h3")
     refused = own.try_vx("h3", "node", "leave")
     assert refused.returncode == 5 and "busy" in refused.stderr and "--force" in refused.stderr
-    done = own.read("h3", "node", "leave", "--force", "--wait=10")
+    done = own.read("h3", "node", "leave", "--force", "--wait=60")
     assert [h["network"] for h in done["handovers"]] == [net]
     own.wait(lambda: not own.host("h3").is_running, "the agent ended")
     assert "Traceback" not in own.host("h3").log.read_text()
@@ -176,9 +177,13 @@ def test_who_leaves_hands_over_and_is_the_same_when_it_comes_back(own: World) ->
     # And what was h3's: records come by streams, that it left with the first probes.
     own.wait(lambda: net in own.names("h1", "network"), "the network too")
     # Nobody misses it: its addresses are handed out, and a lost node is removed without it.
+    own.wait(
+        lambda: all(r["node"] != "h3" for r in own.read("h1", "network", "inspect", net)["ranges"]),
+        "h1 knows who has them",
+    )
     for number in range(13):
         make(own, "h1", net, f"e{number}")
-    own.vx("h1", "endpoint", "rm", "--network", net, "--all", "--wait=10")
+    own.vx("h1", "endpoint", "rm", "--network", net, "--all", "--wait=30")
 
     own.bed.start("h3")
     for host in ("h1", "h2"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.testbed import temporary
+from agent.testbed.agents import answers
 from tests.netns import plugin
 from tests.netns.world import World
 
@@ -25,7 +26,7 @@ class Weird:
         self.stop()
         command = [sys.executable, plugin.__file__, str(self.socket), *breaks]
         self.process = self.world.host("h1").popen(command)
-        self.world.wait(self.socket.is_socket, "the plugin listens")
+        self.world.wait(lambda: answers(self.socket), "the plugin listens")
 
     def stop(self) -> None:
         if self.process:

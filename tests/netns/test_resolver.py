@@ -173,6 +173,10 @@ class Upstream:
             sock.sendto(response.to_wire(), peer)
         sock.close()
 
+    def names(self) -> list[str]:
+        """What it was asked for, in that order; once each, as a slow answer is asked for again."""
+        return list(dict.fromkeys(self.seen))
+
     def stop(self) -> None:
         self.ended.set()
         for thread in self.threads:
@@ -404,7 +408,7 @@ def test_what_is_ours_never_leaves_and_the_rest_does(bed: Bed, by: Family) -> No
     assert found(ask("a", "example.com", by.type, gateway)) == [by.outside]
     assert found(ask("a", "example.net", by.type, gateway, tcp=True)) == [by.outside]
     ask("a", "8.8.8.8.in-addr.arpa", "PTR", gateway)
-    assert bed.upstream.seen == ["example.com.", "example.net.", "8.8.8.8.in-addr.arpa."]
+    assert bed.upstream.names() == ["example.com.", "example.net.", "8.8.8.8.in-addr.arpa."]
 
 
 @FAMILIES
@@ -449,7 +453,7 @@ def test_the_hosts_loopback_is_asked_and_ourselves_are_not(bed: Bed) -> None:
             assert found(ask("h", "heard.example", where=address)) == ["203.0.113.9"]
     bed.conf.write_text(f"nameserver {UPSTREAM}\n")
     assert found(ask("a", "example.org")) == ["203.0.113.9"]
-    assert bed.upstream.seen == ["example.com.", "example.org."]
+    assert bed.upstream.names() == ["example.com.", "example.org."]
 
 
 def test_names_outlive_the_agent_and_the_next_one_replaces_what_is_stale(bed: Bed) -> None:
@@ -516,7 +520,7 @@ def test_a_c_library_finds_both_forms(bed: Bed, by: Family) -> None:
     ):
         look_up = f"mount --bind {own} /etc/resolv.conf && getent {hosts} {name}"
         command = ["nsenter", f"--net={path('c')}", "unshare", "--mount", "sh", "-c", look_up]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.stdout.split()[:1] == [address], (name, done)
     assert set(bed.upstream.seen) == {"example.com."}
 

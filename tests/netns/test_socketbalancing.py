@@ -164,7 +164,7 @@ async def test_a_sandbox_is_led_in_each_of_its_networks_and_in_no_other(fabric: 
         assert await client.ask() == ("other", "10.8.0.4")
         client.close()
         with pytest.raises((TimeoutError, OSError)):
-            await ask(other.path, VIP, 80)
+            await ask(other.path, VIP, 80, timeout=10)
     there = sockets(fabric.a)._contents.wanted
     assert len(set(there["sandboxes"]) - cookies) == 1, "in the second network"
     assert socketmaps.entry(parse_address("10.7.0.101"), 80) not in there["frontends"]
@@ -255,7 +255,7 @@ async def test_a_kernel_that_refuses_it_is_told_of_once_and_the_rules_do(
 CLIENT = """
 import socket, sys
 def connect():
-    return socket.create_connection((sys.argv[1], 80), timeout=8)
+    return socket.create_connection((sys.argv[1], 80), timeout=20)
 def ask(sock):
     sock.sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
     answer = b""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,15 +90,28 @@ class World:
                 with contextlib.suppress(NotFound):
                     await client.remove_services([s.id for s in await client.services()])
                 for network in await client.networks():
-                    await client.remove_endpoints(network=network.id, all=True)
-            async with asyncio.timeout(PATIENCE):
-                while await clients[0].endpoints():
-                    await asyncio.sleep(0.01)
+                    with contextlib.suppress(NotFound):
+                        await client.remove_endpoints(network=network.id, all=True)
+            # What was made or removed on one host last, the others hear of a moment later.
+            deadline = time.monotonic() + PATIENCE
+            left = await self._left(clients)
+            while left and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+                left = await self._left(clients)
+            if left:
+                raise Failed(f"{left} are left\n{self._picture()}")
             await clients[0].prune_networks(wait=PATIENCE)
-            for client in clients:
-                left = [n.name for n in await client.networks()]
-                if left:
-                    raise Failed(f"networks are left: {left}\n{self._picture()}")
+            while networks := [n.name for c in clients for n in await c.networks()]:
+                if time.monotonic() > deadline + PATIENCE:
+                    raise Failed(f"networks are left: {networks}\n{self._picture()}")
+                await asyncio.sleep(0.05)
+                await clients[0].prune_networks(wait=PATIENCE)
+
+    @staticmethod
+    async def _left(clients: Sequence[Client]) -> list[str]:
+        """The endpoints and services of which any of these agents knows, by name."""
+        found = [e.name for client in clients for e in await client.endpoints()]
+        return found + [s.name for client in clients for s in await client.services()]
 
     def later(self, undo: Callable[[], object]) -> None:
         self._undo.append(undo)

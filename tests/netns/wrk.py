@@ -47,7 +47,7 @@ class Load:
     def __init__(self, host: Host, url: str, *, keep_alive: bool, connections: int = 16) -> None:
         how = "keep-alive" if keep_alive else "close"
         self._process = host.popen(
-            ["wrk", "-t1", f"-c{connections}", f"-d{LONGEST}", "--timeout", "5",
+            ["wrk", "-t1", f"-c{connections}", f"-d{LONGEST}", "--timeout", "20",
              "-H", f"Connection: {how}", url],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip

@@ -27,7 +27,7 @@ from agent.rpc import control_pb2_grpc as pb_grpc
 from agent.rpc import types_pb2 as types
 
 T = TypeVar("T")
-WITHIN = 20.0  # s
+WITHIN = 60.0  # s
 LONG = "ö%41€\n" * 1500  # several frames of header fields, with what has to be quoted in them
 NAMES = {"empty": "", "long": LONG, "all": "".join(map(chr, range(1, 0x200)))}
 SETTINGS = bytes.fromhex("000000040000000000")

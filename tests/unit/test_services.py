@@ -431,7 +431,7 @@ async def checking(half: Half, prober: Looker):  # type: ignore[no-untyped-def]
 
 
 async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not holds():
             await asyncio.sleep(0.01)
 

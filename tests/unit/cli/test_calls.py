@@ -43,7 +43,8 @@ UNIX = """
 def serve():
     sock, _ = listener.accept()
     sock.sendall(bytes.fromhex("000000040000000000"))  # an empty SETTINGS
-    while bytes.fromhex("000100000001") not in sock.recv(9999): pass  # DATA, END_STREAM
+    said = b""
+    while bytes.fromhex("000100000001") not in said: said += sock.recv(9999)  # DATA, END_STREAM
     waiting.set()
     sent.wait()
     if {is_ignored}: sock.close()
@@ -100,7 +101,7 @@ HEAVY = {
 
 def run(program: str, *arguments: str) -> tuple[str, str, int]:
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     return done.stdout, done.stderr, done.returncode
 
 

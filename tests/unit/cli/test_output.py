@@ -76,7 +76,7 @@ def vxmesh(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], text=True, capture_output=True, timeout=30, **options
+        [sys.executable, *arguments], text=True, capture_output=True, timeout=60, **options
     )
 
 
@@ -354,7 +354,7 @@ def test_a_reader_that_goes_is_no_error() -> None:
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -26,15 +25,14 @@ from agent.rpc import peer_pb2 as pb
 from agent.views import Status
 from tests.directories import run_dir
 from tests.identities import authority
+from tests.ports import free_port
 
 
 class Agent:
     """A node with its streams and its failure detection, and nothing else."""
 
     def __init__(self, number: int, seeds: list[str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         id = f"{number:016x}"
         self.me = Node(id, f"n{number}", "127.0.0.1", port, "127.0.0.1", 4789, "", 0.0, 1500)
         self.node = NodeState(self.me, time.time, random.Random(number))

@@ -34,6 +34,7 @@ from agent.rpc import peer_pb2_grpc as pb_grpc
 from agent.views import Change
 from tests.directories import run_dir
 from tests.identities import CLUSTER, Authority, authority
+from tests.ports import free_port
 
 HOST = "127.0.0.7"
 ME, FRIEND, OTHER = "1" * 16, "2" * 16, "3" * 16
@@ -110,14 +111,6 @@ class Port:
         await self.server.stop()
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        return int(sock.getsockname()[1])
-
-
 @contextlib.asynccontextmanager
 async def opened(**options: Any) -> AsyncIterator[Port]:
     port = Port(**options)
@@ -146,7 +139,7 @@ async def call(
     """The answer to a call, whatever kind it is of, or how it failed."""
     make: Any = channel.stream_stream
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return bytes(await make(path)(iter([data])).read())
     except grpc.aio.AioRpcError as error:
         return error
@@ -439,7 +432,7 @@ async def test_who_speaks_for_another_node_is_refused(
     async with dialled(port, authority().keyring(FRIEND)) as channel:
         stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await getattr(stub, method)(request_, timeout=5)
+            await getattr(stub, method)(request_, timeout=30)
     assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert find_refusal(error.value) is Reason.IMPOSTOR
     assert port.counted() == {"impostor": 1}
@@ -459,9 +452,9 @@ async def echoes(stream: Any, data: bytes) -> bool:
 
 
 async def ends(stream: Any) -> bool:
-    """That a stream comes to its end, within 10 s."""
+    """That a stream comes to its end, within 30 s."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await stream.read() is grpc.aio.EOF
     except grpc.aio.AioRpcError:
         return True
@@ -553,7 +546,7 @@ async def test_a_ping_channel_is_made_anew_when_the_certificate_is_new_or_it_is_
     there = record(ME, HOST, port.number)
 
     async def ask() -> Any:
-        await channels.stub(there).WhoIs(pb.WhoIsRequest(), timeout=5)
+        await channels.stub(there).WhoIs(pb.WhoIsRequest(), timeout=30)
         return channels._channels[ME].channel
 
     first = await ask()

@@ -25,6 +25,7 @@ from agent.core.paths import Found, Send
 from agent.model import Node
 from agent.node import NodeState
 from tests.identities import Authority, authority
+from tests.ports import free_port
 
 ONE, TWO = "1" * 16, "2" * 16
 HOSTS = {ONE: "127.0.0.21", TWO: "127.0.0.22"}
@@ -35,13 +36,6 @@ KEY = bytes(range(32))
 def der(keyring: Keyring) -> bytes:
     loaded = x509.load_pem_x509_certificate(keyring.current.certificate)
     return loaded.public_bytes(Encoding.DER)
-
-
-def free_port() -> int:
-    """A UDP port that is free on all of loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class Pair:

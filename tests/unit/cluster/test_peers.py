@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
@@ -33,8 +32,9 @@ from agent.rpc import peer_pb2_grpc as pb_grpc
 from agent.views import Status
 from tests.directories import run_dir
 from tests.identities import DAY, authority
+from tests.ports import free_port
 
-WITHIN = 20.0  # s; a machine may be busy
+WITHIN = 60.0  # s; a machine may be busy
 
 
 async def until(check: Callable[[], object], what: str) -> None:
@@ -42,13 +42,6 @@ async def until(check: Callable[[], object], what: str) -> None:
     while not check():
         assert time.monotonic() < deadline, f"not within {WITHIN:.0f} s: {what}"
         await asyncio.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Agent:
@@ -162,7 +155,7 @@ async def test_a_wait_names_the_far_node_whose_kernel_lacks_it() -> None:
         )  # fmt: skip
         far.applies = False
         version = writer.make("net")
-        assert await writer.peers.wait_applied(version, 1.0) == {far.id: ""}
+        assert await writer.peers.wait_applied(version, 3.0) == {far.id: ""}
         # And it is told as soon as the kernel there has it.
         waiting = asyncio.create_task(writer.peers.wait_applied(version, WITHIN))
         await asyncio.sleep(0.1)
@@ -195,7 +188,7 @@ async def test_one_whose_agent_alone_is_dead_is_waited_for_until_it_is_withdrawn
         await until(lambda: down.id not in one.peers.links, "its stream is gone")
         one.state.set_status(down.id, Status("unreachable", "agent", 0.0))
         version = one.make("net")
-        assert await one.peers.wait_applied(version, 0.5) == {down.id: ""}
+        assert await one.peers.wait_applied(version, 2.0) == {down.id: ""}
         # Its kernel has the change as soon as its agent is back.
         waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN))
         await asyncio.sleep(0.1)
@@ -260,7 +253,7 @@ async def test_what_is_in_a_networks_way_holds_up_just_that_one(everybody: int) 
         held.peers.wake()
         assert await one.peers.wait_applied(version, WITHIN, ["a" * 16]) == {}
         assert await one.peers.wait_applied(version, WITHIN) == {}
-        got = await one.peers.wait_applied(version, 1.0, ["a" * 16, "w" * 16])
+        got = await one.peers.wait_applied(version, 3.0, ["a" * 16, "w" * 16])
         assert got == {held.id: "VNI 4100 is taken by device vxlan9"}
         waiting = asyncio.create_task(one.peers.wait_applied(version, WITHIN, ["w" * 16]))
         await asyncio.sleep(0.3)
@@ -312,7 +305,8 @@ async def test_a_redial_opens_new_streams_in_place_of_doubtful_ones(
 
 async def test_one_that_is_wanted_again_is_dialled_again() -> None:
     async with running(2, everybody=30) as (a, b):
-        await until(lambda: b.id in a.peers.links, "a stream")
+        # Which b may have dialled, before a comes to think of it.
+        await until(lambda: b.id in a.peers.links and b.id in a.peers._dialers, "a stream")
         dialler = a.peers._dialers[b.id][1]
         a.peers._wanted.clear()  # while it stands
         a.peers.links[b.id].close()
@@ -381,7 +375,7 @@ async def test_no_node_can_ask_in_the_name_of_another(method: str, claim: Any) -
         channel = nine.channel(a.me)
         with pytest.raises(grpc.aio.AioRpcError) as error:
             stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
-            await getattr(stub, method)(claim, timeout=5)
+            await getattr(stub, method)(claim, timeout=30)
         await channel.close()
         assert find_refusal(error.value) is Reason.IMPOSTOR
         assert a.peers.refusals.counts["impostor"] == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import random
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +28,7 @@ from agent.model import Node, encode
 from agent.node import NodeState
 from agent.requests import parse_network
 from tests.identities import authority
+from tests.ports import free_port
 
 CLUSTER = "c" * 16
 DAY = datetime.timedelta(days=1)
@@ -163,9 +163,7 @@ class Agent:
     """A node with sealed records and its streams."""
 
     def __init__(self, number: int, seeds: list[str], everybody: int, run_dir: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         id = f"{number:x}" * 16
         ring = authority().keyring(id)
         shown = x509.load_pem_x509_certificate(ring.current.certificate)

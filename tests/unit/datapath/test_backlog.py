@@ -103,7 +103,7 @@ async def test_the_next_attempt_comes_by_itself(monkeypatch: pytest.MonkeyPatch)
     again: asyncio.Queue[Key] = asyncio.Queue()
     failures = Failures(again.put_nowait)
     failures.failed(PORT, OSError(16, "busy"))
-    assert await asyncio.wait_for(again.get(), 5) == PORT
+    assert await asyncio.wait_for(again.get(), 30) == PORT
     assert failures.stands(PORT)  # until it succeeds
 
 

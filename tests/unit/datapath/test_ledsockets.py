@@ -66,7 +66,7 @@ class Kernel:
         return len(found), errors
 
     async def looked(self, times: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.looks) < times:
                 self.changed.clear()
                 await self.changed.wait()
@@ -161,7 +161,7 @@ async def test_what_could_not_be_looked_at_is_looked_for_again(
         await kernel.looked(times)
     assert kernel.looks == [{"gone", "mapped"}] * 3
     assert mine._task
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await mine._task
     assert warned == ["datapath.sockets_not_ended"]
 
@@ -177,7 +177,7 @@ async def test_what_can_never_be_looked_at_is_left_in_the_end(kernel: Kernel) ->
         mine._wake.set()
         await kernel.looked(times)
     assert mine._task
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await mine._task
 
 

@@ -68,7 +68,7 @@ def state(count: int, name: str = "n") -> State:
     )
 
 
-async def until(holds: Callable[[], bool], seconds: float = 5) -> None:
+async def until(holds: Callable[[], bool], seconds: float = 30) -> None:
     for _ in range(int(seconds / 0.01)):
         if holds():
             return
@@ -241,7 +241,7 @@ async def test_a_lost_connection_is_made_again_and_fed_the_newest(
     with pytest.raises(Unavailable):
         await client.query("old1")
     await resolver.start()
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(30):
         await client.flush()
     assert client.pid == os.getpid()
     assert resolver.knows("new2")
@@ -319,7 +319,7 @@ async def test_only_the_last_feeder_may_change_anything(
     batch.put(endpoint(5, "stale"))
     old.send(batch)
     # The old one is cut off and, as it lives, feeds its whole state and so takes over.
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(30):
         await old.flush()
     assert resolver.knows("again0")
     assert not resolver.knows("stale")
@@ -329,7 +329,7 @@ async def _exchange(resolver: Resolver, sent: bytes) -> bytes:
     reader, writer = await asyncio.open_unix_connection(str(resolver.run_dir / feed.SOCKET))
     writer.write(sent)
     writer.write_eof()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         received = await reader.read()
     writer.close()
     return received
@@ -514,8 +514,8 @@ async def test_it_is_started_found_again_and_stopped(
 async def test_killed_it_is_started_again_and_fed(spawned: ResolverClient) -> None:
     pid = spawned.pid
     os.kill(pid, signal.SIGKILL)
-    await until(lambda: spawned.pid not in (0, pid), 10)
-    async with asyncio.timeout(10):
+    await until(lambda: spawned.pid not in (0, pid))
+    async with asyncio.timeout(30):
         await spawned.flush()
     assert (await spawned.query("n9", networks=(NET,))).kind == "answer"
 
@@ -528,7 +528,7 @@ async def test_another_setup_replaces_the_process(
     other = ResolverClient(tmp_path, None, lambda: state(1), [listen, "127.0.0.2:0"])
     await other.connect_or_spawn()
     assert other.pid != pid
-    await until(lambda: start_time(pid) == 0, 10)  # it answers until the new one can
+    await until(lambda: start_time(pid) == 0)  # it answers until the new one can
     assert (tmp_path / feed.SOCKET).exists(), "which is the new one's"
     await other.stop()
 
@@ -578,7 +578,7 @@ async def test_sigterm_ends_it_cleanly(tmp_path: Path) -> None:
     )
     await until((tmp_path / feed.SOCKET).exists)
     process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         _, errors = await process.communicate()
     assert process.returncode == 0
     lines = [msgspec.json.decode(line) for line in errors.splitlines()]

@@ -189,7 +189,7 @@ async def test_forged_answers_are_passed_over(tmp_path: Path) -> None:
 async def test_a_flood_of_forgeries_ends_the_attempt(tmp_path: Path) -> None:
     async with upstream(lambda _query: [b"garbage"] * 200, "127.0.0.1") as fake:
         asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=60, total_seconds=60)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await asking.resolve(ask()) == (None, "")
 
 
@@ -218,8 +218,8 @@ async def test_without_upstreams_the_answer_is_none_at_once(tmp_path: Path) -> N
 
 async def test_all_silent_ends_in_the_time_given(tmp_path: Path) -> None:
     async with upstream(lambda _query: [], "127.0.0.1") as fake:
-        asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=9, total_seconds=0.2)
-        async with asyncio.timeout(8):
+        asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=60, total_seconds=0.2)
+        async with asyncio.timeout(30):
             assert await asking.resolve(ask()) == (None, "")
         assert asking.counters["forward_failed"] == 1
 

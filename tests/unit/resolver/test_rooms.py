@@ -58,7 +58,7 @@ async def _enter(server: Server, key: bytes) -> int:
 async def _ask(port: int, name: str = "one", tcp: bool = False) -> dns.message.Message:
     query = dns.message.make_query(name, "A")
     ask = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
-    return await ask(query, HERE, timeout=3, port=port)
+    return await ask(query, HERE, timeout=20, port=port)
 
 
 @pytest.mark.parametrize("tcp", [False, True])

@@ -16,6 +16,7 @@ from agent.model import Endpoint, Network, parse_address
 from agent.resolver.client import ResolverClient
 from agent.resolver.feed import Batch, ServiceRow, State, View
 from agent.syscalls import start_time
+from tests.ports import free_port
 
 NET = "d" * 16
 ASKED = 60  # from as many ports: none of three workers goes without, but once in 10^10
@@ -33,12 +34,6 @@ def state() -> State:
     view = View(parse_address("127.0.0.1"), (NET,))
     web = ServiceRow(NET, "s" * 16, "web", (parse_address("10.1.0.100"),))
     return State([network], [endpoint("10.1.0.2")], [view], [web])
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest_asyncio.fixture

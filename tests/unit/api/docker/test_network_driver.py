@@ -22,17 +22,12 @@ from agent.errors import Conflict
 from agent.model import Network, encode
 from agent.node import NodeState
 from agent.requests import parse_network
+from tests.ports import free_port
 from tests.unit.api.docker.conftest import Caller
 
 NET, EP = "c" * 64, "e" * 64
 POOL = {"Pool": "10.5.0.0/24", "Gateway": "10.5.0.1/24"}
 ABOUT = {"NetworkID": NET, "EndpointID": EP}
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("", 0))
-        return int(sock.getsockname()[1])
 
 
 async def network(engine: Caller, **more: Any) -> Any:

@@ -7,7 +7,6 @@ import contextlib
 import random
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -22,8 +21,9 @@ from agent.model import Node, Notice
 from agent.node import NodeState
 from agent.views import Change, Status
 from tests.directories import run_dir
+from tests.ports import free_port
 
-WITHIN = 20.0  # s; a machine may be busy
+WITHIN = 60.0  # s; a machine may be busy
 
 
 async def until(check: Callable[[], object], what: str) -> None:
@@ -31,13 +31,6 @@ async def until(check: Callable[[], object], what: str) -> None:
     while not check():
         assert time.monotonic() < deadline, f"not within {WITHIN:.0f} s: {what}"
         await asyncio.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Guest:
