@@ -79,7 +79,10 @@ class ServiceApplier:
                 changes = {key: self._desired.frontend(key) for key in keys}
                 outcome = await self.balancer.alter(changes, local)
         finally:
-            at_sockets = self.sockets.alter(self.balancer.placed, self.balancer.networks)
+            altered, self.balancer.altered = self.balancer.altered, set()
+            at_sockets = self.sockets.alter(
+                self.balancer.placed, self.balancer.networks, None if keys is None else altered
+            )
             await self._attempt(("sockets", 0, ""), at_sockets)
         self.are_rules_stale |= outcome.published
         self.opened |= outcome.opened
