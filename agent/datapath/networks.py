@@ -63,6 +63,10 @@ class Networks:
         self.devices: dict[int, tuple[int, str]] = {}  # index -> VNI, endpoint or ""
         self.fixed: Counter[str] = Counter()
 
+    def doubt_defaults(self, vxlan: int) -> None:
+        """Others may have changed the default rows of this device."""
+        self._bulk.doubt_defaults(vxlan)
+
     # -- bridge and VXLAN device --
 
     async def ensure(self, bridge: Bridge, links: Mapping[str, Link] | None = None) -> bool:
