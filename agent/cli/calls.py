@@ -30,17 +30,15 @@ def call(host: str, function: Callable[[Client], Awaitable[T]]) -> T:
     context = click.get_current_context(silent=True)
     tls = context.obj.get("tls", "") if context and context.obj else ""
     client = Client(host, tls, blocks=True)
+    if not client.blocks:
+        from agent.cli.loop import run_until_interrupted  # asyncio and gRPC: 0.13 s
     loading.end()
 
     async def main() -> T:
         async with client:
             return await function(client)
 
-    if client.blocks:
-        return finish(main())
-    from agent.cli.loop import run_until_interrupted  # asyncio: 30 ms
-
-    return run_until_interrupted(main())
+    return finish(main()) if client.blocks else run_until_interrupted(main())
 
 
 async def pause(client: Client, seconds: float) -> None:
