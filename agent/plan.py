@@ -14,9 +14,9 @@ from agent.balanced import Balanced
 from agent.core.members import Members
 from agent.drivers import bridge, flooding, ipvlan, macvlan, overlay, wireguard
 from agent.drivers.balancing import Frontend, FrontendKey
-from agent.drivers.base import Bridge, Closed, Forward, Lan, Rows, WireguardDevice
+from agent.drivers.base import DEFAULT, Bridge, Closed, Forward, Lan, Rows, WireguardDevice
 from agent.errors import Invalid
-from agent.floodmodel import DEFAULT, flood_rate
+from agent.floodmodel import flood_rate
 from agent.lanmodel import MACVLAN, is_bridged, is_on_lan
 from agent.localports import LocalPorts
 from agent.model import BRIDGE, OVERLAY, Network, parse_address

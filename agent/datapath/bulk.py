@@ -22,8 +22,7 @@ from typing import TypeVar
 from agent.datapath import linkstate, packing
 from agent.datapath.linkstate import LinkState
 from agent.datapath.packing import AF_BRIDGE, AF_INET, AF_INET6, NTF_SELF, Batch, Row
-from agent.drivers.base import Rows
-from agent.floodmodel import DEFAULT
+from agent.drivers.base import DEFAULT, Rows
 from agent.syscalls import socket_in
 
 SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12

@@ -18,8 +18,7 @@ from agent.datapath.monitor import Events
 from agent.datapath.networks import Networks
 from agent.datapath.uplink import Uplink
 from agent.datapath.wireguard import Wireguard
-from agent.drivers.base import DesiredState
-from agent.floodmodel import DEFAULT
+from agent.drivers.base import DEFAULT, DesiredState
 
 CHANGED_MOST = 500  # rows of one network; to compare all of them is then quicker
 

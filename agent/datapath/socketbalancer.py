@@ -23,8 +23,8 @@ import structlog
 
 from agent.datapath import bpf, sockdiag, socketmaps
 from agent.datapath.balancerules import Placed
-from agent.datapath.ledsockets import in_namespaces
 from agent.datapath.networks import Held
+from agent.datapath.sandbox import in_namespaces
 from agent.datapath.socketmaps import WRITTEN, Changes, Contents, Shape
 from agent.datapath.socketprograms import MAPS, NOTE, PROGRAMS, TALLY
 from agent.drivers.balancing import FrontendKey

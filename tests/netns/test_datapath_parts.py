@@ -29,9 +29,8 @@ from agent.datapath.nftables import Nftables
 from agent.datapath.packing import Row
 from agent.datapath.tablemonitor import TableMonitor
 from agent.datapath.underlay import describe
-from agent.drivers.base import Bridge, Port, Rows
+from agent.drivers.base import DEFAULT, Bridge, Port, Rows
 from agent.errors import Conflict
-from agent.floodmodel import DEFAULT
 from agent.model import HANDED_OUT, format_mac
 from agent.testbed.namespaces import mount_points
 from tests.netns.datapath_hosts import Sandbox, longest_pause, opened, run, until

@@ -12,8 +12,7 @@ from agent.datapath.drift import Drift
 from agent.datapath.inspection import Inspection
 from agent.datapath.monitor import Events
 from agent.datapath.networks import Held, Networks
-from agent.drivers.base import Bridge, Rows
-from agent.floodmodel import DEFAULT
+from agent.drivers.base import DEFAULT, Bridge, Rows
 
 MAC, VTEP, OTHER = bytes([2, 0, 0, 0, 0, 9]), bytes([10, 99, 0, 2]), bytes([10, 99, 0, 3])
 BRIDGE = Bridge("n1", 7, "vxb7", "vxl7", 1450, MAC, (), (), False, "10.0.0.1", 4789)

@@ -13,8 +13,7 @@ import pytest
 from agent.datapath import packing
 from agent.datapath.bulk import Bulk, Dumped
 from agent.datapath.packing import Batch
-from agent.drivers.base import Rows
-from agent.floodmodel import DEFAULT
+from agent.drivers.base import DEFAULT, Rows
 
 INDEX = 7
 MAC, ASTRAY = b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"

@@ -12,8 +12,9 @@ import pytest
 from agent.core.members import Members
 from agent.core.replica import Delta, Record
 from agent.drivers import flooding, wireguard
+from agent.drivers.base import DEFAULT
 from agent.errors import Invalid
-from agent.floodmodel import DEFAULT, RATE_DEFAULT, RATE_MAX, flood_rate
+from agent.floodmodel import RATE_DEFAULT, RATE_MAX, flood_rate
 from agent.model import Endpoint, Network, Node, Sandbox, WireguardKey, encode, parse_address
 from agent.node import NodeState
 from agent.plan import Plan, Touched
