@@ -108,9 +108,6 @@ class Changes:
     gone: dict[str, set[bytes]] = field(default_factory=lambda: {name: set() for name in WRITTEN})
     counted_anew: list[int] = field(default_factory=list)  # numbers of backends: from nought
 
-    def __bool__(self) -> bool:
-        return any(self.come.values()) or any(self.gone.values())
-
     def set(self, name: str, key: bytes, value: bytes | None) -> None:
         """An element is to be so; None: not to be there."""
         if value is None:
