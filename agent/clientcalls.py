@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Protocol
 
-SERVICE = "vxmesh.v1.Control"
 MESSAGE_MAX = 64 << 20  # bytes of one answer
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message_factory import GetMessageClass
 
-from agent.clientcalls import SERVICE, Refused
+from agent.clientcalls import Refused
 from agent.http2 import Broken, Connection
 from agent.rpc import control_pb2 as pb
 
@@ -43,7 +43,7 @@ class UnixCalls:
         self._connection = Connection()
         self._sock: socket.socket | None = None
         self._deadline = 0.0
-        self._methods = pb.DESCRIPTOR.services_by_name["Control"].methods_by_name
+        self._service = pb.DESCRIPTOR.services_by_name["Control"]
 
     async def call(self, method: str, request: Any) -> Any:
         return await self.upload(method, (request,))
@@ -64,11 +64,11 @@ class UnixCalls:
 
     def _run(self, method: str, requests: Iterable[Any]) -> Iterator[Any]:
         """Make a call; its answers as they come."""
-        read = GetMessageClass(self._methods[method].output_type).FromString
+        read = GetMessageClass(self._service.methods_by_name[method].output_type).FromString
         call = self._connection
         self._exchange(lambda: False)
         try:
-            call.begin(f"/{SERVICE}/{method}", _FIELDS)
+            call.begin(f"/{self._service.full_name}/{method}", _FIELDS)
         except Broken as error:
             raise Refused("UNAVAILABLE", str(error)) from None
         try:

@@ -22,7 +22,9 @@ from agent.operations import Operations
 log = structlog.get_logger()
 
 POLL = 0.02  # s
-# s that a node's stream may seem to live after the verdict that it is gone: cluster/link.py, STALE
+# s that a node's stream may seem to live after the verdict that it is gone: cluster/link.py, STALE.
+# The verdict itself is no ground to doubt the stream: it may be another node's, which alone does
+# not reach that one, and who hears it by its stream would consent until the next message came.
 LINKED_FOR = 2.0
 ASK_AGAIN = 0.2  # s until a voter for whom it does is asked again
 TRY_FOR = 4.0  # s that a voter may be silent: an agent that starts again is back by then

@@ -19,7 +19,6 @@ ON, OFF = "on", "off"
 # as large as can be, 12 Mbit/s leave the host for each other one.
 RATE_DEFAULT = 1000
 RATE_MAX = 1_000_000
-DEFAULT = bytes(6)  # in the place of a MAC, of rows for what no other row is for
 
 
 def parse_flood(driver: str, options: Mapping[str, str]) -> None:

@@ -476,6 +476,13 @@ def holds(subnets: Iterable[str], address: bytes) -> bool:
     return any(parsed in ipaddress.ip_network(subnet) for subnet in subnets)
 
 
+def masked(subnet: str) -> tuple[int, int, int]:
+    """Of a subnet (CIDR) the width of its addresses in bytes, its mask and its first address: for
+    who looks at many addresses, as numbers."""
+    net = ipaddress.ip_network(subnet)
+    return net.max_prefixlen // 8, int(net.netmask), int(net.network_address)
+
+
 def find_overlap(subnet: IPNetwork, others: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
     """The first (name, CIDR) of `others` that overlaps `subnet`, if any."""
     for name, cidr in others:

@@ -14,9 +14,9 @@ from agent.balanced import Balanced
 from agent.core.members import Members
 from agent.drivers import bridge, flooding, ipvlan, macvlan, overlay, wireguard
 from agent.drivers.balancing import Frontend, FrontendKey
-from agent.drivers.base import Bridge, Closed, Forward, Lan, Rows, WireguardDevice
+from agent.drivers.base import DEFAULT, Bridge, Closed, Forward, Lan, Rows, WireguardDevice
 from agent.errors import Invalid
-from agent.floodmodel import DEFAULT, flood_rate
+from agent.floodmodel import flood_rate
 from agent.lanmodel import MACVLAN, is_bridged, is_on_lan
 from agent.localports import LocalPorts
 from agent.model import BRIDGE, OVERLAY, Network, parse_address
@@ -67,7 +67,8 @@ class Plan:
         self.nodes_changed()
         self._touch_wireguard(Change(nodes=set(node.nodes)), Touched())
         self._floods = flooding.Floods()
-        self._floods.changed(node.present_networks(), self._defaults)
+        for network in node.present_networks():
+            self._floods.changed(network, self._members(network), self._way(network))
         networks = {network.id: None for network in node.catalogue.all()}
         self._touch_services(Change(networks=dict(networks)), Touched())
 
@@ -121,7 +122,7 @@ class Plan:
         self._touch_wireguard(change, touched)
         me = self.node.me
         last = ""  # a change of many is of one network
-        looked_at: list[Network] = []  # those whose members are others now
+        floods: set[str] = set()  # networks (ids) whose members are others now
         network: Network | None = None
         members: Members | None = None
         macs: list[bytes] = []
@@ -134,7 +135,8 @@ class Plan:
                 if network:
                     macs = touched.macs.setdefault(network.vni, [])
                     addresses = touched.addresses.setdefault(network.vni, [])
-                    looked_at.append(network)
+                    if flood_rate(network):
+                        floods.add(last)
             if network is None:
                 continue
             for member in (each.old, new):
@@ -153,15 +155,29 @@ class Plan:
                 held = self.node.catalogue.get(self.node.network_of(endpoint))
                 if held:
                     touched.bridges.add(held.vni)
-        if change.nodes or change.statuses:
-            looked_at = self.node.present_networks()
-        for vni in self._floods.changed(looked_at, self._defaults):
-            touched.macs.setdefault(vni, []).append(DEFAULT)
+        self._touch_floods(change, floods, touched)
         self._look_who_gives_way(touched)
         touched.forwards = self._published.changed(change, self._apart, touched.forwards)
         self._touch_services(change, touched)
         self._touch_narrowed(change, touched)
         return touched
+
+    def _touch_floods(self, change: Change, looked_at: Collection[str], touched: Touched) -> None:
+        """The default rows of networks in which other hosts have members now, or are reached by
+        other ways. Endpoints of those in `looked_at` are others, of no further one that floods."""
+        nodes: dict[str, set[str] | None] = {id: set() for id in looked_at}
+        for each in change.endpoints if nodes else ():
+            moved = nodes.get(each.network)
+            if moved is not None:
+                moved.update(member.node for member in (each.old, each.new) if member)
+        if change.nodes or change.statuses:
+            nodes |= dict.fromkeys(network.id for network in self.node.present_networks())
+        for id, moved in nodes.items():
+            network = self.node.catalogue.get(id)
+            if network and self._floods.changed(
+                network, self._members(network), self._way(network), moved
+            ):
+                touched.macs.setdefault(network.vni, []).append(DEFAULT)
 
     def _touch_narrowed(self, change: Change, touched: Touched) -> None:
         """The networks whose MTU is another one because a path is found narrow or wide again, or

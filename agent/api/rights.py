@@ -25,13 +25,14 @@ import structlog
 from agent import splice
 from agent.api.errors import abort
 from agent.errors import Denied, VxmeshError
+from agent.rpc import control_pb2
 
 log = structlog.get_logger()
 
-_CONTROL = "/vxmesh.v1.Control/"
+CONTROL = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
 # Every method of Control is in one of these (a test looks). One that is in neither changes.
 CHANGES = frozenset(
-    _CONTROL + name
+    f"/{CONTROL}/{name}"
     for name in (
         "RemoveNode",
         "RotateKeys",
@@ -57,7 +58,7 @@ CHANGES = frozenset(
     )
 )
 READS = frozenset(
-    _CONTROL + name
+    f"/{CONTROL}/{name}"
     for name in (
         "GetInfo",
         "ListNodes",

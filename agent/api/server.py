@@ -28,9 +28,9 @@ from agent.api.front import (
     inner_directory,
 )
 from agent.api.refusals import Note
-from agent.api.rights import Caller, Guard, Way
+from agent.api.rights import CONTROL, Caller, Guard, Way
 from agent.api.tlsfront import Believed, Context, TlsFront
-from agent.rpc import control_pb2, control_pb2_grpc
+from agent.rpc import control_pb2_grpc
 
 log = structlog.get_logger()
 
@@ -102,11 +102,10 @@ class ControlServer:
         control_pb2_grpc.add_ControlServicer_to_server(self._control, server)  # type: ignore[no-untyped-call]
         health = grpc_health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        name = control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
-        for service in ("", name):
+        for service in ("", CONTROL):
             await health.set(service, health_pb2.HealthCheckResponse.SERVING)
         reflection.enable_server_reflection(
-            (name, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server
+            (CONTROL, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
         server.add_insecure_port(f"unix://{self.inner}")
         await server.start()

@@ -7,6 +7,7 @@ here needs an event loop, and none is loaded: that and gRPC's library take 0.1 s
 from __future__ import annotations
 
 import binascii
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,21 +26,29 @@ T = TypeVar("T")
 
 def call(host: str, function: Callable[[Client], Awaitable[T]]) -> T:
     """Run `function` with a client of the agent at `host` (empty: the default). It is to wait for
-    calls of this client and for nothing else. KeyboardInterrupt at SIGINT."""
+    calls of this client, or `pause`, and for nothing else. KeyboardInterrupt at SIGINT."""
     context = click.get_current_context(silent=True)
     tls = context.obj.get("tls", "") if context and context.obj else ""
     client = Client(host, tls, blocks=True)
+    if not client.blocks:
+        from agent.cli.loop import run_until_interrupted  # asyncio and gRPC: 0.13 s
     loading.end()
 
     async def main() -> T:
         async with client:
             return await function(client)
 
-    if client.blocks:
-        return finish(main())
-    from agent.cli.loop import run_until_interrupted  # asyncio: 30 ms
+    return finish(main()) if client.blocks else run_until_interrupted(main())
 
-    return run_until_interrupted(main())
+
+async def pause(client: Client, seconds: float) -> None:
+    """Wait between two calls of a client."""
+    if client.blocks:
+        time.sleep(seconds)  # noqa: ASYNC251 - there is no loop
+    else:
+        import asyncio
+
+        await asyncio.sleep(seconds)
 
 
 def to_dict(message: Message, *without: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.calls import call, to_dict
+from agent.cli.calls import call, pause, to_dict
 from agent.cli.output import (
     emit_done,
     emit_list,
@@ -23,6 +23,7 @@ from agent.cli.user import user
 from agent.errors import Timeout
 
 if TYPE_CHECKING:
+    from agent.client import Client
     from agent.rpc import control_pb2 as pb
 
 POLL = 0.2  # s
@@ -101,7 +102,7 @@ def rotate_ca(force: bool, wait: float, host: str, output: str) -> None:
     Nodes that are away meanwhile need a new token to come back. The join token changes as well.
     Run again, it goes on with what is under way.
     """
-    found = _rotate(host, force, wait)
+    found = call(host, lambda client: _rotate(client, force, wait))
     if output == "table":
         phase = found.rotation.phase
         behind = ", ".join(found.rotation.left_behind)
@@ -117,9 +118,9 @@ def rotate_ca(force: bool, wait: float, host: str, output: str) -> None:
         emit_object(to_dict(found), output)
 
 
-def _rotate(host: str, force: bool, wait: float) -> pb.Cluster:
+async def _rotate(client: Client, force: bool, wait: float) -> pb.Cluster:
     deadline = time.monotonic() + wait
-    found = call(host, lambda client: client.rotate_authority(force=force))
+    found = await client.rotate_authority(force=force)
     shown = ""
     while wait and found.rotation.phase != "done":
         waiting = ", ".join(found.rotation.waiting)
@@ -133,8 +134,8 @@ def _rotate(host: str, force: bool, wait: float) -> pb.Cluster:
                 f"is under way, but not done after {wait:g} s: {progress}",
                 "It goes on by itself; see 'vxmesh cluster status'",
             )
-        time.sleep(POLL)
-        found = call(host, lambda client: client.cluster())
+        await pause(client, POLL)
+        found = await client.cluster()
     return found
 
 

@@ -14,6 +14,7 @@ T = TypeVar("T")
 # Read when gRPC is loaded, which is after this. It would start its threads again in a forked child,
 # and a process with threads cannot move into another mount namespace: `vxmesh exec` forks for that.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+import agent.clientgrpc  # noqa: E402, F401 - a client would load it only when it first calls
 
 
 def run_until_interrupted(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from agent import syscalls
+from agent.cli import relay
 from agent.cli.output import emit_done, host_option, output_option, wait_option
 from agent.errors import Invalid, Unsupported, VxmeshError
 from agent.workload import cover_resolver, own_resolver
@@ -147,15 +147,17 @@ def exec_(name: str, command: tuple[str, ...], host: str) -> None:
     if not command:
         raise click.UsageError("give a command after --")
     sandbox = call(host, lambda client: client.sandbox(name))
+    held = relay.hold()
     child = _fork()
     if child == 0:
-        _enter(sandbox.pid, sandbox.netns, sandbox.resolv_conf, command)
-    _forward_signals(child)
-    sys.exit(_reap(child))
+        _enter(sandbox.pid, sandbox.netns, sandbox.resolv_conf, command, held)
+    sys.exit(relay.reap(child))
 
 
-def _enter(pid: int, netns: str, resolv_conf: str, command: Sequence[str]) -> NoReturn:
-    """Become `command` inside a sandbox; never returns."""
+def _enter(
+    pid: int, netns: str, resolv_conf: str, command: Sequence[str], held: Collection[int]
+) -> NoReturn:
+    """Become `command` inside a sandbox; never returns. `held`: see relay.release."""
     try:
         net = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
         mnt = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if pid else -1
@@ -169,7 +171,7 @@ def _enter(pid: int, netns: str, resolv_conf: str, command: Sequence[str]) -> No
             own_resolver(resolv_conf)
     except OSError as error:
         _die(f"the sandbox: cannot be entered ({error}). It may have ended", CANNOT_RUN)
-    _become(command)
+    _become(command, held)
 
 
 class _Child:
@@ -241,7 +243,7 @@ class _Child:
                 _redirect(log)
         except OSError as error:
             _die(f"the sandbox: cannot be prepared ({error}). Run it as root", CANNOT_RUN)
-        _become(command)
+        _become(command, ())
 
     def start(self, resolv_conf: str) -> None:
         """Let the child become its command."""
@@ -249,11 +251,11 @@ class _Child:
         os.write(self._write, resolv_conf.encode() or b"\n")
         os.close(self._write)
         if self._direct:
-            _forward_signals(self.pid)
+            relay.hold()
 
     def wait(self) -> int:
         """The command's exit status, 128 + n if signal n ended it."""
-        return _reap(self.pid)
+        return relay.reap(self.pid)
 
     def kill(self) -> None:
         """End the child before it became anything; afterwards it goes on."""
@@ -262,7 +264,8 @@ class _Child:
         with contextlib.suppress(OSError):
             os.close(self._write)
         if self._direct:
-            _reap(self._first)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._first, 0)
 
 
 def _fork() -> int:
@@ -271,9 +274,8 @@ def _fork() -> int:
     return os.fork()
 
 
-def _become(command: Sequence[str]) -> NoReturn:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL)
+def _become(command: Sequence[str], held: Collection[int]) -> NoReturn:
+    relay.release(held)
     try:
         os.execvp(command[0], list(command))
     except FileNotFoundError:
@@ -294,32 +296,6 @@ def _redirect(log: str) -> None:
     os.dup2(null, 0)
     os.dup2(out, 1)
     os.dup2(out, 2)
-
-
-def _forward_signals(pid: int) -> None:
-    """What ends us ends the command; the terminal's ^C reaches it by itself."""
-
-    def forward(number: int, frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-    signal.signal(signal.SIGTERM, forward)
-    signal.signal(signal.SIGHUP, forward)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _reap(pid: int) -> int:
-    while True:
-        try:
-            _, status = os.waitpid(pid, 0)
-            break
-        except InterruptedError:
-            continue
-        except ChildProcessError:
-            return 1
-    if os.WIFSIGNALED(status):
-        return 128 + os.WTERMSIG(status)
-    return os.WEXITSTATUS(status)
 
 
 def _split(values: Sequence[str]) -> list[str]:

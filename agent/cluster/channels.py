@@ -26,6 +26,7 @@ _OPTIONS = [
 
 class _Held(NamedTuple):
     channel: grpc.aio.Channel
+    stub: Any  # a caller for each method: not made anew for each ping
     target: str
     generation: int  # of the keyring
     since: float  # monotonic
@@ -52,11 +53,12 @@ class Channels:
         if held is None:
             channel = self._dialer.channel(node, _OPTIONS)
             generation = self._dialer.keyring.generation
-            held = _Held(channel, target_of(node), generation, time.monotonic())
+            stub = pb_grpc.PeerStub(channel)  # type: ignore[no-untyped-call]
+            held = _Held(channel, stub, target_of(node), generation, time.monotonic())
         self._channels[node.id] = held
         while len(self._channels) > CHANNELS_MAX:
             self._close_soon(self._channels.pop(next(iter(self._channels))).channel)
-        return pb_grpc.PeerStub(held.channel)  # type: ignore[no-untyped-call]
+        return held.stub
 
     def _is_good(self, held: _Held, node: Node) -> bool:
         return (

@@ -14,6 +14,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from math import inf
 from typing import Any, Protocol
 
 import grpc
@@ -101,6 +102,7 @@ class Detector:
         self._channels = Channels(dialer)
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._due = -inf  # when `_run` wakes by itself
         self._stopped = False
 
     async def start(self) -> None:
@@ -196,7 +198,8 @@ class Detector:
                 self._hear_streams(now)
                 self.membership.handle_timer(now)
                 self._carry_out()
-            wait = self.membership.next_timer() - time.monotonic()
+            self._due = self.membership.next_timer()
+            wait = self._due - time.monotonic()
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with
             # what it waits for, and `stop` would wait for ever.
             with contextlib.suppress(TimeoutError):
@@ -210,9 +213,10 @@ class Detector:
                 self.membership.heard(id, self._told[id], stream.last_heard)
 
     def _flush(self) -> None:
-        """Something came in: carry out what follows, and look anew when the next timer is due."""
+        """Something came in: carry out what follows; the next timer may be due sooner for it."""
         self._carry_out()
-        self._wake.set()
+        if self.membership.next_timer() < self._due:
+            self._wake.set()
 
     def _carry_out(self) -> None:
         """What the membership wants now; nothing when streams end after `stop`."""

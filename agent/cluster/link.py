@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 STALE = 1.5  # s; a digest missed: another stream is tried, and takes this one's place
 SILENCE = 3.0  # s; three digests missed: the stream is dead even if TCP has not noticed
-WATCH_INTERVAL = 0.25  # s; how late a silent stream may be ended
+WATCH_INTERVAL = 0.25  # s; how late a silent stream may be ended, or be heard to live again
 HELLO_WITHIN = 3.0  # s; for the peer to say who it is
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -197,4 +197,7 @@ class Link:
                 self.stale.set()
             else:
                 self.stale.clear()
-            await asyncio.sleep(WATCH_INTERVAL)
+            wait = WATCH_INTERVAL
+            if self.greeted.is_set() and not self.is_stale:  # what comes only puts it off
+                wait = max(self.session.heard + STALE - now, 0.001)
+            await asyncio.sleep(wait)

@@ -22,9 +22,10 @@ from agent.cluster.refusals import Reason, Refusals
 from agent.core.ratelimit import Buckets
 from agent.model import Removal, encode
 from agent.node import NodeState
+from agent.rpc import peer_pb2
 
-PEER = "vxmesh.v1.Peer"
-ENROL = "vxmesh.v1.Enrol"
+PEER = peer_pb2.DESCRIPTOR.services_by_name["Peer"].full_name
+ENROL = peer_pb2.DESCRIPTOR.services_by_name["Enrol"].full_name
 REMOVAL_METADATA = "vxmesh-removal-bin"  # trailing metadata for a removed node: by whom, when
 REFUSED_METADATA = "vxmesh-refused"  # trailing metadata: a Reason
 # To enrol takes two calls. A secret cannot be guessed; this is for the CPU (a signature is made,

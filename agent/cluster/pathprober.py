@@ -127,24 +127,25 @@ class PathProber:
         return node.certificate if node else b""
 
     def _changed(self, change: Change) -> None:
-        if change.nodes:
-            self._take_nodes(change.nodes)
+        are_others = self._take_nodes(change.nodes) if change.nodes else False
         back = [
             id
             for id, before in change.statuses.items()
             if before is not None and before.state != self._node.condition(id).state == "alive"
         ]
         self._paths.hasten(back, time.monotonic())
-        if change.nodes or back:
+        if are_others or back:
             self._wake.set()
 
-    def _take_nodes(self, ids: Iterable[str]) -> None:
+    def _take_nodes(self, ids: Iterable[str]) -> bool:
+        """Nodes whose records are others now; whether there is something to do for it."""
         nodes, me = self._node.nodes, self._node.nodes[self._node.me]
         gone = [id for id in ids if id not in nodes]
         self._paths.forget(gone)
         self._is_gone |= bool(gone)
         for id in gone:
             self._keys.forget(id)
+        are_others = bool(gone)
         # This host's own MTU counts for each path.
         for id in list(nodes) if me.id in ids else ids:
             if id == me.id or id not in nodes:
@@ -153,7 +154,8 @@ class PathProber:
                 self._paths.drop(id)  # no VXLAN goes there either
             else:
                 top = expected(me, nodes[id])
-                self._paths.put(id, top, FLOOR[self._family], time.monotonic())
+                are_others |= self._paths.put(id, top, FLOOR[self._family], time.monotonic())
+        return are_others
 
     # -- the loop --
 
@@ -180,7 +182,9 @@ class PathProber:
         if now >= self._tell_at and self._tell():
             self._tell_at = now + TOGETHER
         due = self._paths.next_timer()
-        return (min(due, self._tell_at) if now < self._tell_at else due) - time.monotonic()
+        if self._is_gone or self._paths.has_found():
+            due = min(due, self._tell_at)
+        return due - time.monotonic()
 
     def _tell(self) -> bool:
         """Whether there was anything to tell."""

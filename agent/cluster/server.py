@@ -31,7 +31,7 @@ from agent.node import NodeState
 from agent.ports import find_taken
 from agent.rpc import peer_pb2 as pb
 
-SYNC = "/vxmesh.v1.Peer/Sync"
+SYNC = f"/{PEER}/Sync"
 DEFAULT_PORT = 7946
 BEHIND_MAX = 20_000  # records that fit into the answer to a request for addresses
 # Ranges of one request for addresses: each is looked for in all that we own. Who wants more asks

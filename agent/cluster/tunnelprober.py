@@ -98,17 +98,16 @@ class TunnelProber:
                 self._tunnels.drop(id)
 
     def _answered(self, node: str, hears: bool) -> None:
+        # Most say what is known: then nothing is due for it.
         now = time.monotonic()
         if not hears:
             self._tunnels.drop(node)
-        else:
-            self._tunnels.put(node, now)
-        self._tunnels.answered(node, now)
-        self._wake.set()
+        elif self._tunnels.put(node, now) or self._tunnels.answered(node, now):
+            self._wake.set()
 
     def _reported(self, node: str, nonce: int, is_right: bool) -> None:
-        self._tunnels.reported(node, nonce, is_right, time.monotonic())
-        self._wake.set()
+        if self._tunnels.reported(node, nonce, is_right, time.monotonic()):
+            self._wake.set()
 
     async def _run(self) -> None:
         while True:

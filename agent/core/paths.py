@@ -57,15 +57,17 @@ class Paths:
         self._told: dict[str, Measure] = {}
         self._slot = -inf  # the next moment at which a look may begin
 
-    def put(self, node: str, top: int, floor: int, now: float) -> None:
-        """A node to which packets of `top` bytes should get; it is new, or that has changed."""
+    def put(self, node: str, top: int, floor: int, now: float) -> bool:
+        """A node to which packets of `top` bytes should get; whether that is new, so that
+        `handle_timer` is due."""
         path = self._paths.get(node)
         if path is None:
             path = self._paths[node] = Path(top, floor, self._known.pop(node, 0))
             self._told[node] = path.measure
-            self._begin[node] = now
-        elif path.resize(top, floor):
-            self._begin[node] = now
+        elif not path.resize(top, floor):
+            return False
+        self._begin[node] = now
+        return True
 
     def drop(self, node: str) -> None:
         """There is no path to that node any more."""
@@ -142,6 +144,10 @@ class Paths:
         """This host's own device does not take what was to be sent to a node."""
         if node in self._paths:
             self._paths[node].unsendable(now)
+
+    def has_found(self) -> bool:
+        """Whether `found` has something to give out."""
+        return any(self._told[node] != path.measure for node, path in self._paths.items())
 
     def found(self) -> list[Found]:
         """The paths that are not what they were; each change is given out once."""

@@ -74,10 +74,12 @@ class Tunnels:
         self._turns: list[Turn] = []
         self._slot = -inf
 
-    def put(self, node: str, now: float) -> None:
-        """A node that takes frames; nothing if it is known."""
-        if node not in self._states:
-            self._states[node], self._begin[node] = Tunnel.UNKNOWN, now
+    def put(self, node: str, now: float) -> bool:
+        """A node that takes frames; whether that is new, so that `handle_timer` is due."""
+        if node in self._states:
+            return False
+        self._states[node], self._begin[node] = Tunnel.UNKNOWN, now
+        return True
 
     def drop(self, node: str) -> None:
         """It does not any more, or is gone."""
@@ -135,23 +137,26 @@ class Tunnels:
                 self._end(node, None, now)
         return frames, asked
 
-    def reported(self, node: str, nonce: int, is_right: bool, now: float) -> None:
-        """A frame came there, with a checksum that is right or wrong."""
+    def reported(self, node: str, nonce: int, is_right: bool, now: float) -> bool:
+        """A frame came there, with a checksum that is right or wrong; whether that ends a look."""
         look = self._looks.get(node)
         offloaded = look.sent.pop(nonce, None) if look else None
         if look is None or offloaded is None:
-            return
+            return False
         look.any = True
         if offloaded and is_right:
             self._end(node, Tunnel.SOUND, now)
-        elif is_right:
-            look.plain += 1
+            return True
+        look.plain += is_right
+        return False
 
-    def answered(self, node: str, now: float) -> None:
-        """A node has answered outside of VXLAN."""
+    def answered(self, node: str, now: float) -> bool:
+        """A node has answered outside of VXLAN; whether that ends a look."""
         look = self._looks.get(node)
-        if look and look.waits:
-            self._end(node, Tunnel.BLOCKED, now)
+        if look is None or not look.waits:
+            return False
+        self._end(node, Tunnel.BLOCKED, now)
+        return True
 
     def turns(self) -> list[Turn]:
         """The ways that are not what they were; each change is given out once."""

@@ -6,8 +6,9 @@ What stands opposite: reconciler.py, which works it off.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 import structlog
 
@@ -85,6 +86,14 @@ class _Failure:
     error: VxmeshError
     times: int
     timer: asyncio.TimerHandle
+
+
+class Attempt(Protocol):
+    """See Applier.attempt."""
+
+    async def __call__(
+        self, key: Key, work: Coroutine[Any, Any, None], whole: bool = True
+    ) -> None: ...
 
 
 class Failures:

@@ -74,6 +74,8 @@ class Balancer:
         """For the namespace at path `netns`."""
         self.table = Nftables(netns, library, BALANCE_TABLE)
         self._placed: dict[FrontendKey, Placed] = {}
+        self._networks: Counter[int] = Counter()  # VNI -> how many of them are in it
+        self.altered: set[FrontendKey] = set()  # of which they are others; for who takes that in
         self._claims: dict[FrontendKey, Claims] = {}
         # Set or map -> key -> who claims it -> value.
         self._claimed: dict[str, dict[str, dict[FrontendKey, str]]] = {}
@@ -98,7 +100,7 @@ class Balancer:
     @property
     def networks(self) -> frozenset[int]:
         """The VNIs in which there is a service."""
-        return frozenset(placed.frontend.vni for placed in self._placed.values())
+        return frozenset(self._networks)
 
     @property
     def publishes_ipv6(self) -> bool:
@@ -179,6 +181,7 @@ class Balancer:
                 if new:
                     self._placed[key] = new
                 if old != new:
+                    self.altered.add(key)
                     self._claim(key, balancerules.claims(new) if new else {}, touched)
                     _note(old, new, outcome)
             outcome.networks |= self.networks ^ before
@@ -258,8 +261,13 @@ class Balancer:
         return dataclasses.replace(placed, stateless=True)
 
     def _count(self, placed: Placed | None, by: int) -> None:
-        """A frontend's time-out is one more in force, or one less."""
-        if placed and placed.span:
+        """A network has one frontend more or one less, and so has its time-out."""
+        if placed is None:
+            return
+        self._networks[placed.frontend.vni] += by
+        if not self._networks[placed.frontend.vni]:
+            del self._networks[placed.frontend.vni]
+        if placed.span:
             self._in_force[placed.span] += by
             if not self._in_force[placed.span]:
                 del self._in_force[placed.span]

@@ -20,7 +20,7 @@ _NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le
 _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 430, 431, 432  # on every architecture; Linux 5.2
 # enum bpf_cmd
 MAP_CREATE, MAP_DELETE, PROG_LOAD, OBJ_INFO, BTF_LOAD = 0, 3, 5, 15, 18
-LOOKUP_BATCH, UPDATE_BATCH, DELETE_BATCH, LINK_CREATE, LINK_DETACH = 24, 26, 27, 28, 34
+LOOKUP_BATCH, UPDATE_BATCH, DELETE_BATCH, LINK_CREATE = 24, 26, 27, 28
 CGROUP_SOCK_ADDR = 18  # enum bpf_prog_type
 NO_PREALLOC, MMAPABLE = 1, 1 << 10
 LICENSE = b"Apache-2.0\0"
@@ -204,11 +204,6 @@ def is_attached(link: int) -> bool:
     _bpf("link", OBJ_INFO, struct.pack("=2IQ", link, 128, _address(info)))
     (cgroup,) = struct.unpack_from("=Q", info.raw, 16)
     return bool(cgroup)
-
-
-def detach(link: int) -> None:
-    """Have a link hold no longer, as others may do. OSError."""
-    _bpf("link", LINK_DETACH, struct.pack("=I", link))
 
 
 def close_all(descriptors: Iterable[int]) -> None:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 _INSTRUCTION = struct.Struct("<BBhi")  # struct bpf_insn: code, registers, offset, immediate
 SIZE = _INSTRUCTION.size
 
-R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, FP = range(11)
+R0, R1, R2, R3, R4, R5, R6, R7, R8 = range(9)
+FP = 10
 
 HELPERS = {  # enum bpf_func_id
     "map_lookup_elem": 1,

@@ -22,8 +22,7 @@ from typing import TypeVar
 from agent.datapath import linkstate, packing
 from agent.datapath.linkstate import LinkState
 from agent.datapath.packing import AF_BRIDGE, AF_INET, AF_INET6, NTF_SELF, Batch, Row
-from agent.drivers.base import Rows
-from agent.floodmodel import DEFAULT
+from agent.drivers.base import DEFAULT, Rows
 from agent.syscalls import socket_in
 
 SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
@@ -59,6 +58,8 @@ class Bulk:
         self._sock.bind((0, 0))
         self.port: int = self._sock.getsockname()[0]  # who asks, in what the kernel tells of it
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        # Where devices' default rows lead, as they were last written: reading them is reading all.
+        self._defaults: dict[int, frozenset[bytes]] = {}
 
     def close(self) -> None:
         """Close, once what is under way is done."""
@@ -66,16 +67,20 @@ class Bulk:
         self._sock.close()
 
     def write(
-        self, ifindex: int, rows: Rows, keep: bool = False
+        self, ifindex: int, rows: Rows, keep: bool = False, fresh: bool = False
     ) -> asyncio.Future[tuple[int, int]]:
         """Begin to make the rows so; None deletes, and with `keep` default rows that are not
         wanted are left. What is already gone is fine; OSError for the rest. How many FDB and
         neighbour rows were written.
 
         Every row is attempted, whatever becomes of the others. Several writes that were begun
-        are done one after the other.
+        are done one after the other. `fresh`: of a device that may have another one's number.
         """
-        return self._run(lambda: self._write(ifindex, rows, False, keep))
+        return self._run(lambda: self._write(ifindex, rows, False, keep, fresh))
+
+    def doubt_defaults(self, ifindex: int) -> None:
+        """Others may have changed a device's default rows: the next write looks at them."""
+        self._defaults.pop(ifindex, None)
 
     async def restore(self, ifindex: int, rows: Rows) -> tuple[int, int]:
         """Put back those rows that are not there; how many FDB and neighbour rows that were."""
@@ -152,8 +157,15 @@ class Bulk:
     # -- in the thread --
 
     def _write(
-        self, ifindex: int, rows: Rows, exclusive: bool = False, keep: bool = False
+        self,
+        ifindex: int,
+        rows: Rows,
+        exclusive: bool = False,
+        keep: bool = False,
+        fresh: bool = False,
     ) -> tuple[int, int]:
+        if fresh:
+            self._defaults.pop(ifindex, None)
         deleted = sum(value is None for part in (rows.fdb, rows.neighbours) for _, value in part)
         with contextlib.ExitStack() as stack:
             # Not both where it is one: others may delete what we are about to put back.
@@ -168,7 +180,8 @@ class Bulk:
         defaults = led = 0
         if rows.defaults is not None:
             try:
-                defaults = self._write_defaults(ifindex, rows.defaults, keep=keep)
+                known = None if exclusive else self._defaults.get(ifindex)
+                defaults = self._write_defaults(ifindex, rows.defaults, known, keep)
             except OSError as error:
                 failures.append(error)
         if rows.floods:  # the bridge leads nothing there that the device has no row for
@@ -197,19 +210,18 @@ class Bulk:
         self,
         ifindex: int,
         want: frozenset[bytes],
-        dumped: Iterable[Dumped] | None = None,
+        found: Iterable[bytes] | None = None,
         keep: bool = False,
     ) -> int:
         """Have a device's default rows lead to these VTEPs; how many of them did not, or did too
-        many. `dumped` are all rows, if they were just read; `keep` as for `reconcile`.
+        many. `found` is where they lead, if that is known; `keep` as for `reconcile`.
 
         One that the kernel refuses keeps none of the others from being written.
         """
-        if dumped is None:
-            dumped = self._dump(AF_BRIDGE, ifindex)
-        found = [vtep for mac, vtep, flags, _ in dumped if mac == DEFAULT and flags & NTF_SELF]
-        have = set(found)
-        come, gone = want - have, set() if keep else have - want
+        found = list(_led(self._dump(AF_BRIDGE, ifindex)) if found is None else found)
+        self._defaults.pop(ifindex, None)
+        have = frozenset(found)
+        come, gone = want - have, frozenset[bytes]() if keep else have - want
         changed = len(come) + len(gone)
         failures: list[OSError] = []
         is_ours = len(have) == len(found)  # no VTEP twice, by other ports or VNIs
@@ -224,6 +236,7 @@ class Bulk:
         self._send_each(batches, failures)
         if failures:
             raise failures[0]
+        self._defaults[ifindex] = want | have if keep else want
         return changed
 
     def _send(self, batch: Batch) -> int:
@@ -284,7 +297,7 @@ class Bulk:
         changed = astray | {mac for mac, _ in fdb}
         try:
             if want.defaults is not None and self._write_defaults(
-                ifindex, want.defaults, dumped, keep
+                ifindex, want.defaults, _led(dumped), keep
             ):
                 changed.add(DEFAULT)
         except OSError as error:
@@ -352,6 +365,11 @@ class Bulk:
             if not reader.disturbed:
                 break
         return reader.rows
+
+
+def _led(dumped: Iterable[Dumped]) -> Iterator[bytes]:
+    """Where a device's default rows lead."""
+    return (vtep for mac, vtep, flags, _ in dumped if mac == DEFAULT and flags & NTF_SELF)
 
 
 def _rows(dumped: Iterable[Dumped]) -> dict[bytes, bytes]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from agent.datapath import entrance, firewall, lans, namespaces, nft, wireguard
 from agent.datapath.netlink import Netlink
-from agent.datapath.networks import MARK
 from agent.datapath.nft import HOST_UPLINK
 from agent.datapath.nftables import Nftables
+from agent.datapath.sandbox import MARK
 from agent.datapath.uplink import MARK as UPLINK_MARK
 
 

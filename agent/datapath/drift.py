@@ -18,8 +18,7 @@ from agent.datapath.monitor import Events
 from agent.datapath.networks import Networks
 from agent.datapath.uplink import Uplink
 from agent.datapath.wireguard import Wireguard
-from agent.drivers.base import DesiredState
-from agent.floodmodel import DEFAULT
+from agent.drivers.base import DEFAULT, DesiredState
 
 CHANGED_MOST = 500  # rows of one network; to compare all of them is then quicker
 
@@ -136,12 +135,16 @@ class Drift:
                     self._port(vni, endpoint, backlog)
             elif vni:
                 macs, addresses = events.macs.get(index, []), events.addresses.get(index, [])
+                if DEFAULT in macs:
+                    self._networks.doubt_defaults(index)
                 self._lost(vni, macs, addresses, backlog)
         for index in events.new_macs.keys() | events.new_addresses.keys():
             vni, endpoint = devices.get(index, (0, ""))
             held = None if endpoint else self._networks.held.get(vni)
             if held and index == held.vxlan:
                 new = events.new_macs.get(index, []), events.new_addresses.get(index, [])
+                if any(mac == DEFAULT for mac, _ in new[0]):
+                    self._networks.doubt_defaults(index)
                 self._changed(vni, *new, backlog)
 
     def _lost(self, vni: int, macs: list[bytes], addresses: list[bytes], backlog: Backlog) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from agent.datapath.bulk import Bulk
 from agent.datapath.linkstate import LinkState
-from agent.datapath.networks import MARK, Networks, addresses_of
+from agent.datapath.networks import Networks, addresses_of
+from agent.datapath.sandbox import ENDPOINT_MARK, NETWORK_MARK
 
 
 class Inspection:
@@ -39,13 +40,13 @@ class Inspection:
         if held is None or (endpoint and endpoint not in held.ports):
             return True
         bridge = held.bridge
-        mark = f"{MARK}ep:{endpoint}" if endpoint else f"{MARK}net:{bridge.network}"
+        mark = f"{ENDPOINT_MARK}{endpoint}" if endpoint else f"{NETWORK_MARK}{bridge.network}"
         sound = link.up and link.mtu == bridge.mtu and link.alias in (mark, None)
         sound = sound and link.name == self.name_of(link.index)
         if link.index == held.index:
             in_group = link.group in (bridge.group, None)
             return sound and in_group and link.mac == bridge.router_mac
-        flood = link.index == held.vxlan and not bridge.flood_rate
+        flood = link.index == held.vxlan and bridge.hands_on_unknown
         return (
             sound
             and link.master == held.index
@@ -78,7 +79,7 @@ class Inspection:
     async def has_strangers(self) -> bool:
         """Whether there are devices with our mark that we did not make, or not by that name."""
         return any(
-            (link.alias or "").startswith((f"{MARK}net:", f"{MARK}ep:"))
+            (link.alias or "").startswith((NETWORK_MARK, ENDPOINT_MARK))
             and (link.index not in self._networks.devices or link.name != self.name_of(link.index))
             for link in await self._bulk.links(0)
         )

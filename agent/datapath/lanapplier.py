@@ -5,17 +5,12 @@ What stands opposite: applier.py does the same for bridges, and calls this; lans
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
-
 from agent.datapath import sandbox
-from agent.datapath.backlog import Failures, Key
+from agent.datapath.backlog import Attempt, Failures
 from agent.datapath.lans import Lans
 from agent.datapath.look import Look
 from agent.datapath.repairs import Repairs
 from agent.drivers.base import DesiredState
-
-Attempt = Callable[[Key, Coroutine[Any, Any, None]], Awaitable[None]]
 
 
 class LanApplier:

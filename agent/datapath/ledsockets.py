@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -25,9 +24,7 @@ from agent.datapath.sockdiag import Socket
 from agent.datapath.socketmaps import entry, mark
 from agent.drivers.base import Port
 from agent.drivers.marks import LED, LED_MASK
-from agent.errors import VxmeshError
 from agent.model import holds
-from agent.syscalls import CLONE_NEWNET, in_thread, setns
 
 log = structlog.get_logger()
 
@@ -167,7 +164,7 @@ def _end_in(ports: Sequence[Port], ends: Callable[[Socket], bool]) -> tuple[int,
     ended, errors = 0, list[OSError]()
     for start in range(0, len(ports), TOGETHER):
         some = ports[start : start + TOGETHER]
-        for diag in in_namespaces(some, lambda port: _open()):
+        for diag in sandbox.in_namespaces(some, lambda port: _open()):
             if isinstance(diag, OSError):
                 errors.append(diag)
                 continue
@@ -188,24 +185,6 @@ def _open() -> socket.socket | OSError:
         return sockdiag.open_here()
     except OSError as error:
         return error
-
-
-def in_namespaces(ports: Collection[Port], make: Callable[[Port], T]) -> list[T]:
-    """What `make` gives in the namespace of each port; those that are gone are left out."""
-
-    def work() -> list[T]:
-        found = []
-        for port in ports:
-            with contextlib.suppress(VxmeshError, OSError):
-                fd = sandbox.open_netns(port)
-                try:
-                    setns(fd, CLONE_NEWNET)
-                finally:
-                    os.close(fd)
-                found.append(make(port))
-        return found
-
-    return in_thread(work)
 
 
 def _led(way: Way) -> Led:

@@ -141,9 +141,8 @@ class Maker:
                 netns,
             )
         )
-        flood = not bridge.flood_rate  # as in networks.py
         try:
-            ask(linkpacking.mark_port(bridge.vxlan, alias, flood=flood))
+            ask(linkpacking.mark_port(bridge.vxlan, alias, flood=bridge.hands_on_unknown))
             return index, self._own.index(bridge.vxlan)
         except BaseException:
             with contextlib.suppress(OSError):

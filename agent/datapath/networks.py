@@ -24,11 +24,11 @@ from agent.datapath.bulk import Bulk
 from agent.datapath.maker import Maker
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import Link, Netlink
+from agent.datapath.sandbox import ENDPOINT_MARK, MARK, NETWORK_MARK
 from agent.drivers.base import Bridge, Port
 from agent.errors import Conflict
 from agent.model import format_address, format_mac
 
-MARK = sandbox.MARK
 FORWARDING_ATTEMPTS = 100  # of 1 ms; as a rule one is enough
 LINK_LOCAL = bytes([0xFE, 0x80]) + bytes(6)
 # Where others keep namespaces by name: searched when another VXLAN device has our VNI.
@@ -62,6 +62,10 @@ class Networks:
         self.held: dict[int, Held] = {}
         self.devices: dict[int, tuple[int, str]] = {}  # index -> VNI, endpoint or ""
         self.fixed: Counter[str] = Counter()
+
+    def doubt_defaults(self, vxlan: int) -> None:
+        """Others may have changed the default rows of this device."""
+        self._bulk.doubt_defaults(vxlan)
 
     # -- bridge and VXLAN device --
 
@@ -97,7 +101,7 @@ class Networks:
     async def _make(self, bridge: Bridge) -> tuple[int, int] | None:
         """Make what is not there yet, as a rule all of it; the indexes. None if something is
         there or refused, which those find out that look at each."""
-        alias = f"{MARK}net:{bridge.network}"
+        alias = f"{NETWORK_MARK}{bridge.network}"
         try:
             made = await self._maker.network(bridge, alias, addresses_of(bridge), self._own_fd)
         except OSError:
@@ -120,7 +124,7 @@ class Networks:
         return index, vxlan, fresh
 
     async def _bridge(self, bridge: Bridge, link: Link | None) -> int:
-        mark, mac = f"{MARK}net:{bridge.network}", format_mac(bridge.router_mac)
+        mark, mac = f"{NETWORK_MARK}{bridge.network}", format_mac(bridge.router_mac)
         if link and not (link.kind == "bridge" and link.alias in (mark, "")):
             await self._clear(link)
             link = None
@@ -162,7 +166,7 @@ class Networks:
         return link.index
 
     async def _vxlan(self, bridge: Bridge, master: int, link: Link | None) -> tuple[int, bool]:
-        mark = f"{MARK}net:{bridge.network}"
+        mark = f"{NETWORK_MARK}{bridge.network}"
         if link and not (
             link.kind == "vxlan"
             and link.alias in (mark, "")
@@ -202,7 +206,7 @@ class Networks:
             wrong["master"] = master
         if wrong:
             await self._own.set_link(link.index, **wrong)
-        flood = not bridge.flood_rate  # else the bridge knows what is behind it: bulk.py
+        flood = bridge.hands_on_unknown
         right = link.port_flood == flood and link.port_groups and not link.port_learning
         if link.master != master or not right:
             await self._own.set_port(link.index, flood)
@@ -306,7 +310,7 @@ class Networks:
         keep = {name for b in wanted for name in (b.device, b.vxlan) if name}
         keep |= {port.device for b in wanted for port in b.ports.values()}
         for link in links:
-            if link.alias.startswith((f"{MARK}net:", f"{MARK}ep:")) and link.name not in keep:
+            if link.alias.startswith((NETWORK_MARK, ENDPOINT_MARK)) and link.name not in keep:
                 await self._delete(link.index)
 
     # -- ports --
@@ -359,7 +363,7 @@ class Networks:
 
     async def _create(self, held: Held, port: Port, fd: int) -> int:
         mtu = held.bridge.mtu
-        index = await self._maker.port(port, f"{MARK}ep:{port.endpoint}", mtu, held.index, fd)
+        index = await self._maker.port(port, f"{ENDPOINT_MARK}{port.endpoint}", mtu, held.index, fd)
         try:
             if not port.is_handed_out:
                 await sandbox.furnish(fd, port, mtu, index)
@@ -385,7 +389,7 @@ class Networks:
         self, held: Held, port: Port, fd: int, link: Link, old: Port | None, interior: bool
     ) -> int:
         """Put right what is there under a port's name, or make it anew; the index."""
-        mark = f"{MARK}ep:{port.endpoint}"
+        mark = f"{ENDPOINT_MARK}{port.endpoint}"
         keep = link.kind == "veth" and link.alias == mark
         statics = await self._bulk.static_macs(link.index) if keep and link.master else set()
         keep = keep and (port.mac in statics or not statics)

@@ -12,7 +12,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 
-from agent.floodmodel import DEFAULT
+from agent.drivers.base import DEFAULT
 from agent.model import format_address, format_mac
 
 AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7

@@ -43,7 +43,7 @@ class RowApplier:
             return  # a network of this host alone
         rows = self._desired.all_rows(vni)
         if fresh:
-            await self._bulk.write(held.vxlan, rows)
+            await self._bulk.write(held.vxlan, rows, fresh=True)
             return
         keep = not self._desired.complete()
         backlog = self._backlog()

@@ -7,12 +7,15 @@ that namespace at will, and we touch only what we put there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 import structlog
 
+from agent import syscalls
 from agent.datapath import namespaces
 from agent.datapath.netlink import Link, Netlink
 from agent.datapath.routing import PROTOCOL
@@ -23,8 +26,10 @@ from agent.model import format_mac
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 MARK = "vxmesh:"  # how the alias of what is ours begins
-ENDPOINT_MARK = f"{MARK}ep:"
+NETWORK_MARK, ENDPOINT_MARK = f"{MARK}net:", f"{MARK}ep:"
 SHARING = ("macvlan", "ipvlan")  # kinds of device whose other side is the host's own
 LOOPBACK = 1  # the index of lo in every network namespace
 DEFAULT = {False: "0.0.0.0/0", True: "::/0"}
@@ -50,6 +55,24 @@ def _open(netns: str, inode: int) -> int:
             what, "is another namespace than the one that was meant", "Make the endpoint anew"
         )
     return fd
+
+
+def in_namespaces(ports: Collection[Port], make: Callable[[Port], T]) -> list[T]:
+    """What `make` gives in the namespace of each port; those that are gone are left out. Blocks."""
+
+    def work() -> list[T]:
+        found = []
+        for port in ports:
+            with contextlib.suppress(VxmeshError, OSError):
+                fd = open_netns(port)
+                try:
+                    syscalls.setns(fd, syscalls.CLONE_NEWNET)
+                finally:
+                    os.close(fd)
+                found.append(make(port))
+        return found
+
+    return syscalls.in_thread(work)
 
 
 def alive(port: Port) -> bool:

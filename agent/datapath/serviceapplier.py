@@ -8,11 +8,10 @@ connections.py and ledsockets.py know how.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Protocol
 
-from agent.datapath.backlog import Key
+from agent.datapath.backlog import Attempt
 from agent.datapath.balancer import Balancer, Publication
 from agent.datapath.connections import Connections
 from agent.datapath.ledsockets import LedSockets
@@ -23,14 +22,6 @@ from agent.datapath.tallies import Tallies
 from agent.datapath.waysback import WaysBack
 from agent.drivers.balancing import FrontendKey
 from agent.drivers.base import DesiredState
-
-
-class Attempt(Protocol):
-    """See Applier.attempt."""
-
-    async def __call__(
-        self, key: Key, work: Coroutine[Any, Any, None], whole: bool = True
-    ) -> None: ...
 
 
 class ServiceApplier:
@@ -79,7 +70,10 @@ class ServiceApplier:
                 changes = {key: self._desired.frontend(key) for key in keys}
                 outcome = await self.balancer.alter(changes, local)
         finally:
-            at_sockets = self.sockets.alter(self.balancer.placed, self.balancer.networks)
+            altered, self.balancer.altered = self.balancer.altered, set()
+            at_sockets = self.sockets.alter(
+                self.balancer.placed, self.balancer.networks, None if keys is None else altered
+            )
             await self._attempt(("sockets", 0, ""), at_sockets)
         self.are_rules_stale |= outcome.published
         self.opened |= outcome.opened

@@ -23,8 +23,8 @@ import structlog
 
 from agent.datapath import bpf, sockdiag, socketmaps
 from agent.datapath.balancerules import Placed
-from agent.datapath.ledsockets import in_namespaces
 from agent.datapath.networks import Held
+from agent.datapath.sandbox import in_namespaces
 from agent.datapath.socketmaps import WRITTEN, Changes, Contents, Shape
 from agent.datapath.socketprograms import MAPS, NOTE, PROGRAMS, TALLY
 from agent.drivers.balancing import FrontendKey
@@ -49,7 +49,11 @@ class SocketBalancer:
         self._held, self._wanted = held, wanted
         self._contents = Contents()
         self._placed: dict[FrontendKey, Placed] = {}
+        self._of: dict[int, set[FrontendKey]] = {}  # those of each VNI
+        self._due: set[FrontendKey] = set()  # may have changed, and are not taken in yet
         self._subnets: dict[int, tuple[str, ...]] = {}  # by VNI, as frontends were judged by
+        # By VNI, as sandboxes were last admitted by; None: not all of them could be told.
+        self._ports: dict[int, dict[str, tuple[Port, int]]] | None = None
         self._cookies: dict[Where, int] = {}
         self._maps: dict[str, bpf.Map] = {}
         self._programs: dict[int, int] = {}  # kind of attachment -> descriptor
@@ -118,18 +122,25 @@ class SocketBalancer:
 
     # -- what is to be --
 
-    async def alter(self, placed: Mapping[FrontendKey, Placed], networks: Collection[int]) -> None:
-        """Take in how frontends are by now, all of them, and the sandboxes of the networks that
-        have some. OSError: then everything is looked at again by `audit`."""
+    async def alter(
+        self,
+        placed: Mapping[FrontendKey, Placed],
+        networks: Collection[int],
+        keys: Collection[FrontendKey] | None = None,
+    ) -> None:
+        """Take in how the frontends of these keys are by now, or all of them, and the sandboxes of
+        the networks that have some. OSError: then everything is looked at again by `audit`."""
         if not self.is_on:
             return
         was_sure, self._is_sure = self._is_sure, False
-        subnets = {vni: _own(held) for vni, held in self._held.items()}
+        subnets = {vni: _own(self._held[vni]) for vni in networks if vni in self._held}
         moved = {v for v in networks if subnets.get(v) != self._subnets.get(v)}
         was_full = self._contents.is_full
+        self._due |= self._placed.keys() | placed.keys() if keys is None else set(keys)
+        self._due.update(*(self._of.get(vni, ()) for vni in moved))
         changes = await self._take_in(placed, subnets, moved)
-        self._subnets = {vni: subnets[vni] for vni in networks if vni in subnets}
-        sandboxes = self._contents.admit(await self._sandboxes(networks))
+        self._subnets = subnets
+        sandboxes = await self._admit(networks)
         if self._contents.is_full and not was_full:
             log.warning("balancing.sockets_full", effect="what has no room goes through nftables")
         if not was_sure:
@@ -143,21 +154,26 @@ class SocketBalancer:
         subnets: Mapping[int, tuple[str, ...]],
         moved: Collection[int],
     ) -> Changes:
-        """Frontends as they are by now; all those of networks that `moved` are judged anew."""
-        changes = Changes()
-        gone = self._placed.keys() - placed.keys()
-        several = [(key, None) for key in gone] + list(placed.items())
+        """Frontends that are due as they are by now; those of networks that `moved` are judged
+        anew."""
+        # First what goes, which makes room.
+        changes, several = Changes(), sorted(self._due, key=lambda key: (key in placed, key))
         for start in range(0, len(several), TOGETHER):
             shapes: dict[FrontendKey, Shape | None] = {}
-            for key, one in several[start : start + TOGETHER]:
+            for key in several[start : start + TOGETHER]:
+                self._due.discard(key)
+                old, one = self._placed.pop(key, None), placed.get(key)
+                if old:
+                    self._forget(old.frontend.vni, key)
                 if one is None:
-                    del self._placed[key]
-                    shapes[key] = None
+                    if old:
+                        shapes[key] = None
                     continue
-                old = self._placed.get(key)
-                if (one is not old and one != old) or one.frontend.vni in moved:
-                    shapes[key] = socketmaps.shape(one, subnets.get(one.frontend.vni, ()))
+                vni = one.frontend.vni
+                if (one is not old and one != old) or vni in moved:
+                    shapes[key] = socketmaps.shape(one, subnets.get(vni, ()))
                 self._placed[key] = one
+                self._of.setdefault(vni, set()).add(key)
             if not shapes:
                 continue
             changes = self._contents.alter(shapes, changes)
@@ -167,6 +183,11 @@ class SocketBalancer:
             await asyncio.sleep(0)
         return changes
 
+    def _forget(self, vni: int, key: FrontendKey) -> None:
+        self._of[vni].remove(key)
+        if not self._of[vni]:
+            del self._of[vni]
+
     async def audit(self) -> int:
         """Compare maps and links with what they should be, and put right what is not; how many
         elements and links others had changed. OSError."""
@@ -174,8 +195,8 @@ class SocketBalancer:
             return 0
         was_sure, self._is_sure = self._is_sure, False
         # A namespace may have gone, and another one be where it was.
-        self._cookies = {}
-        asked_for = self._contents.admit(await self._sandboxes(self._subnets))
+        self._cookies, self._ports = {}, None
+        asked_for = await self._admit(self._subnets)
         wanted = self._contents.wanted
 
         def work() -> int:
@@ -249,21 +270,29 @@ class SocketBalancer:
             self._links[kind] = bpf.attach(str(kind), program, self._cgroup, kind)
         return lost
 
-    async def _sandboxes(self, networks: Collection[int]) -> list[tuple[int, int]]:
-        """Cookie and VNI of each sandbox of these networks that can be told."""
+    async def _admit(self, networks: Collection[int]) -> Changes:
+        """Take in the sandboxes of these networks that can be told, if other ports are there."""
+        ports = {vni: self._held[vni].ports for vni in networks if vni in self._held}
+        if ports == self._ports:
+            return Changes()
+        ports, self._ports = {vni: dict(each) for vni, each in ports.items()}, None
         found = [
             (inside, vni)
-            for vni in networks
-            if vni in self._held
-            for port, _ in self._held[vni].ports.values()
+            for vni, each in ports.items()
+            for port, _ in each.values()
             if (inside := port.inside)
         ]
         unknown = {_where(port): port for port, _ in found if _where(port) not in self._cookies}
         if unknown:
             self._cookies |= await asyncio.to_thread(_read_cookies, unknown)
-        known = {where for port, _ in found if (where := _where(port)) in self._cookies}
-        self._cookies = {where: self._cookies[where] for where in known}
-        return [(c, vni) for port, vni in found if (c := self._cookies.get(_where(port)))]
+        wheres = {_where(port) for port, _ in found}
+        self._cookies = {where: self._cookies[where] for where in wheres & self._cookies.keys()}
+        changes = self._contents.admit(
+            (c, vni) for port, vni in found if (c := self._cookies.get(_where(port)))
+        )
+        if len(self._cookies) == len(wheres):
+            self._ports = ports
+        return changes
 
     def _tally(self, number: int, value: int | None = None) -> int:
         """What has been counted by that number; with a value, from there on."""

@@ -10,7 +10,6 @@ What stands opposite: socketprograms.py reads the maps; socketbalancer.py writes
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import socket
 import zlib
@@ -31,6 +30,7 @@ from agent.datapath.socketprograms import (
 )
 from agent.drivers.balancing import FrontendKey
 from agent.drivers.marks import LED, LED_MASK
+from agent.model import masked
 
 Elements = dict[bytes, bytes]
 WRITTEN = ("slots", "frontends", "sandboxes")  # maps that we alone write; in this order
@@ -82,16 +82,10 @@ def _is_taken(placed: Placed, subnets: Collection[str]) -> bool:
     frontend = placed.frontend
     if frontend.affinity or not placed.slots or any(b.outside for b in frontend.backends):
         return False
-    for width, mask, start in map(_masked, subnets):
+    for width, mask, start in map(masked, subnets):
         if width == len(frontend.address) and _number(frontend.address) & mask == start:
             return all(_number(b.address) & mask == start for b in frontend.backends)
     return False
-
-
-def _masked(subnet: str) -> tuple[int, int, int]:
-    """Width of its addresses in bytes, mask, first address."""
-    net = ipaddress.ip_network(subnet)
-    return net.max_prefixlen // 8, int(net.netmask), int(net.network_address)
 
 
 def _number(address: bytes) -> int:
@@ -113,9 +107,6 @@ class Changes:
     come: dict[str, Elements] = field(default_factory=lambda: {name: {} for name in WRITTEN})
     gone: dict[str, set[bytes]] = field(default_factory=lambda: {name: set() for name in WRITTEN})
     counted_anew: list[int] = field(default_factory=list)  # numbers of backends: from nought
-
-    def __bool__(self) -> bool:
-        return any(self.come.values()) or any(self.gone.values())
 
     def set(self, name: str, key: bytes, value: bytes | None) -> None:
         """An element is to be so; None: not to be there."""

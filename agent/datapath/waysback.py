@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 from agent.datapath import replies, sandbox
-from agent.datapath.backlog import Key
+from agent.datapath.backlog import Attempt
 from agent.datapath.networks import Held
 from agent.drivers.base import Port
 from agent.errors import VxmeshError
@@ -22,7 +21,6 @@ from agent.errors import VxmeshError
 TOGETHER = 8  # sandboxes at once
 AUDITED = 10  # at one audit of a network: each takes some 5 ms
 
-Attempt = Callable[[Key, Coroutine[Any, Any, None]], Awaitable[None]]
 What = tuple[Port, int, tuple[str, ...]]  # the port, the index of our end, the gateways
 
 

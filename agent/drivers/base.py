@@ -103,6 +103,12 @@ class Bridge:
     flood_rate: int = 0
 
     @property
+    def hands_on_unknown(self) -> bool:
+        """Whether it sends the VXLAN device unicast for whom it does not know. Where that floods
+        it knows whoever is behind it (Rows.floods), and the device would send all else to all."""
+        return not self.flood_rate
+
+    @property
     def open_subnets(self) -> tuple[str, ...]:
         """The subnets that the host and what is behind it can be reached from."""
         if self.internal:
@@ -147,6 +153,9 @@ class Lan:
     mtu: int  # bytes; 0: the parent's
     ports: Mapping[str, Port] = field(default_factory=dict)  # by endpoint id
     host_side: HostSide | None = None
+
+
+DEFAULT = bytes(6)  # in the place of a MAC, of rows for what no other row is for
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ What stands opposite: floodmodel.py has the options, datapath/bulk.py writes the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from agent.core.members import Members
 from agent.floodmodel import flood_rate
@@ -26,13 +26,22 @@ def defaults(
 
     A workload in a node's own stack has just a name in the network: nothing reaches it by these.
     """
-    if not any(holds(subnets, a) for e in members.local.values() for a in e.addresses):
+    if not _takes_part(members, members.me, vteps, subnets):
         return NOWHERE
     return frozenset(
         vteps[id]
-        for id, count in members.count.items()
-        if count and id in vteps and count > _apart(members, id, vteps[id], subnets)
+        for id in members.count
+        if id in vteps and _takes_part(members, id, vteps, subnets)
     )
+
+
+def _takes_part(
+    members: Members, node: str, vteps: Mapping[str, bytes], subnets: tuple[str, ...]
+) -> bool:
+    if node == members.me:
+        return any(holds(subnets, a) for e in members.local.values() for a in e.addresses)
+    count = members.count.get(node, 0)
+    return count > 0 and count > _apart(members, node, vteps.get(node, b""), subnets)
 
 
 def _apart(members: Members, node: str, vtep: bytes, subnets: tuple[str, ...]) -> int:
@@ -48,19 +57,35 @@ class Floods:
     """The default rows of this node's networks, to tell when they become others."""
 
     def __init__(self) -> None:
-        self._known: dict[str, frozenset[bytes]] = {}  # by network; none: no rows
+        self._known: dict[str, frozenset[bytes]] = {}  # by network that floods
+        self._hosts: dict[str, set[str]] = {}  # nodes that take part, as far as was looked
 
     def changed(
-        self, networks: Iterable[Network], find: Callable[[Network], frozenset[bytes]]
-    ) -> list[int]:
-        """The VNIs of those of `networks` whose rows `find` says otherwise than it did before."""
-        moved = []
-        for network in networks:
-            if not flood_rate(network):
-                continue
-            found, before = find(network), self._known.pop(network.id, NOWHERE)
-            if found:
-                self._known[network.id] = found
-            if found != before:
-                moved.append(network.vni)
-        return moved
+        self,
+        network: Network,
+        members: Members,
+        vteps: Mapping[str, bytes],
+        nodes: Collection[str] | None = None,
+    ) -> bool:
+        """Whether a network's default rows are others than they were: `members` and `vteps` as
+        for `defaults`. Only endpoints of these `nodes` are others, or None: all may be new."""
+        if not flood_rate(network):
+            self._known.pop(network.id, None)
+            self._hosts.pop(network.id, None)
+            return False
+        hosts = self._hosts.get(network.id)
+        if hosts is None or nodes is None:
+            nodes, hosts = members.count.keys() | {members.me}, set()
+            moved = True
+        else:
+            moved = False
+        for node in nodes:
+            takes_part = _takes_part(members, node, vteps, network.subnets)
+            moved |= takes_part != (node in hosts)
+            (hosts.add if takes_part else hosts.discard)(node)
+        self._hosts[network.id] = hosts
+        if not moved:
+            return False
+        before = self._known.get(network.id, NOWHERE)
+        self._known[network.id] = defaults(members, vteps, network.subnets)
+        return self._known[network.id] != before

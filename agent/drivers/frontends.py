@@ -6,13 +6,12 @@ says which slot leads to which; agent/plan.py asks.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Sequence
 
 from agent.core.services import Row, taking
 from agent.drivers.balancing import Backend, Frontend
 from agent.drivers.marks import is_barred
-from agent.model import OVERLAY, Network, Node, holds, parse_address
+from agent.model import OVERLAY, Network, Node, holds, masked, parse_address
 from agent.servicemodel import Port, Service
 
 
@@ -96,10 +95,7 @@ def elsewhere(network: Network, rows: Iterable[Row]) -> set[str]:
     Those in their nodes' own stacks, and what a hostile record says: led there, this host would
     reach for others what only it may.
     """
-    subnets = [ipaddress.ip_network(subnet) for subnet in network.subnets]
-    masks = [
-        (net.max_prefixlen // 8, int(net.netmask), int(net.network_address)) for net in subnets
-    ]
+    masks = [masked(subnet) for subnet in network.subnets]
     return {
         row.endpoint.id
         for row in rows

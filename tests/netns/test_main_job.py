@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
 
 from tests.netns.echoes import Echoes
-from tests.netns.world import World, until_said
+from tests.netns.world import PATIENCE, World, until_said
 
 
 def test_workloads_reach_each_other_by_name(world: World) -> None:
@@ -141,6 +143,27 @@ def test_a_command_ends_with_its_status_and_leaves_nothing(world: World) -> None
     assert done.returncode == 128 + 9
     done = world.try_vx("h1", "run", "--network", net, "--", "no-such-command")
     assert done.returncode == 127 and "no-such-command" in done.stderr
+
+
+def test_a_command_gets_what_is_sent_to_run_and_exec(world: World) -> None:
+    net = world.network()
+    one = world.workload("h1", net)
+    tells = (
+        "import signal, sys\n"
+        "def tell(number, frame):\n print(number, flush=True)\n number == 15 and sys.exit(7)\n"
+        "for n in (1, 2, 3, 15): signal.signal(n, tell)\n"
+        "print('ready', flush=True)\nwhile True: signal.pause()"
+    )
+    for words in (["exec", one], ["run", "--network", net]):
+        ours = world.host("h1").popen(
+            ["vxmesh", *words, "--", "python3", "-c", tells], stdout=subprocess.PIPE, text=True
+        )
+        world.later(ours.kill)
+        assert ours.stdout and ours.stdout.readline() == "ready\n"
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+            ours.send_signal(number)
+            assert ours.stdout.readline() == f"{int(number)}\n"
+        assert ours.wait(PATIENCE) == 7 and ours.stdout.read() == ""
 
 
 def test_a_workload_that_is_killed_is_cleaned_up(world: World) -> None:

@@ -10,9 +10,8 @@ import msgspec
 
 from agent.core.replica import Delta
 from agent.core.waysout import with_interface, without
-from agent.drivers.base import Bridge, Forward
+from agent.drivers.base import DEFAULT, Bridge, Forward
 from agent.errors import VxmeshError
-from agent.floodmodel import DEFAULT
 from agent.model import HANDED_OUT, WORKLOAD, Network, Node, Publish, Sandbox
 from agent.node import NodeState
 from agent.node.endpoints import NeedSpace

@@ -44,6 +44,24 @@ def test_a_command_that_calls_an_agent_has_its_collector() -> None:
     )
 
 
+def test_the_collector_rests_while_grpc_is_loaded_for_a_command() -> None:
+    """As one needs it that calls an agent elsewhere."""
+    found = loaded(
+        "import gc\n"
+        "from agent import loading\n"
+        "loading.begin()\n"
+        "from agent.cli import main\n"
+        "import importlib.abc, sys\n"
+        "class Look(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] in ('grpc', 'asyncio'): assert not gc.isenabled(), name\n"
+        "sys.meta_path.insert(0, Look())\n"
+        "assert main.run(['--host', 'ipv4:127.0.0.1:1', 'node', 'ls']) == 3\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 10_000"
+    )
+    assert {"grpc", "asyncio"} <= found
+
+
 def test_where_nothing_began_nothing_is_frozen() -> None:
     before = gc.get_freeze_count()
     loading.end()

@@ -26,6 +26,7 @@ from agent.cluster.identity import requests
 from agent.cluster.identity.files import Held
 from agent.cluster.identity.statements import read_trust
 from agent.cluster.identity.tokens import Token
+from agent.cluster.outside import ENROL
 from agent.cluster.trust import Bearer, member_name, read_bearer
 from agent.errors import Conflict, Invalid, Unavailable, VxmeshError, from_code
 from agent.model import Trust
@@ -34,7 +35,6 @@ from agent.unreadable import UNREADABLE
 
 CONNECT_WITHIN = 3.0  # s
 ANSWER_WITHIN = 10.0  # s; it may have to be passed on to a second keeper, or a third
-SERVICE = "vxmesh.v1.Enrol"
 GET_TOKEN = "Run 'vxmesh cluster token' on a node of the cluster, and use what it prints"
 
 
@@ -189,7 +189,7 @@ async def call_enrol(
 ) -> Any:
     """A method of the service on a channel that stands; AioRpcError if it fails."""
     unary = channel.unary_unary(
-        f"/{SERVICE}/{method}",
+        f"/{ENROL}/{method}",
         request_serializer=type(request).SerializeToString,
         response_deserializer=reply.FromString,
     )

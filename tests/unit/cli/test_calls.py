@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message_factory import GetMessageClass
 
+from agent.cli import calls, cluster, main
 from agent.cli import run as run_module
 from agent.cli.calls import to_dict
 from agent.model import HOST
@@ -141,6 +142,38 @@ def test_a_command_loads_nothing_heavy(words: tuple[str, ...]) -> None:
     loaded = set(said.splitlines()[-1].split())
     assert "agent.client" in loaded
     assert heavy & loaded == set()
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_a_change_of_the_ca_is_followed_by_one_client(
+    monkeypatch: pytest.MonkeyPatch, blocks: bool
+) -> None:
+    made: list[Rotating] = []
+
+    class Rotating:
+        def __init__(self, *_: str, blocks: bool) -> None:
+            self.blocks = blocks and is_blocking
+            self.phases = ["introducing", "replacing", "done"]
+            made.append(self)
+
+        async def __aenter__(self) -> Rotating:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def rotate_authority(self, *, force: bool) -> control_pb2.Cluster:
+            return await self.cluster()
+
+        async def cluster(self) -> control_pb2.Cluster:
+            rotation = control_pb2.Rotation(phase=self.phases.pop(0))
+            return control_pb2.Cluster(rotation=rotation)
+
+    is_blocking = blocks
+    monkeypatch.setattr(calls, "Client", Rotating)
+    monkeypatch.setattr(cluster, "POLL", 0.0)
+    assert main.run(["cluster", "rotate-ca", "--wait"]) == 0
+    assert [client.phases for client in made] == [[]]
 
 
 def test_the_word_that_run_has_of_its_own_is_the_models() -> None:

@@ -24,6 +24,7 @@ from agent.core.pathmtu import Measure, State
 from agent.core.paths import Found, Send
 from agent.model import Node
 from agent.node import NodeState
+from agent.views import Change
 from tests.identities import Authority, authority
 from tests.ports import free_port
 
@@ -114,6 +115,31 @@ def test_both_come_to_the_same_key_and_nobody_else() -> None:
     certificates = {id: der(keyring) for id, keyring in pair.keyrings.items()}
     theirs = {PairKeys(third, certificates.__getitem__).key(id) for id in HOSTS}
     assert None not in theirs and pair.key(ONE) not in theirs and len(theirs) == 2
+
+
+async def test_it_wakes_for_nothing_that_is_as_it_was() -> None:
+    async with started(ONE) as pair:
+        prober, node = pair.probers[ONE], pair.nodes[ONE]
+        prober._wake.clear()
+        node.nodes[TWO] = msgspec.structs.replace(node.nodes[TWO], version="other")
+        prober._changed(Change(nodes={ONE, TWO}))
+        assert not prober._wake.is_set()
+        node.nodes[TWO] = msgspec.structs.replace(node.nodes[TWO], mtu=1400)
+        prober._changed(Change(nodes={TWO}))
+        assert prober._wake.is_set()
+        prober._wake.clear()
+        del node.nodes[TWO]
+        prober._changed(Change(nodes={TWO}))
+        assert prober._wake.is_set(), "who is told of paths is to know"
+
+
+def test_it_waits_to_tell_only_while_there_is_something_to_tell() -> None:
+    prober = Pair().probers[ONE]  # it has no paths yet
+    now = time.monotonic()
+    prober._is_gone = True
+    assert prober._once(now) == float("inf")
+    prober._is_gone = True
+    assert prober._once(now) <= pathprober.TOGETHER
 
 
 @pytest.mark.parametrize("kind", ["none", "garbage", "another's", "another CA's"])

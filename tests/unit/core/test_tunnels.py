@@ -44,6 +44,20 @@ class World:
         self.now = end
 
 
+def test_it_is_due_at_once_for_what_is_new_or_ends_a_look_only() -> None:
+    tunnels = Tunnels(60.0, random.Random(1))
+    assert tunnels.put("b", 50.0) and not tunnels.put("b", 50.0)
+    assert not tunnels.answered("b", 50.0)
+    [first], _ = tunnels.handle_timer(50.0)
+    assert not tunnels.reported("b", first.nonce, False, 50.0), "the frames that follow tell more"
+    later = tunnels.next_timer()
+    [second, plain], _ = tunnels.handle_timer(later)
+    assert not tunnels.reported("b", plain.nonce, True, later)
+    assert not tunnels.reported("b", first.nonce, True, later), "that one was counted"
+    assert tunnels.reported("b", second.nonce, True, later)
+    assert tunnels.turns() and not tunnels.turns() and tunnels.next_timer() > later + 50.0
+
+
 def test_a_sound_way_costs_one_frame_a_look() -> None:
     world = World(b=Way())
     world.run(290)

@@ -309,7 +309,7 @@ async def test_what_a_network_that_cannot_be_made_has_in_sandboxes_is_taken_away
     assert inside["sandbox.remove"] == 1 and not lans.asked
 
 
-async def _attempt(key: Key, work: Coroutine[Any, Any, None]) -> None:
+async def _attempt(key: Key, work: Coroutine[Any, Any, None], whole: bool = True) -> None:
     await work
 
 

@@ -15,7 +15,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from agent.datapath import ledsockets, sockdiag
+from agent.datapath import ledsockets, sandbox, sockdiag
 from agent.datapath.balancer import Way
 from agent.datapath.ledsockets import LedSockets
 from agent.datapath.packing import HEADER, NLMSG_ERROR
@@ -255,7 +255,7 @@ def test_a_sandbox_that_cannot_be_looked_at_keeps_no_other_from_it(
         if family == socket.AF_INET:
             yield led()
 
-    monkeypatch.setattr(ledsockets, "in_namespaces", lambda ports, make: diags)
+    monkeypatch.setattr(sandbox, "in_namespaces", lambda ports, make: diags)
     monkeypatch.setattr(sockdiag, "find", find)
     ended, errors = ledsockets._end_in([Mock()], lambda one: True)
     assert ended == 1

@@ -13,8 +13,7 @@ import pytest
 from agent.datapath import packing
 from agent.datapath.bulk import Bulk, Dumped
 from agent.datapath.packing import Batch
-from agent.drivers.base import Rows
-from agent.floodmodel import DEFAULT
+from agent.drivers.base import DEFAULT, Rows
 
 INDEX = 7
 MAC, ASTRAY = b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"
@@ -27,6 +26,7 @@ class Kernel(Bulk):
 
     def __init__(self, there: list[Dumped], refused: set[bytes]) -> None:
         self._muting = lambda *_: contextlib.nullcontext()
+        self._defaults: dict[int, frozenset[bytes]] = {}
         self.there, self.refused = there, refused
         self.sent: set[bytes] = set()
 
@@ -52,6 +52,12 @@ def test_a_default_row_that_is_refused_ends_nothing(vtep: bytes) -> None:
     with pytest.raises(OSError, match="refused"):
         kernel._write(INDEX, Rows([], [], True, wanted))
     assert kernel.sent == {default(other) for other in wanted - {vtep}}
+    kernel.refused = set()
+    kernel._write(INDEX, Rows([], [], True, wanted))
+    assert default(vtep) in kernel.sent, "what was not written is not taken for written"
+    kernel.sent = set()
+    kernel._write(INDEX, Rows([], [], True, wanted))
+    assert not kernel.sent
 
 
 def test_one_that_cannot_be_deleted_keeps_none_from_coming() -> None:

@@ -154,6 +154,79 @@ async def test_what_is_the_same_though_read_anew_is_not_looked_at(
     assert judged == [changed[key]] and is_right(balancer, maps)
 
 
+class Placements(dict[FrontendKey, Placed]):
+    """All that there are; which were looked at."""
+
+    def __init__(self, placed: Mapping[FrontendKey, Placed]) -> None:
+        super().__init__(placed)
+        self.looked_at: set[FrontendKey] = set()
+
+    def get(self, key: FrontendKey, default: Any = None) -> Any:
+        self.looked_at.add(key)
+        return super().get(key, default)
+
+    def items(self) -> Any:
+        raise AssertionError("all of them are looked at")
+
+
+async def test_a_change_looks_at_no_frontend_but_its_own(
+    balancer: SocketBalancer, maps: dict[str, Map]
+) -> None:
+    far = replace(HTTP, service="far", vni=8)
+    now = Placements(place(*many(20, ONE), far))
+    await balancer.alter(now, [7, 8])
+    now.looked_at = set()
+    await balancer.alter(now, [7, 8], ())  # the change of a bridge
+    assert not now.looked_at
+    key, *gone = list(now)[:3]
+    now[key] = replace(now[key], slots=())
+    for each in gone:
+        del now[each]
+    await balancer.alter(now, [7, 8], [key, *gone])
+    assert now.looked_at == {key, *gone}
+    assert is_right(balancer, maps) and len(maps["frontends"].there) == 17
+    held: Any = balancer._held
+    held[7].bridge.subnets = ("10.1.1.0/24",)  # as its backends are not
+    now.looked_at = set()
+    await balancer.alter(now, [7, 8], ())
+    assert now.looked_at == set(now) - {far.id}
+    assert is_right(balancer, maps) and not maps["frontends"].there
+
+
+async def test_sandboxes_are_those_of_the_ports_that_there_are(
+    balancer: SocketBalancer, maps: dict[str, Map], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(unknown: Mapping[socketbalancer.Where, Any]) -> dict[socketbalancer.Where, int]:
+        reads.append(len(unknown))
+        return {where: where[1] for where in unknown if where[1] != missing}
+
+    reads: list[int] = []
+    missing = 2
+    monkeypatch.setattr(socketbalancer, "_read_cookies", read)
+    held: Any = balancer._held
+    ports = held[7].ports
+    for n in (1, 2):
+        inside = Mock(netns=f"/{n}", inode=n)
+        ports[f"{n}"] = Mock(inside=inside), n
+    await balancer.alter({}, [7], ())
+    assert len(maps["sandboxes"].there) == 2  # one sandbox: itself, and in its network
+    missing = 0
+    await balancer.alter({}, [7], ())
+    assert len(maps["sandboxes"].there) == 4 and reads == [2, 1]
+    await balancer.alter({}, [7], ())
+    del ports["1"]
+    await balancer.alter({}, [7], ())
+    assert len(maps["sandboxes"].there) == 2 and reads == [2, 1]
+    missing = 2
+    await balancer.audit()
+    assert not maps["sandboxes"].there
+    missing = 0
+    await balancer.alter({}, [7], ())
+    assert len(maps["sandboxes"].there) == 2
+    await balancer.alter({}, [], ())
+    assert not maps["sandboxes"].there
+
+
 async def test_others_have_a_turn_while_many_are_taken_in(
     balancer: SocketBalancer, maps: dict[str, Map]
 ) -> None:
@@ -166,7 +239,7 @@ async def test_others_have_a_turn_while_many_are_taken_in(
             await asyncio.sleep(0)
 
     counting = asyncio.create_task(count())
-    await balancer._take_in(place(*many(socketbalancer.TOGETHER * 6, ONE)), {}, ())
+    await balancer.alter(place(*many(socketbalancer.TOGETHER * 6, ONE)), [7])
     counting.cancel()
     assert turns >= 5
 
@@ -181,7 +254,7 @@ async def test_a_change_that_is_given_up_half_way_is_made_good_by_the_next(
     with pytest.raises(asyncio.CancelledError):
         await changing
     assert not maps["frontends"].there
-    await balancer.alter(now, [7])
+    await balancer.alter(now, [7], ())
     assert is_right(balancer, maps) and len(maps["frontends"].there) == len(now)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Set
+from typing import Any
 
 import msgspec
 import pytest
 
+from agent.core.members import Members
 from agent.core.replica import Delta, Record
-from agent.drivers import wireguard
+from agent.drivers import flooding, wireguard
+from agent.drivers.base import DEFAULT
 from agent.errors import Invalid
-from agent.floodmodel import DEFAULT, RATE_DEFAULT, RATE_MAX, flood_rate
+from agent.floodmodel import RATE_DEFAULT, RATE_MAX, flood_rate
 from agent.model import Endpoint, Network, Node, Sandbox, WireguardKey, encode, parse_address
 from agent.node import NodeState
 from agent.plan import Plan, Touched
@@ -105,6 +108,29 @@ def test_they_lead_to_each_other_node_with_a_member_while_one_is_here() -> None:
     world.state.remove_endpoints([local])
     assert world.plan.bridge(world.net.vni) is None
     assert world.plan.all_rows(world.net.vni).defaults is None
+
+
+def test_they_are_worked_out_only_when_a_host_comes_or_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    world.workload()
+    calls: list[Members] = []
+
+    def counted(members: Members, *others: Any) -> frozenset[bytes]:
+        calls.append(members)
+        return before(members, *others)
+
+    before = flooding.defaults
+    monkeypatch.setattr(flooding, "defaults", counted)
+    for number in range(1, 9):
+        world.remote(OTHER, number)
+    world.gone(OTHER, 8)
+    assert len(calls) == 1
+    world.remote(THIRD, 9)
+    assert len(calls) == 2 and world.is_asked()
+    world.gone(THIRD, 9)
+    assert len(calls) == 3 and world.is_asked()
 
 
 def test_a_workload_in_its_nodes_own_stack_is_no_member() -> None:
