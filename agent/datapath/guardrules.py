@@ -57,7 +57,8 @@ FLOOD_BURST_MIN = 10  # packets to all at once after silence, however low the ra
 # sends on (vxlan_xmit): ICMPv6 at once behind the head, of code 0.
 # input: what is for the bridge itself, to be answered or to leave by the host. From there no
 # agent is reached, and no VXLAN sent, with which it could speak for others on all hosts.
-# Nothing of TCP is reached but by a SYN. So what follows is not asked of most packets.
+# Nothing of TCP is reached but by a SYN (docs/decisions/0025), so what follows is not asked of most
+# packets.
 # elsewhere: where our name server answers questions to others (nft.py), they count as those
 # to the gateway do, once each; whoever on that bridge asks, as one may speak for another there.
 # prerouting: each frame of each port passes it. Nearly all are TCP over IPv4 with the source that

@@ -96,7 +96,7 @@ _OF_BALANCED = re.compile(r"^\t\tct status dnat .*\n", re.MULTILINE)
 # 127.0.0.1, must not let a sandbox reach what listens there. Nor an agent at any address of this
 # host; and, though the guard of its port has looked already (guardrules.py), no other agent and
 # no VXLAN: here fragments have been put together. Nothing of TCP is reached but by a SYN, so no
-# other packet of it is looked at further.
+# other packet of it is looked at further (docs/decisions/0025).
 # postrouting: a sandbox that uses a port published on its own host, its neighbour's or its
 # own, gets its answers from the host only if the host is who asked.
 # forward: nobody but the host itself gets into a sandbox, except through a published port.
