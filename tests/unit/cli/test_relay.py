@@ -123,7 +123,11 @@ def test_a_hang_up_that_only_we_are_told_of_reaches_the_command(relay: Relay) ->
 
 @pytest.mark.parametrize("number", RELAYED)
 def test_we_end_as_the_command_does(number: signal.Signals) -> None:
-    ends = "import os, sys; os.kill(os.getpid(), int(sys.argv[1]))"
+    # Whoever runs the tests may ignore some (nohup, a shell's background): commands inherit that.
+    ends = (
+        "import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_DFL);"
+        "os.kill(os.getpid(), int(sys.argv[1]))"
+    )
     command = [sys.executable, "-c", OURS, ends, str(int(number))]
     assert subprocess.run(command, timeout=PATIENCE).returncode == 128 + number
 
