@@ -165,6 +165,8 @@ class Plan:
     def _touch_floods(self, change: Change, looked_at: Collection[str], touched: Touched) -> None:
         """The default rows of networks in which other hosts have members now, or are reached by
         other ways. Endpoints of those in `looked_at` are others, of no further one that floods."""
+        for gone in [id for id in change.networks if self.node.catalogue.get(id) is None]:
+            self._floods.forget(gone)
         nodes: dict[str, set[str] | None] = {id: set() for id in looked_at}
         for each in change.endpoints if nodes else ():
             moved = nodes.get(each.network)

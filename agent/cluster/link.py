@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 STALE = 1.5  # s; a digest missed: another stream is tried, and takes this one's place
 SILENCE = 3.0  # s; three digests missed: the stream is dead even if TCP has not noticed
-WATCH_INTERVAL = 0.25  # s; how late a silent stream may be ended, or be heard to live again
+WATCH_INTERVAL = 0.25  # s; how late a silent stream may be ended
 HELLO_WITHIN = 3.0  # s; for the peer to say who it is
 
 Write = Callable[[bytes], Awaitable[None]]
@@ -57,7 +57,7 @@ class Link:
         self.session = Session(store, hello, random.Random(), time.monotonic(), mesh)
         self.closed = asyncio.Event()  # told to end
         self.ended = asyncio.Event()  # and out of the table of streams
-        self.stale = asyncio.Event()  # silent for `STALE`, or ended
+        self.stale = asyncio.Event()  # silent for `STALE`, doubted, or ended: see `until_stale`
         self.greeted = asyncio.Event()
         self._doubted = -1.0  # when somebody said that it may be of no use
         self._encoder = encoder
@@ -84,8 +84,8 @@ class Link:
     async def until_stale(self) -> None:
         """Return when nothing has come for `STALE`, or the stream has ended."""
         if not self.is_stale and not self.ended.is_set():
-            # It was silent, and something came after `_watch` looked. Who waits in a loop for
-            # what is set would keep the loop from ever hearing more.
+            # It was silent or doubted, and something came since; `_watch` sees that up to `STALE`
+            # later. Who waits in a loop for what is set would keep the loop from ever hearing more.
             self.stale.clear()
         await self.stale.wait()
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from agent.datapath import linkstate, packing
 from agent.datapath.linkstate import LinkState
-from agent.datapath.packing import AF_BRIDGE, AF_INET, AF_INET6, NTF_SELF, Batch, Row
+from agent.datapath.packing import AF_BRIDGE, AF_INET, AF_INET6, NTF_SELF, Batch, Defaults, Row
 from agent.drivers.base import DEFAULT, Rows
 from agent.syscalls import socket_in
 
@@ -59,6 +59,7 @@ class Bulk:
         self.port: int = self._sock.getsockname()[0]  # who asks, in what the kernel tells of it
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
         # Where devices' default rows lead, as they were last written: reading them is reading all.
+        # For the thread only.
         self._defaults: dict[int, frozenset[bytes]] = {}
 
     def close(self) -> None:
@@ -78,9 +79,13 @@ class Bulk:
         """
         return self._run(lambda: self._write(ifindex, rows, False, keep, fresh))
 
-    def doubt_defaults(self, ifindex: int) -> None:
-        """Others may have changed a device's default rows: the next write looks at them."""
-        self._defaults.pop(ifindex, None)
+    def note_defaults(self, ifindex: int, seen: Defaults) -> None:
+        """Default rows of a device came or went. If any was not as it was written here, the next
+        write looks at all.
+
+        That is judged once what was begun before is done, whose own doing they may be.
+        """
+        self._pool.submit(self._note_defaults, ifindex, seen)
 
     async def restore(self, ifindex: int, rows: Rows) -> tuple[int, int]:
         """Put back those rows that are not there; how many FDB and neighbour rows that were."""
@@ -155,6 +160,11 @@ class Bulk:
         return asyncio.get_running_loop().run_in_executor(self._pool, function)
 
     # -- in the thread --
+
+    def _note_defaults(self, ifindex: int, seen: Defaults) -> None:
+        known = self._defaults.get(ifindex)
+        if known is not None and any(came != (vtep in known) for vtep, came in seen):
+            del self._defaults[ifindex]
 
     def _write(
         self,

@@ -8,7 +8,7 @@ What stands opposite: monitor.py before it, reconciler.py behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from agent.datapath import sandbox
 from agent.datapath.backlog import Backlog, add_rows
@@ -128,6 +128,8 @@ class Drift:
 
     def _rows(self, events: Events, backlog: Backlog) -> None:
         devices = self._networks.devices
+        for index, seen in events.defaults.items():
+            self._networks.note_defaults(index, seen)
         for index in events.macs.keys() | events.addresses.keys():
             vni, endpoint = devices.get(index, (0, ""))
             if endpoint:
@@ -135,23 +137,28 @@ class Drift:
                     self._port(vni, endpoint, backlog)
             elif vni:
                 macs, addresses = events.macs.get(index, []), events.addresses.get(index, [])
-                if DEFAULT in macs:
-                    self._networks.doubt_defaults(index)
-                self._lost(vni, macs, addresses, backlog)
+                vteps = {v for v, came in events.defaults.get(index, ()) if not came}
+                self._lost(vni, macs, addresses, backlog, vteps)
         for index in events.new_macs.keys() | events.new_addresses.keys():
             vni, endpoint = devices.get(index, (0, ""))
             held = None if endpoint else self._networks.held.get(vni)
             if held and index == held.vxlan:
                 new = events.new_macs.get(index, []), events.new_addresses.get(index, [])
-                if any(mac == DEFAULT for mac, _ in new[0]):
-                    self._networks.doubt_defaults(index)
                 self._changed(vni, *new, backlog)
 
-    def _lost(self, vni: int, macs: list[bytes], addresses: list[bytes], backlog: Backlog) -> None:
+    def _lost(
+        self,
+        vni: int,
+        macs: list[bytes],
+        addresses: list[bytes],
+        backlog: Backlog,
+        vteps: Set[bytes] = frozenset(),
+    ) -> None:
+        """Rows went; `vteps` are those of default rows among them."""
         rows = self._desired.rows(vni, macs, addresses)
         waiting = backlog.rows.get(vni, (set(), set()))  # those are about to be written anyway
         macs = [mac for mac, vtep in rows.fdb if vtep and mac not in waiting[0]]
-        if rows.defaults and DEFAULT not in waiting[0]:
+        if rows.defaults and rows.defaults & vteps and DEFAULT not in waiting[0]:
             macs.append(DEFAULT)
         addresses = [a for a, mac in rows.neighbours if mac and a not in waiting[1]]
         if macs or addresses:

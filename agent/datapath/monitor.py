@@ -31,7 +31,10 @@ from agent.datapath.packing import (
     ATTRIBUTE,
     HEADER,
     NDA_DST,
+    NDA_IFINDEX,
     NDA_LLADDR,
+    NDA_PORT,
+    NDA_VNI,
     NDMSG,
     NTF_SELF,
     NUD_NOARP,
@@ -39,9 +42,11 @@ from agent.datapath.packing import (
     RTM_DELNEIGH,
     RTM_NEWADDR,
     RTM_NEWNEIGH,
+    Defaults,
     read_address,
 )
 from agent.datapath.routing import PROTOCOL
+from agent.drivers.base import DEFAULT
 from agent.syscalls import socket_in
 
 RTM_DELADDR, RTM_DELROUTE, RTM_NEWNETCONF = 21, 25, 80
@@ -69,6 +74,7 @@ class Events:
     addresses: dict[int, list[bytes]] = field(default_factory=dict)  # neighbour rows gone
     new_macs: Rows = field(default_factory=dict)  # FDB rows that came or changed
     new_addresses: Rows = field(default_factory=dict)  # neighbour rows; b"" if not permanent
+    defaults: dict[int, Defaults] = field(default_factory=dict)  # of both, in their order
     entries: list[tuple[int, bytes]] = field(default_factory=list)  # new static ones of a bridge
     interfaces: list[tuple[int, str, bool]] = field(default_factory=list)  # address, whether new
     routes: bool = False  # one that bore our mark is gone
@@ -242,6 +248,7 @@ def _row(data: bytes, new: bool, events: Events) -> None:
     """Note which row a RTM_DELNEIGH or RTM_NEWNEIGH is about."""
     family, index, state, flags, _ = NDMSG.unpack_from(data, 16)
     mac = destination = b""
+    is_odd = False
     at, end = 28, len(data)
     while at + 4 <= end:
         size, kind = ATTRIBUTE.unpack_from(data, at)
@@ -249,10 +256,16 @@ def _row(data: bytes, new: bool, events: Events) -> None:
             mac = data[at + 4 : at + size]
         elif kind == NDA_DST:
             destination = data[at + 4 : at + size]
-        if size < 4 or (mac and destination):
+        elif kind in (NDA_PORT, NDA_VNI, NDA_IFINDEX):
+            is_odd = True
+        if size < 4 or (mac and destination and mac != DEFAULT):
             break
         at += (size + 3) & ~3
     if family == AF_BRIDGE:
+        if mac == DEFAULT:
+            if new and is_odd:
+                destination = b""  # none of ours, wherever it leads
+            events.defaults.setdefault(index, []).append((destination, new))
         if not new:
             events.macs.setdefault(index, []).append(mac)
         elif flags & NTF_SELF:

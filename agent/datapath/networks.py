@@ -24,6 +24,7 @@ from agent.datapath.bulk import Bulk
 from agent.datapath.maker import Maker
 from agent.datapath.monitor import Monitor
 from agent.datapath.netlink import Link, Netlink
+from agent.datapath.packing import Defaults
 from agent.datapath.sandbox import ENDPOINT_MARK, MARK, NETWORK_MARK
 from agent.drivers.base import Bridge, Port
 from agent.errors import Conflict
@@ -63,9 +64,9 @@ class Networks:
         self.devices: dict[int, tuple[int, str]] = {}  # index -> VNI, endpoint or ""
         self.fixed: Counter[str] = Counter()
 
-    def doubt_defaults(self, vxlan: int) -> None:
-        """Others may have changed the default rows of this device."""
-        self._bulk.doubt_defaults(vxlan)
+    def note_defaults(self, vxlan: int, seen: Defaults) -> None:
+        """Default rows of a device came or went."""
+        self._bulk.note_defaults(vxlan, seen)
 
     # -- bridge and VXLAN device --
 

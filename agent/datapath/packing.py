@@ -25,7 +25,7 @@ NLM_F_DUMP_INTR = 0x10  # the kernel's word that a dump was disturbed and may la
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 NTF_SELF, NTF_MASTER = 0x02, 0x04
-NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
+NDA_DST, NDA_LLADDR, NDA_PORT, NDA_VNI, NDA_IFINDEX = 1, 2, 6, 7, 8
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
@@ -37,6 +37,9 @@ CODE = struct.Struct("=i")  # of NLMSG_ERROR: a negative errno, 0 acknowledges
 BATCH_ROWS = 1000  # a row is 60 bytes at most, so a batch is 60 kB
 
 Row = tuple[bytes, bytes | None]  # MAC -> VTEP, or address -> MAC; None: there should be none
+# Of default rows: VTEP and whether it came, in turn. One that came by a port, VNI or device that
+# is none of ours has b"".
+Defaults = list[tuple[bytes, bool]]
 Batch = tuple[bytes, int]  # messages, how many
 
 _MAC_HEAD = ATTRIBUTE.pack(10, NDA_LLADDR)

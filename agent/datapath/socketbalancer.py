@@ -160,33 +160,39 @@ class SocketBalancer:
         changes, several = Changes(), sorted(self._due, key=lambda key: (key in placed, key))
         for start in range(0, len(several), TOGETHER):
             shapes: dict[FrontendKey, Shape | None] = {}
-            for key in several[start : start + TOGETHER]:
-                self._due.discard(key)
-                old, one = self._placed.pop(key, None), placed.get(key)
-                if old:
-                    self._forget(old.frontend.vni, key)
+            now = {key: placed.get(key) for key in several[start : start + TOGETHER]}
+            for key, one in now.items():
+                old = self._placed.get(key)
                 if one is None:
                     if old:
                         shapes[key] = None
-                    continue
-                vni = one.frontend.vni
-                if (one is not old and one != old) or vni in moved:
+                elif (one is not old and one != old) or one.frontend.vni in moved:
+                    vni = one.frontend.vni
                     shapes[key] = socketmaps.shape(one, subnets.get(vni, ()))
-                self._placed[key] = one
-                self._of.setdefault(vni, set()).add(key)
+            changes = self._contents.alter(shapes, changes)
+            # Only now: after a fault they are due as before.
+            for key, one in now.items():
+                self._place(key, one)
+            self._due -= now.keys()
             if not shapes:
                 continue
-            changes = self._contents.alter(shapes, changes)
             for number in changes.counted_anew:
                 self._tally(number, 0)
             changes.counted_anew.clear()
             await asyncio.sleep(0)
         return changes
 
-    def _forget(self, vni: int, key: FrontendKey) -> None:
-        self._of[vni].remove(key)
-        if not self._of[vni]:
-            del self._of[vni]
+    def _place(self, key: FrontendKey, one: Placed | None) -> None:
+        """A frontend was taken in so; None: it has gone."""
+        old = self._placed.pop(key, None)
+        if old:
+            vni = old.frontend.vni
+            self._of[vni].remove(key)
+            if not self._of[vni]:
+                del self._of[vni]
+        if one:
+            self._placed[key] = one
+            self._of.setdefault(one.frontend.vni, set()).add(key)
 
     async def audit(self) -> int:
         """Compare maps and links with what they should be, and put right what is not; how many

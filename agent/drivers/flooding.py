@@ -60,6 +60,11 @@ class Floods:
         self._known: dict[str, frozenset[bytes]] = {}  # by network that floods
         self._hosts: dict[str, set[str]] = {}  # nodes that take part, as far as was looked
 
+    def forget(self, network: str) -> None:
+        """A network (id) is no longer."""
+        self._known.pop(network, None)
+        self._hosts.pop(network, None)
+
     def changed(
         self,
         network: Network,
@@ -70,11 +75,11 @@ class Floods:
         """Whether a network's default rows are others than they were: `members` and `vteps` as
         for `defaults`. Only endpoints of these `nodes` are others, or None: all may be new."""
         if not flood_rate(network):
-            self._known.pop(network.id, None)
-            self._hosts.pop(network.id, None)
+            self.forget(network.id)
             return False
         hosts = self._hosts.get(network.id)
-        if hosts is None or nodes is None:
+        # Ways change as well, and are not told of while no endpoint is here.
+        if hosts is None or nodes is None or (members.me in nodes and members.me not in hosts):
             nodes, hosts = members.count.keys() | {members.me}, set()
             moved = True
         else:

@@ -349,7 +349,15 @@ async def test_the_rows_of_a_network_that_floods(
         dumps.append(ifindex)
         return dump(family, ifindex)
 
+    heard = list[tuple[bytes, bool]]()
+
+    def hear(events: Events) -> None:
+        for device, seen in events.defaults.items():
+            bulk.note_defaults(device, seen)
+            heard.extend(seen)
+
     monkeypatch.setattr(bulk, "_dump", counted)
+    monitor = Monitor(netns, hear, lambda: None)
     try:
         await bulk.write(index, whole)
         assert defaults() == shown(1, 2) and await bulk.static_macs(index) == fdb.keys()
@@ -357,10 +365,14 @@ async def test_the_rows_of_a_network_that_floods(
         # One more, one less, without a look at all rows; and just what is asked for.
         dumps.clear()
         await bulk.write(index, of(two, three))
+        await until(lambda: {(one, False), (three, True)} <= set(heard), "our own events")
+        await bulk.write(index, of(two))
+        await until(lambda: (three, False) in heard, "our own event")
+        await bulk.write(index, of(two, three))
         assert defaults() == shown(2, 3) and not dumps
         run("bridge", "fdb", "del", format_mac(DEFAULT), "dev", "vxl7", "dst", "10.99.0.2",
             netns=netns)  # fmt: skip
-        bulk.doubt_defaults(index)  # as who hears of it says
+        await until(lambda: (two, False) in heard, "what another did")
         await bulk.write(index, of(two, three))
         assert defaults() == shown(2, 3) and dumps == [index]
         await bulk.write(index, of(one), keep=True)
@@ -377,6 +389,7 @@ async def test_the_rows_of_a_network_that_floods(
         astray = ("dst", "10.99.0.2", "port", "999", "self", "permanent")
         run("bridge", "fdb", "append", format_mac(DEFAULT), "dev", "vxl7", *astray, netns=netns)
         assert len(defaults()) == 3
+        await until(lambda: (b"", True) in heard, "one that is none of ours")
         assert await bulk.reconcile(index, whole) == ({DEFAULT}, set())
         assert defaults() == shown(1, 2)
         # Entries of the bridge that are missing, too many, and that go with their rows.
@@ -393,6 +406,7 @@ async def test_the_rows_of_a_network_that_floods(
         assert defaults() == [] and await bulk.static_macs(index) == set()
         assert await bulk.dump_fdb(index) == {}
     finally:
+        monitor.close()
         bulk.close()
 
 

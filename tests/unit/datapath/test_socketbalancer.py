@@ -258,6 +258,30 @@ async def test_a_change_that_is_given_up_half_way_is_made_good_by_the_next(
     assert is_right(balancer, maps) and len(maps["frontends"].there) == len(now)
 
 
+async def test_after_a_fault_half_way_through_a_batch_nothing_of_it_lacks(
+    balancer: SocketBalancer, maps: dict[str, Map], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, *kept = many(socketbalancer.TOGETHER, ONE)
+    before = place(gone, *kept[:9])
+    await balancer.alter(before, [7])
+    now = place(*kept)
+    bad = kept[25].id
+
+    def shape(one: Placed, subnets: Collection[str]) -> socketmaps.Shape | None:
+        if one.frontend.id == bad:
+            raise ValueError("a fault of ours")
+        return right(one, subnets)
+
+    right = socketmaps.shape
+    with monkeypatch.context() as patched:
+        patched.setattr(socketmaps, "shape", shape)
+        with pytest.raises(ValueError, match="fault"):
+            await balancer.alter(now, [7])
+    await balancer.alter(now, [7])
+    assert is_right(balancer, maps)
+    assert set(maps["frontends"].there) == {socketmaps.entry(f.address, 80) for f in kept}
+
+
 class Awaited:
     """A lock that says when somebody comes for it."""
 

@@ -171,6 +171,34 @@ def test_a_node_that_died_is_sent_nothing_until_it_is_there_again() -> None:
     assert world.is_asked() and world.defaults() == {vtep(OTHER)}
 
 
+def test_what_became_of_others_while_none_was_here_is_looked_at_once_one_is() -> None:
+    world = World()
+    local = world.workload()
+    world.remote(THIRD, 3)
+    world.state.remove_endpoints([local])
+    # What it has in its own stack is told apart by where it is, as it is not while withdrawn.
+    world.state.set_status(OTHER, Status("unreachable", "", 1.0, withdrawn=True))
+    held = Endpoint(f"{9:016x}", world.net.id, "h9", bytes([6, 0, 0, 0, 0, 9]), (vtep(OTHER),))
+    world.told(OTHER, (f"e/{held.id}", encode(held)))
+    world.state.set_status(OTHER, Status("alive", "", 2.0))
+    world.workload()
+    assert world.defaults() == {vtep(THIRD)}
+    world.remote(OTHER, 1)
+    assert world.is_asked() and world.defaults() == {vtep(OTHER), vtep(THIRD)}
+
+
+def test_of_a_network_that_is_gone_nothing_is_kept() -> None:
+    world = World()
+    local = world.workload()
+    world.remote(OTHER, 1)
+    floods = world.plan._floods
+    assert floods._hosts and floods._known
+    world.state.remove_endpoints([local])
+    world.gone(OTHER, 1)
+    world.state.remove_network(world.net.id)
+    assert not floods._hosts and not floods._known
+
+
 def test_of_an_encrypted_network_they_lead_inside_wireguard() -> None:
     world = World(encrypted=True)
     world.workload()
