@@ -247,11 +247,11 @@ class _Child:
 
     def start(self, resolv_conf: str) -> None:
         """Let the child become its command."""
+        if self._direct:
+            relay.hold()  # before the go: a signal behind it would end us and leave the command
         self._is_started = True
         os.write(self._write, resolv_conf.encode() or b"\n")
         os.close(self._write)
-        if self._direct:
-            relay.hold()
 
     def wait(self) -> int:
         """The command's exit status, 128 + n if signal n ended it."""

@@ -135,3 +135,27 @@ def test_an_end_is_seen_by_who_was_started_ignoring_them() -> None:
     )
     command = [sys.executable, "-c", code, "-c", OURS, "raise SystemExit(3)"]
     assert subprocess.run(command, timeout=PATIENCE).returncode == 3
+
+
+# It is to start a command that waits for the end of its stdin; SIGTERM comes when that may begin.
+STARTS = """
+import os, signal, sys
+from types import SimpleNamespace
+from agent.cli import run
+
+def write(fd, data):
+    os.write(fd, data)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+child = run._Child(["cat"], False, "", False)
+child.await_ready()
+run.os = SimpleNamespace(write=write, close=os.close)
+child.start("")
+run.os = os
+sys.exit(child.wait())
+"""
+
+
+def test_a_signal_just_after_the_go_reaches_what_was_started() -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTS], stdin=subprocess.PIPE) as ours:
+        assert ours.wait(PATIENCE) == 128 + signal.SIGTERM, "the command was ended, then we"
