@@ -24,6 +24,19 @@ def hold() -> set[signal.Signals]:
     return wanted - signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
 
 
+def fork() -> int:
+    """os.fork, since `hold`. What has come meanwhile waits for the child as well: it would not have
+    that otherwise, and what a terminal sent is passed on to nobody later."""
+    came = []
+    while info := signal.sigtimedwait(RELAYED, 0):
+        came.append(info.si_signo)
+    child = os.fork()
+    if child == 0:
+        for number in came:
+            os.kill(os.getpid(), number)
+    return child
+
+
 def release(held: Collection[int]) -> None:
     """In a child that is to become a command: signals end it as they end any. `held` is what it
     has of a `hold` before it was forked."""

@@ -147,8 +147,9 @@ def exec_(name: str, command: tuple[str, ...], host: str) -> None:
     if not command:
         raise click.UsageError("give a command after --")
     sandbox = call(host, lambda client: client.sandbox(name))
+    _flush()
     held = relay.hold()
-    child = _fork()
+    child = relay.fork()
     if child == 0:
         _enter(sandbox.pid, sandbox.netns, sandbox.resolv_conf, command, held)
     sys.exit(relay.reap(child))
@@ -269,9 +270,14 @@ class _Child:
 
 
 def _fork() -> int:
+    _flush()
+    return os.fork()
+
+
+def _flush() -> None:
+    """Before a fork, or it would be written twice. It may have to wait for who reads it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    return os.fork()
 
 
 def _become(command: Sequence[str], held: Collection[int]) -> NoReturn:

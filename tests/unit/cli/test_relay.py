@@ -20,7 +20,7 @@ import os, sys
 from agent.cli import relay
 
 held = relay.hold()
-child = os.fork()
+child = relay.fork()
 if not child:
     relay.release(held)
     os.execv(sys.executable, [sys.executable, "-u", "-c", sys.argv[1], *sys.argv[2:]])
@@ -40,6 +40,22 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, tell)
 os.write(told, f"{os.getpid()}\\n".encode())
 while True: signal.pause()
+"""
+
+# Us, who wait for a signal between the two; the command would end by itself.
+LATE = """
+import os, signal, sys, time
+from agent.cli import relay
+
+held = relay.hold()
+os.write(1, b"held")
+deadline = time.monotonic() + 30
+while not signal.sigpending() and time.monotonic() < deadline: time.sleep(0.005)
+child = relay.fork()
+if not child:
+    relay.release(held)
+    os._exit(3)
+sys.exit(relay.reap(child))
 """
 
 
@@ -119,6 +135,21 @@ def test_a_hang_up_that_only_we_are_told_of_reaches_the_command(relay: Relay) ->
     assert relay.told() == signal.SIGHUP
     os.kill(relay.pid, signal.SIGTERM)
     assert relay.told() == signal.SIGTERM and relay.status() == 7
+
+
+@pytest.mark.parametrize(("key", "number"), [(b"\x03", signal.SIGINT), (b"\x1c", signal.SIGQUIT)])
+def test_what_a_terminal_sends_just_before_the_fork_is_not_lost(
+    key: bytes, number: signal.Signals
+) -> None:
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(sys.executable, [sys.executable, "-c", LATE])
+    try:
+        assert select.select([terminal], [], [], PATIENCE)[0] and os.read(terminal, 4) == b"held"
+        os.write(terminal, key)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + number
+    finally:
+        os.close(terminal)
 
 
 @pytest.mark.parametrize("number", RELAYED)
