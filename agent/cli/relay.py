@@ -1,9 +1,10 @@
 """Signals to a command that runs for us, and how it ended: it goes by what reaches us.
 
 What a terminal sends, by ^C, ^\\ or when it hangs up, goes to all of its foreground group, so the
-command has it already; what a process sends goes to us alone, and is passed on. Only the siginfo
-tells the two apart (sigaction(2)), and Python's handlers do not get it: so signals are held back
-and waited for, as `sudo` looks at who sent them.
+command has it already; what a process sends to us is passed on. Only the siginfo tells the two
+apart (sigaction(2)), and Python's handlers do not get it: so signals are held back and waited for,
+as `sudo` looks at who sent them. It does not tell that a process sent one to all of our group, or to
+each process of a service: then the command has it twice.
 """
 
 from __future__ import annotations
