@@ -3,8 +3,11 @@
 What a terminal sends, by ^C, ^\\ or when it hangs up, goes to all of its foreground group, so the
 command has it already; what a process sends to us is passed on. Only the siginfo tells the two
 apart (sigaction(2)), and Python's handlers do not get it: so signals are held back and waited for,
-as `sudo` looks at who sent them. It does not tell that a process sent one to all of our group, or to
-each process of a service: then the command has it twice.
+as `sudo` looks at who sent them. It does not tell that a process sent one to all of our group, or
+to each process of a service: then the command has it twice.
+
+Only this thread holds signals back. With an agent by TCP gRPC's threads are there too, and what
+comes while this one does not wait for it is theirs: SIGINT is lost then, others end us alone.
 """
 
 from __future__ import annotations
