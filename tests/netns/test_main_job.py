@@ -205,16 +205,16 @@ def test_traffic_and_names_do_not_notice_the_agents_restart(world: World) -> Non
     address = world.address("h2", two, net)
     pid = world.read("h1", "sandbox", "inspect", one)["pid"]
     command = ["nsenter", f"--net=/proc/{pid}/ns/net", "ping", "-i", "0.01", address]
-    ping = Echoes(world.host("h1").popen(command, stdout=-1, text=True))
-    world.bed.kill("h1")
-    world.bed.kill("h2")
-    names = world.run(
-        "h1", "nsenter", "-t", str(pid), "-n", "-m", "ping", "-c1", "-W10", two, timeout=60
-    )
-    assert names.returncode == 0, "a name resolves while no agent runs"
-    world.bed.start("h1")
-    world.bed.start("h2")
-    assert ping.end() == []
+    with Echoes(world.host("h1").popen(command, stdout=-1, text=True)) as ping:
+        world.bed.kill("h1")
+        world.bed.kill("h2")
+        names = world.run(
+            "h1", "nsenter", "-t", str(pid), "-n", "-m", "ping", "-c1", "-W10", two, timeout=60
+        )
+        assert names.returncode == 0, "a name resolves while no agent runs"
+        world.bed.start("h1")
+        world.bed.start("h2")
+        assert ping.end() == []
 
 
 def test_several_at_once_leave_nothing(world: World) -> None:

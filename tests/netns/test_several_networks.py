@@ -90,17 +90,17 @@ def test_an_interface_comes_and_goes_while_another_carries_traffic(world: World)
     assert not world.pings("h1", one, in_b)
     pid = str(world.read("h1", "sandbox", "inspect", one)["pid"])
     command = ["nsenter", "-n", "-t", pid, "ping", "-i", "0.02", world.address("h2", in_a, a)]
-    ping = Echoes(world.host("h1").popen(command, stdout=-1, text=True))
-    for _ in range(3):
-        id = connect(world, "h1", one, b, "--priority", "1", "--wait=10")
-        assert leads(world, "h1", one) == [("eth1", gateway(world, b))]
-        assert world.reaches("h1", one, in_b), "by name"
-        assert world.reaches("h3", in_b, one), "and back"
-        assert leaves_by(world, "h1", one, "eth1")
-        world.vx("h1", "endpoint", "rm", id, "--wait=10")
-        assert leads(world, "h1", one) == [("eth0", gateway(world, a))]
-        assert not world.pings("h1", one, in_b) and leaves_by(world, "h1", one, "eth0")
-    assert ping.end() == []
+    with Echoes(world.host("h1").popen(command, stdout=-1, text=True)) as ping:
+        for _ in range(3):
+            id = connect(world, "h1", one, b, "--priority", "1", "--wait=10")
+            assert leads(world, "h1", one) == [("eth1", gateway(world, b))]
+            assert world.reaches("h1", one, in_b), "by name"
+            assert world.reaches("h3", in_b, one), "and back"
+            assert leaves_by(world, "h1", one, "eth1")
+            world.vx("h1", "endpoint", "rm", id, "--wait=10")
+            assert leads(world, "h1", one) == [("eth0", gateway(world, a))]
+            assert not world.pings("h1", one, in_b) and leaves_by(world, "h1", one, "eth0")
+        assert ping.end() == []
     assert world.inside("h1", one, "ip", "link", "show", "eth1").returncode
 
 
