@@ -1,12 +1,15 @@
-"""What tests stand on: echoes end with the test that sent them."""
+"""What tests stand on: echoes end with the test that sent them, and there is a free port."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests import ports
 from tests.netns.echoes import Echoes
 
 # As ping tells of answers, until it is ended.
@@ -33,3 +36,13 @@ def test_echoes_that_have_ended_tell_what_was_lost() -> None:
     with Echoes(answers()) as echoes:
         assert echoes.end() == []
         assert echoes.process.returncode is not None
+
+
+@pytest.mark.parametrize("given", ["32768\t60999", "20000\t60999", "1024\t65535"])
+def test_a_port_is_free_whatever_the_kernel_gives_by_itself(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports, "_GIVEN", tmp_path / "range")
+    (tmp_path / "range").write_text(f"{given}\n")
+    with socket.create_server(("", ports.free_port())) as server:
+        assert server.getsockname()[1] >= 1024
