@@ -36,11 +36,12 @@ T = TypeVar("T")
 
 
 class UnixCalls:
-    """Calls on a unix socket, one at a time. It is connected when the first one is made."""
+    """Calls on a unix socket, one at a time. It is connected when the first one is made, and anew
+    when one is made after that connection has ended, as by an agent that starts again."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._connection = Connection()
+        self._connection: Connection  # from when there is
         self._sock: socket.socket | None = None
         self._deadline = 0.0
         self._service = pb.DESCRIPTOR.services_by_name["Control"]
@@ -59,14 +60,19 @@ class UnixCalls:
             yield answer
 
     async def close(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
         if self._sock:
             self._sock.close()  # which ends what is under way
+        self._sock = None
 
     def _run(self, method: str, requests: Iterable[Any]) -> Iterator[Any]:
         """Make a call; its answers as they come."""
         read = GetMessageClass(self._service.methods_by_name[method].output_type).FromString
-        call = self._connection
+        self._look()
         self._exchange(lambda: False)
+        call = self._connection
         try:
             call.begin(f"/{self._service.full_name}/{method}", _FIELDS)
         except Broken as error:
@@ -87,6 +93,19 @@ class UnixCalls:
         if call.status.code != "OK":
             raise Refused(call.status.code, call.status.text, call.status.details)
 
+    def _look(self) -> None:
+        """Take in what came since the last call, and forget the connection if that ended it."""
+        if self._sock is None:
+            return
+        try:
+            while not self._connection.is_ending:
+                self._connection.feed(self._sock.recv(PIECE, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return  # there is no more
+        except OSError:
+            pass
+        self._forget()
+
     def _exchange(self, is_blocked: Callable[[], object]) -> None:
         """Send what is to go out, and take in what comes as long as `is_blocked`."""
         try:
@@ -104,11 +123,13 @@ class UnixCalls:
                     raise TimeoutError("the agent says nothing")
                 self._connection.feed(sock.recv(PIECE))
         except OSError as error:
+            self._forget()
             raise Refused("UNAVAILABLE", str(error)) from None
 
     def _connect(self) -> socket.socket:
         if self._sock is None:
             self._deadline = time.monotonic() + OPEN_WITHIN
+            self._connection = Connection()
             self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._sock.settimeout(OPEN_WITHIN)
             while True:

@@ -124,6 +124,11 @@ class Connection:
         """Bytes of requests that wait until the other side takes more."""
         return len(self._pending)
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the other side has said that it takes no more calls here."""
+        return self._last < CALLS_MAX
+
     def begin(self, path: str, fields: Mapping[bytes, bytes]) -> None:
         """Begin a call of a method; what is under way is cancelled. Broken if no more can be."""
         self.cancel()

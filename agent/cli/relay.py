@@ -1,9 +1,13 @@
 """Signals to a command that runs for us, and how it ended: it goes by what reaches us.
 
 What a terminal sends, by ^C, ^\\ or when it hangs up, goes to all of its foreground group, so the
-command has it already; what a process sends goes to us alone, and is passed on. Only the siginfo
-tells the two apart (sigaction(2)), and Python's handlers do not get it: so signals are held back
-and waited for, as `sudo` looks at who sent them.
+command has it already; what a process sends to us is passed on. Only the siginfo tells the two
+apart (sigaction(2)), and Python's handlers do not get it: so signals are held back and waited for,
+as `sudo` looks at who sent them. It does not tell that a process sent one to all of our group, or
+to each process of a service: then the command has it twice.
+
+Only this thread holds signals back. With an agent by TCP gRPC's threads are there too, and what
+comes while this one does not wait for it is theirs: SIGINT is lost then, others end us alone.
 """
 
 from __future__ import annotations
@@ -22,6 +26,19 @@ def hold() -> set[signal.Signals]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it is not told of ends
     wanted = {*RELAYED, signal.SIGCHLD}
     return wanted - signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+
+
+def fork() -> int:
+    """os.fork, since `hold`. What has come meanwhile waits for the child as well: it would not have
+    that otherwise, and what a terminal sent is passed on to nobody later."""
+    came = []
+    while info := signal.sigtimedwait(RELAYED, 0):
+        came.append(info.si_signo)
+    child = os.fork()
+    if child == 0:
+        for number in came:
+            os.kill(os.getpid(), number)
+    return child
 
 
 def release(held: Collection[int]) -> None:

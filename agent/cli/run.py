@@ -147,8 +147,9 @@ def exec_(name: str, command: tuple[str, ...], host: str) -> None:
     if not command:
         raise click.UsageError("give a command after --")
     sandbox = call(host, lambda client: client.sandbox(name))
+    _flush()
     held = relay.hold()
-    child = _fork()
+    child = relay.fork()
     if child == 0:
         _enter(sandbox.pid, sandbox.netns, sandbox.resolv_conf, command, held)
     sys.exit(relay.reap(child))
@@ -247,11 +248,11 @@ class _Child:
 
     def start(self, resolv_conf: str) -> None:
         """Let the child become its command."""
+        if self._direct:
+            relay.hold()  # before the go: a signal behind it would end us and leave the command
         self._is_started = True
         os.write(self._write, resolv_conf.encode() or b"\n")
         os.close(self._write)
-        if self._direct:
-            relay.hold()
 
     def wait(self) -> int:
         """The command's exit status, 128 + n if signal n ended it."""
@@ -269,9 +270,14 @@ class _Child:
 
 
 def _fork() -> int:
+    _flush()
+    return os.fork()
+
+
+def _flush() -> None:
+    """Before a fork, or it would be written twice. It may have to wait for who reads it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    return os.fork()
 
 
 def _become(command: Sequence[str], held: Collection[int]) -> NoReturn:

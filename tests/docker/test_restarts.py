@@ -90,14 +90,14 @@ def test_live_restore(world: DockerWorld) -> None:
         pid = pid_of(world, "h1", "one")
         there = ("nsenter", "-n", "-t", pid_of(world, "h3", "two"))
         command = [*there, "ping", "-i", "0.05", had[0][0]]
-        ping = Echoes(world.host("h3").popen(command, stdout=-1, text=True))
-        end_engine(world, "h1", signal.SIGTERM)
-        assert reaches(world, "h3", "two", "one")  # while the engine is away
-        world.bed.kill("h1")
-        world.bed.start("h1")  # the agent, and the engine
-        assert pid_of(world, "h1", "one") == pid
-        assert addresses(world, "h1", "one") == had
-        assert ping.end() == [], "it was reached all the time"
+        with Echoes(world.host("h3").popen(command, stdout=-1, text=True)) as ping:
+            end_engine(world, "h1", signal.SIGTERM)
+            assert reaches(world, "h3", "two", "one")  # while the engine is away
+            world.bed.kill("h1")
+            world.bed.start("h1")  # the agent, and the engine
+            assert pid_of(world, "h1", "one") == pid
+            assert addresses(world, "h1", "one") == had
+            assert ping.end() == [], "it was reached all the time"
         world.wait(lambda: both_reach(world), "by name too: those come with the engine's events")
         world.container("h1", "web", "new")
         world.wait(lambda: reaches(world, "h3", "two", "new"), "who is new is reached")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ EACH = 16
 PAUSE = 0.005  # s after each request: so many clients are not to fill the machine
 REFUSED = 0.01  # s after one that failed
 KEPT, NEW = "kept", "new"
-ENDS_WITHIN = 60.0  # s
+BEGINS_WITHIN = ENDS_WITHIN = 60.0  # s
 
 
 class Failure(NamedTuple):
@@ -62,8 +63,11 @@ class Asker:
         command = ["python", str(Path(__file__)), address, port, str(timeout), str(least)]
         pipe = subprocess.PIPE
         self._process = popen(command, stdin=pipe, stdout=pipe, text=True)
-        assert self._process.stdout
-        assert self._process.stdout.readline() == "asks\n"
+        out = self._process.stdout
+        assert out
+        if not (select.select([out], [], [], BEGINS_WITHIN)[0] and out.readline() == "asks\n"):
+            self.kill()
+            raise AssertionError("it does not begin to ask")
 
     def end(self) -> Account:
         """Ask no more; what became of it."""

@@ -11,12 +11,14 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Self
 
 WITHIN = 60.0  # s, for an answer that comes at once when it works
 
 
 class Echoes:
-    """A ping that was started with a pipe as its stdout, from when its first echo came back.
+    """A ping that was started with a pipe as its stdout, from when its first echo came back until
+    `end`, or else the end of the `with` that it is in.
 
     Before that its question for a MAC may have met a port that was off its bridge, and is sent
     again only after a second. Its output is read all the time: a ping whose pipe is full sends
@@ -33,6 +35,12 @@ class Echoes:
         except AssertionError:
             self._stop()
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
 
     def end(self) -> list[int]:
         """See that it goes on after all that was changed, and end it; the numbers of those that

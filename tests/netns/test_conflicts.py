@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import subprocess
@@ -73,11 +74,9 @@ class Stream:
 def pinging(world: World, host: str, sandbox: str, address: str) -> Iterator[list[int]]:
     """Echoes every 20 ms meanwhile; at the end, the numbers of those that were lost."""
     words = [VXMESH, "exec", sandbox, "--", "ping", "-n", "-w", "300", "-i", "0.02", address]
-    ping = Echoes(world.host(host).popen(words, stdout=subprocess.PIPE, text=True))
     lost: list[int] = []
-    try:
+    with Echoes(world.host(host).popen(words, stdout=subprocess.PIPE, text=True)) as ping:
         yield lost
-    finally:
         lost += ping.end()
 
 
@@ -217,17 +216,17 @@ async def test_a_new_vni_leaves_the_workloads_interfaces_alone(fabric: Fabric) -
         return int(json.loads(near.run("ip", "-j", "link", "show", "eth0"))[0]["ifindex"])
 
     before = index()
-    ping = pinging_from(near.path, "10.7.0.4")
-    for old, new in ((7, 70_000), (70_000, 8), (8, 7)):
-        for host in fabric.hosts:
-            renumber(host, old, new)
-        await fabric.settle()
-        attempts = [(near.path, "10.7.0.3"), (far.path, "10.7.0.2"), (near.path, "fd00:7::3")]
-        assert pings(*attempts, (near.path, "10.7.0.1")) == [True] * 4
-        devices = run("ip", "-br", "link", netns=beside.own)
-        assert f"vxl{new}" in devices and f"vxl{old} " not in devices
-        assert f"vxb{old} " not in devices
-    lost = ping.end()
+    with await asyncio.to_thread(pinging_from, near.path, "10.7.0.4") as ping:
+        for old, new in ((7, 70_000), (70_000, 8), (8, 7)):
+            for host in fabric.hosts:
+                renumber(host, old, new)
+            await fabric.settle()
+            attempts = [(near.path, "10.7.0.3"), (far.path, "10.7.0.2"), (near.path, "fd00:7::3")]
+            assert pings(*attempts, (near.path, "10.7.0.1")) == [True] * 4
+            devices = run("ip", "-br", "link", netns=beside.own)
+            assert f"vxl{new}" in devices and f"vxl{old} " not in devices
+            assert f"vxb{old} " not in devices
+        lost = await asyncio.to_thread(ping.end)
     # A port that leaves a bridge waits for all processors (synchronize_net), some 20 ms each.
     sent = ping.answered[-1] - ping.answered[0] + 1
     print(f"three new VNIs: {len(lost)} of {sent} echoes, one every 5 ms, were lost")

@@ -423,13 +423,13 @@ def test_a_key_is_changed_without_a_loss(world: World) -> None:
     _, a, b = sandboxes(world, "--encrypted")
     before = {host: generation(world, host)[0] for host in HOSTS}
     command = ["vxmesh", "exec", a, "--", "ping", "-n", "-i", "0.01", world.address("h2", b)]
-    ping = Echoes(world.host("h1").popen(command, stdout=subprocess.PIPE, text=True))
-    world.vx("h1", "node", "rotate-keys", timeout=60)
-    rotate(world, *HOSTS)
-    assert generation(world, "h1") == [before["h1"] + 2]
-    assert generation(world, "h2") == [before["h2"] + 1]
-    assert world.reaches("h1", a, world.address("h2", b)), "with the new keys"
-    assert ping.end() == []
+    with Echoes(world.host("h1").popen(command, stdout=subprocess.PIPE, text=True)) as ping:
+        world.vx("h1", "node", "rotate-keys", timeout=60)
+        rotate(world, *HOSTS)
+        assert generation(world, "h1") == [before["h1"] + 2]
+        assert generation(world, "h2") == [before["h2"] + 1]
+        assert world.reaches("h1", a, world.address("h2", b)), "with the new keys"
+        assert ping.end() == []
     for host in HOSTS:
         assert len(devices(world, host)) == 1, "the old device is gone"
 

@@ -741,7 +741,8 @@ async def test_an_agents_ports_are_closed_at_every_address_of_its_host(net: Net)
     command = ["nsenter", f"--net={net.host.path}", sys.executable, "-u", "-c", LISTEN]
     listener = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     try:
-        assert listener.stdout and await listener.stdout.readline()
+        assert listener.stdout
+        assert await asyncio.wait_for(listener.stdout.readline(), 60)
         for address in ("10.99.0.1", "10.98.0.1", "169.254.83.1", "fd98::1"):
             assert connects(net.me.path, address, 9101), "another port is open as before"
             assert not connects(net.me.path, address, 9100, 0.7), address

@@ -21,7 +21,7 @@ from tests.netns import frames
 from tests.netns.datapath_hosts import connects
 from tests.netns.flood import BEGUN
 from tests.netns.frames import ARP, BROADCAST, ethernet, send
-from tests.netns.world import World, until_said
+from tests.netns.world import World, said, until_said
 
 pytestmark = pytest.mark.netns
 
@@ -175,10 +175,12 @@ def test_no_agent_is_reached_from_a_sandbox(world: World) -> None:
     box = workload(world, "h1", network, world.workload("h1", network))
     h1, h2 = world.host("h1"), world.host("h2")
     listener = subprocess.Popen(
-        ["ip", "netns", "exec", h2.namespace, sys.executable, "-c", LISTEN], stdout=subprocess.PIPE
+        ["ip", "netns", "exec", h2.namespace, sys.executable, "-c", LISTEN],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
-        assert listener.stdout and listener.stdout.readline()
+        assert said(listener.stdout)
         assert connects(box.netns, h2.address, 8946), "another port of that host is reached"
         for address in (h1.address, h2.address, "169.254.83.1"):
             assert not connects(box.netns, address, 7946, 1.0), address
@@ -209,10 +211,12 @@ def test_ports_of_agents_are_free_to_use_inside_a_network(world: World) -> None:
     for port in (7946, 4789):
         code = LISTEN.replace("8946", str(port))
         server = subprocess.Popen(
-            ["nsenter", f"--net={far.netns}", sys.executable, "-c", code], stdout=subprocess.PIPE
+            ["nsenter", f"--net={far.netns}", sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         try:
-            assert server.stdout and server.stdout.readline()
+            assert said(server.stdout)
             assert connects(near.netns, far.address, port)
         finally:
             server.kill()

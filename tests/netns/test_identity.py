@@ -34,7 +34,6 @@ def test_pings_and_gossip_go_on_across_three_renewals_and_another_ca() -> None:
         world.workload("h3", net, "three")
         target = world.address("h3", "three")
         command = [VXMESH, "exec", "one", "--", "ping", "-i", "0.1", target]
-        ping = Echoes(bed.host("h1").popen(command, stdout=-1, text=True))
         before = status(world)["authorities"][0]["fingerprint"]
         made = 0
 
@@ -50,14 +49,15 @@ def test_pings_and_gossip_go_on_across_three_renewals_and_another_ca() -> None:
             hosts = ("h1", "h2", "h3")
             return min(len(told(world, host, "certificate.renewed")) for host in hosts)
 
-        deadline = time.monotonic() + 120
-        while renewed() < 3:
-            assert time.monotonic() < deadline, "three renewals"
+        with Echoes(bed.host("h1").popen(command, stdout=-1, text=True)) as ping:
+            deadline = time.monotonic() + 120
+            while renewed() < 3:
+                assert time.monotonic() < deadline, "three renewals"
+                gossip()
+            world.vx("h1", "cluster", "rotate-ca", "--wait=30")
             gossip()
-        world.vx("h1", "cluster", "rotate-ca", "--wait=30")
-        gossip()
-        world.wait(lambda: renewed() >= 4, "and the new CA's")
-        assert ping.end() == []
+            world.wait(lambda: renewed() >= 4, "and the new CA's")
+            assert ping.end() == []
         now = status(world)
         assert now["authorities"][0]["fingerprint"] != before
         assert now["rotation"] == {"phase": "done", "waiting": [], "left_behind": []}

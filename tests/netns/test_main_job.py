@@ -7,7 +7,7 @@ import signal
 import subprocess
 
 from tests.netns.echoes import Echoes
-from tests.netns.world import PATIENCE, World, until_said
+from tests.netns.world import PATIENCE, World, said, until_said
 
 
 def test_workloads_reach_each_other_by_name(world: World) -> None:
@@ -159,11 +159,11 @@ def test_a_command_gets_what_is_sent_to_run_and_exec(world: World) -> None:
             ["vxmesh", *words, "--", "python3", "-c", tells], stdout=subprocess.PIPE, text=True
         )
         world.later(ours.kill)
-        assert ours.stdout and ours.stdout.readline() == "ready\n"
+        assert said(ours.stdout) == "ready\n"
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
             ours.send_signal(number)
-            assert ours.stdout.readline() == f"{int(number)}\n"
-        assert ours.wait(PATIENCE) == 7 and ours.stdout.read() == ""
+            assert said(ours.stdout) == f"{int(number)}\n"
+        assert ours.wait(PATIENCE) == 7 and said(ours.stdout) == ""
 
 
 def test_a_workload_that_is_killed_is_cleaned_up(world: World) -> None:
@@ -205,16 +205,16 @@ def test_traffic_and_names_do_not_notice_the_agents_restart(world: World) -> Non
     address = world.address("h2", two, net)
     pid = world.read("h1", "sandbox", "inspect", one)["pid"]
     command = ["nsenter", f"--net=/proc/{pid}/ns/net", "ping", "-i", "0.01", address]
-    ping = Echoes(world.host("h1").popen(command, stdout=-1, text=True))
-    world.bed.kill("h1")
-    world.bed.kill("h2")
-    names = world.run(
-        "h1", "nsenter", "-t", str(pid), "-n", "-m", "ping", "-c1", "-W10", two, timeout=60
-    )
-    assert names.returncode == 0, "a name resolves while no agent runs"
-    world.bed.start("h1")
-    world.bed.start("h2")
-    assert ping.end() == []
+    with Echoes(world.host("h1").popen(command, stdout=-1, text=True)) as ping:
+        world.bed.kill("h1")
+        world.bed.kill("h2")
+        names = world.run(
+            "h1", "nsenter", "-t", str(pid), "-n", "-m", "ping", "-c1", "-W10", two, timeout=60
+        )
+        assert names.returncode == 0, "a name resolves while no agent runs"
+        world.bed.start("h1")
+        world.bed.start("h2")
+        assert ping.end() == []
 
 
 def test_several_at_once_leave_nothing(world: World) -> None:

@@ -38,6 +38,7 @@ from agent.resolver import feed
 from agent.resolver.client import ResolverClient
 from agent.resolver.feed import State, View
 from agent.syscalls import in_netns, socket_in, start_time
+from tests.netns.world import said
 
 pytestmark = pytest.mark.netns
 
@@ -214,8 +215,7 @@ class Bed:
             cwd=ROOT,
         )
         self.processes.append(process)
-        assert process.stdout is not None
-        return process, int(process.stdout.readline())
+        return process, int(said(process.stdout))
 
     def client(self, state: State) -> ResolverClient:
         """A feeding client in this process. It finds the resolver and need not start it."""

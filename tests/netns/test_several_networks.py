@@ -15,7 +15,7 @@ import pytest
 from agent import syscalls
 from agent.workload import tell_resolver
 from tests.netns.echoes import Echoes
-from tests.netns.world import World, until_said
+from tests.netns.world import World, said, until_said
 
 
 def leads(world: World, host: str, sandbox: str, family: str = "-4") -> list[tuple[str, str]]:
@@ -90,17 +90,17 @@ def test_an_interface_comes_and_goes_while_another_carries_traffic(world: World)
     assert not world.pings("h1", one, in_b)
     pid = str(world.read("h1", "sandbox", "inspect", one)["pid"])
     command = ["nsenter", "-n", "-t", pid, "ping", "-i", "0.02", world.address("h2", in_a, a)]
-    ping = Echoes(world.host("h1").popen(command, stdout=-1, text=True))
-    for _ in range(3):
-        id = connect(world, "h1", one, b, "--priority", "1", "--wait=10")
-        assert leads(world, "h1", one) == [("eth1", gateway(world, b))]
-        assert world.reaches("h1", one, in_b), "by name"
-        assert world.reaches("h3", in_b, one), "and back"
-        assert leaves_by(world, "h1", one, "eth1")
-        world.vx("h1", "endpoint", "rm", id, "--wait=10")
-        assert leads(world, "h1", one) == [("eth0", gateway(world, a))]
-        assert not world.pings("h1", one, in_b) and leaves_by(world, "h1", one, "eth0")
-    assert ping.end() == []
+    with Echoes(world.host("h1").popen(command, stdout=-1, text=True)) as ping:
+        for _ in range(3):
+            id = connect(world, "h1", one, b, "--priority", "1", "--wait=10")
+            assert leads(world, "h1", one) == [("eth1", gateway(world, b))]
+            assert world.reaches("h1", one, in_b), "by name"
+            assert world.reaches("h3", in_b, one), "and back"
+            assert leaves_by(world, "h1", one, "eth1")
+            world.vx("h1", "endpoint", "rm", id, "--wait=10")
+            assert leads(world, "h1", one) == [("eth0", gateway(world, a))]
+            assert not world.pings("h1", one, in_b) and leaves_by(world, "h1", one, "eth0")
+        assert ping.end() == []
     assert world.inside("h1", one, "ip", "link", "show", "eth1").returncode
 
 
@@ -124,7 +124,8 @@ def test_the_way_out_is_taken_over_without_a_gap(world: World) -> None:
             assert [device for device, _ in leads(world, "h1", one, family)] == ["eth1"]
         world.inside("h1", one, "ip", "route", "del", "unreachable", "198.51.100.1")
         seen = []
-        while "198.51.100.1" not in (line := watch.stdout.readline()) or "Deleted" not in line:
+        while "198.51.100.1" not in (line := said(watch.stdout)) or "Deleted" not in line:
+            assert line, "it has ended"
             seen.append(line)
     finally:
         watch.kill()
@@ -323,8 +324,7 @@ def test_no_file_but_ours_is_ever_written(kind: str, tmp_path: Path) -> None:
         [sys.executable, "-c", STRANGER, kind, str(tmp_path)],
         stdin=-1, stdout=-1, text=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     ) as child:  # fmt: skip
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
+        assert said(child.stdout) == "ready\n"
         assert not tell_resolver(child.pid, syscalls.start_time(child.pid), "ours")
         assert not tell_resolver(child.pid, 1, "ours"), "it was another process"
         told, _ = child.communicate("")

@@ -285,6 +285,47 @@ def test_after_the_last_call_that_an_agent_takes_it_is_none(tmp_path: Path) -> N
     ended()
 
 
+ANSWER = SETTINGS + frame(1, 4, 1, b"\x88") + frame(0, 0, 1, bytes(5))
+ANSWER += frame(1, 5, 1, b"\0\x0bgrpc-status\x010")
+LAST = frame(7, 0, 0, (1).to_bytes(4) + bytes(4))  # GOAWAY: the first call is the last one
+ENDS = {
+    "between": (ANSWER, True),
+    "it takes no more": (ANSWER + LAST, False),
+    "during a call": (SETTINGS, True),
+}
+
+
+@pytest.mark.parametrize(("said", "ends"), ENDS.values(), ids=list(ENDS))
+def test_after_the_end_of_its_connection_a_client_makes_another(
+    tmp_path: Path, said: bytes, ends: bool
+) -> None:
+    path, has_ended = tmp_path / "agent.sock", threading.Event()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(WITHIN)
+
+        def answer() -> None:
+            first = stack.enter_context(listener.accept()[0])
+            first.sendall(said)
+            if ends:
+                first.shutdown(socket.SHUT_RDWR)
+            has_ended.set()
+            stack.enter_context(listener.accept()[0]).sendall(ANSWER)
+
+        async def calls(client: Client) -> None:
+            with pytest.raises(NoAgent) if said == SETTINGS else contextlib.nullcontext():
+                assert await client.nodes() == []
+            assert has_ended.wait(WITHIN)
+            assert await client.nodes() == []
+
+        threads = stack.enter_context(futures.ThreadPoolExecutor(1))
+        answered = threads.submit(answer)
+        Way(f"unix://{path}", Told(), True).run(calls)
+        answered.result(WITHIN)
+
+
 def test_who_says_nothing_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clientunix, "OPEN_WITHIN", 0.05)
     path, told = tmp_path / "agent.sock", threading.Event()

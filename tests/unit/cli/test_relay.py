@@ -20,7 +20,7 @@ import os, sys
 from agent.cli import relay
 
 held = relay.hold()
-child = os.fork()
+child = relay.fork()
 if not child:
     relay.release(held)
     os.execv(sys.executable, [sys.executable, "-u", "-c", sys.argv[1], *sys.argv[2:]])
@@ -40,6 +40,22 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, tell)
 os.write(told, f"{os.getpid()}\\n".encode())
 while True: signal.pause()
+"""
+
+# Us, who wait for a signal between the two; the command would end by itself.
+LATE = """
+import os, signal, sys, time
+from agent.cli import relay
+
+held = relay.hold()
+os.write(1, b"held")
+deadline = time.monotonic() + 30
+while not signal.sigpending() and time.monotonic() < deadline: time.sleep(0.005)
+child = relay.fork()
+if not child:
+    relay.release(held)
+    os._exit(3)
+sys.exit(relay.reap(child))
 """
 
 
@@ -121,6 +137,21 @@ def test_a_hang_up_that_only_we_are_told_of_reaches_the_command(relay: Relay) ->
     assert relay.told() == signal.SIGTERM and relay.status() == 7
 
 
+@pytest.mark.parametrize(("key", "number"), [(b"\x03", signal.SIGINT), (b"\x1c", signal.SIGQUIT)])
+def test_what_a_terminal_sends_just_before_the_fork_is_not_lost(
+    key: bytes, number: signal.Signals
+) -> None:
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(sys.executable, [sys.executable, "-c", LATE])
+    try:
+        assert select.select([terminal], [], [], PATIENCE)[0] and os.read(terminal, 4) == b"held"
+        os.write(terminal, key)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + number
+    finally:
+        os.close(terminal)
+
+
 @pytest.mark.parametrize("number", RELAYED)
 def test_we_end_as_the_command_does(number: signal.Signals) -> None:
     # Whoever runs the tests may ignore some (nohup, a shell's background): commands inherit that.
@@ -139,3 +170,27 @@ def test_an_end_is_seen_by_who_was_started_ignoring_them() -> None:
     )
     command = [sys.executable, "-c", code, "-c", OURS, "raise SystemExit(3)"]
     assert subprocess.run(command, timeout=PATIENCE).returncode == 3
+
+
+# It is to start a command that waits for the end of its stdin; SIGTERM comes when that may begin.
+STARTS = """
+import os, signal, sys
+from types import SimpleNamespace
+from agent.cli import run
+
+def write(fd, data):
+    os.write(fd, data)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+child = run._Child(["cat"], False, "", False)
+child.await_ready()
+run.os = SimpleNamespace(write=write, close=os.close)
+child.start("")
+run.os = os
+sys.exit(child.wait())
+"""
+
+
+def test_a_signal_just_after_the_go_reaches_what_was_started() -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTS], stdin=subprocess.PIPE) as ours:
+        assert ours.wait(PATIENCE) == 128 + signal.SIGTERM, "the command was ended, then we"

@@ -1,0 +1,48 @@
+"""What tests stand on: echoes end with the test that sent them, and there is a free port."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import ports
+from tests.netns.echoes import Echoes
+
+# As ping tells of answers, until it is ended.
+ANSWERS = """
+import itertools, time
+for number in itertools.count(1):
+    print(f"64 bytes: icmp_seq={number} ttl=64", flush=True)
+    time.sleep(0.005)
+"""
+
+
+def answers() -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", ANSWERS], stdout=subprocess.PIPE, text=True)
+
+
+def test_echoes_end_with_a_test_that_fails() -> None:
+    process = answers()
+    with pytest.raises(AssertionError, match="what it is about"), Echoes(process):
+        raise AssertionError("what it is about")
+    assert process.returncode is not None
+
+
+def test_echoes_that_have_ended_tell_what_was_lost() -> None:
+    with Echoes(answers()) as echoes:
+        assert echoes.end() == []
+        assert echoes.process.returncode is not None
+
+
+@pytest.mark.parametrize("given", ["32768\t60999", "20000\t60999", "1024\t65535"])
+def test_a_port_is_free_whatever_the_kernel_gives_by_itself(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports, "_GIVEN", tmp_path / "range")
+    (tmp_path / "range").write_text(f"{given}\n")
+    with socket.create_server(("", ports.free_port())) as server:
+        assert server.getsockname()[1] >= 1024
