@@ -28,6 +28,8 @@ from agent.syscalls import socket_in
 T = TypeVar("T")
 P = ParamSpec("P")
 
+ANSWERED_WITHIN = 5.0  # s, of a kernel in which others make and delete many devices
+
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 
@@ -68,19 +70,30 @@ class Rtnetlink:
         """Open in the namespace at path `netns`."""
         self._socket = socket_in(netns, socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
         self._opened: Any = None
+        self._asking: set[asyncio.Task[Any]] = set()
 
     @property
     def _route(self) -> Any:
         """pyroute2's object, which belongs to the thread that makes it."""
+        if (task := asyncio.current_task()) and task not in self._asking:
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
         if self._opened is None:
             self._opened = AsyncIPRoute(use_socket=self._socket)
         return self._opened
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket, once what was asked is answered."""
         asyncio.run_coroutine_threadsafe(self._close(), _thread_loop()).result()
 
     async def _close(self) -> None:
+        # With the first request pyroute2 hands the socket to the loop, which adds it a turn later:
+        # closed in between, its number may be another's by then.
+        if asking := self._asking - {asyncio.current_task()}:
+            _, pending = await asyncio.wait(asking, timeout=ANSWERED_WITHIN)
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
         if self._opened is not None:
             self._opened.close()
         self._socket.close()

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from agent.datapath import linkpacking, namespaces, nft, sandbox
+from agent.datapath import linkpacking, namespaces, nft, rtnetlink, sandbox
 from agent.datapath.bulk import Bulk
 from agent.datapath.maker import Maker
 from agent.datapath.monitor import Events, Monitor
@@ -647,6 +647,25 @@ async def test_the_underlay_is_described(tmp_path: Path) -> None:
         assert (await describe(a.vtep, str(a.path))).mtu == 1280
         empty = fabric.namespace("empty")
         assert await describe("203.0.113.1", str(empty)) == type(seen)(1500, ())
+
+
+async def test_a_socket_is_closed_when_its_first_request_is_answered(netns: Path) -> None:
+    loop, netlink = rtnetlink._thread_loop(), Netlink(netns)
+    wrong: list[dict[str, Any]] = []
+
+    async def both() -> list[Any]:
+        """The first request, and right behind it, in the same turn of the loop, the end."""
+        loop.set_exception_handler(lambda _, context: wrong.append(context))
+        try:
+            found = await asyncio.gather(netlink.links(), netlink._close())
+            await asyncio.sleep(0)
+        finally:
+            loop.set_exception_handler(None)
+        return found
+
+    asked = asyncio.run_coroutine_threadsafe(both(), loop)
+    links, _ = await asyncio.wrap_future(asked)
+    assert [link.name for link in links] == ["lo"] and not wrong
 
 
 async def test_links_that_are_not_there(netns: Path) -> None:
