@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import Invalid
-from agent.model import BARRED_DATA_PORTS, NAMES_PORT, parse_address, parse_name
+from agent.model import BARRED_DATA_PORTS, NAMES_PORT
+from agent.notation import parse_address, parse_name
 
 DEFAULT_FILE = Path("/etc/vxmesh/agent.toml")
 # s; a node renews at two thirds, which must leave it time for more than one try. The CA's own

@@ -15,8 +15,8 @@ import structlog
 
 from agent.core.removal import ATTEMPT_WITHIN, Answer, Ask, Attempt, Verdict
 from agent.errors import Conflict, InUse, Invalid, NotFound, Timeout, Unavailable, VxmeshError
-from agent.model import shorten
 from agent.node import NodeState
+from agent.notation import shorten
 from agent.operations import Operations
 
 log = structlog.get_logger()

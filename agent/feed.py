@@ -17,8 +17,9 @@ from agent.core.nametables import ServiceBackend, ServicePort
 from agent.core.question import parse_question, reverse_prefix
 from agent.core.services import taking
 from agent.errors import Invalid
-from agent.model import Network, format_address
+from agent.model import Network
 from agent.node import NodeState
+from agent.notation import format_address
 from agent.resolver.client import ResolverClient
 from agent.resolver.feed import Batch, ServiceRow, State, View
 from agent.rpc import control_pb2 as pb

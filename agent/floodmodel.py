@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent.errors import Invalid
-from agent.model import OVERLAY, Network, shorten
+from agent.model import OVERLAY, Network
+from agent.notation import shorten
 
 FLOOD, FLOOD_RATE = "flood", "flood-rate"
 ON, OFF = "on", "off"

@@ -25,14 +25,8 @@ from agent.lanmodel import (
     is_on_lan,
     parse_lan,
 )
-from agent.model import (
-    HANDED_OUT,
-    Endpoint,
-    Network,
-    Sandbox,
-    find_overlap,
-    plugin_of,
-)
+from agent.model import HANDED_OUT, Endpoint, Network, Sandbox, plugin_of
+from agent.notation import find_overlap
 from agent.requests import EndpointSpec
 from agent.workload import Namespace, identify, is_alive, tell_resolver
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.errors import Invalid
-from agent.model import Endpoint, Network, plugin_of, shorten
+from agent.model import Endpoint, Network, plugin_of
+from agent.notation import shorten
 
 MACVLAN, IPVLAN = "macvlan", "ipvlan"
 LAN_DRIVERS = (MACVLAN, IPVLAN)

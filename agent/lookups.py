@@ -16,7 +16,8 @@ from agent.core.services import Row, rows
 from agent.core.waysout import Way, lead, priorities
 from agent.errors import Invalid, NotFound
 from agent.lanmodel import host_side_name, is_host_side
-from agent.model import OVERLAY, PREDEFINED, Endpoint, Network, Node, Sandbox, plugin_of, shorten
+from agent.model import OVERLAY, PREDEFINED, Endpoint, Network, Node, Sandbox, plugin_of
+from agent.notation import shorten
 from agent.servicemodel import Health, Service
 from agent.views import Status, Views
 

@@ -19,8 +19,9 @@ from agent.errors import Invalid
 from agent.floodmodel import flood_rate
 from agent.lanmodel import MACVLAN, is_bridged, is_on_lan
 from agent.localports import LocalPorts
-from agent.model import BRIDGE, OVERLAY, Network, parse_address
+from agent.model import BRIDGE, OVERLAY, Network
 from agent.node import NodeState
+from agent.notation import parse_address
 from agent.published import Published
 from agent.views import Change
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 from agent.drivers.base import Forward
 from agent.lanmodel import is_bridged
-from agent.model import Sandbox, format_address, holds
+from agent.model import Sandbox
 from agent.node import NodeState
+from agent.notation import format_address, holds
 from agent.views import Change
 
 Apart = Mapping[str, frozenset[str]]  # network -> those of its subnets that lead to another here

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from agent import model
+from agent import model, notation
 from agent.core.bounds import ADDRESSES_MAX, SUBNETS_MAX, are_labels, are_stations
 from agent.errors import Invalid
 from agent.floodmodel import parse_flood
@@ -93,7 +93,7 @@ def parse_network(
     ipam_options: dict[str, str] | None = None,
 ) -> NetworkSpec:
     """Check each field of a network; Invalid or Unsupported names the first that is wrong."""
-    name = model.parse_name(name, "network")
+    name = notation.parse_name(name, "network")
     driver = driver or model.OVERLAY
     if name in model.PREDEFINED:
         raise Invalid(
@@ -109,19 +109,19 @@ def parse_network(
         _parse_plugin(driver, "driver")
     elif driver not in DRIVERS:
         raise Invalid(
-            f"driver {model.shorten(driver)}", "is unknown", f"Use one of {', '.join(DRIVERS)}"
+            f"driver {notation.shorten(driver)}", "is unknown", f"Use one of {', '.join(DRIVERS)}"
         )
     if len(subnets) > SUBNETS_MAX:
         raise Invalid(
             f"network {name}", f"has {len(subnets)} subnets", f"Give at most {SUBNETS_MAX}"
         )
-    parsed = [model.parse_subnet(s) for s in subnets]
+    parsed = [notation.parse_subnet(s) for s in subnets]
     for i, subnet in enumerate(parsed):
-        clash = model.find_overlap(subnet, [(str(s), str(s)) for s in parsed[:i]])
+        clash = notation.find_overlap(subnet, [(str(s), str(s)) for s in parsed[:i]])
         if clash:
             raise Invalid(f"subnet {subnet}", f"overlaps {clash[0]}", "Give separate subnets")
     for gateway in gateways:
-        address = ipaddress.ip_address(model.parse_address(gateway))
+        address = ipaddress.ip_address(notation.parse_address(gateway))
         home = next((s for s in parsed if address in s), None)
         if home is None:
             raise Invalid(
@@ -133,7 +133,7 @@ def parse_network(
             raise Invalid(f"gateway {gateway}", f"is no host's address in {home}", "Use another")
     ranges = [_parse_range(text, parsed) for text in ip_ranges if text]
     for i, part in enumerate(ranges):
-        if clash := model.find_overlap(part, [(str(r), str(r)) for r in ranges[:i]]):
+        if clash := notation.find_overlap(part, [(str(r), str(r)) for r in ranges[:i]]):
             raise Invalid(f"IP range {part}", f"overlaps {clash[0]}", "Give separate ones")
     if driver != model.OVERLAY and (encrypted or vni):
         raise Invalid(
@@ -147,13 +147,13 @@ def parse_network(
         parse_flood(driver, options or {})
     spoof = (options or {}).get(model.SPOOF, "deny")
     if spoof not in ("allow", "deny"):
-        raise Invalid(f"option spoof={model.shorten(spoof)}", "is unknown", "Use allow or deny")
+        raise Invalid(f"option spoof={notation.shorten(spoof)}", "is unknown", "Use allow or deny")
     for key, value in (options or {}).items():
-        if key.startswith(model.AUX) and not model.holds(
-            [str(s) for s in parsed], model.parse_address(value)
+        if key.startswith(model.AUX) and not notation.holds(
+            [str(s) for s in parsed], notation.parse_address(value)
         ):
             raise Invalid(
-                f"option {model.shorten(key)}={value}",
+                f"option {notation.shorten(key)}={value}",
                 "is in none of the subnets",
                 "Give the --subnet that it is to be kept free in",
             )
@@ -181,23 +181,23 @@ def parse_network(
         mtu,
         vni,
         ipv6,
-        model.parse_labels(options or {}, "option"),
-        model.parse_labels(labels or {}),
+        notation.parse_labels(options or {}, "option"),
+        notation.parse_labels(labels or {}),
         encrypted,
         ipv4=not ipv6_only,
         ipam=_parse_ipam(ipam_driver, ipam_options or {}),
     )
 
 
-def _parse_range(text: str, subnets: Sequence[model.IPNetwork]) -> model.IPNetwork:
+def _parse_range(text: str, subnets: Sequence[notation.IPNetwork]) -> notation.IPNetwork:
     """A part of one of `subnets`; Invalid if it is none."""
-    part = model.parse_subnet(text) if "/" in text else None
+    part = notation.parse_subnet(text) if "/" in text else None
     if part is None or not any(
         part.version == s.version and part.subnet_of(s)  # type: ignore[arg-type]
         for s in subnets
     ):
         raise Invalid(
-            f"IP range {model.shorten(text)}",
+            f"IP range {notation.shorten(text)}",
             "lies in none of the subnets",
             "Write it as 10.1.0.64/26, with the --subnet that it is a part of",
         )
@@ -212,7 +212,7 @@ def _parse_ipam(driver: str, options: dict[str, str]) -> model.Ipam | None:
             )
         return None
     _parse_plugin(driver, "IPAM driver")
-    found = model.parse_labels(options, "IPAM option")
+    found = notation.parse_labels(options, "IPAM option")
     return model.Ipam(driver.removeprefix(model.REMOTE), (), "", found)
 
 
@@ -221,7 +221,7 @@ def _parse_plugin(driver: str, what: str) -> None:
     name = driver.removeprefix(model.REMOTE)
     if name == driver or not _PLUGIN.match(name):
         raise Invalid(
-            f"{what} {model.shorten(driver)}",
+            f"{what} {notation.shorten(driver)}",
             "names no plugin",
             "Write it as remote:NAME, where NAME.sock or NAME.spec is in /run/docker/plugins",
         )
@@ -243,22 +243,22 @@ def parse_endpoint(
         )
     if len(aliases) > model.ALIASES_MAX:
         raise Invalid(
-            f"endpoint {model.shorten(name)}",
+            f"endpoint {notation.shorten(name)}",
             f"has {len(aliases)} aliases",
             f"Give at most {model.ALIASES_MAX}",
         )
     if len(addresses) > ADDRESSES_MAX:
         raise Invalid(
-            f"endpoint {model.shorten(name)}",
+            f"endpoint {notation.shorten(name)}",
             f"has {len(addresses)} addresses",
             f"Give at most {ADDRESSES_MAX}",
         )
     return EndpointSpec(
-        model.parse_name(name, "endpoint"),
-        tuple(dict.fromkeys(model.parse_address(a) for a in addresses)),
-        model.parse_mac(mac) if mac else b"",
-        tuple(dict.fromkeys(model.parse_alias(a) for a in aliases)),
-        model.parse_labels(labels) if labels else {},
+        notation.parse_name(name, "endpoint"),
+        tuple(dict.fromkeys(notation.parse_address(a) for a in addresses)),
+        notation.parse_mac(mac) if mac else b"",
+        tuple(dict.fromkeys(notation.parse_alias(a) for a in aliases)),
+        notation.parse_labels(labels) if labels else {},
         priority,
     )
 
@@ -331,7 +331,7 @@ def _plain(lines: Sequence[_Line]) -> list[EndpointSpec]:
             (pton(six if ":" in text else four, text),) for text in texts
         ]
     else:
-        found = [tuple(dict.fromkeys(map(model.parse_address, x.addresses))) for x in lines]
+        found = [tuple(dict.fromkeys(map(notation.parse_address, x.addresses))) for x in lines]
     return [
         EndpointSpec(name, addresses, mac)
         for name, addresses, mac in zip(map(str.lower, names), found, packed, strict=True)
@@ -342,7 +342,7 @@ def parse_ifname(name: str) -> str:
     """An interface name as the kernel takes it (dev_valid_name); Invalid otherwise."""
     if not _IFNAME.match(name) or name in (".", ".."):
         raise Invalid(
-            f"interface name {model.shorten(name)}",
+            f"interface name {notation.shorten(name)}",
             "is malformed",
             "Use 1 to 15 letters, digits, dots, hyphens and underscores",
         )
@@ -357,7 +357,7 @@ def parse_publish(
         if not 1 <= port <= 65535:
             raise Invalid(f"port {port}", "is out of range", "Use 1 to 65535")
     if protocol not in ("tcp", "udp"):
-        raise Invalid(f"protocol {model.shorten(protocol)}", "is unknown", "Use tcp or udp")
+        raise Invalid(f"protocol {notation.shorten(protocol)}", "is unknown", "Use tcp or udp")
     if host_address:
-        model.parse_address(host_address)
+        notation.parse_address(host_address)
     return model.Publish(host_port, target_port, protocol, host_address)

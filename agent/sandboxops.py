@@ -32,11 +32,8 @@ from agent.model import (
     Network,
     Publish,
     Sandbox,
-    format_address,
-    format_mac,
-    holds,
-    parse_name,
 )
+from agent.notation import format_address, format_mac, holds, parse_name
 from agent.requests import EndpointSpec
 from agent.workload import find_interface, identify, is_alive
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from agent import model
+from agent import notation
 from agent.core.servicebounds import INTERVAL_MAX, INTERVAL_MIN, PATH_MAX, ROW_MAX, SPAN_MAX
 from agent.errors import Invalid
 from agent.servicemodel import (
@@ -75,13 +75,13 @@ def parse_service(
 
     Times are in seconds, 0 stands for the default.
     """
-    what = f"service {model.shorten(name)}" if name else "service"
+    what = f"service {notation.shorten(name)}" if name else "service"
     mode = _one_of("mode", mode or VIP, (VIP, DNSRR))
     affinity = _one_of("affinity", affinity or "none", ("none", "client"))
     if affinity_timeout and affinity == "none":
         raise Invalid("--affinity-timeout", "says nothing without affinity", "Give --affinity too")
     seconds = _span("--affinity-timeout", affinity_timeout or AFFINITY_DEFAULT)
-    parsed = tuple(model.parse_address(vip) for vip in vips)
+    parsed = tuple(notation.parse_address(vip) for vip in vips)
     if len({len(vip) for vip in parsed}) != len(parsed):
         raise Invalid(what, "has several addresses of one family", "Give one of IPv4, one of IPv6")
     if parsed and mode == DNSRR:
@@ -90,19 +90,19 @@ def parse_service(
     if len(publish_on) > PUBLISH_ON_MAX:
         raise Invalid(what, f"names {len(publish_on)} nodes", f"Name at most {PUBLISH_ON_MAX}")
     return ServiceSpec(
-        model.parse_name(name, "service") if name else "",
+        notation.parse_name(name, "service") if name else "",
         network,
         mode,
         parsed,
         tuple(ports),
-        model.parse_labels(selector or {}, "selector"),
+        notation.parse_labels(selector or {}, "selector"),
         seconds if affinity == "client" else 0.0,
         health or NO_HEALTH,
         tuple(dict.fromkeys(publish_on)),
         prefer_local,
         _one_of("all-unhealthy", all_unhealthy or REFUSE, (REFUSE, ALL)),
         _span("--drain-timeout", drain_timeout),
-        model.parse_labels(labels or {}),
+        notation.parse_labels(labels or {}),
     )
 
 
@@ -131,9 +131,9 @@ def parse_port(
             raise Invalid(f"port {number}", "is out of range", "Use 1 to 65535")
     protocol = protocol or "tcp"
     if protocol not in ("tcp", "udp"):
-        raise Invalid(f"protocol {model.shorten(protocol)}", "is unknown", "Use tcp or udp")
+        raise Invalid(f"protocol {notation.shorten(protocol)}", "is unknown", "Use tcp or udp")
     if published_at:
-        published_at = model.format_address(model.parse_address(published_at))
+        published_at = notation.format_address(notation.parse_address(published_at))
         if not published:
             raise Invalid(f"address {published_at}", "has no port to publish", "Give one")
     return Port(port, target or port, protocol, published, published_at)
@@ -153,7 +153,9 @@ def parse_check(
     path = path or ("/" if kind == HTTP else "")
     plain = path.isascii() and path.isprintable() and " " not in path and len(path) <= PATH_MAX
     if path and (kind != HTTP or not path.startswith("/") or not plain):
-        raise Invalid(f"health path {model.shorten(path)}", "is malformed", "Write http:/healthz")
+        raise Invalid(
+            f"health path {notation.shorten(path)}", "is malformed", "Write http:/healthz"
+        )
     if not 0 <= port <= 65535:
         raise Invalid(f"health port {port}", "is out of range", "Use 1 to 65535")
     standard = Check()
@@ -185,7 +187,9 @@ def chosen(spec: ServiceSpec, fields: Iterable[str]) -> dict[str, object]:
     wanted = list(fields)
     for name in wanted:
         if name not in known:
-            raise Invalid(f"field {model.shorten(name)}", "cannot be changed", "Make a new service")
+            raise Invalid(
+                f"field {notation.shorten(name)}", "cannot be changed", "Make a new service"
+            )
     return {name: getattr(spec, name) for name in wanted}
 
 
@@ -211,7 +215,7 @@ def _check_ports(what: str, ports: Sequence[Port]) -> None:
 
 def _one_of(what: str, text: str, known: Collection[str]) -> str:
     if text not in known:
-        raise Invalid(f"{what} {model.shorten(text)}", "is unknown", f"Use {' or '.join(known)}")
+        raise Invalid(f"{what} {notation.shorten(text)}", "is unknown", f"Use {' or '.join(known)}")
     return text
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections import Counter
 
 from agent.lanmodel import is_on_lan
-from agent.model import WORKLOAD, Endpoint, holds
+from agent.model import WORKLOAD, Endpoint
 from agent.node import NodeState
+from agent.notation import holds
 from agent.resolver.feed import Place, View
 from agent.views import Change
 

@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 
 from agent.errors import Conflict, Exhausted
-from agent.model import find_overlap, parse_subnet
+from agent.notation import find_overlap, parse_subnet
 
 # 10.64.0.0 to 10.127.255.255 in parts of 4,094 hosts: away from where Docker (172.17.0.0/16 and
 # up, Swarm 10.0.0.0/24 and up), Kubernetes (10.96.0.0/12 lies inside, but never beside us on a

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from agent.errors import Invalid
-from agent.model import parse_name
+from agent.notation import parse_name
 from agent.unreadable import UNREADABLE
 
 USER, RIGHT, CLUSTER = "vxmesh:user:", "vxmesh:right:", "vxmesh:cluster:"

@@ -21,8 +21,9 @@ from agent.core.tunnels import Tunnel
 from agent.departures import Departures
 from agent.encryption import Encryption
 from agent.errors import Exhausted, Invalid, Unsupported
-from agent.model import Network, Sandbox, parse_mac
+from agent.model import Network, Sandbox
 from agent.node import NodeState
+from agent.notation import parse_mac
 from agent.operations import Operations
 from agent.requests import parse_endpoint, parse_ifname, parse_network, parse_publish
 from agent.rpc import control_pb2 as pb

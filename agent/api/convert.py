@@ -22,8 +22,9 @@ from agent.drivers import bridge, overlay
 from agent.drivers.wireguard import key_address
 from agent.encryption import without_key
 from agent.lanmodel import is_on_lan
-from agent.model import BRIDGE, REMOTE, Network, Node, Publish, Sandbox, format_address, format_mac
+from agent.model import BRIDGE, REMOTE, Network, Node, Publish, Sandbox
 from agent.node import NodeState, expelled_error
+from agent.notation import format_address, format_mac
 from agent.requests import IPAM_OURS
 from agent.rpc import control_pb2 as control
 from agent.rpc import types_pb2 as pb

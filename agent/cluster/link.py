@@ -14,7 +14,7 @@ from agent.cluster.codec import Encoder, Rumours, decode
 from agent.core.plumtree import Mesh
 from agent.core.session import Hello, Message, Session, Store
 from agent.errors import Unavailable, VxmeshError
-from agent.model import shorten
+from agent.notation import shorten
 
 log = structlog.get_logger()
 

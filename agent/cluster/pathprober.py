@@ -26,8 +26,9 @@ from agent.core.bounds import UNDERLAY_MTU_MIN
 from agent.core.pathmtu import Measure
 from agent.core.paths import SIZE_MAX, Found, Paths, Send, expected
 from agent.core.ratelimit import Buckets
-from agent.model import Node, parse_address
+from agent.model import Node
 from agent.node import NodeState
+from agent.notation import parse_address
 from agent.views import Change
 
 log = structlog.get_logger()

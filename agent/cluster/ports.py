@@ -16,8 +16,9 @@ from agent.cluster.claims import Claims
 from agent.cluster.dialer import Dialer
 from agent.cluster.inflight import InFlight
 from agent.errors import Invalid, Unavailable
-from agent.model import Publish, format_address, parse_address
+from agent.model import Publish
 from agent.node import NodeState
+from agent.notation import format_address, parse_address
 from agent.ports import Taken, find_taken
 from agent.requests import parse_publish
 from agent.rpc import peer_pb2 as pb

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from agent.core.ring import Ring
 from agent.core.space import Space
-from agent.model import Claims, Network, aux_addresses, parse_address
+from agent.model import Claims, Network, aux_addresses
+from agent.notation import parse_address
 
 Range = tuple[bytes, bytes]  # first and last address, both included
 

@@ -20,13 +20,15 @@ from agent.errors import Invalid
 from agent.model import (
     ALIASES_MAX,
     BARRED_DATA_PORTS,
-    LABELS_MAX,
-    WIDTHS,
     Claims,
     Endpoint,
     Network,
     Node,
     Removal,
+)
+from agent.notation import (
+    LABELS_MAX,
+    WIDTHS,
     parse_address,
     parse_alias,
     parse_labels,

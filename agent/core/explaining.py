@@ -8,7 +8,7 @@ from __future__ import annotations
 from agent.core.names import Kind, Names, View, subject_of
 from agent.core.nametables import NetworkNames
 from agent.core.question import Question, reverse_prefix
-from agent.model import format_address
+from agent.notation import format_address
 
 
 def explain(names: Names, question: Question, view: View) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from agent.errors import Invalid
-from agent.model import parse_address, shorten
+from agent.notation import parse_address, shorten
 
 A, SOA, PTR, AAAA, SRV, ANY = 1, 6, 12, 28, 33, 255  # record types, RFC 1035, 3596 and 2782
 

@@ -25,7 +25,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from agent.errors import Conflict, Invalid
-from agent.model import Claims, Segment, format_address
+from agent.model import Claims, Segment
+from agent.notation import format_address
 
 EPOCH_MAX = 1 << 62  # above it is garbage; keeps the next epochs inside msgpack's 64 bits
 _WIDTH = {4: 4, 6: 16}  # family -> bytes of an address

@@ -10,7 +10,8 @@ import math
 
 from agent.core import bounds
 from agent.errors import Invalid
-from agent.model import STAMP_MAX, parse_address, parse_labels, shorten
+from agent.model import STAMP_MAX
+from agent.notation import parse_address, parse_labels, shorten
 from agent.servicemodel import (
     ALL,
     BACKENDS_MAX,

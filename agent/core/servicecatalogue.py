@@ -19,7 +19,8 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from agent.core.judging import Age, Claimants, Written, age
-from agent.model import Loss, format_address
+from agent.model import Loss
+from agent.notation import format_address
 from agent.servicemodel import Port, Service
 
 K = TypeVar("K", bound=Hashable)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from agent.model import Endpoint, Network, Sandbox, holds
+from agent.model import Endpoint, Network, Sandbox
+from agent.notation import holds
 
 
 class Way(NamedTuple):

@@ -23,7 +23,7 @@ from agent.datapath.balancerules import BALANCE_TABLE, Claims, Placed
 from agent.datapath.nftables import LIBRARY, Nftables
 from agent.drivers.balancing import Frontend, FrontendKey, assign, eligible
 from agent.drivers.marks import DOOR
-from agent.model import parse_address
+from agent.notation import parse_address
 
 log = structlog.get_logger()
 

@@ -24,7 +24,7 @@ from agent.datapath.affinityrules import KEY
 from agent.datapath.nft import UPLINK, Elements, Ruleset
 from agent.drivers.balancing import SPREAD_SIZES, Frontend, eligible, tokens
 from agent.drivers.marks import DOOR, UNTRACKED
-from agent.model import format_address
+from agent.notation import format_address
 
 BALANCE_TABLE = "inet vxmesh_balance"
 # raw: errors about a balanced connection may come from any router on the way.

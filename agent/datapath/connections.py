@@ -21,7 +21,7 @@ from agent.datapath import prods
 from agent.datapath.balancer import Publication, Way
 from agent.datapath.conntrack import Conntrack, Entry, Tuple, with_table
 from agent.drivers.marks import DOOR
-from agent.model import format_address, parse_address
+from agent.notation import format_address, parse_address
 from agent.syscalls import in_netns
 
 log = structlog.get_logger()

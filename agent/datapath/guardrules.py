@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from agent.datapath.nft import CLOSED_SETS, Elements, Ruleset
 from agent.drivers.base import Bridge, Port
 from agent.floodmodel import RATE_DEFAULT
-from agent.model import format_address, format_mac
+from agent.notation import format_address, format_mac
 
 GUARD_TABLE = "bridge vxmesh"
 COUNTER = "guard_"  # before a reason, the name of its counter in every table of ours

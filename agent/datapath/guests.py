@@ -15,7 +15,8 @@ from agent.datapath import namespaces
 from agent.datapath.netlink import Netlink
 from agent.datapath.sandbox import LOOPBACK, lead_out
 from agent.errors import Conflict, NotFound
-from agent.model import Sandbox, format_mac
+from agent.model import Sandbox
+from agent.notation import format_mac
 
 
 class Guests:

@@ -27,7 +27,7 @@ from agent.datapath.sandbox import MARK
 from agent.drivers.base import HostSide, Lan, Port
 from agent.errors import Conflict, NotFound, Unsupported, VxmeshError
 from agent.lanmodel import PASSTHRU
-from agent.model import format_mac
+from agent.notation import format_mac
 
 VLAN_MARK = f"{MARK}vlan"  # of a sub-interface, which several networks may share
 VLAN_NAME = "vxv"  # how its name begins until it has the mark; then index of the trunk.VLAN

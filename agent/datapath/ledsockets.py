@@ -24,7 +24,7 @@ from agent.datapath.sockdiag import Socket
 from agent.datapath.socketmaps import entry, mark
 from agent.drivers.base import Port
 from agent.drivers.marks import LED, LED_MASK
-from agent.model import holds
+from agent.notation import holds
 
 log = structlog.get_logger()
 

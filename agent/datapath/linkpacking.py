@@ -29,7 +29,7 @@ from agent.datapath.packing import (
     RTM_NEWADDR,
 )
 from agent.datapath.routing import IFA_F_NODAD
-from agent.model import parse_address
+from agent.notation import parse_address
 
 _INFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS, _GROUP, _NET_NS_FD = (

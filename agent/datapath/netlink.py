@@ -14,7 +14,7 @@ from typing import Any
 from agent.datapath.linkstate import IFF_LOWER_UP, IFF_UP, SKIP_STATISTICS
 from agent.datapath.routing import Routing
 from agent.datapath.rtnetlink import each, in_thread, request
-from agent.model import format_mac
+from agent.notation import format_mac
 
 BR_STATE_FORWARDING = 3  # linux/if_bridge.h
 NTF_SELF, NUD_PERMANENT = 0x02, 0x80  # linux/neighbour.h

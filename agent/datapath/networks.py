@@ -28,7 +28,7 @@ from agent.datapath.packing import Defaults
 from agent.datapath.sandbox import ENDPOINT_MARK, MARK, NETWORK_MARK
 from agent.drivers.base import Bridge, Port
 from agent.errors import Conflict
-from agent.model import format_address, format_mac
+from agent.notation import format_address, format_mac
 
 FORWARDING_ATTEMPTS = 100  # of 1 ms; as a rule one is enough
 LINK_LOCAL = bytes([0xFE, 0x80]) + bytes(6)

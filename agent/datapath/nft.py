@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from agent.drivers import wireguard
 from agent.drivers.base import Bridge, Closed, Forward, Port
 from agent.drivers.marks import ASKED, DOOR, OPEN, PROVEN, UNTRACKED
-from agent.model import IPNetwork, format_address
+from agent.notation import IPNetwork, format_address
 
 TABLE, SEALED = "inet vxmesh", "inet vxmesh_sealed"
 UPLINK, HOST_UPLINK = "uplink", "vxmesh0"

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from agent.drivers.base import DEFAULT
-from agent.model import format_address, format_mac
+from agent.notation import format_address, format_mac
 
 AF_INET, AF_INET6, AF_BRIDGE = 2, 10, 7
 RTM_DELLINK = 17

@@ -22,7 +22,7 @@ from agent.datapath.routing import PROTOCOL
 from agent.datapath.rtnetlink import in_thread
 from agent.drivers.base import Port, Seen, Stack
 from agent.errors import Conflict, Invalid, NotFound, VxmeshError
-from agent.model import format_mac
+from agent.notation import format_mac
 
 log = structlog.get_logger()
 

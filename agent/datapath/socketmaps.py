@@ -30,7 +30,7 @@ from agent.datapath.socketprograms import (
 )
 from agent.drivers.balancing import FrontendKey
 from agent.drivers.marks import LED, LED_MASK
-from agent.model import masked
+from agent.notation import masked
 
 Elements = dict[bytes, bytes]
 WRITTEN = ("slots", "frontends", "sandboxes")  # maps that we alone write; in this order

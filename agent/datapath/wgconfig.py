@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.drivers.base import WireguardDevice, WireguardPeer
-from agent.model import format_address
+from agent.notation import format_address
 
 KEEPALIVE = 25  # s; as wg(8) advises: shorter than what any NAT forgets
 

@@ -39,7 +39,7 @@ from agent.datapath.wireguard_netlink import WireguardKernel
 from agent.drivers.base import WireguardDevice
 from agent.drivers.wireguard import PREFIX
 from agent.errors import Conflict, Unsupported, VxmeshError
-from agent.model import format_address
+from agent.notation import format_address
 
 log = structlog.get_logger()
 

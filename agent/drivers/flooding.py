@@ -13,7 +13,8 @@ from collections.abc import Collection, Mapping
 
 from agent.core.members import Members
 from agent.floodmodel import flood_rate
-from agent.model import Network, holds
+from agent.model import Network
+from agent.notation import holds
 
 NOWHERE: frozenset[bytes] = frozenset()
 

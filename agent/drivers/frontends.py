@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from agent.core.services import Row, taking
 from agent.drivers.balancing import Backend, Frontend
 from agent.drivers.marks import is_barred
-from agent.model import OVERLAY, Network, Node, holds, masked, parse_address
+from agent.model import OVERLAY, Network, Node
+from agent.notation import holds, masked, parse_address
 from agent.servicemodel import Port, Service
 
 

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping
 from agent.drivers import overlay
 from agent.drivers.base import HostSide, Lan, Port
 from agent.lanmodel import MACVLAN, is_host_side, parse_lan
-from agent.model import Endpoint, Network, Sandbox, format_address
+from agent.model import Endpoint, Network, Sandbox
+from agent.notation import format_address
 
 
 def lan(network: Network, endpoints: Iterable[Endpoint], sandboxes: Mapping[str, Sandbox]) -> Lan:

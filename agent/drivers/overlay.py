@@ -28,10 +28,8 @@ from agent.model import (
     Network,
     Node,
     Sandbox,
-    format_address,
-    holds,
-    parse_address,
 )
+from agent.notation import format_address, holds, parse_address
 
 UNDERLAY_MTU = 1500  # of a node that has not said
 MTU_MIN_V4, MTU_MIN_V6 = 576 - VXLAN_OVERHEAD_V4, 1280  # bytes; the latter of RFC 8200, section 5

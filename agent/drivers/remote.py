@@ -17,18 +17,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from agent.errors import Invalid
-from agent.model import (
-    AUX,
-    Endpoint,
-    Network,
-    Publish,
-    Sandbox,
-    format_address,
-    format_mac,
-    parse_address,
-    parse_mac,
-    shorten,
-)
+from agent.model import AUX, Endpoint, Network, Publish, Sandbox
+from agent.notation import format_address, format_mac, parse_address, parse_mac, shorten
 
 T = TypeVar("T")
 ROUTES_MAX = 256  # static routes of one endpoint

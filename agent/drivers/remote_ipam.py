@@ -16,17 +16,8 @@ from typing import Any
 from agent.core.bounds import POOL_MAX
 from agent.drivers.remote import Answer, decode_of, parse_host, wrong
 from agent.errors import Invalid
-from agent.model import (
-    AUX,
-    BRIDGE,
-    Ipam,
-    Network,
-    format_address,
-    format_mac,
-    parse_address,
-    parse_subnet,
-    shorten,
-)
+from agent.model import AUX, BRIDGE, Ipam, Network
+from agent.notation import format_address, format_mac, parse_address, parse_subnet, shorten
 
 GATEWAY = "com.docker.network.gateway"  # libnetwork netlabel.Gateway
 ADDRESS_TYPE = "RequestAddressType"  # ipamapi.RequestAddressType

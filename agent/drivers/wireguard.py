@@ -16,12 +16,7 @@ import ipaddress
 from collections.abc import Collection, Iterable, Mapping
 
 from agent.drivers.base import WireguardDevice, WireguardPeer
-from agent.model import (
-    WIREGUARD_OVERHEAD_V4,
-    WIREGUARD_OVERHEAD_V6,
-    Node,
-    WireguardKey,
-)
+from agent.model import WIREGUARD_OVERHEAD_V4, WIREGUARD_OVERHEAD_V6, Node, WireguardKey
 
 # A ULA: fd, then "vxmwg" in ASCII. The same in every cluster: rules and routes for it are fixed.
 PREFIX = ipaddress.IPv6Network("fd76:786d:7767::/48")

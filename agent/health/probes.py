@@ -13,7 +13,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from agent.model import format_address
+from agent.notation import format_address
 from agent.servicemodel import HTTP
 from agent.syscalls import in_netns
 

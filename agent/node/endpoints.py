@@ -15,18 +15,10 @@ from agent.core.addresses import Range
 from agent.core.members import EndpointChange, Member, Members
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound, Unsupported
 from agent.lanmodel import is_on_lan
-from agent.model import (
-    BRIDGE,
-    OVERLAY,
-    Endpoint,
-    Network,
-    Node,
-    format_address,
-    format_mac,
-    parse_address,
-)
+from agent.model import BRIDGE, OVERLAY, Endpoint, Network, Node
 from agent.node.networks import Networks
 from agent.node.records import Recording
+from agent.notation import format_address, format_mac, parse_address
 from agent.requests import EndpointSpec
 from agent.views import ENDPOINT
 

@@ -21,8 +21,9 @@ from agent.core.overlaps import block
 from agent.drivers import overlay
 from agent.errors import Conflict, Exhausted, InUse, Invalid
 from agent.lanmodel import LAN_DRIVERS
-from agent.model import Network, Node, Notice, encode, format_address
+from agent.model import Network, Node, Notice, encode
 from agent.node.records import Recording, Records, log
+from agent.notation import format_address
 from agent.requests import MTU_MIN_V6, NetworkSpec
 from agent.subnets import check_subnets, choose_subnets, first_gateway
 from agent.views import CLAIMS, NETWORK, Change

@@ -21,16 +21,9 @@ import structlog
 from agent.drivers import remote, remote_ipam
 from agent.drivers.remote_ipam import Capabilities, Pool
 from agent.errors import Conflict, Exhausted, Invalid, Timeout, VxmeshError
-from agent.model import (
-    REMOTE,
-    Ipam,
-    Network,
-    find_overlap,
-    format_address,
-    parse_address,
-    parse_subnet,
-)
+from agent.model import REMOTE, Ipam, Network
 from agent.node import NodeState
+from agent.notation import find_overlap, format_address, parse_address, parse_subnet
 from agent.remote.client import IPAM_DRIVER, NETWORK_DRIVER, Plugins, Refused, is_away
 from agent.remote.ledger import Step
 from agent.remote.undoing import RETRY_EVERY, Undoer

@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 import structlog
 
 from agent.errors import VxmeshError
-from agent.model import parse_address
 from agent.node import NodeState
+from agent.notation import parse_address
 from agent.remote.client import Plugins, is_away
 from agent.remote.ledger import Ledger, Step
 from agent.views import Change

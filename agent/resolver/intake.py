@@ -25,7 +25,7 @@ from agent.core.explaining import explain
 from agent.core.names import Answer, Kind, Names
 from agent.core.question import Question, parse_question
 from agent.errors import Invalid, VxmeshError
-from agent.model import shorten
+from agent.notation import shorten
 from agent.resolver import feed
 from agent.resolver.forward import Forwarder
 from agent.resolver.messages import describe, read

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import Conflict, Invalid, Unavailable, VxmeshError
-from agent.model import shorten
+from agent.notation import shorten
 from agent.syscalls import in_netns, socket_in
 
 PORT = 53

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from agent.datapath.conntrack import Conntrack, Entry, with_table
 from agent.drivers.balancing import Backend, Frontend
-from agent.model import format_address, parse_address
+from agent.notation import format_address, parse_address
 from agent.syscalls import in_netns, socket_in
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox, run
 

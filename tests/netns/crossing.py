@@ -16,7 +16,7 @@ from typing import Literal
 
 import dns.message
 
-from agent.model import parse_address
+from agent.notation import parse_address
 from tests.netns.frames import (
     ADVERTISE,
     ARP,

@@ -28,7 +28,7 @@ from agent.datapath.reconciler import Reconciler
 from agent.drivers.balancing import Frontend, FrontendKey
 from agent.drivers.base import Bridge, Closed, Forward, Lan, Port, Rows, WireguardDevice
 from agent.drivers.overlay import ROUTER_PREFIX
-from agent.model import parse_address
+from agent.notation import parse_address
 from agent.syscalls import in_netns
 
 DEADLINE = 60.0  # s, for what takes milliseconds when it works

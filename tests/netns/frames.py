@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from agent.model import parse_address
+from agent.notation import parse_address
 from agent.syscalls import in_netns
 
 BROADCAST = b"\xff" * 6

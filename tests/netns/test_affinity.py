@@ -14,7 +14,7 @@ import pytest
 from agent.datapath.affinityrules import CLIENTS_MOST
 from agent.datapath.tablemonitor import TableMonitor
 from agent.drivers.balancing import Backend, Frontend
-from agent.model import parse_address
+from agent.notation import parse_address
 from tests.netns.balancing_hosts import (
     Client,
     Server,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent.drivers.balancing import Backend, Frontend
-from agent.model import parse_address
+from agent.notation import parse_address
 from tests.netns.balancing_hosts import (
     NEVER,
     Client,

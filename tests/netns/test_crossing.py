@@ -24,7 +24,7 @@ import pytest
 
 from agent.client import Client
 from agent.datapath.guardrules import link_local
-from agent.model import format_address, parse_mac
+from agent.notation import format_address, parse_mac
 from agent.rpc.types_pb2 import Endpoint, Network
 from agent.testbed import Testbed, temporary
 from agent.testbed.host import Host

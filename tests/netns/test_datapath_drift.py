@@ -14,7 +14,7 @@ import pytest
 from agent.datapath import namespaces
 from agent.datapath.reconciler import Reconciler
 from agent.datapath.repairs import Repair
-from agent.model import parse_address
+from agent.notation import parse_address
 from tests.netns.datapath_hosts import (
     Fabric,
     Host,

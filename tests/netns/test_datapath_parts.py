@@ -31,7 +31,8 @@ from agent.datapath.tablemonitor import TableMonitor
 from agent.datapath.underlay import describe
 from agent.drivers.base import DEFAULT, Bridge, Port, Rows
 from agent.errors import Conflict
-from agent.model import HANDED_OUT, format_mac
+from agent.model import HANDED_OUT
+from agent.notation import format_mac
 from agent.testbed.namespaces import mount_points
 from tests.netns.datapath_hosts import Sandbox, longest_pause, opened, run, until
 
@@ -661,7 +662,7 @@ async def test_a_socket_is_closed_when_its_first_request_is_answered(netns: Path
             await asyncio.sleep(0)
         finally:
             loop.set_exception_handler(None)
-        return found
+        return list(found)
 
     asked = asyncio.run_coroutine_threadsafe(both(), loop)
     links, _ = await asyncio.wrap_future(asked)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import Unavailable
-from agent.model import format_mac, parse_address
+from agent.notation import format_mac, parse_address
 from agent.syscalls import socket_in
 from tests.netns.datapath_hosts import (
     Fabric,

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from agent.drivers.base import Forward
-from agent.model import Publish, format_mac, parse_mac
+from agent.model import Publish
+from agent.notation import format_mac, parse_mac
 from agent.syscalls import socket_in
 from tests.netns.datapath_hosts import Fabric, Host, Sandbox, counting_wire, opened, pings, run
 

@@ -20,7 +20,7 @@ import pytest
 from agent.datapath.guardrules import FLOOD_BURST_MIN, link_local
 from agent.drivers.base import DEFAULT
 from agent.drivers.wireguard import PREFIX
-from agent.model import format_address, format_mac, parse_mac
+from agent.notation import format_address, format_mac, parse_mac
 from agent.syscalls import in_netns
 from agent.testbed import Testbed
 from tests.needs import lacks

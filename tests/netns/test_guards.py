@@ -21,7 +21,8 @@ import pytest
 
 from agent.datapath.guardrules import link_local
 from agent.drivers.base import Closed, Port
-from agent.model import HANDED_OUT, format_address, parse_address
+from agent.model import HANDED_OUT
+from agent.notation import format_address, parse_address
 from tests.netns import frames
 from tests.netns.datapath_hosts import (
     Fabric,

@@ -33,7 +33,8 @@ import pytest
 
 from agent.core.names import ZONE
 from agent.core.resolvconf import resolv_conf
-from agent.model import Endpoint, Network, parse_address
+from agent.model import Endpoint, Network
+from agent.notation import parse_address
 from agent.resolver import feed
 from agent.resolver.client import ResolverClient
 from agent.resolver.feed import State, View

@@ -23,7 +23,7 @@ import pytest
 from agent.datapath import bpf, socketbalancer, socketmaps
 from agent.datapath.socketbalancer import SocketBalancer
 from agent.drivers.marks import LED, LED_MASK
-from agent.model import parse_address
+from agent.notation import parse_address
 from tests.netns.balancing_hosts import (
     Client,
     Server,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.model import parse_address
+from agent.notation import parse_address
 from tests.netns.balancing_hosts import (
     Client,
     Server,

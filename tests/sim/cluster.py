@@ -15,8 +15,9 @@ from agent.core.seals import Unproven
 from agent.core.session import Hello, Message, Session
 from agent.core.topology import EVERYBODY, Topology
 from agent.errors import Unavailable
-from agent.model import Endpoint, Network, Node, format_address
+from agent.model import Endpoint, Network, Node
 from agent.node import NodeState
+from agent.notation import format_address
 from agent.views import Change
 from tests.sim.keys import sealer_of
 from tests.sim.network import Clock, Weather, Wire

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from agent.core.removal import FROZEN_FOR, Answer, Ask, Attempt, Verdict
 from agent.core.replica import Delta, Record
 from agent.errors import VxmeshError
-from agent.model import Node, format_address
+from agent.model import Node
 from agent.node import NeedSpace, NodeState
+from agent.notation import format_address
 from agent.requests import parse_endpoint, parse_network
 from agent.views import NETWORK, NODE, Change
 

@@ -12,10 +12,11 @@ from agent.core import catalogue, members, replica
 from agent.core.bounds import SEGMENTS_MAX
 from agent.core.replica import JUMP, JUMPS_MAX, VERSION_MAX, Delta, Record
 from agent.errors import Exhausted
-from agent.model import Claims, Endpoint, Network, Removal, Segment, encode, parse_address
+from agent.model import Claims, Endpoint, Network, Removal, Segment, encode
 from agent.node import NodeState
 from agent.node.networks import TOLD_AT_ONCE
 from agent.node.state import SURPASS_EVERY
+from agent.notation import parse_address
 from agent.plan import Plan
 from agent.requests import parse_endpoint, parse_network
 from agent.servicemodel import Check, Port, Service

@@ -11,8 +11,9 @@ from agent.core import members
 from agent.core.members import Members
 from agent.core.replica import Delta, Record
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound
-from agent.model import Endpoint, Network, Node, Sandbox, encode, format_address
+from agent.model import Endpoint, Network, Node, Sandbox, encode
 from agent.node import NeedSpace, NodeState
+from agent.notation import format_address
 from agent.requests import NetworkSpec, parse_endpoint, parse_network
 from agent.views import Change
 from tests.fuzz import world

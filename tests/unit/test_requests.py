@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import model, requests
+from agent import notation, requests
 from agent.errors import Invalid, VxmeshError
 from agent.requests import (
     parse_endpoint,
@@ -81,19 +81,19 @@ def test_a_sound_network() -> None:
 )  # fmt: skip
 def test_bad_macs(mac: str) -> None:
     with pytest.raises(Invalid, match="MAC"):
-        model.parse_mac(mac)
+        notation.parse_mac(mac)
 
 
 def test_macs_are_six_bytes() -> None:
-    assert model.parse_mac("02:00:5e:00:53:AF") == bytes.fromhex("02005e0053af")
-    assert model.parse_mac("02-00-5E-00-53-01") == bytes.fromhex("02005e005301")
-    assert model.format_mac(bytes.fromhex("02005e0053af")) == "02:00:5e:00:53:af"
+    assert notation.parse_mac("02:00:5e:00:53:AF") == bytes.fromhex("02005e0053af")
+    assert notation.parse_mac("02-00-5E-00-53-01") == bytes.fromhex("02005e005301")
+    assert notation.format_mac(bytes.fromhex("02005e0053af")) == "02:00:5e:00:53:af"
 
 
 @pytest.mark.parametrize("text", ["", "10.0.0", "10.0.0.256", "fd00::g", "10.0.0.1/24", "\0"])
 def test_bad_addresses(text: str) -> None:
     with pytest.raises(Invalid, match="is malformed"):
-        model.parse_address(text)
+        notation.parse_address(text)
 
 
 LINES: list[tuple[bytes, str]] = [
@@ -159,7 +159,7 @@ def test_lines_looked_at_together_are_what_each_is_by_itself(odd: list[dict[str,
 @given(st.text(max_size=80))
 def test_any_text_is_a_subnet_or_a_clear_error(text: str) -> None:
     try:
-        model.parse_subnet(text)
+        notation.parse_subnet(text)
     except Invalid as error:
         assert "subnet" in error.what
 

@@ -16,7 +16,8 @@ from agent.drivers.overlay import router_mac
 from agent.errors import Conflict, Exhausted, InUse, Invalid, NotFound, VxmeshError
 from agent.health.checker import HealthChecker
 from agent.health.probes import Prober, Target
-from agent.model import Network, Publish, Sandbox, parse_address
+from agent.model import Network, Publish, Sandbox
+from agent.notation import parse_address
 from agent.plan import Plan, Touched
 from agent.requests import parse_endpoint
 from agent.servicemodel import DNSRR, Check, Port, Service

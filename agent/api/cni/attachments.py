@@ -31,7 +31,8 @@ from agent.errors import (
     VxmeshError,
 )
 from agent.lanmodel import is_on_lan
-from agent.model import Endpoint, Network, Sandbox, format_address, parse_alias, parse_name
+from agent.model import Endpoint, Network, Sandbox
+from agent.notation import format_address, parse_alias, parse_name
 from agent.operations import Operations
 from agent.requests import EndpointSpec, parse_endpoint, parse_publish
 from agent.workload import identify

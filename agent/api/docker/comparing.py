@@ -15,7 +15,8 @@ from typing import Any
 from agent.api.docker.bindings import Bound
 from agent.api.docker.bodies import FOLLOWS, ID, NETWORK
 from agent.errors import Invalid
-from agent.model import LABEL_BYTES_MAX, LABELS_MAX, OVERLAY, Network, parse_labels
+from agent.model import OVERLAY, Network
+from agent.notation import LABEL_BYTES_MAX, LABELS_MAX, parse_labels
 
 PLUGIN = "vxmesh"  # as engines call us
 NAME = "docker.network"  # label of ours: what engines call it; such a network is on all hosts

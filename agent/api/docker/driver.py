@@ -39,18 +39,9 @@ from agent.api.docker.bodies import (
 from agent.api.docker.ipam import SPACE, Ipam
 from agent.core.waysout import reached
 from agent.errors import Conflict, Invalid, NotFound
-from agent.model import (
-    AUX,
-    Endpoint,
-    Network,
-    Publish,
-    format_address,
-    format_mac,
-    holds,
-    parse_address,
-    parse_subnet,
-)
+from agent.model import AUX, Endpoint, Network, Publish
 from agent.node import NodeState
+from agent.notation import format_address, format_mac, holds, parse_address, parse_subnet
 from agent.operations import Operations
 from agent.requests import parse_endpoint, parse_network
 

@@ -24,7 +24,8 @@ from agent.api.docker.bodies import (
 )
 from agent.api.docker.keeping import Keeper
 from agent.errors import Conflict, Invalid, NotFound, VxmeshError
-from agent.model import Network, format_address, holds, parse_address, parse_subnet
+from agent.model import Network
+from agent.notation import format_address, holds, parse_address, parse_subnet
 from agent.operations import Operations
 from agent.subnets import first_gateway
 

@@ -21,7 +21,8 @@ import msgspec
 import structlog
 
 from agent import wholefile
-from agent.model import Endpoint, format_address, parse_address
+from agent.model import Endpoint
+from agent.notation import format_address, parse_address
 
 log = structlog.get_logger()
 

@@ -23,7 +23,8 @@ from agent.api.docker.driver import LABEL
 from agent.api.docker.engine import Engine
 from agent.api.docker.keeping import Keeper
 from agent.errors import Conflict, Invalid, NotFound, VxmeshError
-from agent.model import ALIASES_MAX, LABELS_MAX, WORKLOAD, Endpoint, parse_alias, parse_labels
+from agent.model import ALIASES_MAX, WORKLOAD, Endpoint
+from agent.notation import LABELS_MAX, parse_alias, parse_labels
 from agent.operations import Operations
 from agent.servicemodel import HEALTHY, REASON_MAX, UNHEALTHY
 

@@ -28,8 +28,9 @@ from agent.cluster.identity.files import Held
 from agent.cluster.trust import Keyring, read_bearer
 from agent.core.ratelimit import Buckets
 from agent.errors import Invalid, Unavailable, VxmeshError
-from agent.model import Node, encode, shorten
+from agent.model import Node, encode
 from agent.node import NodeState
+from agent.notation import shorten
 from agent.rpc import peer_pb2 as pb
 from agent.unreadable import UNREADABLE
 

@@ -22,8 +22,9 @@ from agent.cluster.identity import authority as ca
 from agent.cluster.identity.authority import Authority, backdated
 from agent.cluster.identity.requests import REQUEST_MAX
 from agent.errors import Invalid, Unavailable
-from agent.model import Trust, parse_name
+from agent.model import Trust
 from agent.node import NodeState
+from agent.notation import parse_name
 from agent.rpc import control_pb2 as pb
 from agent.users import User
 

@@ -13,7 +13,7 @@ from unittest import mock
 
 from google.protobuf.message import DecodeError
 
-from agent import config, interfaceops, model, requests, sandboxops
+from agent import config, interfaceops, model, notation, requests, sandboxops
 from agent.api import errors
 from agent.api.control import Control
 from agent.api.watch import Watchers
@@ -205,10 +205,10 @@ def make_request(rng: random.Random) -> bytes:
 
 # Each with the words that it takes for sound, so that some are.
 WORDS: list[tuple[Callable[[str], object], tuple[str, ...]]] = [
-    (lambda word: model.parse_name(word, "network"), ("web", "a-b", "A1")),
-    (model.parse_mac, ("02:00:5e:00:53:01", "02-00-5E-00-53-01")),
-    (model.parse_address, ("10.1.0.1", "fd00::1")),
-    (model.parse_subnet, ("10.1.0.0/24", "fd00::/64")),
+    (lambda word: notation.parse_name(word, "network"), ("web", "a-b", "A1")),
+    (notation.parse_mac, ("02:00:5e:00:53:01", "02-00-5E-00-53-01")),
+    (notation.parse_address, ("10.1.0.1", "fd00::1")),
+    (notation.parse_subnet, ("10.1.0.0/24", "fd00::/64")),
     (lambda word: requests.parse_network("n", subnets=word.split(",")), ("10.1.0.0/24",)),
     (lambda word: requests.parse_network(word, gateways=["10.1.0.1"]), ("n",)),
     (
@@ -249,8 +249,8 @@ def announce(data: bytes) -> None:
     for spec in specs:
         again = requests.parse_endpoint(
             spec.name,
-            addresses=[model.format_address(address) for address in spec.addresses],
-            mac=model.format_mac(spec.mac),
+            addresses=[notation.format_address(address) for address in spec.addresses],
+            mac=notation.format_mac(spec.mac),
             aliases=spec.aliases,
             labels=spec.labels,
         )

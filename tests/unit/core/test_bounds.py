@@ -27,8 +27,6 @@ from agent.core.bounds import (
 from agent.errors import VxmeshError
 from agent.model import (
     ALIASES_MAX,
-    LABEL_BYTES_MAX,
-    LABELS_MAX,
     Claims,
     Endpoint,
     Ipam,
@@ -39,6 +37,7 @@ from agent.model import (
     Removal,
     Segment,
 )
+from agent.notation import LABEL_BYTES_MAX, LABELS_MAX
 
 ID = "a" * 16
 NODE = Node(ID, "h1", "10.99.0.1", 7946, "10.99.0.1", 4789, "0.1.0", 1.7e9, 1500)

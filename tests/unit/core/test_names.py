@@ -22,7 +22,7 @@ from agent.core.question import (
 )
 from agent.core.resolvconf import resolv_conf
 from agent.errors import Invalid
-from agent.model import parse_address
+from agent.notation import parse_address
 
 MX, TXT = 15, 16
 DEMO, BACK, SHUT = "d" * 16, "b" * 16, "5" * 16

@@ -8,7 +8,7 @@ from agent.core.explaining import explain
 from agent.core.names import ZONE, Answer, Kind, Names, Srv
 from agent.core.nametables import ServiceBackend, ServicePort
 from agent.core.question import AAAA, PTR, SRV, A, parse_question
-from agent.model import format_address, parse_address
+from agent.notation import format_address, parse_address
 
 DEMO, BACK = "d" * 16, "b" * 16
 HTTP, DNS = ServicePort("tcp", 80, 8080, "http"), ServicePort("udp", 53, 5353)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from agent.core.ring import EPOCH_MAX, Ring
 from agent.core.space import Space
 from agent.errors import Conflict, Invalid
-from agent.model import Claims, Segment, encode, parse_address
+from agent.model import Claims, Segment, encode
+from agent.notation import parse_address
 
 NET = "0" * 16
 BASE = int(ipaddress.ip_address("10.0.0.0"))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.space import Space
-from agent.model import format_address, parse_address
+from agent.notation import format_address, parse_address
 
 
 def number(text: str) -> int:

@@ -15,7 +15,8 @@ from agent.core.waysout import (
     with_interface,
     without,
 )
-from agent.model import Endpoint, Network, Sandbox, parse_address
+from agent.model import Endpoint, Network, Sandbox
+from agent.notation import parse_address
 
 BOTH, V4, V6, NONE = frozenset((4, 6)), frozenset((4,)), frozenset((6,)), frozenset[int]()
 BOX = Sandbox("b" * 16, "box", "/x", 1, 0, 0, 0.0)

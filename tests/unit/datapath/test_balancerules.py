@@ -21,7 +21,7 @@ from agent.datapath.balancerules import Placed
 from agent.datapath.nft import Ruleset
 from agent.drivers.balancing import Backend, Frontend, FrontendKey, assign
 from agent.errors import VxmeshError
-from agent.model import parse_address
+from agent.notation import parse_address
 from tests.unit.datapath.test_nft import FORWARDS, WEB, golden
 
 ONE = Backend(parse_address("10.1.0.2"), 8080, 1, "1" * 16)

@@ -21,7 +21,7 @@ from agent.datapath.ledsockets import LedSockets
 from agent.datapath.packing import HEADER, NLMSG_ERROR
 from agent.datapath.sockdiag import Socket
 from agent.datapath.socketmaps import mark
-from agent.model import parse_address
+from agent.notation import parse_address
 
 VIP, OTHER = parse_address("10.1.0.100"), parse_address("10.1.0.101")
 ONE, TWO = parse_address("10.1.0.2"), parse_address("10.1.0.3")

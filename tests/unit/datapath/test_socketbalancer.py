@@ -19,7 +19,7 @@ from agent.datapath.socketbalancer import SocketBalancer
 from agent.datapath.socketmaps import WRITTEN, Elements
 from agent.datapath.socketprograms import TALLY
 from agent.drivers.balancing import Backend, Frontend, FrontendKey
-from agent.model import parse_address
+from agent.notation import parse_address
 
 ONE, TWO = (Backend(parse_address(f"10.1.0.{n}"), 8080, 1, f"{n:016x}") for n in (2, 3))
 HTTP = Frontend("a", "n", 7, "tcp", parse_address("10.1.0.100"), 80, (ONE,))

@@ -23,7 +23,7 @@ from agent.datapath.socketmaps import (
 from agent.datapath.socketprograms import FRONTEND, MAPS, SLOT, MapSpec
 from agent.drivers.balancing import Backend, Frontend, FrontendKey, assign, eligible
 from agent.drivers.marks import ASKED, LED, LED_MASK, UNTRACKED
-from agent.model import parse_address
+from agent.notation import parse_address
 
 BACKENDS = tuple(Backend(parse_address(f"10.1.0.{n}"), 8080, 1, f"{n:016x}") for n in range(2, 12))
 ONE, TWO = BACKENDS[:2]

@@ -17,7 +17,7 @@ from agent.datapath.socketmaps import Contents, add_up, mark, shape
 from agent.datapath.socketprograms import FRONTEND, PROGRAMS, TALLY, connect, getpeername
 from agent.drivers.balancing import Backend, Frontend
 from agent.drivers.marks import LED
-from agent.model import parse_address
+from agent.notation import parse_address
 from tests.unit.datapath.bpfmachine import Kernel
 
 ONE = Backend(parse_address("10.1.0.2"), 8080, 1, "1" * 16)

@@ -15,8 +15,9 @@ from agent.drivers import flooding, wireguard
 from agent.drivers.base import DEFAULT
 from agent.errors import Invalid
 from agent.floodmodel import RATE_DEFAULT, RATE_MAX, flood_rate
-from agent.model import Endpoint, Network, Node, Sandbox, WireguardKey, encode, parse_address
+from agent.model import Endpoint, Network, Node, Sandbox, WireguardKey, encode
 from agent.node import NodeState
+from agent.notation import parse_address
 from agent.plan import Plan, Touched
 from agent.requests import parse_endpoint, parse_network
 from agent.views import Status

@@ -14,8 +14,9 @@ from agent.core.waysout import without
 from agent.drivers import overlay
 from agent.drivers.balancing import Frontend
 from agent.errors import Invalid
-from agent.model import Endpoint, Node, Publish, Sandbox, encode, parse_address
+from agent.model import Endpoint, Node, Publish, Sandbox, encode
 from agent.node import NodeState
+from agent.notation import parse_address
 from agent.plan import Plan, Touched
 from agent.requests import parse_endpoint, parse_network
 

@@ -9,7 +9,15 @@ import pytest
 from agent.core.replica import Delta, Record
 from agent.drivers import overlay, wireguard
 from agent.errors import Invalid
-from agent.model import BARRED_DATA_PORTS, NAMES_PORT, Endpoint, Node, Sandbox, WireguardKey, encode
+from agent.model import (
+    BARRED_DATA_PORTS,
+    NAMES_PORT,
+    Endpoint,
+    Node,
+    Sandbox,
+    WireguardKey,
+    encode,
+)
 from agent.node import NodeState
 from agent.plan import Plan, Touched
 from agent.requests import parse_endpoint, parse_network

@@ -21,7 +21,8 @@ from agent.errors import (
     Unsupported,
     VxmeshError,
 )
-from agent.model import Network, format_address
+from agent.model import Network
+from agent.notation import format_address
 from agent.remote.client import Refused
 from agent.requests import parse_endpoint, parse_network
 from agent.servicemodel import Port

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from agent.core.names import Kind, Names
 from agent.core.question import A, parse_question
 from agent.errors import Invalid, Unavailable
-from agent.model import Endpoint, Network, parse_address
+from agent.model import Endpoint, Network
+from agent.notation import parse_address
 from agent.resolver import client as client_module
 from agent.resolver import feed
 from agent.resolver.client import ResolverClient

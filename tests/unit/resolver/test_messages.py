@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from agent.core.names import Kind, Names
 from agent.core.nametables import HOLDERS_MAX
-from agent.model import parse_address
+from agent.notation import parse_address
 from agent.resolver.messages import (
     QUESTION_BYTES_MAX,
     describe,

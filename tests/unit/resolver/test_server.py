@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from agent.core.names import Names
 from agent.errors import Conflict, Invalid, Unavailable
-from agent.model import parse_address
+from agent.notation import parse_address
 from agent.resolver.forward import Forwarder
 from agent.resolver.server import CONNECTIONS_PER_SOURCE_MAX, Server
 from agent.resolver.sockets import Listen, is_ours, open_sockets, parse_listen

@@ -29,7 +29,7 @@ import pytest_asyncio
 
 from agent.core.names import ZONE, Names
 from agent.core.nametables import ServiceBackend, ServicePort
-from agent.model import parse_address
+from agent.notation import parse_address
 from agent.resolver.forward import Forwarder
 from agent.resolver.server import Server
 from agent.resolver.sockets import Listen, open_sockets

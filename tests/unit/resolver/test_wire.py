@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.core.names import Kind, Names, Record, Srv
 from agent.core.question import SRV, A, Question
-from agent.model import parse_address
+from agent.notation import parse_address
 from agent.resolver import table as ready_table
 from agent.resolver.cache import ENTRIES_MAX, TTL_MAX, Cache
 from agent.resolver.messages import read, relay

@@ -12,7 +12,8 @@ from pathlib import Path
 import dns.message
 import pytest_asyncio
 
-from agent.model import Endpoint, Network, parse_address
+from agent.model import Endpoint, Network
+from agent.notation import parse_address
 from agent.resolver.client import ResolverClient
 from agent.resolver.feed import Batch, ServiceRow, State, View
 from agent.syscalls import start_time

@@ -9,7 +9,8 @@ import msgspec
 from agent.api.docker.bindings import Bound
 from agent.api.docker.bodies import ID
 from agent.api.docker.comparing import NAME, Steps, body_of, compare, labels_of
-from agent.model import LABELS_MAX, Network
+from agent.model import Network
+from agent.notation import LABELS_MAX
 
 ONE, TWO = "1" * 16, "2" * 16
 D1, D2 = "a" * 64, "b" * 64

@@ -10,7 +10,8 @@ import pytest
 
 from agent.api.docker import keeping
 from agent.api.docker.keeping import ENGINE, Keeper, first_of, mount_points
-from agent.model import Endpoint, parse_address
+from agent.model import Endpoint
+from agent.notation import parse_address
 from tests.unit.api.docker.conftest import Caller
 
 A, B = "a" * 64, "b" * 64
