@@ -12,9 +12,9 @@ ASKED = 0x76786D71  # mark of questions that our name server is to answer (quest
 # Marks of sockets in sandboxes that were led to a backend when they connected (socketprograms.py):
 # by which VIP is in the rest. None is one of the above, nor has the highest bit (egress.py).
 LED, LED_MASK = 0x56000000, 0xFF000000
-# Device groups of our bridges: a rule that reads one costs each packet a tenth of a look into a
-# set. Who is in none of them is reached from nowhere. OPEN: the host and what is behind it may be
-# reached. PROVEN: and whatever comes from there has been proven to bear a source of its own.
+# Device groups of our bridges, which a rule reads at far less cost than it looks into a set
+# (docs/decisions/0025). One in none of them is reached from nowhere. OPEN: it may be, from the host
+# and what is behind it. PROVEN: and whatever comes from it has been proven to bear its own source.
 OPEN, PROVEN = 0x76786D01, 0x76786D02
 # Our ends of the uplink (uplink.py), to which the host leads the published ports of services.
 DOOR = {4: "169.254.83.2", 6: "fd76:786d:6573:6800::2"}
