@@ -9,7 +9,6 @@ Sources: RFC 1034, section 3.6 and 5.3.3; 2181, section 5.2; 2308; 8767, section
 
 from __future__ import annotations
 
-import struct
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -19,13 +18,12 @@ import dns.rcode
 import dns.rdatatype
 
 from agent.core.question import Question
-from agent.resolver.wire import AD, CD, HEADER, HEADER_BYTES, OPT, RA, RD, Asked, opt_record
+from agent.resolver.wire import AD, CD, HEADER_BYTES, OPT, RA, RD, Asked, opt_record, records
 
 ENTRIES_MAX = 4096
 ENTRY_BYTES_MAX = 2048  # 8 MiB in all; what is longer is asked for again
 TTL_MAX = 3600  # seconds; whoever changes a name waits no longer for us
 
-_RECORD = struct.Struct("!HHIH")
 Key = tuple[Question, bool, int]
 
 
@@ -69,14 +67,9 @@ class Cache:
             wire = response.to_wire(max_size=ENTRY_BYTES_MAX, want_shuffle=False)
         except dns.exception.DNSException:
             return
-        at, places = HEADER_BYTES + len(asked.section), []
-        for _ in range(sum(HEADER.unpack_from(wire)[3:])):
-            at = _skip_name(wire, at)
-            _, _, ttl, length = _RECORD.unpack_from(wire, at)
-            places.append((at + 4, ttl))
-            at += _RECORD.size + length
+        places = tuple((at, ttl) for _, _, ttl, at in records(wire))
         key = key_of(asked)
-        self._kept[key] = _Kept(wire, tuple(places), now, now + seconds)
+        self._kept[key] = _Kept(wire, places, now, now + seconds)
         self._kept.move_to_end(key)
         if len(self._kept) > ENTRIES_MAX:
             self._kept.popitem(last=False)
@@ -124,11 +117,3 @@ def _lifetime(answer: dns.message.Message) -> int:
         if rrset.rdtype == dns.rdatatype.SOA:
             return min(*ttls, int(rrset[0].minimum))
     return 0
-
-
-def _skip_name(wire: bytes, at: int) -> int:
-    while length := wire[at]:
-        if length >= 0xC0:
-            return at + 2
-        at += length + 1
-    return at + 1

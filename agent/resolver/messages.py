@@ -26,6 +26,7 @@ from agent.resolver.wire import (
     DO,
     HEADER,
     HEADER_BYTES,
+    IN,
     META_TYPES,
     OPCODE,
     OPT,
@@ -37,11 +38,13 @@ from agent.resolver.wire import (
     bare,
     failure,
     read_plain,
+    records,
     udp_limit,
 )
 
 QUESTION_BYTES_MAX = 4096  # a question has some 100; more is not worth the time to parse it
 _ADDITIONAL_MAX = 2  # OPT and a signature; reading hundreds of records would take milliseconds
+_SIGNATURES = (dns.rdatatype.SIG, dns.rdatatype.TSIG)  # RFC 2931, 8945; both have class ANY
 
 
 def read(wire: bytes, udp: bool) -> Asked | bytes | None:
@@ -60,10 +63,12 @@ def read(wire: bytes, udp: bool) -> Asked | bytes | None:
         return None
     if (flags & OPCODE) >> 11 != dns.opcode.QUERY:
         return bare(wire, dns.rcode.NOTIMP)
-    records = answers or authorities or additional > _ADDITIONAL_MAX
-    if questions != 1 or records or len(wire) > QUESTION_BYTES_MAX:
+    too_many = answers or authorities or additional > _ADDITIONAL_MAX
+    if questions != 1 or too_many or len(wire) > QUESTION_BYTES_MAX:
         return bare(wire, dns.rcode.FORMERR)
     try:
+        if not all(_belongs_to_question(*record[:2]) for record in records(wire)):
+            return bare(wire, dns.rcode.FORMERR)
         message = dns.message.from_wire(wire)
         rrset = message.question[0]
         section = rrset.name.to_wire()
@@ -93,6 +98,13 @@ def read(wire: bytes, udp: bool) -> Asked | bytes | None:
     return asked
 
 
+def _belongs_to_question(type: int, class_: int) -> bool:
+    # dnspython keeps, for as long as it runs, how each pair of these that it meets is read. A
+    # stranger could fill memory with pairs, and by class ANY have it read a type of IN as unknown
+    # bytes. So it is not shown what we have no use for, here and in `read_upstream`.
+    return type == OPT or (type in _SIGNATURES and class_ == dns.rdataclass.ANY)
+
+
 def upstream_query(asked: Asked, id: int) -> dns.message.Message:
     """The question as it is put to a resolver of the host: new id, none of the asker's options.
 
@@ -117,6 +129,8 @@ def read_upstream(wire: bytes, query: dns.message.Message) -> dns.message.Messag
     if wire[:2] != query.id.to_bytes(2, "big"):
         return None
     try:
+        if not all(type == OPT or class_ == IN for type, class_, *_ in records(wire)):
+            return None
         message = dns.message.from_wire(wire, ignore_trailing=True)
     except Exception:
         # As in `read`: the far side is a stranger too.

@@ -11,7 +11,7 @@ What stands opposite: core/names.py decides what to say.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import dns.message
@@ -19,6 +19,7 @@ import dns.message
 from agent.core.names import TTL, ZONE, Answer, Kind, Record, Srv
 from agent.core.question import SOA, Question
 
+IN = 1
 UDP_BYTES = 512  # RFC 1035, section 2.3.4: what any asker takes
 UDP_BYTES_MAX = 1232  # passes every path of 1280 bytes unfragmented (DNS flag day 2020)
 TCP_BYTES_MAX = 65535
@@ -39,7 +40,6 @@ _OPT_RECORD = struct.Struct("!BHHBBHH")  # root, type, payload, high rcode, vers
 _RECORD = struct.Struct("!HHIH")  # type, class, TTL, length
 _SRV = struct.Struct("!HHH")
 _ASKED_NAME = b"\xc0\x0c"  # a pointer to the question's
-_IN = 1
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ def read_plain(wire: bytes, udp: bool) -> Asked | None:
     if at - HEADER_BYTES - 4 > _NAME_BYTES_MAX:
         return None
     type = wire[at - 4] << 8 | wire[at - 3]
-    if wire[at - 2] or wire[at - 1] != _IN or type in META_TYPES or type == OPT:
+    if wire[at - 2] or wire[at - 1] != IN or type in META_TYPES or type == OPT:
         return None
     limit = UDP_BYTES if udp else TCP_BYTES_MAX
     edns_flags = 0
@@ -112,6 +112,30 @@ def read_plain(wire: bytes, udp: bool) -> Asked | None:
         do=edns_flags == DO,
         plain=True,
     )
+
+
+def records(wire: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Of each record after the questions its type, class and TTL, and where the TTL stands.
+
+    Raises IndexError or struct.error if the bytes end too soon.
+    """
+    questions, *counts = HEADER.unpack_from(wire)[2:]
+    at = HEADER_BYTES
+    for _ in range(questions):
+        at = _after_name(wire, at) + 4
+    for _ in range(sum(counts)):
+        at = _after_name(wire, at)
+        type, class_, ttl, length = _RECORD.unpack_from(wire, at)
+        yield type, class_, ttl, at + 4
+        at += _RECORD.size + length
+
+
+def _after_name(wire: bytes, at: int) -> int:
+    while length := wire[at]:
+        if length >= 0xC0:  # a pointer ends a name, RFC 1035, section 4.1.4
+            return at + 2
+        at += 1 + length
+    return at + 1
 
 
 def bare(wire: bytes, rcode: int) -> bytes:
@@ -155,13 +179,13 @@ def build(asked: Asked, answer: Answer) -> bytes:
             if asked.limit < TCP_BYTES_MAX:
                 flags |= TC
             break
-        kept.append(_ASKED_NAME + _RECORD.pack(record.type, _IN, TTL, len(data)) + data)
+        kept.append(_ASKED_NAME + _RECORD.pack(record.type, IN, TTL, len(data)) + data)
     more: list[bytes] = []
     for name, record in answer.additional if room > 0 else ():
         owner, data = name_wire(name), record_data(record)
         if (room := room - len(owner) - 10 - len(data)) < 0:
             break
-        more.append(owner + _RECORD.pack(record.type, _IN, TTL, len(data)) + data)
+        more.append(owner + _RECORD.pack(record.type, IN, TTL, len(data)) + data)
     return _message(asked, flags, 0, kept, [], more)
 
 
@@ -210,4 +234,4 @@ SOA_DATA = (
     + name_wire(f"hostmaster.{ZONE}")
     + struct.pack("!IIIII", 1, 3600, 600, 86400, TTL)
 )
-_SOA_RECORD = _RECORD.pack(SOA, _IN, TTL, len(SOA_DATA)) + SOA_DATA
+_SOA_RECORD = _RECORD.pack(SOA, IN, TTL, len(SOA_DATA)) + SOA_DATA

@@ -10,6 +10,9 @@ import dns.flags
 import dns.message
 import dns.opcode
 import dns.rcode
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
 import dns.rrset
 import pytest
 from hypothesis import example, given
@@ -266,6 +269,40 @@ def test_only_the_answer_to_the_question_counts() -> None:
     assert read_upstream(query.to_wire(), query) is None
     assert read_upstream(good.to_wire()[:-3], query) is None
     assert read_upstream(b"", query) is None
+
+
+def _is_kept(class_: int, type: int) -> bool:
+    """Whether dnspython remembers how a record of these is read."""
+    return dns.rdata.get_rdata_class(class_, type, use_generic=False) is not None
+
+
+@pytest.mark.parametrize("class_", [7, dns.rdataclass.ANY])
+def test_no_record_of_a_stranger_changes_how_others_are_read(class_: int) -> None:
+    """dnspython would read PX of IN as unknown bytes from then on; found by fuzzing, with SRV."""
+    record = b"\0" + struct.pack("!HHIH", dns.rdatatype.PX, class_, 60, 1) + b"x"
+    wire = _header(0x0100, 1, 0, 0, 1) + _QUESTION + record
+    assert read(wire, udp=True) == failure(ask("one", id=0x1234), dns.rcode.FORMERR)[:4] + bytes(8)
+
+    asked = ask("example.com")
+    query = upstream_query(asked, 99)
+    good = _upstream_answer(asked, 99).to_wire()
+    assert read_upstream(good, query) is not None
+    for section in (7, 9, 11):  # the lower byte of each count
+        counted = bytearray(good)
+        counted[section] += 1
+        assert read_upstream(bytes(counted) + record, query) is None
+
+    assert not _is_kept(class_, dns.rdatatype.PX)
+    assert dns.rdata.get_rdata_class(dns.rdataclass.IN, dns.rdatatype.PX).__name__ == "PX"
+
+
+def test_a_question_may_be_signed() -> None:
+    """RFC 2931, section 3. Nobody looks at the signature."""
+    data = bytes(18) + b"\0" + b"signature"
+    record = (
+        b"\0" + struct.pack("!HHIH", dns.rdatatype.SIG, dns.rdataclass.ANY, 0, len(data)) + data
+    )
+    assert isinstance(read(_header(0x0100, 1, 0, 0, 1) + _QUESTION + record, udp=True), Asked)
 
 
 def test_relay_fits_the_answer_to_the_asker() -> None:
