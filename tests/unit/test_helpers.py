@@ -46,3 +46,19 @@ def test_a_port_is_free_whatever_the_kernel_gives_by_itself(
     (tmp_path / "range").write_text(f"{given}\n")
     with socket.create_server(("", ports.free_port())) as server:
         assert server.getsockname()[1] >= 1024
+
+
+def test_no_port_is_given_twice_nor_to_two_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One was: a server found its port taken by a test of the other worker."""
+    monkeypatch.setattr(ports, "_GIVEN", tmp_path / "range")
+    (tmp_path / "range").write_text("61000\t61399\n")
+    monkeypatch.setattr(ports, "_LEAST", 61_000)
+    monkeypatch.setattr(ports, "_WORKERS", 2)
+    given = []
+    for worker in (0, 1):
+        monkeypatch.setattr(ports, "_WORKER", worker)
+        given.append({ports.free_port() for _ in range(100)})
+    assert [len(some) for some in given] == [100, 100]
+    assert not given[0] & given[1]
