@@ -9,6 +9,7 @@ mount_namespaces(7). Opposite: fabric.py has the wire between them, processes.py
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -99,9 +100,7 @@ def make_mounts(run: Path, resolv_conf: Path) -> int:
         held = set(mount_points(kind="nsfs"))
         for point in reversed(mount_points()):
             if point == RUN or point.startswith(f"{RUN}/") or point in held:
-                # Whoever deletes the file below a mount takes it away in all mount namespaces.
-                with contextlib.suppress(FileNotFoundError):
-                    syscalls.umount(point, syscalls.MNT_DETACH)
+                _detach(point)
         syscalls.mount(STATE_DIR, RUN, flags=syscalls.MS_BIND)
         syscalls.umount(STATE_DIR, syscalls.MNT_DETACH)
         safe = syscalls.MS_NOSUID | syscalls.MS_NODEV
@@ -112,6 +111,17 @@ def make_mounts(run: Path, resolv_conf: Path) -> int:
         return os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
     return syscalls.in_thread(work)
+
+
+def _detach(point: str) -> None:
+    try:
+        syscalls.umount(point, syscalls.MNT_DETACH)
+    except OSError as error:
+        # Whoever deletes the file below a mount takes it away in all mount namespaces: the mount
+        # first, then the name.
+        gone = error.errno in (errno.EINVAL, errno.ENOENT) and point not in mount_points()
+        if not gone:
+            raise
 
 
 def keep(fd: int, file: Path) -> None:

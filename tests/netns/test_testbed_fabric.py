@@ -421,6 +421,34 @@ def test_an_up_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         take_down(prefix)
 
 
+@pytest.mark.parametrize("with_its_file", [False, True])
+def test_an_up_bears_that_a_namespace_elsewhere_goes_meanwhile(
+    with_its_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mount goes in all mount namespaces with its file: first the one, then the other."""
+    netns = tmp_path / "netns"
+    netns.touch()
+    syscalls.mount("/proc/self/ns/net", str(netns), flags=syscalls.MS_BIND)
+    real, met = syscalls.umount, []
+
+    def too_late(target: str, flags: int = 0) -> None:
+        if target == str(netns):
+            met.append(target)
+            real(target, syscalls.MNT_DETACH)
+            if with_its_file:
+                netns.unlink()
+        real(target, flags)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(syscalls, "umount", too_late)
+            with temporary(1, with_agents=False):
+                assert met
+    finally:
+        if netns.exists():
+            real(str(netns), syscalls.MNT_DETACH)
+
+
 def test_two_testbeds_stand_side_by_side(bed: Testbed) -> None:
     with temporary(1, with_agents=False) as other:
         assert not reaches(other.host("h1"), "10.99.0.2")
