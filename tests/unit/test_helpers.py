@@ -1,13 +1,17 @@
-"""What tests stand on: echoes end with the test that sent them, and there is a free port."""
+"""What tests stand on: echoes end with the test that sent them, there is a free port, and nothing
+fails for being slow."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests import ports
 from tests.netns.echoes import Echoes
@@ -62,3 +66,11 @@ def test_no_port_is_given_twice_nor_to_two_workers(
         given.append({ports.free_port() for _ in range(100)})
     assert [len(some) for some in given] == [100, 100]
     assert not given[0] & given[1]
+
+
+@given(st.none())
+def test_no_example_is_too_slow(nothing: None) -> None:
+    """A test failed so, of which one example had to wait for the machine."""
+    assert settings.default is not None and settings.default.deadline is None
+    assert HealthCheck.too_slow in settings.default.suppress_health_check
+    time.sleep(0.3)

@@ -10,6 +10,7 @@ from agent.cluster.server import check_port
 from agent.errors import Conflict
 from agent.model import Publish
 from agent.ports import PortHolder, find_taken
+from tests.ports import free_port
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
@@ -25,7 +26,7 @@ def test_what_something_holds_is_found(
     protocol: str, held: str, asked: str, is_taken: bool
 ) -> None:
     with socket.socket(socket.AF_INET, KINDS[protocol]) as holder:
-        holder.bind((held, 0))
+        holder.bind((held, free_port()))
         port = Publish(holder.getsockname()[1], 80, protocol, asked)
         found = find_taken([port])
         assert [taken.publish for taken in found] == ([port] if is_taken else [])
@@ -40,10 +41,7 @@ def test_an_address_that_is_not_the_hosts_is_told_apart() -> None:
 
 @pytest.mark.parametrize("protocol", KINDS)
 def test_what_a_sandbox_holds_is_taken_until_it_is_released(protocol: str) -> None:
-    with socket.socket(socket.AF_INET, KINDS[protocol]) as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = Publish(chosen.getsockname()[1], 80, protocol, "127.0.0.1")
-    holder = PortHolder()
+    port, holder = Publish(free_port(), 80, protocol, "127.0.0.1"), PortHolder()
     holder.hold("a", [port])
     try:
         assert [taken.publish for taken in find_taken([port])] == [port]
@@ -55,7 +53,7 @@ def test_what_a_sandbox_holds_is_taken_until_it_is_released(protocol: str) -> No
 
 
 def test_a_connection_that_has_ended_holds_no_port() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
         where = server.getsockname()
         with socket.create_connection(where) as client:
             accepted, _ = server.accept()
@@ -76,7 +74,7 @@ def test_a_port_of_all_addresses_is_held_in_both_families_or_in_none(protocol: s
     holder, kind = PortHolder(), KINDS[protocol]
     with socket.socket(socket.AF_INET6, kind) as other:
         other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        other.bind(("::1", 0))
+        other.bind(("::1", free_port()))
         port = Publish(other.getsockname()[1], 80, protocol)
         with pytest.raises(Conflict, match="in use"):
             holder.hold("a", [port])

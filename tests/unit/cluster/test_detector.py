@@ -185,10 +185,10 @@ async def test_tables_that_differ_are_told_whole() -> None:
 
 async def test_knocking_tells_refusal_from_silence_and_from_being_let_in() -> None:
     peer = Peer(1)
-    assert await knock(peer.record, 1.0) is Outcome.REFUSED
+    assert await knock(peer.record, 30.0) is Outcome.REFUSED
     listener = socket.create_server(("127.0.0.1", peer.record.port))
     with listener:
-        assert await knock(peer.record, 1.0) is None
+        assert await knock(peer.record, 30.0) is None
 
 
 async def test_channels_that_are_too_many_are_closed() -> None:
@@ -220,7 +220,7 @@ async def test_a_ping_that_times_out_leaves_the_others_alone() -> None:
     b.meet(a)
     b.server.pings = Slow()
     await b.server.start("127.0.0.1", b.record.port)
-    request = pb.PingForRequest(node=a.record.id, target=a.record.id, seconds=0.1)
+    request = pb.PingForRequest(node=a.record.id, target=a.record.id, seconds=10.0)
     stub = a.detector._channels.stub(b.record)
     try:
         first = asyncio.ensure_future(stub.PingFor(request, timeout=30.0))

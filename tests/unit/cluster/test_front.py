@@ -19,6 +19,7 @@ import grpc.aio
 import pytest
 
 from agent.cluster import front as front_module
+from agent.cluster.admission import STRANGER_BURST, STRANGER_RATE
 from agent.cluster.callers import Caller, caller_of
 from agent.cluster.channels import Channels
 from agent.cluster.dialer import OPTIONS, Denied, Dialer, Distrusted
@@ -33,12 +34,14 @@ from agent.rpc import peer_pb2 as pb
 from agent.rpc import peer_pb2_grpc as pb_grpc
 from agent.views import Change
 from tests.directories import run_dir
-from tests.identities import CLUSTER, Authority, authority
+from tests.identities import CLUSTER, DAY, Authority, authority
 from tests.ports import free_port
+from tests.unit.cluster.portclock import PortClock
 
 HOST = "127.0.0.7"
 ME, FRIEND, OTHER = "1" * 16, "2" * 16, "3" * 16
 HERE = "127.0.0.1"  # from where clients come
+WITHIN = 30.0  # s; a machine may be busy
 
 
 def record(id: str, address: str, port: int = 1) -> Node:
@@ -240,7 +243,7 @@ async def test_an_agent_of_another_cluster_turns_away_itself_and_is_noted(port: 
     stranger = Authority("d" * 16).keyring(FRIEND)
     node = NodeState(record(FRIEND, HERE), time.time, random.Random(2))
     with pytest.raises(Distrusted, match="another cluster"):
-        await Dialer(node, stranger).who_is(port.target)
+        await Dialer(node, stranger).who_is(port.target, within=WITHIN)
     await until(port.refused)
     assert port.counted() == {"abandoned": 1}
 
@@ -293,10 +296,10 @@ async def test_a_dialler_believes_only_the_node_that_it_wants(port: Port) -> Non
     heard: list[str] = []
     node.listeners.append(lambda change: heard.extend(n.kind for n in change.notices))
     dialer = Dialer(node, authority().keyring(FRIEND))
-    assert await dialer.who_is(port.target) == ME
-    assert await dialer.who_is(port.target, ME) == ME
+    assert await dialer.who_is(port.target, within=WITHIN) == ME
+    assert await dialer.who_is(port.target, ME, WITHIN) == ME
     with pytest.raises(Distrusted, match="another one has its address"):
-        await dialer.who_is(port.target, OTHER)
+        await dialer.who_is(port.target, OTHER, WITHIN)
     assert heard == ["peer.distrusted"]
     assert port.streams == []
 
@@ -314,7 +317,7 @@ async def test_a_dialler_tells_why_it_does_not_believe(
     async with opened(keyring=keyring()) as port:
         node = NodeState(record(FRIEND, HERE), time.time, random.Random(2))
         with pytest.raises(Distrusted, match=match):
-            await Dialer(node, authority().keyring(FRIEND)).who_is(port.target, ME)
+            await Dialer(node, authority().keyring(FRIEND)).who_is(port.target, ME, WITHIN)
 
 
 async def test_who_is_refused_hears_what_to_do(port: Port) -> None:
@@ -326,7 +329,7 @@ async def test_who_is_refused_hears_what_to_do(port: Port) -> None:
     dialer = Dialer(node, Keyring(authority().credentials(FRIEND, -100, -1)))
     for _ in range(3):
         with pytest.raises(Denied, match="refuses this node: its certificate has expired") as error:
-            await dialer.who_is(port.target, ME)
+            await dialer.who_is(port.target, ME, WITHIN)
     assert "vxmesh cluster token" in error.value.fix
     assert len(told) == 1 and told[0].startswith("identity.refused: "), told
     assert "certificate has expired" in told[0] and "vxmesh cluster token" in told[0]
@@ -339,11 +342,11 @@ async def test_a_flood_of_strangers_does_not_keep_members_waiting() -> None:
     async with opened(members=(HERE,)) as port:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
-        stopped = asyncio.Event()
-        tried = 0
+        stopped, began = asyncio.Event(), time.monotonic()
+        tried = shaken = 0
 
         async def flood(address: str) -> None:
-            nonlocal tried
+            nonlocal tried, shaken
             while not stopped.is_set() and tried < 5000:
                 tried += 1
                 with contextlib.suppress(OSError):
@@ -351,6 +354,7 @@ async def test_a_flood_of_strangers_does_not_keep_members_waiting() -> None:
                         _, writer = await asyncio.open_connection(
                             HOST, port.number, ssl=tls, local_addr=(address, 0)
                         )
+                    shaken += 1
                     writer.close()
 
         floods = [asyncio.create_task(flood(f"127.0.9.{n % 4 + 1}")) for n in range(32)]
@@ -358,22 +362,25 @@ async def test_a_flood_of_strangers_does_not_keep_members_waiting() -> None:
         dialer = Dialer(node, authority().keyring(FRIEND))
         await until(lambda: port.refusals.counts["rate"] > 50)
         for _ in range(20):
-            assert await dialer.who_is(port.target, ME, 5.0) == ME
+            assert await dialer.who_is(port.target, ME, WITHIN) == ME
         stopped.set()
         await asyncio.gather(*floods)
         # Each of the four got its allowance at most, and what is told of it all is little.
-        handshakes = tried - port.refusals.counts["rate"] - port.refusals.counts["busy"]
-        assert handshakes < tried / 2
+        each = STRANGER_BURST + STRANGER_RATE * (time.monotonic() - began)
+        assert shaken <= 4 * each
         assert len(port.refused()) <= 30
 
 
-async def test_strangers_that_say_nothing_do_not_keep_out_one_that_speaks(port: Port) -> None:
+async def test_strangers_that_say_nothing_do_not_keep_out_one_that_speaks(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_module, "FIRST_BYTE_WITHIN", 600.0)  # or some go for being slow
     silent = []
     for number in range(100):
         address = (f"127.0.9.{number // 6 + 1}", 0)
         silent.append(await asyncio.open_connection(HOST, port.number, local_addr=address))
     node = NodeState(record(FRIEND, HERE), time.time, random.Random(2))
-    assert await Dialer(node, authority().keyring(FRIEND)).who_is(port.target, ME, 5.0) == ME
+    assert await Dialer(node, authority().keyring(FRIEND)).who_is(port.target, ME, WITHIN) == ME
     assert port.refusals.counts["busy"] >= 100 - 64
     for _, writer in silent:
         writer.close()
@@ -480,36 +487,41 @@ async def test_only_a_member_is_believed_that_this_node_was_removed(port: Port) 
     node = NodeState(record(FRIEND, HERE), time.time, random.Random(2))
     dialer = Dialer(node, authority().keyring(FRIEND))
     with pytest.raises(Denied, match="was removed by n3"):
-        await dialer.who_is(port.target)
+        await dialer.who_is(port.target, within=WITHIN)
     assert node.expelled is None
     node.nodes[ME] = record(ME, HOST)
     with pytest.raises(Denied, match="was removed by n3"):
-        await dialer.who_is(port.target, ME)
+        await dialer.who_is(port.target, ME, WITHIN)
     assert node.expelled is not None
 
 
-async def test_a_stream_goes_on_when_its_node_has_shown_a_newer_certificate(port: Port) -> None:
-    # Certificates end with a whole second, so this one lives for two to three.
-    keyring = Keyring(authority().credentials(FRIEND, ends=3.0))
-    over = keyring.current.not_after + 0.2
+async def test_a_stream_goes_on_when_its_node_has_shown_a_newer_certificate(
+    port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, keyring = PortClock(monkeypatch), authority().keyring(FRIEND)
     async with dialled(port, keyring) as channel:
         stream: Any = channel.stream_stream(SYNC)()
         assert await echoes(stream, b"before")
-        keyring.replace(authority().credentials(FRIEND))
+        keyring.replace(authority().credentials(FRIEND, ends=3 * DAY))
         node = NodeState(record(FRIEND, HERE), time.time, random.Random(2))
-        assert await Dialer(node, keyring).who_is(port.target, ME) == ME
-        await asyncio.sleep(over - time.time())
+        assert await Dialer(node, keyring).who_is(port.target, ME, WITHIN) == ME
+        await clock.advance(2 * DAY)
         assert await echoes(stream, b"after")
     assert port.counted() == {}
 
 
-async def test_a_stream_ends_with_the_last_certificate_of_its_node(port: Port) -> None:
-    keyring = Keyring(authority().credentials(FRIEND, ends=3.0))
-    async with dialled(port, keyring) as channel:
-        stream: Any = channel.stream_stream(SYNC)()
-        assert await echoes(stream, b"before")
-        assert await ends(stream)
-    assert port.counted() == {"expired": 1}
+async def test_a_stream_ends_with_the_last_certificate_of_its_node() -> None:
+    # Certificates end with a whole second, so the first lives for two to three; on a very busy
+    # machine that may be over before there is a stream.
+    for life in (3.0, 10.0, 25.0):
+        keyring = Keyring(authority().credentials(FRIEND, ends=life))
+        async with opened() as port, dialled(port, keyring) as channel:
+            stream: Any = channel.stream_stream(SYNC)()
+            if await echoes(stream, b"before"):
+                assert await ends(stream)
+                assert port.counted() == {"expired": 1}
+                return
+    raise AssertionError("no certificate was long enough")
 
 
 async def test_when_a_ca_is_void_so_is_who_has_shown_only_its_certificates(
@@ -528,13 +540,13 @@ async def test_when_a_ca_is_void_so_is_who_has_shown_only_its_certificates(
             assert await echoes(lost, b"before") and await echoes(kept, b"before")
             timely.replace(new.credentials(OTHER, authorities=both))
             node = NodeState(record(OTHER, HERE), time.time, random.Random(2))
-            await Dialer(node, timely).who_is(port.target, ME)
+            await Dialer(node, timely).who_is(port.target, ME, WITHIN)
             port.keyring.replace(dataclasses.replace(mine, authorities=(new.pem,)))
             assert await ends(lost)
             assert await echoes(kept, b"after")
             assert port.counted() == {"foreign": 1}
             with pytest.raises(Unavailable):
-                await Dialer(node, late).who_is(port.target, ME)
+                await Dialer(node, late).who_is(port.target, ME, WITHIN)
 
 
 async def test_a_ping_channel_is_made_anew_when_the_certificate_is_new_or_it_is_old(

@@ -73,7 +73,7 @@ async def test_who_is_no_network_plugin_is_asked_nothing(
     runner = await _serve(tmp_path, _says("{}"), activated)
     try:
         with pytest.raises(Invalid) as raised:
-            await Plugins((str(tmp_path),), 1).call("odd", "NetworkDriver.Join", {})
+            await Plugins((str(tmp_path),), 60.0).call("odd", "NetworkDriver.Join", {})
         assert why in raised.value.why
     finally:
         await runner.cleanup()
@@ -81,7 +81,7 @@ async def test_who_is_no_network_plugin_is_asked_nothing(
 
 async def test_a_plugin_that_nobody_knows_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        await Plugins((str(tmp_path),), 1).call("odd", "NetworkDriver.Join", {})
+        await Plugins((str(tmp_path),), 60.0).call("odd", "NetworkDriver.Join", {})
 
 
 async def _serve(directory: Path, answer: Answer, activated: str) -> web.AppRunner:
