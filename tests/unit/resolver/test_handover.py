@@ -83,7 +83,7 @@ async def test_names_resolve_across_an_upgrade(
         after = ResolverClient(tmp_path, None, state, [listen])
         await after.connect_or_spawn()
         assert after.pid != older.pid
-        assert await asyncio.to_thread(older.wait, 10) == 0
+        assert await asyncio.to_thread(older.wait, 60) == 0
         seen = asker.answered
         async with asyncio.timeout(60):
             while asker.answered < seen + 100:  # the new one answers by itself

@@ -58,7 +58,7 @@ async def test_many_answers_are_gathered_beside_the_answering_and_not_where_the_
 
     def gather() -> bool:
         threads.append(threading.current_thread().name)
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return len(threads) < 2
 
     monkeypatch.setattr(server, "GATHERED", 3)
