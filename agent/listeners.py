@@ -150,8 +150,8 @@ class ToStore:
             self._behind.cancel()
             self._behind = None
         changed = self.node.replica.changed
-        while changed:
-            origin = changed.pop()
+        for origin in sorted(changed):  # a set has another order in each process
+            changed.discard(origin)
             now = self._state(origin)
             before = self._kept.get(origin, (-1, 0, 0))
             if now[0] < 0:
@@ -191,8 +191,8 @@ class ToStore:
 
     def _drop_forgotten(self) -> None:
         """Take removed nodes off the disk: after what says so, and what took their place."""
-        while self._forgotten:
-            origin = self._forgotten.pop()
+        for origin in sorted(self._forgotten):
+            self._forgotten.discard(origin)
             self._kept.pop(origin, None)
             self._prunings.pop(origin, None)
             done = self.store.write(PeerBatch(origin, [], 0, 0, gone=True))

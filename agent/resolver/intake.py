@@ -57,7 +57,7 @@ class Intake:
         What is fed goes on to `workers`, and is in force when it is so there too.
         """
         self._workers = workers or Workers()
-        self._path = path
+        self.path = path
         self._setup = setup
         self._server = server
         self._forwarder = forwarder
@@ -70,11 +70,11 @@ class Intake:
 
     async def start(self) -> None:
         """Listen; whatever lies at the path is a leftover, as the caller holds the lock."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         mask = os.umask(0o177)  # between bind and chmod anybody could connect
         try:
             self._listener = await asyncio.start_unix_server(
-                self._converse, str(self._path), limit=_STREAM_BYTES
+                self._converse, str(self.path), limit=_STREAM_BYTES
             )
         finally:
             os.umask(mask)
@@ -82,7 +82,7 @@ class Intake:
     async def close(self) -> None:
         """No more feeds; the socket goes first, so that nobody finds a resolver that ends."""
         if self._listener is not None:  # else what is at the path is another one's by now
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
             self._listener.close()
             self._listener = None
         for task in self._tasks:

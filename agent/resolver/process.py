@@ -40,6 +40,7 @@ from agent.syscalls import raise_file_limit
 LOCK_SECONDS = 3.0  # the one before may be about to end
 # Answers from what was known are better than none, for as long as a start and a first feed take.
 HANDOVER_SECONDS = 2.0
+HEIR_SECONDS = 30.0  # more, as long as no other one listens; a start takes 0.3
 _POLL_SECONDS = 0.02
 
 _log = logging.getLogger("vxmesh.resolver")
@@ -193,6 +194,11 @@ async def _give_way(
     share(workers.sockets())
     fcntl.flock(lock, fcntl.LOCK_UN)
     await asyncio.sleep(HANDOVER_SECONDS)
+    # A machine that is busy starts its heir later than that, and then nobody would answer.
+    polls = int(HEIR_SECONDS / _POLL_SECONDS)
+    while polls and not intake.path.exists():
+        await asyncio.sleep(_POLL_SECONDS)
+        polls -= 1
     stop.set()
 
 

@@ -14,6 +14,7 @@ What stands opposite: core/names.py decides, forward.py asks the host's resolver
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import socket
@@ -203,6 +204,7 @@ class Server:
         room = self._rooms.pop(key, None)
         if room is None:
             return
+        self._finish(room.udp, key)
         for datagrams in room.udp:
             asyncio.get_running_loop().remove_reader(datagrams.sock)
             datagrams.sock.close()
@@ -211,9 +213,29 @@ class Server:
         for writer in room.connections:
             writer.transport.abort()
 
+    def _finish(self, udp: Sequence[Datagrams], key: bytes = b"") -> None:
+        """Answer what has come there; what comes from now on is another's who listens there too.
+
+        With a socket that is just closed the questions in it would be lost.
+        """
+        if not self._started:
+            return
+        for datagrams in udp:
+            with contextlib.suppress(OSError):  # without a route to ourselves the others get less
+                # Of several sockets on a port the kernel deals out nothing to those that are
+                # connected: net/core/sock_reuseport.c, reuseport_select_sock_by_hash.
+                datagrams.sock.connect(datagrams.sock.getsockname())
+            before = -1
+            while before != self._counters["udp"]:
+                before = self._counters["udp"]
+                self._read(datagrams, key)
+                while self._waiting:
+                    self._serve()
+
     async def close(self) -> None:
-        """Stop at once; questions that wait for an upstream get no answer."""
+        """Answer what has come, and stop; what waits for an upstream gets no answer."""
         loop = asyncio.get_running_loop()
+        self._finish(self._datagrams)
         if self._turn:
             self._turn.cancel()
         for sock in self._udp:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -33,3 +35,20 @@ def test_a_seed_replays() -> None:
         traces.append(lines)
     assert traces[0] == traces[1]
     assert len(traces[0]) > 50
+
+
+def test_a_seed_replays_in_another_process() -> None:
+    """What was kept of peers went to disk in the order of a set, another one in each process."""
+    script = "from tests.sim.crashrun import CrashRun; CrashRun(5, print).play()"
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": order},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for order in ("1", "2")
+    ]
+    assert told[0] == told[1]
+    assert told[0].count("\n") > 50

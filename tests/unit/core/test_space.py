@@ -5,7 +5,9 @@ from __future__ import annotations
 import ipaddress
 import random
 import time
+from collections.abc import Callable
 from itertools import pairwise
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 
 from agent.core.space import Space
 from agent.notation import format_address, parse_address
+
+T = TypeVar("T")
 
 
 def number(text: str) -> int:
@@ -346,9 +350,23 @@ def test_against_a_plain_set(data: st.DataObject) -> None:
 
 
 class TestCost:
-    """Times are of this process alone, the best of some, and far above what is usual."""
+    """Times are of this process alone, far above what is usual, and good if once they are so."""
 
     OWNED = whole("10.0.0.0/12")
+
+    @staticmethod
+    def takes_less(most: float, do: Callable[[T], object], make: Callable[[], T]) -> None:
+        """Seconds. Whatever slows this process down passes, sooner than these many tries; each
+        has what `make` makes, in no time."""
+        took = []
+        for _ in range(20):
+            made = make()
+            began = time.process_time()
+            do(made)
+            took.append(time.process_time() - began)
+            if took[-1] < most:
+                return
+        raise AssertionError(took)
 
     @staticmethod
     def random_addresses(count: int) -> list[bytes]:
@@ -361,14 +379,12 @@ class TestCost:
             [v4(BASE + n) for n in range(100_000)],
             [(number("fd00::") + n).to_bytes(16) for n in range(100_000)],
         ):
-            best = 9.0
-            for _ in range(3):
-                space = Space(["10.0.0.0/12", "fd00::/64"], [], ())
-                began = time.process_time()
+
+            def take(space: Space, addresses: list[bytes] = addresses) -> None:
                 for a in addresses:
                     space.take(a)
-                best = min(best, time.process_time() - began)
-            assert best < 0.1
+
+            self.takes_less(0.1, take, lambda: Space(["10.0.0.0/12", "fd00::/64"], [], ()))
 
     def test_a_run_among_a_hundred_thousand(self) -> None:
         for addresses in (
@@ -379,31 +395,36 @@ class TestCost:
             space = Space(["10.0.0.0/12"], [], ())
             for a in addresses:
                 space.take(a)
-            best = 9.0
-            for _ in range(3):
-                space.take(v4(BASE + (1 << 20) - 2))
-                began = time.process_time()
-                assert space.offer(self.OWNED, 4)
-                best = min(best, time.process_time() - began)
-            assert best < 0.05
+
+            space.take(v4(BASE + (1 << 20) - 2))
+            self.takes_less(0.05, lambda space: space.offer(self.OWNED, 4), lambda: space)  # noqa: B023
+            assert space.offer(self.OWNED, 4)
 
     def test_a_run_among_scattered_ipv6(self) -> None:
         rng = random.Random(2)
         space = Space(["fd00::/64"], [], ())
         low = number("fd00::")
-        for _ in range(20_000):
-            space.take((low + rng.getrandbits(64)).to_bytes(16))
-        began = time.process_time()
+
+        def one_more(count: int = 1) -> Space:
+            for _ in range(count):
+                space.take((low + rng.getrandbits(64)).to_bytes(16))
+            return space
+
+        one_more(20_000)
+        self.takes_less(0.2, lambda space: space.offer(whole("fd00::/64"), 6), one_more)
         assert space.offer(whole("fd00::/64"), 6)
-        assert time.process_time() - began < 0.2
 
     def test_picking_past_a_long_used_run(self) -> None:
-        space = Space(["10.0.0.0/12"], [], ())
-        for n in range(1 << 19):
-            space.take(v4(BASE + n))
-        began = time.process_time()
-        for _ in range(10_000):
-            found = space.pick(self.OWNED, 4)
-            assert found is not None
-            space.take(found)
-        assert time.process_time() - began < 0.5
+        def used() -> Space:
+            space = Space(["10.0.0.0/12"], [], ())
+            for n in range(1 << 19):
+                space.take(v4(BASE + n))
+            return space
+
+        def pick(space: Space) -> None:
+            for _ in range(10_000):
+                found = space.pick(self.OWNED, 4)
+                assert found is not None
+                space.take(found)
+
+        self.takes_less(0.5, pick, used)

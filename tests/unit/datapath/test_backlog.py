@@ -39,37 +39,41 @@ def test_a_key_named_often_is_there_once() -> None:
     assert rows == {7: ({b"a", b"b"}, {b"x"}), 8: ({b"c"}, set())}
 
 
-async def test_delays_double_up_to_the_most() -> None:
+@pytest.fixture
+async def stopped(monkeypatch: pytest.MonkeyPatch) -> float:
+    """The loop's clock stands still, at this time: what is late by it was meant to be."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 1000.0)
+    return 1000.0
+
+
+async def test_delays_double_up_to_the_most(stopped: float) -> None:
     failures = Failures(lambda key: None)
-    loop, seen = asyncio.get_running_loop(), []
+    seen = []
     for _ in range(9):
-        now = loop.time()
         failures.failed(PORT, OSError(16, "busy"))
-        seen.append(round(failures._failures[PORT].timer.when() - now, 1))
+        seen.append(round(failures._failures[PORT].timer.when() - stopped, 1))
     assert seen == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
     failures.clear()
 
 
-async def test_services_are_tried_again_later_each_time() -> None:
+async def test_services_are_tried_again_later_each_time(stopped: float) -> None:
     key: Key = ("services", 0, "")
     failures, noted = Failures(lambda key: None), Backlog()
-    loop, seen = asyncio.get_running_loop(), []
+    seen = []
     for _ in range(3):
-        now = loop.time()
         failures.failed(key, OSError(16, "busy"))
-        seen.append(round(failures._failures[key].timer.when() - now, 1))
+        seen.append(round(failures._failures[key].timer.when() - stopped, 1))
         backlog.note_again(key, noted, failures)
     assert noted.balancing and seen == [0.5, 1, 2]
     failures.clear()
 
 
-async def test_what_is_about_to_pass_is_tried_again_soon() -> None:
+async def test_what_is_about_to_pass_is_tried_again_soon(stopped: float) -> None:
     failures = Failures(lambda key: None)
-    loop, seen = asyncio.get_running_loop(), []
+    seen = []
     for _ in range(12):
-        now = loop.time()
         failures.failed(PORT, Passing("MAC", "is another's"))
-        seen.append(round(failures._failures[PORT].timer.when() - now, 2))
+        seen.append(round(failures._failures[PORT].timer.when() - stopped, 2))
     assert seen[:4] == [0.02, 0.04, 0.08, 0.16] and seen[-1] == 30
     failures.clear()
 

@@ -42,7 +42,7 @@ class Kernel(Bulk):
     def _send(self, batch: Batch) -> int:
         data, rows = batch
         self.is_asked.set()
-        assert self.may_go_on.wait(10)
+        assert self.may_go_on.wait(60)
         if data in self.refused:
             raise OSError(errno.EAFNOSUPPORT, "refused")
         self.sent.add(data)
@@ -138,7 +138,7 @@ async def test_what_is_heard_of_default_rows_during_a_write_is_judged_after_it(
         kernel.is_asked.clear()
         kernel.may_go_on.clear()
         writing = kernel.write(INDEX, leading(*VTEPS[:2]))
-        assert await asyncio.to_thread(kernel.is_asked.wait, 10)
+        assert await asyncio.to_thread(kernel.is_asked.wait, 60)
         kernel.note_defaults(INDEX, [(vtep, came)])
         kernel.may_go_on.set()
         await writing

@@ -30,6 +30,7 @@ from agent.resolver.forward import Forwarder
 from agent.resolver.intake import Intake, _apply
 from agent.resolver.server import Server
 from agent.syscalls import start_time
+from tests.ports import free_port
 
 NET, BACK = "d" * 16, "b" * 16
 
@@ -476,14 +477,8 @@ def test_a_large_batch_goes_in_pieces() -> None:
 
 @pytest.fixture
 def listen() -> str:
-    """A port that is free on loopback for UDP and TCP."""
-    from agent.resolver.sockets import Listen, open_sockets
-
-    udp, tcp = open_sockets([Listen("127.0.0.1", 0)], None)
-    port = udp[0].getsockname()[1]
-    for sock in (*udp, *tcp):
-        sock.close()
-    return f"127.0.0.1:{port}"
+    """Where nobody listens, nor will."""
+    return f"127.0.0.1:{free_port()}"
 
 
 @pytest_asyncio.fixture

@@ -25,6 +25,7 @@ from agent.resolver.forward import (
 )
 from agent.resolver.messages import read
 from agent.resolver.wire import Asked
+from tests.ports import free_port
 
 Behaviour = Callable[[dns.message.Message], list[bytes]]
 
@@ -47,7 +48,7 @@ class Fake:
     """An upstream: what it was asked by UDP and TCP, from which ports, and how it behaves."""
 
     behaviour: Behaviour
-    port: int = 0
+    port: int
     udp: list[dns.message.Message] = field(default_factory=list)
     tcp: list[dns.message.Message] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
@@ -71,7 +72,7 @@ class _Protocol(asyncio.DatagramProtocol):
 @asynccontextmanager
 async def upstream(behaviour: Behaviour, host: str, port: int = 0) -> AsyncIterator[Fake]:
     """A fake upstream on UDP and TCP of one port; TCP always answers well."""
-    fake = Fake(behaviour)
+    fake = Fake(behaviour, port or free_port())
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         size = int.from_bytes(await reader.readexactly(2), "big")
@@ -81,8 +82,7 @@ async def upstream(behaviour: Behaviour, host: str, port: int = 0) -> AsyncItera
         writer.close()
 
     loop = asyncio.get_running_loop()
-    server = await asyncio.start_server(serve, host, port)
-    fake.port = server.sockets[0].getsockname()[1]
+    server = await asyncio.start_server(serve, host, fake.port)
     transport, _ = await loop.create_datagram_endpoint(
         lambda: _Protocol(fake), local_addr=(host, fake.port)
     )
@@ -93,10 +93,14 @@ async def upstream(behaviour: Behaviour, host: str, port: int = 0) -> AsyncItera
         server.close()
 
 
-def forwarder(tmp_path: Path, port: int, *hosts: str, **options: float) -> Forwarder:
+def forwarder(
+    tmp_path: Path, port: int, *hosts: str, attempt_seconds: float = 60, total_seconds: float = 60
+) -> Forwarder:
+    """One that waits as long as this machine may be busy, unless told otherwise."""
     path = tmp_path / "resolv.conf"
     path.write_text("".join(f"nameserver {host}\n" for host in hosts))
-    return Forwarder(path, lambda _address, _port: False, random.Random(1), port, **options)
+    limits = attempt_seconds, total_seconds
+    return Forwarder(path, lambda _address, _port: False, random.Random(1), port, *limits)
 
 
 def ask(text: str = "example.com") -> Asked:
@@ -123,13 +127,15 @@ async def test_every_question_has_an_id_and_a_port_of_its_own(tmp_path: Path) ->
 async def test_the_silent_one_costs_one_attempt_and_is_asked_last_from_then_on(
     tmp_path: Path,
 ) -> None:
+    def say_nothing(_query: dns.message.Message) -> list[bytes]:
+        asking._attempt_seconds = 60  # the other one may take its time
+        return []
+
     async with (
-        upstream(lambda _query: [], "127.0.0.1") as silent,
+        upstream(say_nothing, "127.0.0.1") as silent,
         upstream(lambda query: [good(query).to_wire()], "127.0.0.2", silent.port) as other,
     ):
-        asking = forwarder(
-            tmp_path, silent.port, "127.0.0.1", "127.0.0.2", attempt_seconds=0.1, total_seconds=2
-        )
+        asking = forwarder(tmp_path, silent.port, "127.0.0.1", "127.0.0.2", attempt_seconds=0.1)
         for _ in range(3):
             assert (await asking.resolve(ask()))[1] == "127.0.0.2"
         assert (len(silent.udp), len(other.udp)) == (1, 3)
@@ -137,7 +143,7 @@ async def test_the_silent_one_costs_one_attempt_and_is_asked_last_from_then_on(
 
 async def test_nobody_listens_there_so_the_next_is_asked_at_once(tmp_path: Path) -> None:
     async with upstream(lambda query: [good(query).to_wire()], "127.0.0.2") as fake:
-        asking = forwarder(tmp_path, fake.port, "127.0.0.1", "127.0.0.2", attempt_seconds=60)
+        asking = forwarder(tmp_path, fake.port, "127.0.0.1", "127.0.0.2")
         async with asyncio.timeout(30):
             assert (await asking.resolve(ask()))[1] == "127.0.0.2"
 
@@ -188,7 +194,7 @@ async def test_forged_answers_are_passed_over(tmp_path: Path) -> None:
 
 async def test_a_flood_of_forgeries_ends_the_attempt(tmp_path: Path) -> None:
     async with upstream(lambda _query: [b"garbage"] * 200, "127.0.0.1") as fake:
-        asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=60, total_seconds=60)
+        asking = forwarder(tmp_path, fake.port, "127.0.0.1")
         async with asyncio.timeout(30):
             assert await asking.resolve(ask()) == (None, "")
 
@@ -208,7 +214,7 @@ async def test_an_upstream_without_edns(tmp_path: Path) -> None:
 
 
 async def test_without_upstreams_the_answer_is_none_at_once(tmp_path: Path) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await forwarder(tmp_path, 53).resolve(ask()) == (None, "")
         missing = Forwarder(tmp_path / "missing", lambda _address, _port: False)
         assert await missing.resolve(ask()) == (None, "")
@@ -218,7 +224,7 @@ async def test_without_upstreams_the_answer_is_none_at_once(tmp_path: Path) -> N
 
 async def test_all_silent_ends_in_the_time_given(tmp_path: Path) -> None:
     async with upstream(lambda _query: [], "127.0.0.1") as fake:
-        asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=60, total_seconds=0.2)
+        asking = forwarder(tmp_path, fake.port, "127.0.0.1", total_seconds=0.2)
         async with asyncio.timeout(30):
             assert await asking.resolve(ask()) == (None, "")
         assert asking.counters["forward_failed"] == 1
@@ -287,10 +293,11 @@ async def test_who_asks_the_same_meanwhile_waits_for_the_same_answer(tmp_path: P
 
     def late(query: dns.message.Message) -> list[bytes]:
         asked_once.set()
+        asking._attempt_seconds = 60  # the next attempt's answer may take its time
         return []
 
     async with upstream(late, "127.0.0.1") as fake:
-        asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=0.3, total_seconds=0.6)
+        asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=0.3)
         first_one = asyncio.create_task(asking.answer(ask()))
         await asked_once.wait()
         others = [asyncio.create_task(asking.answer(ask())) for _ in range(20)]
@@ -313,7 +320,7 @@ async def test_a_loop_by_way_of_a_sandbox_ends(tmp_path: Path) -> None:
         return []
 
     async with upstream(back_to_us, "127.0.0.1") as fake:
-        asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=0.1, total_seconds=0.5)
+        asking = forwarder(tmp_path, fake.port, "127.0.0.1", attempt_seconds=0.1)
         assert await asking.answer(ask()) is None
         assert await asyncio.gather(*loops) == [None, None]
         assert len(fake.udp) == 2  # the two tries of the first question, and none of the others

@@ -7,6 +7,7 @@ import itertools
 import mmap
 import re
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,13 +42,17 @@ def test_what_was_in_memory_is_there_and_in_huge_pages_if_the_kernel_can() -> No
     with mmap.mmap(-1, 4 * hugepages.SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         content = bytes(range(256)) * (len(memory) // 256)
         memory[:] = content
-        could = hugepages.gather()
-        assert memory[:] == content
-        if not could:
-            lacks("this kernel gives no huge pages")
-        rollup = Path("/proc/self/smaps_rollup").read_text()
-        found = re.search(r"AnonHugePages: +(\d+) kB", rollup)
-        assert found and int(found[1]) * 1024 >= hugepages.SIZE
+        for _ in range(600):  # there may be no huge page left now
+            could = hugepages.gather()
+            assert memory[:] == content
+            if not could:
+                lacks("this kernel gives no huge pages")
+            rollup = Path("/proc/self/smaps_rollup").read_text()
+            found = re.search(r"AnonHugePages: +(\d+) kB", rollup)
+            if found and int(found[1]) * 1024 >= hugepages.SIZE:
+                return
+            time.sleep(0.05)
+        raise AssertionError(rollup)
 
 
 async def test_many_answers_are_gathered_beside_the_answering_and_not_where_the_kernel_cannot(
@@ -58,7 +63,7 @@ async def test_many_answers_are_gathered_beside_the_answering_and_not_where_the_
 
     def gather() -> bool:
         threads.append(threading.current_thread().name)
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return len(threads) < 2
 
     monkeypatch.setattr(server, "GATHERED", 3)

@@ -25,6 +25,7 @@ from agent.resolver.rooms import Rooms
 from agent.resolver.server import Server
 from agent.resolver.sockets import Listen, open_sockets
 from agent.syscalls import start_time
+from tests.ports import free_port
 from tests.unit.resolver.test_server import NET, names, until
 
 KEY, OTHER = b"sandbox 1", b"sandbox 2"
@@ -50,7 +51,7 @@ async def server() -> AsyncIterator[Server]:
 
 
 async def _enter(server: Server, key: bytes) -> int:
-    udp, tcp = open_sockets([Listen(HERE, 0)], None, shared=True)
+    udp, tcp = open_sockets([Listen(HERE, free_port())], None, shared=True)
     await server.enter(key, udp, tcp)
     return int(udp[0].getsockname()[1])
 
@@ -223,7 +224,7 @@ async def test_entering_does_not_hold_up_the_others(
     going_on = threading.Event()
 
     def slow(*_: object, **__: object) -> tuple[list[socket.socket], list[socket.socket]]:
-        assert going_on.wait(10), "the loop waits for us"
+        assert going_on.wait(60), "the loop waits for us"
         return [], []
 
     monkeypatch.setattr(rooms, "open_sockets", slow)

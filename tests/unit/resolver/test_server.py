@@ -23,6 +23,7 @@ from agent.resolver.forward import Forwarder
 from agent.resolver.server import CONNECTIONS_PER_SOURCE_MAX, Server
 from agent.resolver.sockets import Listen, is_ours, open_sockets, parse_listen
 from agent.resolver.wire import Asked, failure
+from tests.ports import free_port
 
 NET = "d" * 16
 SANDBOX = "127.0.0.2"  # an address with a view; 127.0.0.1 has none
@@ -288,6 +289,34 @@ async def test_questions_before_the_first_state_are_kept() -> None:
     await server.start()
     assert (await asking).answer
     await server.close()
+
+
+async def test_one_that_gives_way_leaves_no_question_without_an_answer() -> None:
+    """Those that the kernel had dealt to it were lost when it closed its socket."""
+    servers, port = [], free_port()
+    for _ in range(2):
+        udp, tcp = open_sockets([Listen("127.0.0.1", port)], None, shared=True)
+        servers.append(Server(udp, tcp, SlowForwarder()))
+        servers[-1].names = names()
+        await servers[-1].start()
+    old, new = servers
+    wire = dns.message.make_query("one", "A").to_wire()
+    asking = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(120)]
+    for number, sock in enumerate(asking):
+        if number == 60:
+            assert _readable(old._udp[0]), "of so many some are dealt to it"
+            old._finish(old._datagrams)
+        sock.setblocking(False)
+        sock.bind((SANDBOX, 0))
+        sock.sendto(wire, ("127.0.0.1", port))
+    assert not _readable(old._udp[0]), "all that comes later is the other's"
+    await old.close()
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(30):
+        for sock in asking:
+            assert dns.message.from_wire(await loop.sock_recv(sock, 512)).answer
+            sock.close()
+    await new.close()
 
 
 def _readable(sock: socket.socket) -> bool:
