@@ -8,15 +8,6 @@ from hypothesis import HealthCheck, settings
 
 from tests import directories
 
-# How long an example takes says what else the machine does, and so does how long it takes to make.
-settings.register_profile(
-    "untimed",
-    settings.default,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile("untimed")
-
 
 def pytest_configure() -> None:
     """Nothing fails for being slow: by itself Hypothesis lets a test fail of which one example
