@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,35 @@ def test_down_leaves_nothing_of_engines_and_containers() -> None:
     assert not find()
     assert not [p for p in mount_points() if prefix in p] and not directory_of(prefix).exists()
     assert had_config == Path(ENGINE_CONFIG).exists()
-    assert not [*Path("/sys/fs/cgroup").glob(f"**/{engines.cgroup_of(prefix)}")]
+    assert not cgroups_called(engines.cgroup_of(prefix))
     take_down(prefix)  # twice is no error
+
+
+def cgroups_called(name: str) -> list[str]:
+    """Wherever there is one of that name. Not by Path.glob, which fails at a cgroup that goes after
+    it was listed, as those of other tests' containers do."""
+    return [at for at, _, _ in os.walk(engines.CGROUPS) if Path(at).name == name]
+
+
+def test_a_search_for_cgroups_bears_that_others_go_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("found", "goes/within", "stays/found"):
+        (tmp_path / name).mkdir(parents=True)
+    real = os.scandir
+
+    def too_late(path: str | Path) -> object:
+        if Path(path) == tmp_path / "goes":
+            (tmp_path / "goes/within").rmdir()
+            (tmp_path / "goes").rmdir()
+        return real(path)
+
+    monkeypatch.setattr(engines, "CGROUPS", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", too_late)
+        found = cgroups_called("found")
+    assert sorted(found) == [str(tmp_path / "found"), str(tmp_path / "stays/found")]
+    assert not (tmp_path / "goes").exists()
 
 
 def test_a_machine_without_docker_says_what_to_type(
