@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -637,6 +637,46 @@ def test_where_the_kernel_refuses_a_process_keeps_the_mounts(
         assert bed.host("h2").run(["ls", "/run"], check=True).stdout == ""
     assert not any(syscalls.start_time(pid) for pid in holders)
     assert traces(bed.prefix) == []
+
+
+def test_a_down_takes_no_other_testbeds_processes_for_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It knows its own by a mount of theirs, whose number must not be another's while it looks."""
+
+    def refuse(fd: int, file: Path) -> None:
+        raise OSError("refused")
+
+    def mount_many() -> set[str]:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+        found = set()
+        for number in range(20):  # the kernel gives the lowest number that is free
+            (place := tmp_path / str(number)).mkdir()
+            syscalls.mount("vxt", str(place), "tmpfs")
+            device = place.stat().st_dev
+            found.add(f"{os.major(device)}:{os.minor(device)}")
+        return found
+
+    real_find, real_end = processes.find, processes.end
+    looked_for: list[str] = []
+    others: set[str] = set()
+
+    def find(token: str, devices: Sequence[str]) -> list[int]:
+        looked_for[:] = devices
+        return real_find(token, devices)
+
+    def end(find_them: Callable[[], list[int]], grace: float) -> None:
+        real_end(find_them, grace)
+        if looked_for:  # the hosts' own processes have ended
+            others.update(syscalls.in_thread(mount_many))
+
+    monkeypatch.setattr(namespaces, "keep", refuse)
+    with temporary(1, with_agents=False):
+        monkeypatch.setattr(processes, "find", find)
+        monkeypatch.setattr(processes, "end", end)
+    assert len(looked_for) == 2 and others
+    assert not others & {*looked_for}
 
 
 # Agents.
