@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from agent.testbed import engines, take_down, temporary
 from agent.testbed.engines import IMAGE, containers
 from agent.testbed.namespaces import mount_points
 from agent.testbed.state import ENGINE_CONFIG, directory_of
+from tests.docker import base
 from tests.docker.world import DockerWorld
 
 
@@ -91,6 +93,19 @@ def test_a_search_for_cgroups_bears_that_others_go_meanwhile(
         found = cgroups_called("found")
     assert sorted(found) == [str(tmp_path / "found"), str(tmp_path / "stays/found")]
     assert not (tmp_path / "goes").exists()
+
+
+def test_an_image_is_made_of_no_file_that_is_only_being_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiled = tmp_path / "__pycache__/abc.cpython-311.pyc"
+    compiled.parent.mkdir()
+    # As importlib's _write_atomic calls it until it is whole.
+    for path in (compiled, compiled.with_name(f"{compiled.name}.140234866")):
+        path.touch()
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    names = [path for path in base._python() if path.startswith(str(tmp_path))]
+    assert names == [str(compiled)]
 
 
 def test_a_machine_without_docker_says_what_to_type(
