@@ -70,7 +70,9 @@ class Namespaces:
 def mount_points(pid: str = "thread-self", kind: str = "") -> list[str]:
     """Where something is mounted, in the order of mounting; with `kind`, of that file system;
     proc(5) on mountinfo."""
-    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    # Others' names may have any byte; the kernel escapes those that would end a field or a line.
+    text = Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape")
+    lines = text.rstrip("\n").split("\n")
     return [
         re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split(" ")[4])
         for line in lines

@@ -468,6 +468,40 @@ def test_an_up_bears_that_a_namespace_elsewhere_goes_meanwhile(
             real(str(netns), syscalls.MNT_DETACH)
 
 
+SELF_NAMED = """
+import sys
+with open("/proc/self/comm", "wb") as file:
+    file.write(b"odd \\xff) \\xc3")
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_mounts_and_processes_of_others_may_be_called_anything(tmp_path: Path) -> None:
+    odd = tmp_path / "\udcff\f\x85\u2028 \\ odd"
+    odd.mkdir()
+    pipe = subprocess.PIPE
+
+    def work() -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("vxt", str(odd), "tmpfs")
+        assert str(odd) in mount_points()
+        device = odd.stat().st_dev
+        with subprocess.Popen([sys.executable, "-c", SELF_NAMED], stdin=pipe, stdout=pipe) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            assert syscalls.start_time(other.pid)
+            shown = f"{os.major(device)}:{os.minor(device)}"
+            assert processes.find("nobody's", [shown]) == [other.pid]
+        syscalls.umount(str(odd))
+        assert str(odd) not in mount_points()
+
+    syscalls.in_thread(work)
+    told = b"9 1 0:4 / /odd\r0\f\x85 rw - tmpfs a rw\n10 9 0:7 / /x rw - tmpfs b rw\n"
+    assert list(processes.devices_in(told)) == [b"0:4", b"0:7"]
+
+
 def test_down_bears_that_somebody_adds_a_namespace_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
