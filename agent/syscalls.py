@@ -151,7 +151,8 @@ def start_time(pid: int) -> int:
     Field 22 of /proc/PID/stat, proc(5).
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        # A process may call itself whatever it likes.
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return 0
     fields = stat[stat.rindex(")") + 2 :].split()

@@ -7,6 +7,7 @@ What stands opposite: operations.py drops what has ended.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable
 
@@ -54,7 +55,10 @@ class Watcher:
         loop = asyncio.get_running_loop()
         try:
             fd = os.pidfd_open(sandbox.pid)
-        except ProcessLookupError:
+        except OSError as error:
+            # Its number may be a thread's by now, of whatever process.
+            if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+                raise
             loop.call_soon(self._end, sandbox.id)
             return
         self._fds[sandbox.id] = fd

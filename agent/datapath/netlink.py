@@ -47,6 +47,7 @@ class Link:
     port_flood: bool
     port_groups: bool  # floods broadcast and multicast to it
     port_forwards: bool
+    abroad: bool = False  # what it hangs on, or its UDP socket, is in another namespace
 
 
 class Netlink(Routing):
@@ -266,4 +267,5 @@ def _link(message: Any) -> Link:
         port_flood=brport("UNICAST_FLOOD"),
         port_groups=brport("MCAST_FLOOD") and brport("BCAST_FLOOD"),
         port_forwards=bool(port and port.get_attr("IFLA_BRPORT_STATE") == BR_STATE_FORWARDING),
+        abroad=message.get_attr("IFLA_LINK_NETNSID") is not None,
     )

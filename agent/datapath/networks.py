@@ -232,9 +232,13 @@ class Networks:
             ) from None
 
     async def _vni_taken(self, bridge: Bridge) -> Conflict:
-        """The error that names the VXLAN device which has our VNI and port."""
+        """The error that names the VXLAN device which has our VNI and port.
+
+        One in another namespace has them of this host only if it was moved there, or made for it:
+        else its UDP socket is where it is itself.
+        """
         name = ""
-        places = [path for folder in ELSEWHERE if folder.is_dir() for path in folder.iterdir()]
+        places = [path for folder in ELSEWHERE for path in _entries(folder)]
         for place, links in [("this host", self._host.links), ("our namespace", self._own.links)]:
             for link in await links():
                 if (link.vni, link.data_port) == (bridge.vni, bridge.data_port):
@@ -243,7 +247,8 @@ class Networks:
             try:
                 async with Netlink(path) as netlink:
                     for link in await netlink.links():
-                        if (link.vni, link.data_port) == (bridge.vni, bridge.data_port):
+                        same = (link.vni, link.data_port) == (bridge.vni, bridge.data_port)
+                        if same and link.abroad:
                             name = f"device {link.name} in namespace {path}"
             except OSError:
                 continue  # not a namespace, or gone meanwhile
@@ -444,6 +449,14 @@ def addresses_of(bridge: Bridge) -> list[str]:
     mac = bridge.router_mac
     host = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
     return [*bridge.gateways, f"{format_address(LINK_LOCAL + host)}/64"]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing if there is none, or no more."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _is_only_moved(old: Port, port: Port) -> bool:

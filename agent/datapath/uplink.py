@@ -9,6 +9,7 @@ Documentation/networking/ip-sysctl.rst.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from collections import Counter
@@ -210,6 +211,8 @@ def _forward_ipv6() -> None:
     if everywhere.read_text().strip() != "0":
         return
     for accept in SYSCTL.glob("ipv6/conf/*/accept_ra"):
-        if accept.parent.name != "all" and accept.read_text().strip() == "1":
-            accept.write_text("2")
+        # A device may go after it was listed, as containers' do at any moment.
+        with contextlib.suppress(FileNotFoundError):
+            if accept.parent.name != "all" and accept.read_text().strip() == "1":
+                accept.write_text("2")
     everywhere.write_text("1")

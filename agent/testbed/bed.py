@@ -377,11 +377,19 @@ def _dismantle(found: State) -> list[int]:
     """End the processes, agents first so that they can leave; then remove everything."""
     fabric = Fabric(found.prefix)
     names = [host.name for host in found.hosts]
-    devices = [
-        namespaces.device_of(Namespaces(fabric.netns(host.name), host.mnt))
-        for host in found.hosts
-        if host.mnt
-    ]
+    hosts = [Namespaces(fabric.netns(host.name), host.mnt) for host in found.hosts if host.mnt]
+    with namespaces.devices_of(hosts) as devices:
+        _end_all(found, devices)
+    strangers = processes.find_strangers([fabric.netns(name) for name in names], [os.getpid()])
+    fabric.remove(names)
+    if found.docker:
+        engines.remove_cgroups(found.prefix)
+    state.remove(found.prefix, found.made)
+    return strangers
+
+
+def _end_all(found: State, devices: Sequence[str]) -> None:
+    """End the processes; `devices` tell those that are in its hosts."""
 
     def ours() -> list[int]:
         return processes.find(found.token, devices)
@@ -398,12 +406,6 @@ def _dismantle(found: State) -> list[int]:
     processes.end(running_agents, AGENT_GRACE)
     processes.end(lambda: engines.containers(found.prefix)() if found.docker else [], 0)
     processes.end(ours, WORKLOAD_GRACE)
-    strangers = processes.find_strangers([fabric.netns(name) for name in names], [os.getpid()])
-    fabric.remove(names)
-    if found.docker:
-        engines.remove_cgroups(found.prefix)
-    state.remove(found.prefix, found.made)
-    return strangers
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ that vxmesh meets may lack netem). Opposite: namespaces.py has what else makes a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import socket
 import struct
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from agent import syscalls
@@ -203,14 +205,28 @@ def prepare_netns_dir() -> list[str]:
 
 
 def undo(made: Sequence[str]) -> None:
-    """Take away what was made for the testbed, unless somebody else uses it now."""
+    """Take away what was made for the testbed, unless somebody else uses it now.
+
+    Whoever adds a namespace asks nobody: it may come at any moment, so it is the kernel that says
+    whether there is one.
+    """
     for entry in reversed(made):
         kind, _, path = entry.partition(" ")
-        directory = Path(path)
-        if not directory.is_dir() or any(directory.iterdir()):
-            continue
-        if kind == "mount":
-            while path in mount_points():
-                syscalls.umount(path, syscalls.MNT_DETACH)
-        else:
-            directory.rmdir()
+        # Gone, or in use: at it or below it is a mount, in it a file.
+        with _bearing(errno.ENOENT, errno.EBUSY, errno.ENOTEMPTY):
+            if any(Path(path).iterdir()):
+                continue
+            if kind == "mount":
+                while path in mount_points():
+                    syscalls.umount(path)
+            else:
+                Path(path).rmdir()
+
+
+@contextlib.contextmanager
+def _bearing(*numbers: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise

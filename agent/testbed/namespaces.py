@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -70,7 +70,9 @@ class Namespaces:
 def mount_points(pid: str = "thread-self", kind: str = "") -> list[str]:
     """Where something is mounted, in the order of mounting; with `kind`, of that file system;
     proc(5) on mountinfo."""
-    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    # Others' names may have any byte; the kernel escapes those that would end a field or a line.
+    text = Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape")
+    lines = text.rstrip("\n").split("\n")
     return [
         re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), line.split(" ")[4])
         for line in lines
@@ -82,8 +84,8 @@ def make_mounts(run: Path, resolv_conf: Path) -> int:
     """A new mount namespace with a host's files; a descriptor of it, for keep() or setns(2).
 
     `run` becomes its /run and stays visible outside, so that a host's socket can be reached
-    from there. What it calls /var/lib/vxmesh nobody else has mounted: device_of() knows a
-    host's processes by it.
+    from there. What it calls /var/lib/vxmesh nobody else has mounted: devices_of() knows
+    a host's processes by it.
     """
 
     def work() -> int:
@@ -133,16 +135,26 @@ def keep(fd: int, file: Path) -> None:
     syscalls.mount(f"/proc/self/fd/{fd}", str(file), flags=syscalls.MS_BIND)
 
 
-def device_of(namespaces: Namespaces) -> str:
-    """MAJOR:MINOR of the mount that only processes of this host have; empty if it is gone."""
+@contextlib.contextmanager
+def devices_of(hosts: Sequence[Namespaces]) -> Iterator[list[str]]:
+    """MAJOR:MINOR of the mounts that only processes of these hosts have; of one that is gone none.
 
-    def work() -> str:
-        if STATE_DIR not in mount_points():
-            return ""
-        device = Path(STATE_DIR).stat().st_dev
-        return f"{os.major(device)}:{os.minor(device)}"
+    They are held meanwhile: where a process keeps a host, its mounts go with the last one, and the
+    next mount on this machine, of whatever other testbed, would get the same number.
+    """
+    with contextlib.ExitStack() as stack:
+        found = []
+        for host in hosts:
+            with contextlib.suppress(OSError):
+                if (fd := host.call(_open_own)) >= 0:
+                    stack.callback(os.close, fd)
+                    device = os.fstat(fd).st_dev
+                    found.append(f"{os.major(device)}:{os.minor(device)}")
+        yield found
 
-    try:
-        return namespaces.call(work)
-    except OSError:
-        return ""
+
+def _open_own() -> int:
+    """A descriptor of the calling host's mount; -1 if it is gone."""
+    if STATE_DIR not in mount_points():
+        return -1
+    return os.open(STATE_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

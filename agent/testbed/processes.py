@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from agent import syscalls
@@ -98,11 +98,17 @@ def find(token: str, devices: Sequence[str]) -> list[int]:
         with contextlib.suppress(OSError):  # it has ended meanwhile
             namespace = str((process / "ns/mnt").readlink())
             if namespace not in seen:
-                lines = (process / "mountinfo").read_bytes().splitlines()
-                seen[namespace] = any(line.split(b" ", 3)[2] in mounts for line in lines)
+                told = (process / "mountinfo").read_bytes()
+                seen[namespace] = not mounts.isdisjoint(devices_in(told))
             if seen[namespace] or needle in (process / "environ").read_bytes().split(b"\0"):
                 found.append(pid)
     return found
+
+
+def devices_in(mountinfo: bytes) -> Iterator[bytes]:
+    """MAJOR:MINOR of each mount; proc(5). Its name may have any byte but those that the kernel
+    escapes: a space, a tab, the end of a line."""
+    return (line.split(b" ", 3)[2] for line in mountinfo.split(b"\n") if line)
 
 
 def find_strangers(namespaces: Sequence[str], own: Sequence[int]) -> list[int]:

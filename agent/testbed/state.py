@@ -118,7 +118,7 @@ def _is_same(directory: Path, fd: int) -> bool:
 
 
 @contextlib.contextmanager
-def _machine_locked() -> Iterator[None]:
+def machine_locked() -> Iterator[None]:
     """Hold what all testbeds of the machine share: what is made and undone but once."""
     fd = os.open("/run", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -131,7 +131,7 @@ def _machine_locked() -> Iterator[None]:
 def create_directory(prefix: str) -> None:
     """Make the directory, with its tmpfs, unless it is there."""
     directory = directory_of(prefix)
-    with _machine_locked():
+    with machine_locked():
         directory.mkdir(mode=0o755, exist_ok=True)
         if str(directory) not in mount_points():
             safe = syscalls.MS_NOSUID | syscalls.MS_NODEV
@@ -141,7 +141,7 @@ def create_directory(prefix: str) -> None:
 
 def prepare_machine(state: State) -> None:
     """Make the directories that hosts need and the machine may lack; note and save it."""
-    with _machine_locked():
+    with machine_locked():
         for other in _others(state.prefix):
             state.made += [entry for entry in other.made if entry not in state.made]
         state.made += [e for e in fabric.prepare_netns_dir() if e not in state.made]
@@ -157,17 +157,19 @@ def prepare_machine(state: State) -> None:
 def remove(prefix: str, made: list[str]) -> None:
     """Take away the directory and, if no other testbed stands on it, what was `made` for them."""
     directory = directory_of(prefix)
-    with _machine_locked():
+    with machine_locked():
         while str(directory) in mount_points():
             syscalls.umount(str(directory), syscalls.MNT_DETACH)
         if directory.is_dir():
             directory.rmdir()
         others = _others(prefix)
-        if others and not any(other.docker for other in others):
-            made = [entry for entry in made if entry.endswith(f" {ENGINE_CONFIG}")]
-        elif others:
-            made = []
-        fabric.undo(made)
+        fabric.undo([entry for entry in made if not any(_needs(o, entry) for o in others)])
+
+
+def _needs(other: State, entry: str) -> bool:
+    """Whether it stands on what somebody made; one that has only begun has yet to look for it."""
+    is_config = entry.endswith(f" {ENGINE_CONFIG}")
+    return entry in other.made and (other.docker or not is_config)
 
 
 def _others(prefix: str) -> list[State]:

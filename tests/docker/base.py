@@ -25,6 +25,8 @@ PROGRAMS = ("nft", "ip", "iptables", "ip6tables", "ping")
 PACKAGES = "/packages"  # in the image: what pip would have installed
 UNUSED = {"test", "tests", "site-packages", "dist-packages", "idlelib", "tkinter", "lib2to3",
           "ensurepip", "turtledemo", "pydoc_data", "EXTERNALLY-MANAGED"}  # fmt: skip
+# Compiled for another level, or written just now by whichever Python, which will rename it.
+PASSING = re.compile(r"\.opt-|\.pyc\.\d+$")
 TIMEOUT = 120.0  # s
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -70,7 +72,7 @@ def _python() -> dict[str, Path]:
     found = {prefix / "bin" / f"python{_VERSION}"}
     for folder, within, names in os.walk(sysconfig.get_path("stdlib")):
         within[:] = [n for n in within if n not in UNUSED and not n.startswith("config-")]
-        found.update(Path(folder, n) for n in names if n not in UNUSED and ".opt-" not in n)
+        found.update(Path(folder, n) for n in names if n not in UNUSED and not PASSING.search(n))
     return {str(path): path for path in found if path.is_file()}
 
 

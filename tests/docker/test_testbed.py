@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from agent.testbed import engines, take_down, temporary
 from agent.testbed.engines import IMAGE, containers
 from agent.testbed.namespaces import mount_points
 from agent.testbed.state import ENGINE_CONFIG, directory_of
+from tests.docker import base
 from tests.docker.world import DockerWorld
 
 
@@ -61,8 +64,48 @@ def test_down_leaves_nothing_of_engines_and_containers() -> None:
     assert not find()
     assert not [p for p in mount_points() if prefix in p] and not directory_of(prefix).exists()
     assert had_config == Path(ENGINE_CONFIG).exists()
-    assert not [*Path("/sys/fs/cgroup").glob(f"**/{engines.cgroup_of(prefix)}")]
+    assert not cgroups_called(engines.cgroup_of(prefix))
     take_down(prefix)  # twice is no error
+
+
+def cgroups_called(name: str) -> list[str]:
+    """Wherever there is one of that name. Not by Path.glob, which fails at a cgroup that goes after
+    it was listed, as those of other tests' containers do."""
+    return [at for at, _, _ in os.walk(engines.CGROUPS) if Path(at).name == name]
+
+
+def test_a_search_for_cgroups_bears_that_others_go_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("found", "goes/within", "stays/found"):
+        (tmp_path / name).mkdir(parents=True)
+    real = os.scandir
+
+    def too_late(path: str | Path) -> object:
+        if Path(path) == tmp_path / "goes":
+            (tmp_path / "goes/within").rmdir()
+            (tmp_path / "goes").rmdir()
+        return real(path)
+
+    monkeypatch.setattr(engines, "CGROUPS", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", too_late)
+        found = cgroups_called("found")
+    assert sorted(found) == [str(tmp_path / "found"), str(tmp_path / "stays/found")]
+    assert not (tmp_path / "goes").exists()
+
+
+def test_an_image_is_made_of_no_file_that_is_only_being_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiled = tmp_path / "__pycache__/abc.cpython-311.pyc"
+    compiled.parent.mkdir()
+    # As importlib's _write_atomic calls it until it is whole.
+    for path in (compiled, compiled.with_name(f"{compiled.name}.140234866")):
+        path.touch()
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    names = [path for path in base._python() if path.startswith(str(tmp_path))]
+    assert names == [str(compiled)]
 
 
 def test_a_machine_without_docker_says_what_to_type(

@@ -270,7 +270,7 @@ class Fabric:
 
     def __init__(self, folder: Path, ipv6: bool = False, at_sockets: bool = True) -> None:
         self.at_sockets = at_sockets  # whether services are balanced at connect(2) too
-        self.id = f"vxt-{secrets.token_hex(2)}"
+        self.id = f"vxt-{secrets.token_hex(5)}"  # another test's may be there at the same time
         self.folder = folder
         self.names: list[str] = []
         self.hosts: list[Host] = []

@@ -114,8 +114,12 @@ async def test_a_vni_that_another_device_has_is_named(fabric: Fabric) -> None:
 
 
 async def test_a_vni_taken_in_another_namespace_is_found_there(fabric: Fabric) -> None:
-    a, swarm = fabric.a, fabric.namespace("swarm")
-    device = ("vxlan", "id", "7", "dstport", "4789", "local", "10.99.0.1")
+    a, device = fabric.a, ("vxlan", "id", "7", "dstport", "4789", "local", "10.99.0.1")
+    # Those of other hosts on this machine, as other tests have, are in nobody's way here. One is
+    # found before, one after, whatever the order.
+    before, swarm, after = (fabric.namespace(name) for name in ("before", "swarm", "after"))
+    for other in (before, after):
+        run("ip", "link", "add", "not-ours", "type", *device, netns=other)
     a.run("ip", "link", "add", "vx-far", "type", *device)
     a.run("ip", "link", "set", "vx-far", "netns", swarm.name)
     a.add_network(7)

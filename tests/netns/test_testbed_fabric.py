@@ -6,6 +6,7 @@ their own on top of this.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,20 @@ import pytest
 
 from agent import syscalls
 from agent.errors import Conflict, Invalid, NotFound, Unsupported, VxmeshError
-from agent.testbed import Host, Testbed, agents, namespaces, processes, take_down, temporary
+from agent.testbed import (
+    Host,
+    Testbed,
+    agents,
+    fabric,
+    namespaces,
+    processes,
+    take_down,
+    temporary,
+)
+from agent.testbed import state as state_file
 from agent.testbed.fabric import render
 from agent.testbed.namespaces import STATE_DIR, mount_points
-from agent.testbed.state import directory_of, load
+from agent.testbed.state import State, directory_of, load, machine_locked, save
 
 pytestmark = pytest.mark.netns
 
@@ -246,7 +257,15 @@ def test_a_host_has_its_own_run_and_state_directory(bed: Testbed) -> None:
     assert one.run(["cat", "/etc/resolv.conf"], check=True).stdout == "nameserver 10.99.0.100\n"
     assert "10.99.0.100" not in Path("/etc/resolv.conf").read_text()
     # cgroups must stay visible, or no engine runs in a host
-    assert one.run(["ls", "/sys/fs/cgroup"]).stdout.split() == names("/sys/fs/cgroup")
+    assert one.call(cgroups) == cgroups()
+
+
+def cgroups() -> dict[str, tuple[int, int]]:
+    """What is seen of cgroups: which directory each hierarchy's is, but not what is in it, where
+    other tests' engines make and remove some."""
+    found = [point for point in mount_points() if f"{point}/".startswith("/sys/fs/cgroup/")]
+    stats = {point: Path(point).stat() for point in found}
+    return {point: (stat.st_dev, stat.st_ino) for point, stat in stats.items()}
 
 
 def test_names_of_ip_netns_belong_to_the_host(bed: Testbed) -> None:
@@ -449,6 +468,115 @@ def test_an_up_bears_that_a_namespace_elsewhere_goes_meanwhile(
             real(str(netns), syscalls.MNT_DETACH)
 
 
+SELF_NAMED = """
+import sys
+with open("/proc/self/comm", "wb") as file:
+    file.write(b"odd \\xff) \\xc3")
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_mounts_and_processes_of_others_may_be_called_anything(tmp_path: Path) -> None:
+    odd = tmp_path / "\udcff\f\x85\u2028 \\ odd"
+    odd.mkdir()
+    pipe = subprocess.PIPE
+
+    def work() -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("vxt", str(odd), "tmpfs")
+        assert str(odd) in mount_points()
+        device = odd.stat().st_dev
+        with subprocess.Popen([sys.executable, "-c", SELF_NAMED], stdin=pipe, stdout=pipe) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            assert syscalls.start_time(other.pid)
+            shown = f"{os.major(device)}:{os.minor(device)}"
+            assert processes.find("nobody's", [shown]) == [other.pid]
+        syscalls.umount(str(odd))
+        assert str(odd) not in mount_points()
+
+    syscalls.in_thread(work)
+    told = b"9 1 0:4 / /odd\r0\f\x85 rw - tmpfs a rw\n10 9 0:7 / /x rw - tmpfs b rw\n"
+    assert list(processes.devices_in(told)) == [b"0:4", b"0:7"]
+
+
+def test_down_bears_that_somebody_adds_a_namespace_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found empty, and used a moment later: /run/netns stays, with what is in it."""
+    shared = tmp_path / "netns"
+    shared.mkdir()
+    syscalls.mount(str(shared), str(shared), flags=syscalls.MS_BIND)
+    added = shared / "added"
+
+    def too_late() -> list[str]:
+        if not added.exists():
+            added.touch()
+            syscalls.mount("/proc/self/ns/net", str(added), flags=syscalls.MS_BIND)
+        return mount_points()
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(fabric, "mount_points", too_late)
+            fabric.undo([f"directory {shared}", f"mount {shared}"])
+        assert {str(shared), str(added)} <= {*mount_points()}
+        syscalls.umount(str(added), syscalls.MNT_DETACH)
+        added.unlink()
+        fabric.undo([f"directory {shared}", f"mount {shared}"])
+        assert not shared.exists()
+    finally:
+        for point in (added, shared):
+            while str(point) in mount_points():
+                syscalls.umount(str(point), syscalls.MNT_DETACH)
+
+
+def test_down_bears_that_somebody_uses_or_removes_a_directory_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, gone = tmp_path / "used", tmp_path / "gone"
+    used.mkdir()
+    gone.mkdir()
+    real = Path.rmdir
+
+    def too_late(path: Path) -> None:
+        if path == used:
+            (used / "theirs").touch()
+        else:
+            real(gone)
+        real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rmdir", too_late)
+        fabric.undo([f"directory {used}", f"directory {gone}"])
+    assert names(str(tmp_path)) == ["used"] and names(str(used)) == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    ("others", "stays"),
+    [
+        ([], False),
+        ([State("other", ipv6=False)], False),  # it has begun, and has yet to look for them
+        ([State("other", ipv6=False, made=["directory {}"])], True),
+        ([State("begun", ipv6=False), State("other", ipv6=False, made=["directory {}"])], True),
+    ],
+)
+def test_what_was_made_goes_with_the_last_that_stands_on_it(
+    others: list[State], stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_file, "RUN_DIR", str(tmp_path / "vxmesh-testbed"))
+    made = tmp_path / "made"
+    for path in (made, directory_of("mine")):
+        path.mkdir()
+    for other in others:
+        directory_of(other.prefix).mkdir()
+        save(dataclasses.replace(other, made=[entry.format(made) for entry in other.made]))
+    state_file.remove("mine", [f"directory {made}"])
+    assert made.exists() == stays
+    assert not directory_of("mine").exists()
+
+
 def test_two_testbeds_stand_side_by_side(bed: Testbed) -> None:
     with temporary(1, with_agents=False) as other:
         assert not reaches(other.host("h1"), "10.99.0.2")
@@ -459,8 +587,7 @@ def test_two_testbeds_stand_side_by_side(bed: Testbed) -> None:
 
 
 def test_down_leaves_nothing_and_twice_is_no_error() -> None:
-    alone = not list(Path("/run").glob("vxmesh-testbed*"))
-    before = machine()
+    before = machine_alone()
     bed = Testbed.up(2, prefix=f"vxt-{os.getpid()}", with_agents=False)
     try:
         token, hosts = load(bed.prefix), bed.hosts
@@ -489,8 +616,8 @@ def test_down_leaves_nothing_and_twice_is_no_error() -> None:
                 process.wait()
         assert processes.find(token.token, []) == []
         assert traces(bed.prefix) == []
-        if alone and not list(Path("/run").glob("vxmesh-testbed*")):
-            assert machine() == before
+        if before and (after := machine_alone()):
+            assert after == before
         assert bed.down() == []
         with pytest.raises(NotFound, match="is not up"):
             bed.status()
@@ -498,12 +625,22 @@ def test_down_leaves_nothing_and_twice_is_no_error() -> None:
         bed.down()
 
 
-def machine() -> tuple[bool, bool, list[str]]:
+Machine = tuple[bool, bool, list[str]]
+
+
+def machine() -> Machine:
     """What a testbed may have to make, and the mounts, but for what other tests make meanwhile:
     namespaces, and whatever is in their own directories."""
     others = ("/run/netns/", f"{tempfile.gettempdir()}/")
     mounts = [point for point in mount_points() if not point.startswith(others)]
     return Path(STATE_DIR).exists(), Path("/run/netns").exists(), mounts
+
+
+def machine_alone() -> Machine | None:
+    """The same where no testbed stands; None if one does, as others' tests have theirs: it may
+    come or go while this looks."""
+    with machine_locked():  # none comes or goes
+        return None if list(Path("/run").glob("vxmesh-testbed*")) else machine()
 
 
 def _sleeps(pid: int) -> bool:
@@ -534,6 +671,46 @@ def test_where_the_kernel_refuses_a_process_keeps_the_mounts(
         assert bed.host("h2").run(["ls", "/run"], check=True).stdout == ""
     assert not any(syscalls.start_time(pid) for pid in holders)
     assert traces(bed.prefix) == []
+
+
+def test_a_down_takes_no_other_testbeds_processes_for_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It knows its own by a mount of theirs, whose number must not be another's while it looks."""
+
+    def refuse(fd: int, file: Path) -> None:
+        raise OSError("refused")
+
+    def mount_many() -> set[str]:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+        found = set()
+        for number in range(20):  # the kernel gives the lowest number that is free
+            (place := tmp_path / str(number)).mkdir()
+            syscalls.mount("vxt", str(place), "tmpfs")
+            device = place.stat().st_dev
+            found.add(f"{os.major(device)}:{os.minor(device)}")
+        return found
+
+    real_find, real_end = processes.find, processes.end
+    looked_for: list[str] = []
+    others: set[str] = set()
+
+    def find(token: str, devices: Sequence[str]) -> list[int]:
+        looked_for[:] = devices
+        return real_find(token, devices)
+
+    def end(find_them: Callable[[], list[int]], grace: float) -> None:
+        real_end(find_them, grace)
+        if looked_for:  # the hosts' own processes have ended
+            others.update(syscalls.in_thread(mount_many))
+
+    monkeypatch.setattr(namespaces, "keep", refuse)
+    with temporary(1, with_agents=False):
+        monkeypatch.setattr(processes, "find", find)
+        monkeypatch.setattr(processes, "end", end)
+    assert len(looked_for) == 2 and others
+    assert not others & {*looked_for}
 
 
 # Agents.
