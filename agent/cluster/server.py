@@ -40,6 +40,8 @@ RANGES_MAX = 256
 MESSAGE_MAX = 16 << 20  # bytes; a batch has 4 MiB (core/session.py), an answer with records more
 STREAMS_MAX = 1024  # calls of one connection; twice what inflight.py lets a node have
 
+TAKES_WITHIN = 5.0  # s, that who called a stream may leave a message of ours lying before its end
+
 INNER = "inner"  # below the run directory: where the front reaches the servers behind it
 
 Accept = Callable[
@@ -215,10 +217,13 @@ class PeerServer:
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> None:
         caller = await self._claims.member(context)
+        replies = _Replies(context.write)
         try:
-            await self._accept(requests, context.write, caller)
+            await self._accept(requests, replies.write, caller)
         except Impostor:
+            await replies.end()
             await self._claims.impostor(caller, context)
+        await replies.end()
         await self._claims.member(context)  # it may have been removed meanwhile: let it know
 
     async def _who_is(
@@ -273,6 +278,32 @@ class PeerServer:
         await self._durable()
         delta = self.node.delta(me, known)
         return pb.SpaceReply(delta=delta_to_proto(delta))
+
+
+class _Replies:
+    """What a stream is answered.
+
+    gRPC takes one thing after the other. Who gives up writing does not take a message back, and an
+    end beside one is refused: who called would never be told of it.
+    """
+
+    def __init__(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        self._write = write
+        self._last: asyncio.Future[None] | None = None
+
+    async def write(self, data: bytes) -> None:
+        """Send a message; it goes on its way though the one who waits for that is cancelled."""
+        self._last = asyncio.ensure_future(self._write(data))
+        self._last.add_done_callback(lambda last: last.cancelled() or last.exception())
+        await asyncio.shield(self._last)
+
+    async def end(self) -> None:
+        """Wait until nothing is on its way. CancelledError if who called takes nothing: it can be
+        told nothing either."""
+        if self._last and not self._last.done():
+            await asyncio.wait([self._last], timeout=TAKES_WITHIN)
+            if not self._last.done():
+                raise asyncio.CancelledError
 
 
 def _make_private(directory: Path) -> None:

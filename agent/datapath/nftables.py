@@ -126,6 +126,9 @@ class Nftables:
             self._replace(ruleset)
         self._unseen |= before is None or before != ruleset
         self._loaded = ruleset
+        if self._run is _run_binary:
+            self._see()  # of what others change before that nobody tells, see `_check`
+            return
         with contextlib.suppress(RuntimeError):  # it is being closed
             self._pool.submit(self._see)  # 1 ms and more, which nobody has to wait for
 

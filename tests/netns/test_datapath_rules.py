@@ -96,6 +96,7 @@ async def test_a_table_that_was_there_is_replaced(netns: Path, table: Nftables) 
 
 async def test_what_somebody_changed_is_found_and_mended(netns: Path, table: Nftables) -> None:
     await table.load(nft.own([WEB]))
+    assert await table.check()  # what was loaded has been looked at
     before = listed(netns)
     for change in (
         ("flush", "ruleset"),
@@ -107,6 +108,16 @@ async def test_what_somebody_changed_is_found_and_mended(netns: Path, table: Nft
         assert not await table.check(), change
         assert listed(netns) == before
         assert await table.check()
+
+
+async def test_what_somebody_changed_before_it_was_looked_at_is_found(
+    netns: Path, table: Nftables
+) -> None:
+    await table.load(nft.own([WEB]))
+    run("nft", "flush", "ruleset", netns=netns)
+    assert not await table.check(told=True)
+    assert "gateways4" in listed(netns)
+    assert await table.check()
 
 
 async def test_a_change_that_is_refused_leads_to_the_whole_table(

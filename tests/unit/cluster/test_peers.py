@@ -15,8 +15,10 @@ import pytest
 from agent.cluster import link as link_module
 from agent.cluster import peers as peers_module
 from agent.cluster import recheck
+from agent.cluster import server as server_module
 from agent.cluster.codec import delta_to_proto
 from agent.cluster.dialer import Dialer
+from agent.cluster.link import Impostor
 from agent.cluster.outside import find_refusal
 from agent.cluster.peers import Peers
 from agent.cluster.reach import Reach
@@ -437,6 +439,37 @@ async def test_no_node_can_open_a_stream_in_the_name_of_another(first: pb.PeerMe
         assert find_refusal(error.value) is Reason.IMPOSTOR
         assert a.peers.links[b.id] is link and not link.closed.is_set()
         assert a.peers.refusals.counts["impostor"] == 1
+
+
+LARGE = bytes(8 << 20)  # longer on its way than it takes to look
+
+
+async def test_a_stream_ends_though_something_is_on_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """gRPC refused the end, and who called waited for ever."""
+    monkeypatch.setattr(server_module, "TAKES_WITHIN", WITHIN)
+    given_up = asyncio.Event()
+
+    async def accept(_requests: object, write: Callable[[bytes], Any], _caller: object) -> None:
+        writing = asyncio.ensure_future(write(LARGE))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        given_up.set()
+        raise Impostor("1" * 16)
+
+    async with running(1, everybody=30) as (a,), asyncio.timeout(WITHIN):
+        monkeypatch.setattr(a.peers.server, "_accept", accept)
+        channel = Dialer(a.state, authority().keyring("9" * 16)).channel(a.me)
+        stream: Any = channel.stream_stream(SYNC)()
+        await given_up.wait()
+        assert await stream.read() == LARGE
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stream.read()
+        assert find_refusal(error.value) is Reason.IMPOSTOR
+        await channel.close()
 
 
 async def test_nothing_is_taken_from_who_has_not_said_who_it_is() -> None:
