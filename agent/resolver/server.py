@@ -36,6 +36,7 @@ from agent.resolver.table import TURNS_MAX, Answers, Table
 from agent.resolver.wire import Asked, build, failure
 
 READS_PER_WAKEUP = 4  # of up to 64 datagrams; a turn of the loop costs as much as five answers
+READS_AT_END = 16  # times that: a socket that is closed is emptied, but for one who floods it
 READS_IN_ROOM = 1  # the same of a sandbox's own socket, on which no kernel's limit is
 ANSWERS_PER_WAKEUP = 16  # some 0.5 ms, which is how long one who asks now waits for one who floods
 QUESTIONS_PER_SOURCE_MAX = 1024  # that wait: 30 ms of answering; it is its own time that it fills
@@ -225,12 +226,13 @@ class Server:
                 # Of several sockets on a port the kernel deals out nothing to those that are
                 # connected: net/core/sock_reuseport.c, reuseport_select_sock_by_hash.
                 datagrams.sock.connect(datagrams.sock.getsockname())
-            before = -1
-            while before != self._counters["udp"]:
+            for _ in range(READS_AT_END):
                 before = self._counters["udp"]
                 self._read(datagrams, key)
                 while self._waiting:
                     self._serve()
+                if before == self._counters["udp"]:
+                    break
 
     async def close(self) -> None:
         """Answer what has come, and stop; what waits for an upstream gets no answer."""

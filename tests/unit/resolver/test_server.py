@@ -319,6 +319,26 @@ async def test_one_that_gives_way_leaves_no_question_without_an_answer() -> None
     await new.close()
 
 
+async def test_one_that_gives_way_is_not_kept_by_who_floods_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    udp, tcp = open_sockets([Listen("127.0.0.1", free_port())], None, shared=True)
+    server = Server(udp, tcp, SlowForwarder())
+    server.names = names()
+    await server.start()
+    reads = 0
+
+    def flooded(_datagrams: object, _key: bytes) -> None:
+        nonlocal reads
+        reads += 1
+        assert reads < 10_000, "it reads for ever"
+        server._counters["udp"] += 64
+
+    monkeypatch.setattr(server, "_read", flooded)
+    await server.close()
+    assert reads
+
+
 def _readable(sock: socket.socket) -> bool:
     try:
         return bool(sock.recv(1, socket.MSG_PEEK))
