@@ -32,6 +32,7 @@ VIP = {4: "10.7.0.100", 6: "fd00:7::100"}
 CLIENTS = {4: [f"10.98.0.{n}" for n in range(20, 44)], 6: [f"fd98::{n:x}" for n in range(20, 44)]}
 TABLE = ("inet", "vxmesh_balance")
 NAMES = ("one", "two", "three")
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1, "ms": 0.001}
 HEAVY = 100  # a weight by which the hash would have next to every client move
 
 EACH = pytest.mark.parametrize(
@@ -116,18 +117,25 @@ def known(host: Host, version: int = 4) -> int:
     return listed(host, version).count(" timeout ")
 
 
+def seconds(said: str) -> float:
+    """How long a time of nft's is, in s: "1m" and "59s996ms" as well as "20s"."""
+    parts = re.findall(r"(\d+)(ms|[dhms])", said)
+    assert parts and "".join(map("".join, parts)) == said, said
+    return sum(int(number) * UNITS[unit] for number, unit in parts)
+
+
 def left(host: Host, source: str) -> float:
     """How long a client is still known, in s; 0 if it is not."""
-    found = re.search(rf"{source} [^,{{}}]*? expires (?:(\d+)s)?(?:(\d+)ms)?", listed(host))
-    return float(found[1] or 0) + float(found[2] or 0) / 1000 if found else 0.0
+    found = re.search(rf"{source} [^,{{}}]*? expires (\w+)", listed(host))
+    return seconds(found[1]) if found else 0.0
 
 
-def age(host: Host, source: str, seconds: int) -> None:
+def age(host: Host, source: str, span: int) -> None:
     """Have a client be known for so long only, as when time has passed."""
     known = re.search(rf"{source} [^,{{}}]*? expires \S+ : \S+", listed(host))
     assert known
     key, _, value = known[0].partition(" timeout ")
-    aged = re.sub(r"expires \S+", f"expires {seconds}s", f"{key} timeout {value}")
+    aged = re.sub(r"expires \S+", f"expires {span}s", f"{key} timeout {value}")
     name = f"{' '.join(TABLE)} clients4"
     text = f"delete element {name} {{ {key} }}\nadd element {name} {{ {aged} }}\n"
     run("nft", "-f", "-", netns=host.own, text=text)
@@ -165,6 +173,14 @@ async def test_clients_stay_when_a_backend_comes_and_are_assigned_afresh_after_t
     moved = {source for source, name in after.items() if name != before[source]}
     assert moved and {after[source] for source in moved} == {"three"}
     assert len(moved) < len(after)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("1m", 60), ("59s996ms", 59.996), ("20s", 20), ("4ms", 0.004), ("1d2h3m4s", 93784)],
+)
+def test_a_time_of_nft_is_read_whole(said: str, meant: float) -> None:
+    assert seconds(said) == pytest.approx(meant)
 
 
 async def test_the_time_out_counts_from_the_last_new_connection(fabric: Fabric) -> None:
