@@ -75,6 +75,10 @@ class Settings:
         default="auto",
         metadata={"help": "lead TCP to backends as it connects, by eBPF: auto (if it can be), off"},
     )
+    shortcuts: str = field(
+        default="auto",
+        metadata={"help": "frames of sandboxes past the bridge, by eBPF: auto (if it can be), off"},
+    )
     metrics_listen: str = field(
         default="", metadata={"help": "ADDRESS:PORT for /metrics, without authentication [none]"}
     )
@@ -224,6 +228,7 @@ def _check(values: dict[str, Any]) -> None:
         ("detection", ("lan", "wan", "local")),
         ("wireguard", ("auto", "kernel", "go")),
         ("socket_balancing", ("auto", "off")),
+        ("shortcuts", ("auto", "off")),
         ("log_level", ("debug", "info", "warning", "error")),
         ("log_format", ("text", "json")),
     ):

@@ -199,6 +199,7 @@ async def run(settings: Settings, reset_state: bool) -> None:
             data_port=settings.data_port,
             wireguard=settings.wireguard,
             at_sockets=settings.socket_balancing == "auto",
+            has_shortcuts=settings.shortcuts == "auto",
         )
         peers = Peers(
             node,

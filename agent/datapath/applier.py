@@ -38,6 +38,7 @@ from agent.datapath.refusals import Refusals
 from agent.datapath.repairs import Repairs
 from agent.datapath.rowapplier import RowApplier
 from agent.datapath.serviceapplier import ServiceApplier
+from agent.datapath.shortcuts import Shortcuts
 from agent.datapath.uplink import Uplink
 from agent.datapath.wireguard import Wireguard
 from agent.datapath.wireguardapplier import WireguardApplier
@@ -65,12 +66,14 @@ class Applier:
         data_port: int,
         wireguard_of: str,
         at_sockets: bool,
+        has_shortcuts: bool,
     ) -> None:
         """Open what is needed in our namespace and the host's; both must be there.
 
         `backlog` is what has been noted since the one that is being worked off; `data_port`
         VXLAN's UDP port, as it is outside WireGuard; `wireguard_of` as for Wireguard, `at_sockets`
-        whether services are balanced at connect(2) where that can be.
+        whether services are balanced at connect(2) where that can be, and `has_shortcuts` whether
+        frames between sandboxes and other hosts go past the bridge where they can.
         """
         self._desired, self._failures, self._backlog = desired, failures, backlog
         self._path = netns
@@ -110,6 +113,8 @@ class Applier:
                 desired, self.networks, self.rows, self.attempt, self._netns, host_netns, at_sockets
             )
             self.serving = stack.enter_context(contextlib.closing(serving))
+            shortcuts = Shortcuts(self._netns, self.networks.held, has_shortcuts)
+            self.shortcuts = stack.enter_context(contextlib.closing(shortcuts))
             self.wireguard = WireguardApplier(
                 desired,
                 Wireguard(self._host, host_netns, netns.parent, wireguard_of),
@@ -180,6 +185,12 @@ class Applier:
 
     async def bridge(self, vni: int, look: Look | None = None) -> None:
         """A network's devices and ports; only what is to change, unless there is a `look`."""
+        try:
+            await self._bridge(vni, look)
+        finally:
+            self.shortcuts.note(vni)
+
+    async def _bridge(self, vni: int, look: Look | None) -> None:
         if vni in self.lans.held or vni in self.lans.asked or self._desired.lan(vni):
             await self.lan_applier.apply(vni, look)
             if self._desired.lan(vni):
@@ -217,12 +228,14 @@ class Applier:
         if elsewhere is not None:
             # The rows first: then the workloads can go on from the moment that they are moved.
             await self.rows.all(vni, fresh)
+            self.shortcuts.forget(elsewhere)
             await self.networks.hand_over(elsewhere, vni)
             await self.networks.remove(elsewhere)
             await self._guard.release(elsewhere)
             fresh = False
         if self._failures.forget(vni, bridge.ports):
             await self._sweep()
+        self.shortcuts.note(vni)
         await self._ports(held, before, look, resized)
         if changed:
             self.networks.fixed.clear()  # another network than it was is no drift
@@ -390,9 +403,10 @@ class Applier:
                 break
         self.repairs.add("nft", total)
 
-    async def check_sockets(self) -> None:
-        """The programs and maps that balance at connect(2)."""
+    async def check_programs(self) -> None:
+        """The programs and maps that balance at connect(2), and those of shortcuts."""
         self.repairs.add("bpf", await self.serving.sockets.audit())
+        self.repairs.add("bpf", await self.shortcuts.audit())
 
     async def check_routes(self) -> None:
         """The host's routes to our networks, against what it really has."""

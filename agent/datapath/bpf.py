@@ -1,7 +1,8 @@
 """bpf(2): maps, programs, and the links that have programs run for all processes of a host.
 
 Everything here lives as long as its descriptor, so that nothing is left of an agent that ended,
-however it did. What stands opposite: socketprograms.py says what is loaded; socketbalancer.py.
+however it did. What stands opposite: socketprograms.py and shortcutprograms.py say what is loaded;
+socketbalancer.py, shortcuts.py.
 Source: bpf(2), linux/bpf.h (union bpf_attr); fsopen(2), fsmount(2); Linux bpf/btf.rst.
 """
 
@@ -14,14 +15,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from errno import ENOENT, ENOSPC, ENOSYS
 
 from agent.datapath import bpfasm
-from agent.datapath.socketprograms import HASH, SK_STORAGE, MapSpec
+from agent.datapath.bpfasm import ARRAY, HASH, SK_STORAGE, MapSpec
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 430, 431, 432  # on every architecture; Linux 5.2
 # enum bpf_cmd
-MAP_CREATE, MAP_DELETE, PROG_LOAD, OBJ_INFO, BTF_LOAD = 0, 3, 5, 15, 18
+MAP_CREATE, MAP_UPDATE, MAP_DELETE, PROG_LOAD, OBJ_INFO, BTF_LOAD = 0, 2, 3, 5, 15, 18
 LOOKUP_BATCH, UPDATE_BATCH, DELETE_BATCH, LINK_CREATE = 24, 26, 27, 28
-CGROUP_SOCK_ADDR = 18  # enum bpf_prog_type
+SCHED_CLS, CGROUP_SOCK_ADDR = 3, 18  # enum bpf_prog_type
 NO_PREALLOC, MMAPABLE = 1, 1 << 10
 LICENSE = b"Apache-2.0\0"
 LOG_SIZE = 1 << 20
@@ -62,7 +63,7 @@ class Map:
     def __init__(self, name: str, spec: MapSpec, btf: int = 0) -> None:
         """Make one. `btf` describes the values of sockets' notes. OSError."""
         self.name, self.spec = name, spec
-        flags = NO_PREALLOC if spec.kind in (HASH, SK_STORAGE) else MMAPABLE
+        flags = {HASH: NO_PREALLOC, SK_STORAGE: NO_PREALLOC, ARRAY: MMAPABLE}.get(spec.kind, 0)
         attributes = struct.pack(
             "=5I2I16sI3I", spec.kind, spec.key, spec.value, spec.entries, flags,
             0, 0, f"vxmesh_{name}".encode()[:15], 0, btf, *((1, 2) if btf else (0, 0)),
@@ -90,9 +91,17 @@ class Map:
             if error.errno != ENOENT:
                 raise
             for key in keys:  # it ends at the first that is missing
-                self._drop(key)
+                self.drop(key)
 
-    def _drop(self, key: bytes) -> None:
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set one element; of a map whose values are programs, to that of a descriptor. OSError."""
+        held = ctypes.create_string_buffer(key, len(key))
+        given = ctypes.create_string_buffer(value, len(value))
+        attributes = struct.pack("=2I3Q", self.fd, 0, _address(held), _address(given), 0)
+        _bpf(f"map {self.name}", MAP_UPDATE, attributes)
+
+    def drop(self, key: bytes) -> None:
+        """Take one element out; fine if it is gone. OSError."""
         held = ctypes.create_string_buffer(key, len(key))
         attributes = struct.pack("=2I3Q", self.fd, 0, _address(held), 0, 0)
         try:
@@ -158,7 +167,13 @@ def describe_notes(size: int) -> int:
     return _bpf("btf", BTF_LOAD, struct.pack("=2Q3I", _address(buffer), 0, len(data), 0, 0))
 
 
-def load(name: str, attach_type: int, lines: bpfasm.Lines, maps: Mapping[str, int]) -> int:
+def load(
+    name: str,
+    lines: bpfasm.Lines,
+    maps: Mapping[str, int],
+    kind: int,
+    attach_type: int = 0,
+) -> int:
     """The descriptor of a program, once the kernel has verified it. OSError says what it minds."""
     program = bpfasm.assemble(lines, maps)
     code = ctypes.create_string_buffer(program, len(program))
@@ -166,7 +181,7 @@ def load(name: str, attach_type: int, lines: bpfasm.Lines, maps: Mapping[str, in
 
     def attributes(log: Sequence[int]) -> bytes:
         return struct.pack(
-            "=2I2Q2IQ2I16s2I", CGROUP_SOCK_ADDR, len(program) // bpfasm.SIZE, _address(code),
+            "=2I2Q2IQ2I16s2I", kind, len(program) // bpfasm.SIZE, _address(code),
             _address(license), *log, 0, 0, name.encode()[:15], 0, attach_type,
         )  # fmt: skip
 
@@ -204,6 +219,13 @@ def is_attached(link: int) -> bool:
     _bpf("link", OBJ_INFO, struct.pack("=2IQ", link, 128, _address(info)))
     (cgroup,) = struct.unpack_from("=Q", info.raw, 16)
     return bool(cgroup)
+
+
+def id_of(program: int) -> int:
+    """The number by which the kernel knows a program, and tells of it. OSError."""
+    info = ctypes.create_string_buffer(128)  # struct bpf_prog_info: type, id, …
+    _bpf("program", OBJ_INFO, struct.pack("=2IQ", program, 128, _address(info)))
+    return int(struct.unpack_from("=I", info.raw, 4)[0])
 
 
 def close_all(descriptors: Iterable[int]) -> None:

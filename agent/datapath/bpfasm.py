@@ -2,7 +2,8 @@
 
 A program is a list of lines that read as they run: labels, jumps to labels further on, calls of
 the kernel's helpers by name, and maps by name, whose descriptors are put in at the end.
-What stands opposite: socketprograms.py, which has the programs; bpf.py, which loads them.
+What stands opposite: socketprograms.py and shortcutprograms.py, which have the programs; bpf.py,
+which loads them.
 Source: RFC 9669; linux/bpf.h.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 _INSTRUCTION = struct.Struct("<BBhi")  # struct bpf_insn: code, registers, offset, immediate
@@ -21,15 +23,30 @@ FP = 10
 HELPERS = {  # enum bpf_func_id
     "map_lookup_elem": 1,
     "get_prandom_u32": 7,
+    "tail_call": 12,
+    "redirect": 23,
+    "skb_change_type": 32,
     "setsockopt": 49,
     "sk_storage_get": 107,
     "get_netns_cookie": 122,
+    "redirect_peer": 155,
 }
-_WIDTHS = {4: 0x00, 8: 0x18}  # BPF_W, BPF_DW
+_WIDTHS = {1: 0x10, 2: 0x08, 4: 0x00, 8: 0x18}  # BPF_B, BPF_H, BPF_W, BPF_DW
 _LOAD, _STORE, _STORE_NUMBER, _ATOMIC = 0x61, 0x63, 0x62, 0xC3
 _ALU = {"mov": 0xB0, "add": 0x00, "and": 0x50, "mod": 0x90}  # of 32 bits: | 0x04; of 64: | 0x07
 _JUMP = {"=": 0x10, "!=": 0x50}
 _PSEUDO_MAP = 1  # BPF_PSEUDO_MAP_FD
+HASH, ARRAY, PROG_ARRAY, SK_STORAGE = 1, 2, 3, 24  # enum bpf_map_type
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """A map as it is made."""
+
+    kind: int
+    key: int  # bytes
+    value: int  # bytes
+    entries: int  # most
 
 
 class Line(NamedTuple):
@@ -44,6 +61,8 @@ class Line(NamedTuple):
 
 
 Lines = Iterable[Line | str]  # a text is a label of the next line
+
+EXIT = Line(0x95)  # return what is in R0
 
 
 def load(target: int, source: int, offset: int, width: int = 4) -> Line:
@@ -102,6 +121,11 @@ def jump_unless_same(target: int, source: int, label: str) -> Line:
     return Line(_JUMP["!="] | 0x0E, target, source, 0, 0, label)
 
 
+def jump_above(target: int, source: int, label: str) -> Line:
+    """Go on at `label` if target > source: numbers of 64 bits without a sign, or places."""
+    return Line(0x2D, target, source, 0, 0, label)
+
+
 def jump(label: str) -> Line:
     """Go on at `label`."""
     return Line(0x05, label=label)
@@ -119,7 +143,7 @@ def map_of(target: int, name: str) -> Line:
 
 def leave(value: int) -> list[Line]:
     """Return `value`."""
-    return [number(R0, value), Line(0x95)]
+    return [number(R0, value), EXIT]
 
 
 def assemble(lines: Lines, maps: Mapping[str, int]) -> bytes:

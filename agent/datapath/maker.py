@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from agent.datapath import linkpacking, packing
+from agent.datapath import linkpacking, netlinkmessages, packing
 from agent.drivers.base import Bridge, Port
 from agent.syscalls import socket_in
 
@@ -55,6 +55,25 @@ class Requests:
         (code,) = packing.CODE.unpack_from(data, packing.HEADER.size)
         if code:
             raise OSError(-code, os.strerror(-code))
+
+    def list(self, message: bytes) -> list[tuple[int, bytes]]:
+        """Make one request that is answered by a list: type and body of each of it. OSError."""
+        self._sequence += 1
+        self._sock.send(linkpacking.numbered(message, self._sequence))
+        found: list[tuple[int, bytes]] = []
+        while True:
+            data, at = self._sock.recv(RECEIVE), 0
+            while at + packing.HEADER.size <= len(data):
+                length, kind, _, sequence, _ = packing.HEADER.unpack_from(data, at)
+                body = data[at + packing.HEADER.size : at + length]
+                at += (length + 3) & ~3
+                if sequence != self._sequence:
+                    continue  # for one that was interrupted
+                if kind == packing.NLMSG_DONE:
+                    return found
+                if kind == packing.NLMSG_ERROR:
+                    netlinkmessages.check(body, "list")
+                found.append((kind, body))
 
     def index(self, name: str) -> int:
         """The index of a device. OSError if there is none.

@@ -62,6 +62,7 @@ class Reconciler:
         data_port: int = DATA_PORT,
         wireguard: str = "auto",
         at_sockets: bool = True,
+        has_shortcuts: bool = True,
     ) -> None:
         """Our own namespace is at run_dir/netns, the host's at `host_netns`.
 
@@ -71,9 +72,11 @@ class Reconciler:
         `on_repair` what was put back that nobody asked for, a kind at a time; `on_refusal`,
         every `refusals_interval` s, what a port sent and the guards dropped. `data_port` is
         VXLAN's UDP port, as it is outside WireGuard; `wireguard` whose that is: kernel, go, auto;
-        `at_sockets` whether services are balanced at connect(2) where that can be.
+        `at_sockets` whether services are balanced at connect(2) where that can be, and
+        `has_shortcuts` whether frames between sandboxes and other hosts go past the bridge.
         """
         self._data_port, self._wireguard, self._at_sockets = data_port, wireguard, at_sockets
+        self._has_shortcuts = has_shortcuts
         self.netns = run_dir / "netns"
         self.on_applied, self.on_port_gone, self.on_repair = on_applied, on_port_gone, on_repair
         self.on_withheld = on_withheld
@@ -221,9 +224,11 @@ class Reconciler:
                 self._data_port,
                 self._wireguard,
                 self._at_sockets,
+                self._has_shortcuts,
             )
             stack.callback(applier.close)
             await asyncio.to_thread(applier.serving.sockets.open)
+            await asyncio.to_thread(applier.shortcuts.open)
             self._drift = Drift(
                 self._desired,
                 applier.networks,
@@ -246,6 +251,7 @@ class Reconciler:
             await self._rules(applier)
             self._note_applied(mark)
             self._end()
+            await applier.shortcuts.attach()
             self._stack = stack.pop_all()
         applier.repairs.clear()  # until here it was not drift but the time without an agent
         works = self._work(applier), self._audit(applier), self._look_at_refusals(applier)
@@ -291,6 +297,7 @@ class Reconciler:
                 log.exception("datapath.fault")
                 self._failures.failed(("everything", 0, ""), error)
             self._end()
+            await applier.shortcuts.attach()  # by now nobody waits for us
 
     def _report(self, applier: Applier) -> None:
         """Tell what was put back: at once, but of who goes on and on only every now and then."""
@@ -358,7 +365,7 @@ class Reconciler:
         if backlog.sysctls:
             await applier.attempt(("sysctls", 0, ""), applier.check_sysctls())
         if backlog.sockets:
-            await applier.attempt(("sockets", 0, ""), applier.check_sockets())
+            await applier.attempt(("sockets", 0, ""), applier.check_programs())
         if backlog.strangers:
             await applier.attempt(("strangers", 0, ""), applier.check_strangers())
         if backlog.overrun:

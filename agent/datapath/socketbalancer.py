@@ -102,7 +102,9 @@ class SocketBalancer:
         stack.callback(self._tallies.close)
         descriptors = {name: each.fd for name, each in self._maps.items()}
         for kind, lines in PROGRAMS.items():
-            self._programs[kind] = bpf.load(f"vxmesh_{kind}", kind, lines, descriptors)
+            self._programs[kind] = bpf.load(
+                f"vxmesh_{kind}", lines, descriptors, bpf.CGROUP_SOCK_ADDR, kind
+            )
             stack.callback(os.close, self._programs[kind])
         self._cgroup = bpf.open_cgroups()
         stack.callback(os.close, self._cgroup)

@@ -18,13 +18,27 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass
 
 from agent.datapath import bpfasm as asm
-from agent.datapath.bpfasm import FP, R0, R1, R2, R3, R4, R5, R6, R7, R8, Line
+from agent.datapath.bpfasm import (
+    ARRAY,
+    FP,
+    HASH,
+    R0,
+    R1,
+    R2,
+    R3,
+    R4,
+    R5,
+    R6,
+    R7,
+    R8,
+    SK_STORAGE,
+    Line,
+    MapSpec,
+)
 from agent.drivers.marks import LED, LED_MASK
 
-HASH, ARRAY, SK_STORAGE = 1, 2, 24  # enum bpf_map_type
 INET4_CONNECT, INET6_CONNECT = 10, 11  # enum bpf_attach_type
 INET4_GETPEERNAME, INET6_GETPEERNAME = 29, 30
 SO_MARK = 36
@@ -42,17 +56,6 @@ TARGET = struct.Struct("=16sII")  # address and port of a backend, and its NUMBE
 TALLY = struct.Struct("=Q")  # connections
 FLAG = struct.Struct("=I")
 NOTE = struct.Struct("=16sI16sI")  # of a socket: the VIP that it asked for, the backend
-
-
-@dataclass(frozen=True, slots=True)
-class MapSpec:
-    """A map as it is made."""
-
-    kind: int
-    key: int  # bytes
-    value: int  # bytes
-    entries: int  # most
-
 
 MAPS = {
     "sandboxes": MapSpec(HASH, SANDBOX.size, FLAG.size, 1 << 14),

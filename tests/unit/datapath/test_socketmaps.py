@@ -10,6 +10,7 @@ import pytest
 
 from agent.datapath import socketmaps
 from agent.datapath.balancerules import Placed
+from agent.datapath.bpfasm import MapSpec
 from agent.datapath.socketmaps import (
     WRITTEN,
     Changes,
@@ -20,7 +21,7 @@ from agent.datapath.socketmaps import (
     mark,
     shape,
 )
-from agent.datapath.socketprograms import FRONTEND, MAPS, SLOT, MapSpec
+from agent.datapath.socketprograms import FRONTEND, MAPS, SLOT
 from agent.drivers.balancing import Backend, Frontend, FrontendKey, assign, eligible
 from agent.drivers.marks import ASKED, LED, LED_MASK, UNTRACKED
 from agent.notation import parse_address

@@ -1,0 +1,334 @@
+"""Shortcuts of one host: frames between its sandboxes and other hosts go past the bridge, by eBPF.
+
+An accelerator, and nothing that others rely on: bridge, rows and the guards of ports hold the same
+in any case, and what the programs do not take goes there. They end with the agent, however that
+ends; where the kernel refuses them there are none, which is told once.
+
+What is in the maps follows from the networks as they are held, and is written at once, before a
+port that comes can be reached and after one that goes cannot. That programs are at a device's
+ingress comes later (`attach`), when nobody waits: until then frames go by the bridge.
+What stands opposite: shortcutprograms.py; applier.py and reconciler.py, which say when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from agent.datapath import bpf, filterpacking, shortcutprograms
+from agent.datapath.bpfasm import Line
+from agent.datapath.maker import Requests
+from agent.datapath.networks import Held
+from agent.datapath.shortcutprograms import (
+    HEAD,
+    INWARDS,
+    MAPPED,
+    MAPS,
+    OUTWARDS,
+    PORT,
+    SLOT,
+    SOURCE,
+    STATION,
+    WAY,
+)
+from agent.drivers.base import Port
+from agent.notation import parse_address
+
+log = structlog.get_logger()
+
+Elements = dict[bytes, bytes]
+PROGRAMS: dict[int, Callable[[], list[Line | str]]] = {
+    INWARDS: shortcutprograms.inwards,
+    OUTWARDS: shortcutprograms.outwards,
+}
+NAMES = {INWARDS: "vxmesh_inwards", OUTWARDS: "vxmesh_outwards"}
+
+
+class _Head(NamedTuple):
+    """What all shortcuts of a network follow from."""
+
+    vxlan: int
+    router: bytes
+    longest: int  # frame, bytes
+    outwards: bool
+
+
+class _Made(NamedTuple):
+    """A port, and what it has in the maps."""
+
+    port: Port
+    device: int  # index of our end
+    stations: Elements
+    sources: Elements
+
+
+@dataclass(slots=True)
+class _Noted:
+    """A network as it is in the maps."""
+
+    head: _Head
+    stations: Elements = field(default_factory=dict)
+    sources: Elements = field(default_factory=dict)
+    ports: dict[str, _Made] = field(default_factory=dict)  # by endpoint
+    devices: dict[int, int] = field(default_factory=dict)  # index -> which program
+
+
+class Shortcuts:
+    """The programs and maps of one agent."""
+
+    def __init__(self, netns: str | Path, held: Mapping[int, Held], wanted: bool = True) -> None:
+        """In our namespace at path `netns`; `held` are the networks as they are; not `wanted`:
+        there are none."""
+        self._netns, self._held, self._wanted = netns, held, wanted
+        self._noted: dict[int, _Noted] = {}  # by VNI
+        self._attached: dict[int, int] = {}  # index of a device -> which program
+        self._maps: dict[str, bpf.Map] = {}
+        self._entries: dict[int, int] = {}  # which program -> descriptor of what leads to it
+        self._programs: dict[int, int] = {}
+        self._requests: Requests | None = None
+        self._stack = contextlib.ExitStack()
+        self._is_full = False
+        # A thread goes on when who waits for it is cancelled: descriptors are to live as long.
+        self._lock = threading.Lock()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there are any."""
+        return bool(self._programs)
+
+    def open(self) -> None:
+        """Make maps and programs, if this kernel lets us: they are nowhere yet. Blocks."""
+        if not self._wanted:
+            return
+        with self._lock, contextlib.ExitStack() as stack:
+            try:
+                self._requests = stack.enter_context(contextlib.closing(Requests(self._netns)))
+                for name, spec in MAPS.items():
+                    self._maps[name] = bpf.Map(name, spec)
+                    stack.callback(self._maps[name].close)
+                maps = {name: each.fd for name, each in self._maps.items()}
+                programs = {}
+                for slot, lines in PROGRAMS.items():
+                    entry = shortcutprograms.entry(slot)
+                    self._entries[slot] = bpf.load("vxmesh_entry", entry, maps, bpf.SCHED_CLS)
+                    stack.callback(os.close, self._entries[slot])
+                    programs[slot] = bpf.load(NAMES[slot], lines(), maps, bpf.SCHED_CLS)
+                    stack.callback(os.close, programs[slot])
+                self._programs = programs
+                self._lead()
+            except OSError as error:
+                self._programs = {}
+                _warn(error)
+                return
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """From here on all goes by the bridge."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        if self._programs:
+            # The kernel does so by itself a moment after the last descriptor is closed.
+            for slot in self._programs:
+                with contextlib.suppress(OSError):
+                    self._maps["programs"].drop(SLOT.pack(slot))
+        self._programs, self._attached = {}, {}
+        self._stack.close()
+
+    def _lead(self) -> None:
+        """Have what is at the devices lead to the programs. OSError."""
+        for slot, program in self._programs.items():
+            self._maps["programs"].put(SLOT.pack(slot), program.to_bytes(4, "little"))
+
+    # -- what is in the maps --
+
+    def note(self, vni: int) -> None:
+        """A network is as it is held now, or is no more.
+
+        To be called before a port of it is made, so that no frame for that is taken to another
+        host, and afterwards.
+        """
+        held, old = self._held.get(vni), self._noted.pop(vni, None)
+        if not self.is_on or (old is None and held is None):
+            return
+        head = _head(held) if held else old.head if old else None
+        assert head
+        new = _noted(head, held, old) if held and held.vxlan else _Noted(head)
+        old = old or _Noted(head)
+        if new.devices:
+            self._noted[vni] = new
+        try:
+            self._write(old, new)
+        except OSError as error:
+            if not self._is_full:
+                log.warning(
+                    "shortcuts.full",
+                    why=str(error),
+                    effect="what has no room goes by the bridge, which is slower",
+                )
+            self._is_full = True
+            self._clear(old.stations.keys() | new.stations, old.sources.keys() | new.sources)
+            new.stations, new.sources = {}, {}
+        else:
+            self._is_full = False
+
+    def forget(self, vni: int) -> None:
+        """A network's ports are about to be moved to another one."""
+        noted = self._noted.pop(vni, None)
+        if noted and self.is_on:
+            self._clear(noted.stations, noted.sources)
+
+    def _write(self, old: _Noted, new: _Noted) -> None:
+        """OSError, and then some of it is written."""
+        come = {k: v for k, v in new.stations.items() if old.stations.get(k) != v}
+        sources = {k: v for k, v in new.sources.items() if old.sources.get(k) != v}
+        # Nobody goes past the bridge who may not, and nothing that is for somebody here.
+        self._maps["sources"].delete(old.sources.keys() - new.sources.keys())
+        self._maps["stations"].update(come)
+        self._maps["sources"].update(sources)
+        self._maps["stations"].delete(old.stations.keys() - new.stations.keys())
+
+    def _clear(self, stations: Collection[bytes], sources: Collection[bytes]) -> None:
+        """Take these out. Or all that there is, rather than have some lead where it should not."""
+        try:
+            self._maps["sources"].delete(sources)
+            self._maps["stations"].delete(stations)
+        except OSError as error:
+            _warn(error)
+            self.close()
+
+    # -- where the programs are --
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something for `attach` to do."""
+        return self.is_on and self._wanted_at() != self._attached
+
+    def _wanted_at(self) -> dict[int, int]:
+        wanted: dict[int, int] = {}
+        for noted in self._noted.values():
+            wanted |= noted.devices
+        return wanted
+
+    async def attach(self) -> None:
+        """Put the programs where they are missing."""
+        if self.is_due:
+            await asyncio.to_thread(self._attach, self._wanted_at())
+
+    def _attach(self, wanted: Mapping[int, int]) -> None:
+        with self._lock:
+            for index in self._attached.keys() - wanted.keys():
+                del self._attached[index]  # it went with its device
+            for index, slot in wanted.items():
+                if self.is_on and self._attached.get(index) != slot:
+                    self._attach_to(index, slot)
+
+    def _attach_to(self, index: int, slot: int) -> None:
+        assert self._requests
+        program = filterpacking.new_program(index, self._entries[slot], NAMES[slot])
+        try:
+            with contextlib.suppress(FileExistsError):
+                self._requests.ask(filterpacking.new_place(index))
+            self._requests.ask(program)
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # else it has gone meanwhile
+                _warn(error)
+                self._end()
+                return
+        self._attached[index] = slot
+
+    async def audit(self) -> int:
+        """Compare maps and devices with what they should be, and put right what is not; how many
+        elements and programs others had changed. OSError."""
+        if not self.is_on:
+            return 0
+        wanted: dict[str, Elements] = {"stations": {}, "sources": {}}
+        for noted in self._noted.values():
+            wanted["stations"] |= noted.stations
+            wanted["sources"] |= noted.sources
+        return await asyncio.to_thread(self._audit, wanted, dict(self._attached))
+
+    def _audit(self, wanted: Mapping[str, Elements], attached: Mapping[int, int]) -> int:
+        found = 0
+        with self._lock:
+            if not self.is_on:
+                return 0
+            for name, elements in wanted.items():
+                there = self._maps[name].read()
+                wrong = {k: v for k, v in elements.items() if there.get(k) != v}
+                self._maps[name].delete(there.keys() - elements.keys())
+                self._maps[name].update(wrong)
+                found += len(there.keys() - elements.keys()) + len(wrong)
+            self._lead()
+            ids = {slot: bpf.id_of(entry) for slot, entry in self._entries.items()}
+            for index, slot in attached.items():
+                if ids[slot] not in self._programs_at(index):
+                    self._attach_to(index, slot)
+                    found += 1
+        return found
+
+    def _programs_at(self, index: int) -> set[int | None]:
+        """The ids of the programs at the ingress of a device."""
+        assert self._requests
+        try:
+            listed = self._requests.list(filterpacking.list_programs(index))
+        except OSError:  # there is no place for any, or no device
+            return set()
+        return {filterpacking.read_program(body) for _, body in listed}
+
+
+def _head(held: Held) -> _Head:
+    bridge = held.bridge
+    return _Head(held.vxlan, bridge.router_mac, bridge.mtu + HEAD, bridge.hands_on_unknown)
+
+
+def _noted(head: _Head, held: Held, before: _Noted | None) -> _Noted:
+    """How a network is to be in the maps; what did not change is as it was `before`."""
+    noted = _Noted(head, devices={head.vxlan: INWARDS})
+    # Those of ports that are about to be made, too: frames for them stay on the bridge.
+    macs = [head.router, *(port.mac for port in held.bridge.ports.values())]
+    noted.stations = {STATION.pack(head.vxlan, mac): PORT.pack(0) for mac in macs if mac}
+    known = before.ports if before and before.head == head else {}
+    for endpoint, (port, index) in held.ports.items():
+        made = known.get(endpoint)
+        if made is None or made.port is not port or made.device != index:
+            made = _Made(port, index, *of_port(head, port, index))
+        noted.ports[endpoint] = made
+        noted.stations |= made.stations
+        noted.sources |= made.sources
+        if made.sources:
+            noted.devices[index] = OUTWARDS
+    return noted
+
+
+def of_port(head: _Head, port: Port, index: int) -> tuple[Elements, Elements]:
+    """What a port, with its index, has in the maps: stations and sources.
+
+    The sources are those that its guard lets pass without a further look (guardrules.py).
+    """
+    if not port.mac:
+        return {}, {}
+    stations = {STATION.pack(head.vxlan, port.mac): PORT.pack(index)}
+    if not head.outwards:
+        return stations, {}
+    way = WAY.pack(head.vxlan, head.longest)
+    addresses = (parse_address(text.partition("/")[0]) for text in port.addresses)
+    return stations, {SOURCE.pack(index, port.mac, (MAPPED + a)[-16:]): way for a in addresses}
+
+
+def _warn(error: OSError) -> None:
+    log.warning(
+        "shortcuts.off",
+        why=str(error),
+        effect="frames between sandboxes and other hosts go by the bridge, which is slower",
+    )
