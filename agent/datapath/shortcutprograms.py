@@ -33,7 +33,6 @@ from agent.datapath.bpfasm import (
     R4,
     R6,
     R7,
-    R8,
     Line,
     MapSpec,
 )
@@ -41,7 +40,7 @@ from agent.datapath.bpfasm import (
 STATION = struct.Struct("=I6s2x")  # a VXLAN device's index, a MAC that is behind it on this host
 PORT = struct.Struct("=I")  # the index of that one's port; 0: it is here, and reached by the bridge
 SOURCE = struct.Struct("=I6s2x16s")  # a port's index, and a MAC and an address that are its own
-WAY = struct.Struct("=II")  # the VXLAN device's index, and the longest frame that it takes, bytes
+WAY = struct.Struct("=I")  # the VXLAN device's index
 SLOT = struct.Struct("=I")  # which program
 
 MAPS = {
@@ -59,9 +58,7 @@ _IPV4, _IPV6 = 0x0800, 0x86DD
 _TCP = socket.IPPROTO_TCP
 
 # struct __sk_buff
-_LENGTH, _PROTOCOL, _VLAN_PRESENT, _DEVICE, _DATA, _DATA_END, _GSO_SIZE = (
-    0, 16, 20, 40, 76, 80, 176,
-)  # fmt: skip
+_PROTOCOL, _VLAN_PRESENT, _DEVICE, _DATA, _DATA_END = 16, 20, 40, 76, 80
 # Where things are in a frame of IPv4 or IPv6.
 _DESTINATION, _SOURCE = 0, 6
 _VERSION4, _PROTOCOL4, _ADDRESS4, _END4 = HEAD, HEAD + 9, HEAD + 12, HEAD + 20
@@ -187,13 +184,6 @@ def outwards() -> list[Line | str]:
         *_lookup("sources", _ORIGIN),
         asm.jump_if(R0, "=", 0, "out"),
         asm.load(R7, R0, 0),
-        asm.load(R8, R0, 4),
-        # What is cut into segments later on is as long as they are, and not as it is here.
-        asm.load(R1, R6, _GSO_SIZE),
-        asm.jump_if(R1, "!=", 0, "fits"),
-        asm.load(R1, R6, _LENGTH),
-        asm.jump_above(R1, R8, "out"),
-        "fits",
         asm.store(FP, _STATION, R7),
         *_lookup("stations", _STATION),
         asm.jump_if(R0, "!=", 0, "out"),

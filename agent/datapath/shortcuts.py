@@ -29,7 +29,6 @@ from agent.datapath.bpfasm import Line
 from agent.datapath.maker import Requests
 from agent.datapath.networks import Held
 from agent.datapath.shortcutprograms import (
-    HEAD,
     INWARDS,
     MAPPED,
     MAPS,
@@ -58,7 +57,6 @@ class _Head(NamedTuple):
 
     vxlan: int
     router: bytes
-    longest: int  # frame, bytes
     outwards: bool
 
 
@@ -289,7 +287,7 @@ class Shortcuts:
 
 def _head(held: Held) -> _Head:
     bridge = held.bridge
-    return _Head(held.vxlan, bridge.router_mac, bridge.mtu + HEAD, bridge.hands_on_unknown)
+    return _Head(held.vxlan, bridge.router_mac, bridge.hands_on_unknown)
 
 
 def _noted(head: _Head, held: Held, before: _Noted | None) -> _Noted:
@@ -321,7 +319,7 @@ def of_port(head: _Head, port: Port, index: int) -> tuple[Elements, Elements]:
     stations = {STATION.pack(head.vxlan, port.mac): PORT.pack(index)}
     if not head.outwards:
         return stations, {}
-    way = WAY.pack(head.vxlan, head.longest)
+    way = WAY.pack(head.vxlan)
     addresses = (parse_address(text.partition("/")[0]) for text in port.addresses)
     return stations, {SOURCE.pack(index, port.mac, (MAPPED + a)[-16:]): way for a in addresses}
 

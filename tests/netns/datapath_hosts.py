@@ -185,6 +185,12 @@ class Host:
         """Our namespace on it."""
         return self.reconciler.netns
 
+    @property
+    def has_shortcuts(self) -> bool:
+        """Whether frames go past the bridge, where they are to."""
+        applier = self.reconciler._applier
+        return applier is None or not applier.shortcuts.is_due
+
     def add_network(self, vni: int, **changes: Any) -> Bridge:
         """Desire a network, 10.<vni>.0.0/24 and fd00:<vni>::/64, without ports as yet."""
         bridge = Bridge(
@@ -311,8 +317,12 @@ class Fabric:
             await host.reconciler.start()
 
     async def settle(self) -> None:
+        """All that is desired is there, the shortcuts too, for which nobody else waits."""
         for host in self.hosts:
             await host.reconciler.settle()
+        await until(
+            lambda: all(host.has_shortcuts for host in self.hosts), "programs are at their devices"
+        )
 
     async def close(self) -> None:
         """Leave nothing behind, whatever the test did."""

@@ -122,6 +122,47 @@ def source_mac_of_nobody(net: Net, to: Port) -> tuple[bytes, bytes]:
     return ethernet(to.mac, STRANGER, IPV6, packet), ethernet(to.mac, net.mine.mac, IPV6, packet)
 
 
+def tcp4(source: str, to: str) -> bytes:
+    return frames.ipv4(source, to, frames.TCP, frames.tcp_syn(999, 4000))
+
+
+def tcp6(source: str, to: str) -> bytes:
+    return frames.ipv6(source, to, frames.TCP, frames.tcp_syn(999, 4000))
+
+
+def source_mac_of_tcp(net: Net, to: Port) -> tuple[bytes, bytes]:
+    packet = tcp4(ip(net.mine), ip(to))
+    return ethernet(to.mac, STRANGER, IPV4, packet), ethernet(to.mac, net.mine.mac, IPV4, packet)
+
+
+def pair_of_another_of_tcp(net: Net, to: Port) -> tuple[bytes, bytes]:
+    other = net.fars if to is net.nears else net.nears
+    return (
+        ethernet(to.mac, other.mac, IPV6, tcp6(ip(other, 6), ip(to, 6))),
+        ethernet(to.mac, net.mine.mac, IPV6, tcp6(ip(net.mine, 6), ip(to, 6))),
+    )
+
+
+def source_address_of_tcp(net: Net, to: Port) -> tuple[bytes, bytes]:
+    other = net.fars if to is net.nears else net.nears
+    wrong, right = (tcp4(ip(port), ip(to)) for port in (other, net.mine))
+    return ethernet(to.mac, net.mine.mac, IPV4, wrong), ethernet(to.mac, net.mine.mac, IPV4, right)
+
+
+def source_address6_of_tcp(net: Net, to: Port) -> tuple[bytes, bytes]:
+    wrong, right = (tcp6(source, ip(to, 6)) for source in ("fd00:7::99", ip(net.mine, 6)))
+    return ethernet(to.mac, net.mine.mac, IPV6, wrong), ethernet(to.mac, net.mine.mac, IPV6, right)
+
+
+def vlan_tagged_tcp(net: Net, to: Port) -> tuple[bytes, bytes]:
+    packet = tcp4(ip(net.mine), ip(to))
+    tagged = (5).to_bytes(2, "big") + IPV4.to_bytes(2, "big") + packet
+    return (
+        ethernet(to.mac, net.mine.mac, frames.VLAN, tagged),
+        ethernet(to.mac, net.mine.mac, IPV4, packet),
+    )
+
+
 def pair_of_another(net: Net, to: Port) -> tuple[bytes, bytes]:
     """Another's MAC and address, which would be right on another port."""
     other = net.fars if to is net.nears else net.nears
@@ -280,10 +321,14 @@ def unknown_protocol(net: Net, to: Port) -> tuple[bytes, bytes]:
 EVERYWHERE: list[tuple[Case, str]] = [
     (source_mac, "mac"),
     (source_mac_of_nobody, "mac"),
+    (source_mac_of_tcp, "mac"),
     (pair_of_another, "mac"),
+    (pair_of_another_of_tcp, "mac"),
     (source_address, "address"),
     (source_address_of_the_gateway, "address"),
     (source_address6, "address"),
+    (source_address_of_tcp, "address"),
+    (source_address6_of_tcp, "address"),
     (link_local_of_another, "address"),
     (advertisement, "neighbour"),
     (advertisement_of_another_mac, "neighbour"),
@@ -295,6 +340,7 @@ EVERYWHERE: list[tuple[Case, str]] = [
     (dhcp_offer, "dhcp"),
     (dhcp6_advertise, "dhcp"),
     (vlan_tagged, "protocol"),
+    (vlan_tagged_tcp, "protocol"),
     (unknown_protocol, "protocol"),
 ]
 

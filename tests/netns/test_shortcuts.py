@@ -7,27 +7,39 @@ That all else works beside them, every other test of this folder tells: they are
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
+from agent.datapath import bpf, filterpacking, shortcutprograms
+from agent.datapath import shortcuts as module
+from agent.datapath.bpfasm import HASH, MapSpec
 from agent.datapath.shortcuts import Shortcuts
+from agent.drivers.base import Port, Rows
+from agent.notation import parse_address
 from agent.syscalls import in_netns
 from tests.netns.datapath_hosts import (
     DEADLINE,
+    Desired,
     Fabric,
     Host,
     Sandbox,
     opened,
     paired,
+    ports_of,
     restart,
     run,
-    until,
 )
+from tests.netns.world import VXMESH, World, said, until_said
 
 COUNTING = """
 table bridge watch {
@@ -59,13 +71,6 @@ def shortcuts(host: Host) -> Shortcuts:
     applier = host.reconciler._applier
     assert applier and applier.shortcuts.is_on, "this kernel has what it takes"
     return applier.shortcuts
-
-
-async def ready(*hosts: Host) -> None:
-    """All that is to be is there, the shortcuts too."""
-    for host in hosts:
-        await host.reconciler.settle()
-        await until(lambda host=host: not shortcuts(host).is_due, "the programs are attached")
 
 
 def bridged(host: Host) -> Bridged:
@@ -119,7 +124,6 @@ async def talk(near: Sandbox, far: Sandbox, address: str, size: int = 1 << 20) -
 @pytest.mark.parametrize("address", ["10.7.0.3", "fd00:7::3"])
 async def test_tcp_between_hosts_goes_past_the_bridge(fabric: Fabric, address: str) -> None:
     _, near, far = await paired(fabric)
-    await ready(*fabric.hosts)
     before = [bridged(host) for host in fabric.hosts]
     await talk(near, far, address)
     assert [bridged(host) for host in fabric.hosts] == before
@@ -129,7 +133,6 @@ async def test_it_goes_by_the_bridge_without_an_agent_and_when_it_is_told_to(
     fabric: Fabric,
 ) -> None:
     _, near, far = await paired(fabric)
-    await ready(*fabric.hosts)
     a, b = fabric.hosts
     await b.reconciler.stop()
     before = bridged(b)
@@ -140,7 +143,228 @@ async def test_it_goes_by_the_bridge_without_an_agent_and_when_it_is_told_to(
     await talk(near, far, "10.7.0.3")
     assert all(now > then for now, then in zip(bridged(b), before, strict=True))
     await restart(b)
-    await ready(b)
-    before = bridged(a), bridged(b)
+    await fabric.settle()
+    both = bridged(a), bridged(b)
     await talk(near, far, "10.7.0.3")
-    assert (bridged(a), bridged(b)) == before
+    assert (bridged(a), bridged(b)) == both
+
+
+async def past(fabric: Fabric, near: Sandbox, far: Sandbox, address: str) -> list[bool]:
+    """Whether what a, where `near` is, and b send and take goes past their bridges."""
+    before = [count for host in fabric.hosts for count in bridged(host)]
+    await talk(near, far, address)
+    after = [count for host in fabric.hosts for count in bridged(host)]
+    return [now == then for then, now in zip(before, after, strict=True)]
+
+
+async def test_who_comes_is_known_to_be_here_before_anybody_can_send_to_it(
+    fabric: Fabric,
+) -> None:
+    """A frame for it would be lost at the VXLAN device."""
+    _, near, _ = await paired(fabric)
+    applier = fabric.a.reconciler._applier
+    assert applier
+    stations, attach = shortcuts(fabric.a)._maps["stations"], applier.networks.attach
+    known: list[bool] = []
+
+    async def look(vni: int, port: Port, *arguments: Any) -> None:
+        known.append(any(port.mac in key for key in stations.read()))
+        await attach(vni, port, *arguments)
+
+    applier.networks.attach = look  # type: ignore[method-assign, assignment]
+    late = Sandbox(fabric)
+    port = fabric.a.add_port(7, 9, late)
+    await fabric.a.reconciler.settle(port.endpoint)
+    assert known == [True]
+    await talk(near, late, "10.7.0.9")
+    await talk(late, near, "fd00:7::2")
+
+
+async def test_a_mac_that_goes_to_another_host_and_back(fabric: Fabric) -> None:
+    _, near, far = await paired(fabric)
+    assert await past(fabric, near, far, "10.7.0.3") == [True] * 4
+    a, b = fabric.hosts
+    port = next(iter(b.desired.networks[7].ports.values()))
+    here = Sandbox(fabric)
+    b.set_ports(7, {})
+    del a.desired.fdb[7][port.mac]
+    a.reconciler.touch_rows(7, [port.mac], [])
+    moved = replace(port, netns=str(here.path), inode=here.inode)
+    a.set_ports(7, {**a.desired.networks[7].ports, port.endpoint: moved})
+    await fabric.settle()
+    await talk(near, here, "10.7.0.3")
+    ports = a.desired.networks[7].ports
+    a.set_ports(7, {e: each for e, each in ports.items() if e != port.endpoint})
+    a.desired.fdb[7][port.mac] = parse_address(b.vtep)
+    a.reconciler.touch_rows(7, [port.mac], [])
+    b.set_ports(7, {port.endpoint: port})
+    await fabric.settle()
+    assert await past(fabric, near, far, "10.7.0.3") == [True] * 4
+
+
+async def test_what_follows_from_the_network_follows_it(fabric: Fabric) -> None:
+    """Its ports go to another VXLAN device, it takes other frames, or it floods."""
+
+    class Flooding(Desired):
+        def rows(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> Rows:
+            return replace(super().rows(vni, macs, addresses), floods=self.floods(vni))
+
+        def all_rows(self, vni: int) -> Rows:
+            return replace(super().all_rows(vni), floods=self.floods(vni))
+
+        def floods(self, vni: int) -> bool:
+            return bool(self.networks[vni].flood_rate)
+
+    for host in fabric.hosts:
+        host.desired.__class__ = Flooding
+    _, near, far = await paired(fabric)
+    for host in fabric.hosts:
+        bridge = host.desired.networks.pop(7)
+        host.desired.networks[8] = replace(bridge, vni=8, device="vxb8", vxlan="vxl8")
+        host.desired.fdb[8] = host.desired.fdb.pop(7)
+        host.desired.neighbours[8] = host.desired.neighbours.pop(7)
+        host.reconciler.touch_bridge(7)
+        host.reconciler.touch_bridge(8)
+    await fabric.settle()
+    assert await past(fabric, near, far, "10.7.0.3") == [True] * 4
+    for mtu, rate in ((1300, 0), (1300, 100), (1300, 0)):
+        for host in fabric.hosts:
+            bridge = host.desired.networks[8]
+            host.desired.networks[8] = replace(bridge, mtu=mtu, flood_rate=rate)
+            host.reconciler.touch_bridge(8)
+        await fabric.settle()
+        # Where it floods, unicast for whom nobody knows would go to all hosts.
+        assert await past(fabric, near, far, "10.7.0.3") == [not rate, True] * 2, (mtu, rate)
+
+
+async def test_what_others_change_is_put_back_and_counted(fabric: Fabric) -> None:
+    _, near, far = await paired(fabric)
+    b = fabric.b
+    port, maps = ports_of(b)[0], shortcuts(b)._maps
+    b.inside("tc", "qdisc", "del", "dev", port, "clsact")
+    b.inside("tc", "filter", "del", "dev", "vxl7", "ingress")
+    astray = next(iter(maps["sources"].read()))
+    maps["sources"].delete([astray])
+    maps["stations"].update({bytes(maps["stations"].spec.key): bytes(4)})
+    assert await past(fabric, near, far, "10.7.0.3") == [True, True, False, False]
+    b.reconciler.audit()
+    await fabric.settle()
+    assert b.reconciler.repairs["bpf"] == 4
+    assert await past(fabric, near, far, "10.7.0.3") == [True] * 4
+    assert bytes(maps["stations"].spec.key) not in maps["stations"].read()
+
+
+async def test_what_has_no_room_goes_by_the_bridge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = listen_to(monkeypatch)
+    small = {**shortcutprograms.MAPS, "sources": MapSpec(HASH, 28, 4, 1)}
+    monkeypatch.setattr(module, "MAPS", small)
+    async with opened(tmp_path) as fabric:
+        _, near, far = await paired(fabric)
+        await talk(near, far, "10.7.0.3")
+        assert told == ["shortcuts.full"] * 2
+        assert not any(shortcuts(host)._maps["stations"].read() for host in fabric.hosts)
+        for host in fabric.hosts:  # of two addresses one is left
+            ports = host.desired.networks[7].ports
+            host.set_ports(
+                7,
+                {
+                    e: replace(p, addresses=p.addresses[:1], gateways=p.gateways[:1])
+                    for e, p in ports.items()
+                },
+            )
+        await fabric.settle()
+        assert await past(fabric, near, far, "10.7.0.3") == [True] * 4
+
+
+@pytest.mark.parametrize("where", ["load", "attach"])
+async def test_a_kernel_that_refuses_it_is_told_of_once_and_the_bridge_does(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = listen_to(monkeypatch)
+
+    def refuse(*arguments: Any) -> int:
+        raise OSError(errno.EPERM, "program: Operation not permitted")
+
+    def unknown(*arguments: Any) -> bytes:
+        return new_program(*arguments).replace(b"bpf\0", b"bpx\0")
+
+    new_program = filterpacking.new_program
+    if where == "load":
+        monkeypatch.setattr(bpf, "load", refuse)
+    else:
+        monkeypatch.setattr(filterpacking, "new_program", unknown)
+    async with opened(tmp_path, at_sockets=False) as fabric:
+        _, near, far = await paired(fabric)
+        await talk(near, far, "10.7.0.3")
+        fabric.a.reconciler.audit()
+        await fabric.settle()
+        assert not fabric.a.reconciler.failures()
+        assert not fabric.a.reconciler.repairs["bpf"]
+    assert told == ["shortcuts.off"] * 2
+
+
+def listen_to(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is told of shortcuts from here on."""
+    told: list[str] = []
+    log = SimpleNamespace(warning=lambda event, **_: told.append(event))
+    monkeypatch.setattr(module, "log", log)
+    return told
+
+
+SERVER = """
+import socket
+server = socket.create_server(("0.0.0.0", 7000))
+print("ready", flush=True)
+while True:
+    connection, _ = server.accept()
+    connection.sendall(connection.recv(100))
+    connection.close()
+"""
+# For each line: a connection, a question on it, and the answer.
+CLIENT = """
+import socket, sys
+for line in sys.stdin:
+    with socket.create_connection((sys.argv[1], 7000), timeout=20) as sock:
+        sock.sendall(line.encode())
+        print(sock.recv(100).decode().strip(), flush=True)
+"""
+
+
+def test_an_agent_that_is_killed_leads_nothing_any_more(world: World) -> None:
+    net = world.network()
+    near, far = world.workload("h1", net), world.workload("h2", net)
+    address = world.address("h2", far)
+    pipe = subprocess.PIPE
+
+    def started(host: str, sandbox: str, *words: str) -> subprocess.Popen[str]:
+        command = [VXMESH, "exec", sandbox, "--", sys.executable, "-c", *words]
+        return world.host(host).popen(command, text=True, stdin=pipe, stdout=pipe)
+
+    def past() -> bool:
+        """Whether a connection that works goes past the bridge of h1."""
+        before = counted()
+        assert client.stdin
+        client.stdin.write("hello\n")
+        client.stdin.flush()
+        assert said(client.stdout) == "hello\n"
+        return counted() == before
+
+    def counted() -> str:
+        return world.in_own("h1", "nft", "list", "counters", "table", "bridge", "watch")
+
+    server, client = started("h2", far, SERVER), started("h1", near, CLIENT, address)
+    try:
+        until_said(server.stdout, "ready")
+        world.later(lambda: world.in_own("h1", "nft", "delete", "table", "bridge", "watch"))
+        world.in_own("h1", "nft", COUNTING)
+        world.wait(past, "past the bridge")
+        world.bed.kill("h1")
+        world.wait(lambda: not past(), "by the bridge")
+        world.bed.start("h1")
+        world.wait(past, "past the bridge again")
+    finally:
+        for process in (server, client):
+            process.kill()
+            process.wait()
