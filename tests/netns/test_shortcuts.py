@@ -202,21 +202,7 @@ async def test_a_mac_that_goes_to_another_host_and_back(fabric: Fabric) -> None:
     assert await past(fabric, near, far, "10.7.0.3") == [True] * 4
 
 
-async def test_what_follows_from_the_network_follows_it(fabric: Fabric) -> None:
-    """Its ports go to another VXLAN device, it takes other frames, or it floods."""
-
-    class Flooding(Desired):
-        def rows(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> Rows:
-            return replace(super().rows(vni, macs, addresses), floods=self.floods(vni))
-
-        def all_rows(self, vni: int) -> Rows:
-            return replace(super().all_rows(vni), floods=self.floods(vni))
-
-        def floods(self, vni: int) -> bool:
-            return bool(self.networks[vni].flood_rate)
-
-    for host in fabric.hosts:
-        host.desired.__class__ = Flooding
+async def test_ports_that_go_to_another_vxlan_device(fabric: Fabric) -> None:
     _, near, far = await paired(fabric)
     for host in fabric.hosts:
         bridge = host.desired.networks.pop(7)
@@ -227,14 +213,30 @@ async def test_what_follows_from_the_network_follows_it(fabric: Fabric) -> None:
         host.reconciler.touch_bridge(8)
     await fabric.settle()
     assert await past(fabric, near, far, "10.7.0.3") == [True] * 4
-    for mtu, rate in ((1300, 0), (1300, 100), (1300, 0)):
-        for host in fabric.hosts:
-            bridge = host.desired.networks[8]
-            host.desired.networks[8] = replace(bridge, mtu=mtu, flood_rate=rate)
-            host.reconciler.touch_bridge(8)
-        await fabric.settle()
-        # Where it floods, unicast for whom nobody knows would go to all hosts.
-        assert await past(fabric, near, far, "10.7.0.3") == [not rate, True] * 2, (mtu, rate)
+    for host in fabric.hosts:
+        kept = {
+            shortcutprograms.STATION.unpack(k)[0] for k in shortcuts(host)._maps["stations"].read()
+        }
+        assert kept == {host.links()["vxl8"]["ifindex"]}
+
+
+async def test_where_a_network_floods_the_bridge_leads_outwards(fabric: Fabric) -> None:
+    """Unicast for whom nobody knows would go to all hosts."""
+
+    class Flooding(Desired):
+        def rows(self, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> Rows:
+            return replace(super().rows(vni, macs, addresses), floods=True)
+
+        def all_rows(self, vni: int) -> Rows:
+            return replace(super().all_rows(vni), floods=True)
+
+    near, far = Sandbox(fabric), Sandbox(fabric)
+    for host, number, sandbox in ((fabric.a, 2, near), (fabric.b, 3, far)):
+        host.desired.__class__ = Flooding
+        host.add_network(7, flood_rate=100)
+        host.add_port(7, number, sandbox)
+    await fabric.settle()
+    assert await past(fabric, near, far, "10.7.0.3") == [False, True] * 2
 
 
 async def test_what_others_change_is_put_back_and_counted(fabric: Fabric) -> None:
