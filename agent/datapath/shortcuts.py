@@ -231,19 +231,22 @@ class Shortcuts:
                 if self.is_on and self._attached.get(index) != slot:
                     self._attach_to(index, slot)
 
-    def _attach_to(self, index: int, slot: int) -> None:
+    def _attach_to(self, index: int, slot: int) -> bool:
+        """Whether it is there now; not if the device has gone. All ends if this kernel cannot."""
         assert self._requests
         program = filterpacking.new_program(index, self._entries[slot], NAMES[slot])
+        self._attached[index] = slot  # of what has gone, too, until it is not wanted any more
         try:
             with contextlib.suppress(FileExistsError):
                 self._requests.ask(filterpacking.new_place(index))
             self._requests.ask(program)
         except OSError as error:
-            if error.errno != errno.ENODEV:  # else it has gone meanwhile
+            if error.errno != errno.ENODEV:
                 _warn(error)
                 self._end()
-                return
-        self._attached[index] = slot
+                return False
+            return False
+        return True
 
     async def audit(self) -> int:
         """Compare maps and devices with what they should be, and put right what is not; how many
@@ -254,7 +257,9 @@ class Shortcuts:
         for noted in self._noted.values():
             wanted["stations"] |= noted.stations
             wanted["sources"] |= noted.sources
-        return await asyncio.to_thread(self._audit, wanted, dict(self._attached))
+        here = self._wanted_at()
+        attached = {index: slot for index, slot in self._attached.items() if index in here}
+        return await asyncio.to_thread(self._audit, wanted, attached)
 
     def _audit(self, wanted: Mapping[str, Elements], attached: Mapping[int, int]) -> int:
         found = 0
@@ -270,9 +275,8 @@ class Shortcuts:
             self._lead()
             ids = {slot: bpf.id_of(entry) for slot, entry in self._entries.items()}
             for index, slot in attached.items():
-                if ids[slot] not in self._programs_at(index):
-                    self._attach_to(index, slot)
-                    found += 1
+                if self.is_on and ids[slot] not in self._programs_at(index):
+                    found += self._attach_to(index, slot)
         return found
 
     def _programs_at(self, index: int) -> set[int | None]:
