@@ -277,6 +277,7 @@ class Applier:
             attach = self.networks.attach(vni, port, interior, look.links if look else None)
             fixed = self.networks.fixed.copy()
             await self.attempt(("port", vni, endpoint), attach)
+            self.shortcuts.note_port(vni, endpoint)
             if before.get(endpoint, NOTHING)[0] != port:
                 self.networks.fixed = fixed  # it was asked for
 
@@ -403,9 +404,18 @@ class Applier:
                 break
         self.repairs.add("nft", total)
 
-    async def check_programs(self) -> None:
-        """The programs and maps that balance at connect(2), and those of shortcuts."""
+    async def check_sockets(self) -> None:
+        """The programs and maps that balance at connect(2)."""
         self.repairs.add("bpf", await self.serving.sockets.audit())
+
+    async def begin_shortcuts(self) -> None:
+        """Make ways past the bridge possible, if they can be; before any device is made."""
+        await asyncio.to_thread(self.shortcuts.open)
+        if self.shortcuts.is_on:
+            self.networks.keep_places()
+
+    async def check_shortcuts(self) -> None:
+        """The programs and maps of ways past the bridge."""
         self.repairs.add("bpf", await self.shortcuts.audit())
 
     async def check_routes(self) -> None:

@@ -58,6 +58,7 @@ class Backlog:
     overrun: bool = False  # everything, because events were lost
     tunnels: bool = False  # WireGuard's devices and routes
     sockets: bool = False  # programs and maps that balance at connect(2)
+    shortcuts: bool = False  # those of ways past the bridge
 
     def __bool__(self) -> bool:
         return any(getattr(self, part.name) for part in fields(self))
@@ -69,7 +70,8 @@ class Backlog:
     def host(self) -> None:
         """Note what there is once a host, whatever its networks."""
         self.namespace = self.uplink = self.routes = True
-        self.sysctls = self.tables = self.strangers = self.tunnels = self.sockets = True
+        self.sysctls = self.tables = self.strangers = self.tunnels = True
+        self.sockets = self.shortcuts = True
 
 
 def add_rows(rows: Rows, vni: int, macs: Iterable[bytes], addresses: Iterable[bytes]) -> None:
@@ -177,7 +179,7 @@ def note_again(key: Key, backlog: Backlog, failures: Failures) -> None:
     elif kind == "audit":
         failures.succeeded(key)  # a network that is gone by now would stand for ever
         backlog.audits.add(vni)
-    elif kind in ("uplink", "namespace", "sysctls", "strangers", "sockets"):
+    elif kind in ("uplink", "namespace", "sysctls", "strangers", "sockets", "shortcuts"):
         setattr(backlog, kind, True)
     else:
         failures.succeeded(key)

@@ -105,6 +105,11 @@ def mask(target: int, value: int) -> Line:
     return Line(_ALU["and"] | 0x04, target, 0, 0, _signed(value))
 
 
+def from_network(target: int) -> Line:
+    """target = its lower 16 bits, which are in the network's order, as a number."""
+    return Line(0xDC, target, 0, 0, 16)
+
+
 def modulo(target: int, source: int) -> Line:
     """target %= source, 32 bits; by nought it stays what it is."""
     return Line(_ALU["mod"] | 0x0C, target, source)

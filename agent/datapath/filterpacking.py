@@ -20,7 +20,7 @@ from agent.datapath.packing import (
     NLM_F_REQUEST,
 )
 
-RTM_NEWQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 44, 46
+RTM_NEWQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 44, 45, 46
 _TCMSG = struct.Struct("=BxxxiIII")  # family, ifindex, handle, parent, info
 _KIND, _OPTIONS = 1, 2
 _BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_ID = 6, 7, 8, 11
@@ -31,20 +31,27 @@ _ETH_P_ALL = 0x0003
 
 
 def new_place(index: int) -> bytes:
-    """Where programs can be on a device; EEXIST if there is one."""
+    """Where programs can be on a device; EEXIST if there is one. While it is made, the device drops
+    what it is to send: so before it is up (dev_deactivate in qdisc_graft)."""
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     body = _TCMSG.pack(0, index, 0xFFFF0000, _CLSACT, 0) + attribute(_KIND, b"clsact\0")
     return message(RTM_NEWQDISC, flags, body)
 
 
 def new_program(index: int, program: int, name: str) -> bytes:
-    """The program of a descriptor at the ingress of a device, in place of one of ours."""
+    """The program of a descriptor at the ingress of a device, in place of one of ours. EINVAL if it
+    has no place for any."""
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
     options = attribute(_BPF_FD, struct.pack("=I", program))
     options += attribute(_BPF_NAME, name.encode() + b"\0")
     options += attribute(_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
     body = _head(index, _HANDLE) + attribute(_KIND, b"bpf\0") + attribute(_OPTIONS, options)
     return message(RTM_NEWTFILTER, flags, body)
+
+
+def no_program(index: int) -> bytes:
+    """Take away what `new_program` put there."""
+    return message(RTM_DELTFILTER, NLM_F_REQUEST | NLM_F_ACK, _head(index, 0))
 
 
 def list_programs(index: int) -> bytes:

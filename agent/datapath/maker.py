@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from agent.datapath import linkpacking, netlinkmessages, packing
+from agent.datapath import filterpacking, linkpacking, netlinkmessages, packing
 from agent.drivers.base import Bridge, Port
 from agent.syscalls import socket_in
 
@@ -94,6 +94,7 @@ class Maker:
         with contextlib.ExitStack() as stack:
             self._own = stack.enter_context(contextlib.closing(Requests(own)))
             self._host = stack.enter_context(contextlib.closing(Requests(host)))
+            self.places = False  # whether devices are made with one for programs (shortcuts.py)
             # Not that of rows: there a deletion waits for all processors, some 20 ms.
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="maker")
             self._stack = stack.pop_all()
@@ -118,6 +119,10 @@ class Maker:
         """Make a port on the bridge with index `master`, its other end in the namespace of file
         descriptor `netns`, down; our end's index. OSError, and then nothing of it is left."""
         return await self._run(lambda: self._port(port, alias, mtu, master, netns))
+
+    async def place(self, index: int) -> None:
+        """Where programs can be on a device that is down, if there are any and it can be."""
+        await self._run(lambda: self._place(index))
 
     async def _run(self, function: Callable[[], T]) -> T:
         """Not over before the thread is done, cancelled or not: who asks closes descriptors that
@@ -161,8 +166,10 @@ class Maker:
             )
         )
         try:
+            vxlan = self._own.index(bridge.vxlan)
+            self._place(vxlan)
             ask(linkpacking.mark_port(bridge.vxlan, alias, flood=bridge.hands_on_unknown))
-            return index, self._own.index(bridge.vxlan)
+            return index, vxlan
         except BaseException:
             with contextlib.suppress(OSError):
                 ask(linkpacking.delete(bridge.vxlan))
@@ -172,11 +179,17 @@ class Maker:
         ask, name = self._own.ask, port.device
         ask(linkpacking.new_pair(name, port.ifname, netns, mtu, master, port.mac))
         try:
-            ask(linkpacking.mark_port(name, alias, flood=False))
             index = self._own.index(name)
+            self._place(index)
+            ask(linkpacking.mark_port(name, alias, flood=False))
             ask(packing.pack_static(index, port.mac))
         except BaseException:
             with contextlib.suppress(OSError):
                 ask(linkpacking.delete(name))  # nothing is left half made
             raise
         return index
+
+    def _place(self, index: int) -> None:
+        if self.places:
+            with contextlib.suppress(OSError):  # it is not worth a port
+                self._own.ask(filterpacking.new_place(index))

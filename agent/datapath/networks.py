@@ -64,6 +64,10 @@ class Networks:
         self.devices: dict[int, tuple[int, str]] = {}  # index -> VNI, endpoint or ""
         self.fixed: Counter[str] = Counter()
 
+    def keep_places(self) -> None:
+        """Devices are made with a place for programs from now on (shortcuts.py)."""
+        self._maker.places = True
+
     def note_defaults(self, vxlan: int, seen: Defaults) -> None:
         """Default rows of a device came or went."""
         self._bulk.note_defaults(vxlan, seen)
@@ -197,6 +201,7 @@ class Networks:
             link = await self._own.link(bridge.vxlan)
             if link is None:
                 raise OSError(errno.ENODEV, f"device {bridge.vxlan}: deleted while it was made")
+            await self._maker.place(link.index)
             self.fixed["bridge"] += 1
         wrong: dict[str, object] = {}
         if link.alias != mark:

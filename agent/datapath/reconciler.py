@@ -228,7 +228,7 @@ class Reconciler:
             )
             stack.callback(applier.close)
             await asyncio.to_thread(applier.serving.sockets.open)
-            await asyncio.to_thread(applier.shortcuts.open)
+            await applier.begin_shortcuts()
             self._drift = Drift(
                 self._desired,
                 applier.networks,
@@ -251,7 +251,7 @@ class Reconciler:
             await self._rules(applier)
             self._note_applied(mark)
             self._end()
-            await applier.shortcuts.attach()
+            await applier.attempt(("shortcuts", 0, ""), applier.shortcuts.attach())
             self._stack = stack.pop_all()
         applier.repairs.clear()  # until here it was not drift but the time without an agent
         works = self._work(applier), self._audit(applier), self._look_at_refusals(applier)
@@ -297,7 +297,8 @@ class Reconciler:
                 log.exception("datapath.fault")
                 self._failures.failed(("everything", 0, ""), error)
             self._end()
-            await applier.shortcuts.attach()  # by now nobody waits for us
+            # Who asked for a port has it by now.
+            await applier.attempt(("shortcuts", 0, ""), applier.shortcuts.attach())
 
     def _report(self, applier: Applier) -> None:
         """Tell what was put back: at once, but of who goes on and on only every now and then."""
@@ -365,7 +366,9 @@ class Reconciler:
         if backlog.sysctls:
             await applier.attempt(("sysctls", 0, ""), applier.check_sysctls())
         if backlog.sockets:
-            await applier.attempt(("sockets", 0, ""), applier.check_programs())
+            await applier.attempt(("sockets", 0, ""), applier.check_sockets())
+        if backlog.shortcuts:
+            await applier.attempt(("shortcuts", 0, ""), applier.check_shortcuts())
         if backlog.strangers:
             await applier.attempt(("strangers", 0, ""), applier.check_strangers())
         if backlog.overrun:

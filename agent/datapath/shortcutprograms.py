@@ -39,7 +39,9 @@ from agent.datapath.bpfasm import (
 
 STATION = struct.Struct("=I6s2x")  # a VXLAN device's index, a MAC that is behind it on this host
 PORT = struct.Struct("=I")  # the index of that one's port; 0: it is here, and reached by the bridge
-SOURCE = struct.Struct("=I6s2x16s")  # a port's index, and a MAC and an address that are its own
+# A port's index, and a MAC and an address that are its own, of that protocol (EtherType): else IPv6
+# could have a source that is another's IPv4 address.
+SOURCE = struct.Struct("=I6sH16s")
 WAY = struct.Struct("=I")  # the VXLAN device's index
 SLOT = struct.Struct("=I")  # which program
 
@@ -50,32 +52,28 @@ MAPS = {
 }
 INWARDS, OUTWARDS = range(2)  # in "programs"
 
-MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address
-HEAD = 14  # bytes of Ethernet's header
+# Before an IPv4 address, and the EtherTypes as they are in frames.
+MAPPED = bytes(10) + b"\xff\xff"
+IPV4, IPV6 = socket.htons(0x0800), socket.htons(0x86DD)
+_HEAD = 14  # bytes of Ethernet's header
 _NEXT = -1  # TC_ACT_UNSPEC: as if nothing had been here
 _TO_HOST = 0  # PACKET_HOST
-_IPV4, _IPV6 = 0x0800, 0x86DD
 _TCP = socket.IPPROTO_TCP
 
 # struct __sk_buff
-_PROTOCOL, _VLAN_PRESENT, _DEVICE, _DATA, _DATA_END = 16, 20, 40, 76, 80
+_LENGTH, _PROTOCOL, _VLAN_PRESENT, _DEVICE, _DATA, _DATA_END = 0, 16, 20, 40, 76, 80
 # Where things are in a frame of IPv4 or IPv6.
 _DESTINATION, _SOURCE = 0, 6
-_VERSION4, _PROTOCOL4, _ADDRESS4, _END4 = HEAD, HEAD + 9, HEAD + 12, HEAD + 20
-_VERSION6, _PROTOCOL6, _ADDRESS6, _END6 = HEAD, HEAD + 6, HEAD + 8, HEAD + 40
+_VERSION4, _PROTOCOL4, _ADDRESS4, _END4 = _HEAD, _HEAD + 9, _HEAD + 12, _HEAD + 20
+_VERSION6, _SIZE6, _PROTOCOL6, _ADDRESS6, _END6 = _HEAD, _HEAD + 4, _HEAD + 6, _HEAD + 8, _HEAD + 40
 # And on the stack.
 _STATION, _ORIGIN = -12, -40
-_MAC, _ADDRESS = 4, 12  # in a SOURCE; the former in a STATION, too
+_MAC, _KIND, _ADDRESS = 4, 10, 12  # in a SOURCE; the first in a STATION, too
 
 
 def _lookup(name: str, key: int) -> list[Line]:
     """R0 = where the value of the key at FP + `key` is; 0: nowhere."""
     return [asm.map_of(R1, name), *asm.address(R2, FP, key), asm.call("map_lookup_elem")]
-
-
-def _plain() -> list[Line]:
-    """Away with a frame that has a VLAN's tag, which stands beside it and not in it."""
-    return [asm.load(R1, R6, _VLAN_PRESENT), asm.jump_if(R1, "!=", 0, "out")]
 
 
 def _within(end: int) -> list[Line]:
@@ -103,7 +101,7 @@ def entry(slot: int) -> list[Line | str]:
     """Goes on with the program in a slot, if there is one."""
     return [
         asm.map_of(R2, "programs"),
-        asm.number(asm.R3, slot),
+        asm.number(R3, slot),
         asm.call("tail_call"),
         *asm.leave(_NEXT),
     ]
@@ -113,12 +111,11 @@ def inwards() -> list[Line | str]:
     """At the ingress of a VXLAN device."""
     return [
         asm.move(R6, R1),
-        *_plain(),
         asm.load(R1, R6, _PROTOCOL),
-        asm.jump_if(R1, "=", socket.htons(_IPV4), "ip"),
-        asm.jump_if(R1, "!=", socket.htons(_IPV6), "out"),
+        asm.jump_if(R1, "=", IPV4, "ip"),
+        asm.jump_if(R1, "!=", IPV6, "out"),
         "ip",
-        *_within(HEAD),
+        *_within(_HEAD),
         *_copy_mac(_STATION + _MAC, _DESTINATION),
         asm.load(R1, R6, _DEVICE),
         asm.store(FP, _STATION, R1),
@@ -126,7 +123,7 @@ def inwards() -> list[Line | str]:
         asm.jump_if(R0, "=", 0, "out"),
         asm.load(R7, R0, 0),
         asm.jump_if(R7, "=", 0, "out"),
-        # For the VXLAN device's own MAC it was another host's, and dropped as such.
+        # The kernel took it for another's (PACKET_OTHERHOST): it is not for the VXLAN device's MAC.
         asm.move(R1, R6),
         asm.number(R2, _TO_HOST),
         asm.call("skb_change_type"),
@@ -143,16 +140,24 @@ def outwards() -> list[Line | str]:
     """At the ingress of our end of a port."""
     return [
         asm.move(R6, R1),
-        *_plain(),
+        # A VLAN's tag stands beside the frame by now, and not in it.
+        asm.load(R1, R6, _VLAN_PRESENT),
+        asm.jump_if(R1, "!=", 0, "out"),
         asm.load(R4, R6, _PROTOCOL),
-        asm.jump_if(R4, "=", socket.htons(_IPV4), "ipv4"),
-        asm.jump_if(R4, "!=", socket.htons(_IPV6), "out"),
+        asm.jump_if(R4, "=", IPV4, "ipv4"),
+        asm.jump_if(R4, "!=", IPV6, "out"),
         *_within(_END6),
         asm.load(R1, R2, _VERSION6, 1),
         asm.mask(R1, 0xF0),
         asm.jump_if(R1, "!=", 0x60, "out"),
         asm.load(R1, R2, _PROTOCOL6, 1),
         asm.jump_if(R1, "!=", _TCP, "out"),
+        # Of one that says it is longer than it is the guard sees no protocol, and drops it.
+        asm.load(R1, R2, _SIZE6, 2),
+        asm.from_network(R1),
+        *asm.address(R1, R1, _END6),
+        asm.load(R3, R6, _LENGTH),
+        asm.jump_above(R1, R3, "out"),
         *(
             line
             for at in range(0, 16, 4)
@@ -179,6 +184,7 @@ def outwards() -> list[Line | str]:
         asm.jump_if(R1, "!=", 0, "out"),  # to several
         *_copy_mac(_STATION + _MAC, _DESTINATION),
         *_copy_mac(_ORIGIN + _MAC, _SOURCE),
+        asm.store(FP, _ORIGIN + _KIND, R4, 2),
         asm.load(R1, R6, _DEVICE),
         asm.store(FP, _ORIGIN, R1),
         *_lookup("sources", _ORIGIN),

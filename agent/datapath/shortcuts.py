@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from errno import EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ from agent.datapath.maker import Requests
 from agent.datapath.networks import Held
 from agent.datapath.shortcutprograms import (
     INWARDS,
+    IPV4,
+    IPV6,
     MAPPED,
     MAPS,
     OUTWARDS,
@@ -39,7 +41,7 @@ from agent.datapath.shortcutprograms import (
     STATION,
     WAY,
 )
-from agent.drivers.base import Port
+from agent.drivers.base import Bridge, Port
 from agent.notation import parse_address
 
 log = structlog.get_logger()
@@ -50,6 +52,8 @@ PROGRAMS: dict[int, Callable[[], list[Line | str]]] = {
     OUTWARDS: shortcutprograms.outwards,
 }
 NAMES = {INWARDS: "vxmesh_inwards", OUTWARDS: "vxmesh_outwards"}
+LOOPBACK = 1  # its index in each namespace
+IMPOSSIBLE = (ENOENT, EOPNOTSUPP, EPERM)  # what a kernel says that has no programs at devices
 
 
 class _Head(NamedTuple):
@@ -70,14 +74,21 @@ class _Made(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Noted:
+class _InMaps:
     """A network as it is in the maps."""
 
     head: _Head
     stations: Elements = field(default_factory=dict)
     sources: Elements = field(default_factory=dict)
     ports: dict[str, _Made] = field(default_factory=dict)  # by endpoint
+    bridge: Bridge | None = None  # that and the ports it follows from
+    held: dict[str, tuple[Port, int]] = field(default_factory=dict)
     devices: dict[int, int] = field(default_factory=dict)  # index -> which program
+
+    def is_of(self, held: Held) -> bool:
+        """Whether it follows from just that."""
+        same = self.head == _head_of(held) and self.bridge is held.bridge
+        return same and self.held == held.ports
 
 
 class Shortcuts:
@@ -87,14 +98,14 @@ class Shortcuts:
         """In our namespace at path `netns`; `held` are the networks as they are; not `wanted`:
         there are none."""
         self._netns, self._held, self._wanted = netns, held, wanted
-        self._noted: dict[int, _Noted] = {}  # by VNI
+        self._written: dict[int, _InMaps] = {}  # by VNI
         self._attached: dict[int, int] = {}  # index of a device -> which program
         self._maps: dict[str, bpf.Map] = {}
         self._entries: dict[int, int] = {}  # which program -> descriptor of what leads to it
         self._programs: dict[int, int] = {}
         self._requests: Requests | None = None
         self._stack = contextlib.ExitStack()
-        self._is_full = False
+        self._full: set[int] = set()  # VNIs of networks that have no room
         # A thread goes on when who waits for it is cancelled: descriptors are to live as long.
         self._lock = threading.Lock()
 
@@ -121,6 +132,7 @@ class Shortcuts:
                     stack.callback(os.close, self._entries[slot])
                     programs[slot] = bpf.load(NAMES[slot], lines(), maps, bpf.SCHED_CLS)
                     stack.callback(os.close, programs[slot])
+                self._try()
                 self._programs = programs
                 self._lead()
             except OSError as error:
@@ -128,6 +140,15 @@ class Shortcuts:
                 _warn(error)
                 return
             self._stack = stack.pop_all()
+
+    def _try(self) -> None:
+        """OSError if this kernel has no programs at devices. Our loopback has one for a moment."""
+        assert self._requests
+        with contextlib.suppress(FileExistsError):
+            self._requests.ask(filterpacking.new_place(LOOPBACK))
+        entry = self._entries[INWARDS]
+        self._requests.ask(filterpacking.new_program(LOOPBACK, entry, NAMES[INWARDS]))
+        self._requests.ask(filterpacking.no_program(LOOPBACK))
 
     def close(self) -> None:
         """From here on all goes by the bridge."""
@@ -140,7 +161,7 @@ class Shortcuts:
             for slot in self._programs:
                 with contextlib.suppress(OSError):
                     self._maps["programs"].drop(SLOT.pack(slot))
-        self._programs, self._attached = {}, {}
+        self._programs, self._attached, self._written = {}, {}, {}
         self._stack.close()
 
     def _lead(self) -> None:
@@ -154,39 +175,73 @@ class Shortcuts:
         """A network is as it is held now, or is no more.
 
         To be called before a port of it is made, so that no frame for that is taken to another
-        host, and afterwards.
+        host, or changed; and afterwards.
         """
-        held, old = self._held.get(vni), self._noted.pop(vni, None)
+        held, old = self._held.get(vni), self._written.get(vni)
         if not self.is_on or (old is None and held is None):
             return
-        head = _head(held) if held else old.head if old else None
+        if old and held and old.is_of(held) and vni not in self._full:
+            return
+        head = _head_of(held) if held else old.head if old else None
         assert head
-        new = _noted(head, held, old) if held and held.vxlan else _Noted(head)
-        old = old or _Noted(head)
+        new = _in_maps(head, held, old) if held and held.vxlan else _InMaps(head)
+        self._replace(vni, old or _InMaps(head), new)
+
+    def note_port(self, vni: int, endpoint: str) -> None:
+        """The same when one port of it has been made, or looked at."""
+        held, old = self._held.get(vni), self._written.get(vni)
+        if held is None or old is None or old.head != _head_of(held) or vni in self._full:
+            self.note(vni)
+            return
+        port, device = held.ports.get(endpoint, (None, 0))
+        made = old.ports.get(endpoint)
+        if port is None or (made and made.port is port and made.device == device):
+            return
+        now = _Made(port, device, *of_port(old.head, port, device))
+        kept, devices = dict(old.sources), dict(old.devices)
+        if made:
+            for key in made.sources:
+                kept.pop(key, None)
+            devices.pop(made.device, None)
+        if now.sources:
+            devices[device] = OUTWARDS
+        new = replace(
+            old,
+            stations=old.stations | now.stations,
+            sources=kept | now.sources,
+            ports={**old.ports, endpoint: now},
+            held=dict(held.ports),
+            devices=devices,
+        )
+        self._replace(vni, old, new)
+
+    def _replace(self, vni: int, old: _InMaps, new: _InMaps) -> None:
+        """What is in the maps of a network is to be `new`."""
+        self._written.pop(vni, None)
         if new.devices:
-            self._noted[vni] = new
+            self._written[vni] = new
         try:
             self._write(old, new)
         except OSError as error:
-            if not self._is_full:
+            if vni not in self._full:
                 log.warning(
                     "shortcuts.full",
                     why=str(error),
                     effect="what has no room goes by the bridge, which is slower",
                 )
-            self._is_full = True
+            self._full.add(vni)
             self._clear(old.stations.keys() | new.stations, old.sources.keys() | new.sources)
-            new.stations, new.sources = {}, {}
+            new.stations, new.sources, new.ports = {}, {}, {}
         else:
-            self._is_full = False
+            self._full.discard(vni)
 
     def forget(self, vni: int) -> None:
         """A network's ports are about to be moved to another one."""
-        noted = self._noted.pop(vni, None)
+        noted = self._written.pop(vni, None)
         if noted and self.is_on:
             self._clear(noted.stations, noted.sources)
 
-    def _write(self, old: _Noted, new: _Noted) -> None:
+    def _write(self, old: _InMaps, new: _InMaps) -> None:
         """OSError, and then some of it is written."""
         come = {k: v for k, v in new.stations.items() if old.stations.get(k) != v}
         sources = {k: v for k, v in new.sources.items() if old.sources.get(k) != v}
@@ -214,7 +269,7 @@ class Shortcuts:
 
     def _wanted_at(self) -> dict[int, int]:
         wanted: dict[int, int] = {}
-        for noted in self._noted.values():
+        for noted in self._written.values():
             wanted |= noted.devices
         return wanted
 
@@ -232,19 +287,18 @@ class Shortcuts:
                     self._attach_to(index, slot)
 
     def _attach_to(self, index: int, slot: int) -> bool:
-        """Whether it is there now; not if the device has gone. All ends if this kernel cannot."""
+        """Whether it is there now. All ends if this kernel cannot."""
         assert self._requests
-        program = filterpacking.new_program(index, self._entries[slot], NAMES[slot])
-        self._attached[index] = slot  # of what has gone, too, until it is not wanted any more
+        self._attached[index] = slot  # as far as can be: else the next audit tries again
         try:
-            with contextlib.suppress(FileExistsError):
-                self._requests.ask(filterpacking.new_place(index))
-            self._requests.ask(program)
+            self._requests.ask(filterpacking.new_program(index, self._entries[slot], NAMES[slot]))
         except OSError as error:
-            if error.errno != errno.ENODEV:
+            # It has gone meanwhile, or was made without a place for programs (maker.py).
+            if error.errno in IMPOSSIBLE:
                 _warn(error)
                 self._end()
-                return False
+            elif error.errno not in (ENODEV, EINVAL):
+                log.warning("shortcuts.missing", device=index, why=str(error))
             return False
         return True
 
@@ -253,8 +307,10 @@ class Shortcuts:
         elements and programs others had changed. OSError."""
         if not self.is_on:
             return 0
+        for vni in list(self._full):
+            self.note(vni)  # others may have gone
         wanted: dict[str, Elements] = {"stations": {}, "sources": {}}
-        for noted in self._noted.values():
+        for noted in self._written.values():
             wanted["stations"] |= noted.stations
             wanted["sources"] |= noted.sources
         here = self._wanted_at()
@@ -289,28 +345,33 @@ class Shortcuts:
         return {filterpacking.read_program(body) for _, body in listed}
 
 
-def _head(held: Held) -> _Head:
+def _head_of(held: Held) -> _Head:
     bridge = held.bridge
     return _Head(held.vxlan, bridge.router_mac, bridge.hands_on_unknown)
 
 
-def _noted(head: _Head, held: Held, before: _Noted | None) -> _Noted:
+def _in_maps(head: _Head, held: Held, before: _InMaps | None) -> _InMaps:
     """How a network is to be in the maps; what did not change is as it was `before`."""
-    noted = _Noted(head, devices={head.vxlan: INWARDS})
-    # Those of ports that are about to be made, too: frames for them stay on the bridge.
+    now = _InMaps(head, bridge=held.bridge, held=dict(held.ports), devices={head.vxlan: INWARDS})
+    # Those of ports that are about to be made, or to be others, too: frames for them stay on the
+    # bridge.
     macs = [head.router, *(port.mac for port in held.bridge.ports.values())]
-    noted.stations = {STATION.pack(head.vxlan, mac): PORT.pack(0) for mac in macs if mac}
+    now.stations = {STATION.pack(head.vxlan, mac): PORT.pack(0) for mac in macs if mac}
     known = before.ports if before and before.head == head else {}
+    wanted = held.bridge.ports
     for endpoint, (port, index) in held.ports.items():
+        other = wanted.get(endpoint, port)
+        if other is not port and other != port:
+            continue
         made = known.get(endpoint)
         if made is None or made.port is not port or made.device != index:
             made = _Made(port, index, *of_port(head, port, index))
-        noted.ports[endpoint] = made
-        noted.stations |= made.stations
-        noted.sources |= made.sources
+        now.ports[endpoint] = made
+        now.stations |= made.stations
+        now.sources |= made.sources
         if made.sources:
-            noted.devices[index] = OUTWARDS
-    return noted
+            now.devices[index] = OUTWARDS
+    return now
 
 
 def of_port(head: _Head, port: Port, index: int) -> tuple[Elements, Elements]:
@@ -324,8 +385,12 @@ def of_port(head: _Head, port: Port, index: int) -> tuple[Elements, Elements]:
     if not head.outwards:
         return stations, {}
     way = WAY.pack(head.vxlan)
-    addresses = (parse_address(text.partition("/")[0]) for text in port.addresses)
-    return stations, {SOURCE.pack(index, port.mac, (MAPPED + a)[-16:]): way for a in addresses}
+    sources = {}
+    for text in port.addresses:
+        address = parse_address(text.partition("/")[0])
+        kind, full = (IPV4, MAPPED + address) if len(address) == 4 else (IPV6, address)
+        sources[SOURCE.pack(index, port.mac, kind, full)] = way
+    return stations, sources
 
 
 def _warn(error: OSError) -> None:

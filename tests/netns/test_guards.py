@@ -154,6 +154,19 @@ def source_address6_of_tcp(net: Net, to: Port) -> tuple[bytes, bytes]:
     return ethernet(to.mac, net.mine.mac, IPV6, wrong), ethernet(to.mac, net.mine.mac, IPV6, right)
 
 
+def mapped_source(net: Net, to: Port) -> tuple[bytes, bytes]:
+    """IPv6 whose source is one's own IPv4 address as IPv6 has it."""
+    wrong, right = (tcp6(s, ip(to, 6)) for s in (f"::ffff:{ip(net.mine)}", ip(net.mine, 6)))
+    return ethernet(to.mac, net.mine.mac, IPV6, wrong), ethernet(to.mac, net.mine.mac, IPV6, right)
+
+
+def longer_than_it_is(net: Net, to: Port) -> tuple[bytes, bytes]:
+    right = tcp6(ip(net.mine, 6), ip(to, 6))
+    length = int.from_bytes(right[4:6], "big") + 100
+    wrong = right[:4] + length.to_bytes(2, "big") + right[6:]
+    return ethernet(to.mac, net.mine.mac, IPV6, wrong), ethernet(to.mac, net.mine.mac, IPV6, right)
+
+
 def vlan_tagged_tcp(net: Net, to: Port) -> tuple[bytes, bytes]:
     packet = tcp4(ip(net.mine), ip(to))
     tagged = (5).to_bytes(2, "big") + IPV4.to_bytes(2, "big") + packet
@@ -329,6 +342,8 @@ EVERYWHERE: list[tuple[Case, str]] = [
     (source_address6, "address"),
     (source_address_of_tcp, "address"),
     (source_address6_of_tcp, "address"),
+    (mapped_source, "address"),
+    (longer_than_it_is, "protocol"),
     (link_local_of_another, "address"),
     (advertisement, "neighbour"),
     (advertisement_of_another_mac, "neighbour"),

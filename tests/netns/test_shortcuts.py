@@ -22,11 +22,11 @@ import pytest
 
 from agent.datapath import bpf, filterpacking, shortcutprograms
 from agent.datapath import shortcuts as module
-from agent.datapath.bpfasm import HASH, MapSpec
 from agent.datapath.shortcuts import Shortcuts
 from agent.drivers.base import Port, Rows
 from agent.notation import parse_address
 from agent.syscalls import in_netns
+from tests.netns import frames
 from tests.netns.datapath_hosts import (
     DEADLINE,
     Desired,
@@ -242,9 +242,11 @@ async def test_where_a_network_floods_the_bridge_leads_outwards(fabric: Fabric) 
 async def test_what_others_change_is_put_back_and_counted(fabric: Fabric) -> None:
     _, near, far = await paired(fabric)
     b = fabric.b
+    await restart(b, audit_interval=3600)
+    await fabric.settle()
     port, maps = ports_of(b)[0], shortcuts(b)._maps
-    b.inside("tc", "qdisc", "del", "dev", port, "clsact")
-    b.inside("tc", "filter", "del", "dev", "vxl7", "ingress")
+    for device in (port, "vxl7"):
+        b.inside("tc", "filter", "del", "dev", device, "ingress")
     astray = next(iter(maps["sources"].read()))
     maps["sources"].delete([astray])
     maps["stations"].update({bytes(maps["stations"].spec.key): bytes(4)})
@@ -254,13 +256,121 @@ async def test_what_others_change_is_put_back_and_counted(fabric: Fabric) -> Non
     assert b.reconciler.repairs["bpf"] == 4
     assert await past(fabric, near, far, "10.7.0.3") == [True] * 4
     assert bytes(maps["stations"].spec.key) not in maps["stations"].read()
+    maps["programs"].drop(shortcutprograms.SLOT.pack(shortcutprograms.INWARDS))
+    assert await past(fabric, near, far, "10.7.0.3") == [True, True, True, False]
+    b.reconciler.audit()
+    await fabric.settle()
+    assert await past(fabric, near, far, "10.7.0.3") == [True] * 4
+
+
+async def test_a_device_that_was_made_without_a_place_for_programs_gets_none(
+    fabric: Fabric,
+) -> None:
+    """While it is made, what the device is to send is lost."""
+    a = fabric.a
+    await a.reconciler.stop()
+    await a.make(has_shortcuts=False).start()
+    _, near, far = await paired(fabric)
+    await restart(a)
+    await fabric.settle()
+    port = ports_of(a)[0]
+    for device in (port, "vxl7"):
+        assert "clsact" not in a.inside("tc", "qdisc", "show", "dev", device)
+    assert await past(fabric, near, far, "10.7.0.3") == [False, False, True, True]
+    a.reconciler.audit()
+    await fabric.settle()
+    assert not a.reconciler.repairs
+    late = Sandbox(fabric)
+    a.add_port(7, 9, late)
+    await fabric.settle()
+    assert await past(fabric, late, far, "10.7.0.3") == [True, False, True, True]
+
+
+async def test_a_port_that_goes_is_no_repair(fabric: Fabric) -> None:
+    await paired(fabric)
+    a = fabric.a
+    a.set_ports(7, {})
+    a.reconciler.audit()
+    await fabric.settle()
+    assert not a.reconciler.repairs
+
+
+async def test_a_thread_that_cannot_be_had_ends_no_agent(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, far = await paired(fabric)
+    a, attach = fabric.a, Shortcuts._attach
+    refused: list[object] = []
+
+    def refuse(shortcuts: Shortcuts, wanted: dict[int, int]) -> None:
+        if not refused:
+            refused.append(wanted)
+            raise RuntimeError("can't start new thread")
+        attach(shortcuts, wanted)
+
+    monkeypatch.setattr(Shortcuts, "_attach", refuse)
+    late = Sandbox(fabric)
+    a.add_port(7, 9, late)
+    await fabric.settle()  # by the next attempt
+    assert refused
+    assert await past(fabric, late, far, "10.7.0.3") == [True] * 4
+
+
+async def test_a_port_made_anew_is_reached_from_the_moment_it_is_there(fabric: Fabric) -> None:
+    """Of frames to a device that has gone the bridge would have got some there."""
+    await paired(fabric)
+    a = fabric.a
+    applier = a.reconciler._applier
+    assert applier
+    stations, attach = shortcuts(a)._maps["stations"], applier.networks.attach
+    led: list[int] = []
+
+    def leads_to(mac: bytes) -> int:
+        (to,) = [value for key, value in stations.read().items() if mac in key]
+        return int(shortcutprograms.PORT.unpack(to)[0])
+
+    async def look(vni: int, port: Port, *arguments: Any) -> None:
+        led.append(leads_to(port.mac))
+        await attach(vni, port, *arguments)
+
+    applier.networks.attach = look  # type: ignore[method-assign, assignment]
+    ((endpoint, port),) = a.desired.networks[7].ports.items()
+    anew = Sandbox(fabric)
+    a.set_ports(7, {endpoint: replace(port, netns=str(anew.path), inode=anew.inode)})
+    await fabric.settle()
+    assert led == [0], "by the bridge meanwhile"
+    assert leads_to(port.mac) == applier.networks.held[7].ports[endpoint][1]
+
+
+async def test_an_address_that_is_taken_away_is_sent_from_no_more(fabric: Fabric) -> None:
+    _, near, far = await paired(fabric)
+    a, b = fabric.hosts
+    ((endpoint, port),) = a.desired.networks[7].ports.items()
+    ((_, other),) = b.desired.networks[7].ports.items()
+
+    def syn(source: str) -> bytes:
+        packet = frames.ipv4(source, "10.7.0.3", frames.TCP, frames.tcp_syn(999, 4000))
+        return frames.ethernet(other.mac, port.mac, frames.IPV4, packet)
+
+    old, new = syn("10.7.0.2"), syn("10.7.0.9")
+    with frames.listening(far.path) as (ear,):
+        frames.send(near.path, "eth0", old)
+        assert ear.hears(old)
+        a.set_ports(7, {endpoint: replace(port, addresses=("10.7.0.9/24",), gateways=())})
+        await fabric.settle()
+        old = syn("10.7.0.2")
+        frames.send(near.path, "eth0", old, new)
+        assert ear.hears(new) and not ear.has(old)
 
 
 async def test_what_has_no_room_goes_by_the_bridge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = listen_to(monkeypatch)
-    small = {**shortcutprograms.MAPS, "sources": MapSpec(HASH, 28, 4, 1)}
+    small = {
+        **shortcutprograms.MAPS,
+        "sources": replace(shortcutprograms.MAPS["sources"], entries=1),
+    }
     monkeypatch.setattr(module, "MAPS", small)
     async with opened(tmp_path) as fabric:
         _, near, far = await paired(fabric)
@@ -360,11 +470,13 @@ def test_an_agent_that_is_killed_leads_nothing_any_more(world: World) -> None:
     try:
         until_said(server.stdout, "ready")
         world.later(lambda: world.in_own("h1", "nft", "delete", "table", "bridge", "watch"))
-        world.in_own("h1", "nft", COUNTING)
+        world.in_own("h1", "nft", COUNTING.replace("meta l4proto tcp", "tcp dport 7000"))
         world.wait(past, "past the bridge")
         world.bed.kill("h1")
-        world.wait(lambda: not past(), "by the bridge")
-        world.bed.start("h1")
+        try:
+            world.wait(lambda: not past(), "by the bridge")
+        finally:
+            world.bed.start("h1")
         world.wait(past, "past the bridge again")
     finally:
         for process in (server, client):

@@ -23,7 +23,7 @@ BRIDGE: Key = ("bridge", 7, "")
 def test_an_empty_backlog_is_false_and_any_entry_makes_it_true() -> None:
     assert not Backlog()
     names = [field.name for field in fields(Backlog)]
-    assert len(names) == 22
+    assert len(names) == 23
     for name in names:
         entry = Backlog()
         kind = type(getattr(entry, name))

@@ -16,7 +16,7 @@ from agent.datapath import filterpacking, shortcuts
 from agent.datapath.netlinkmessages import attribute
 from agent.datapath.networks import Held
 from agent.datapath.packing import HEADER
-from agent.datapath.shortcutprograms import PORT, SOURCE, STATION, WAY
+from agent.datapath.shortcutprograms import IPV4, IPV6, PORT, SOURCE, STATION, WAY
 from agent.datapath.shortcuts import Shortcuts
 from agent.drivers.base import Bridge, Port
 
@@ -77,11 +77,11 @@ def wanted(held: Mapping[int, Held]) -> tuple[dict[bytes, bytes], dict[bytes, by
             stations[STATION.pack(way, each.mac)] = PORT.pack(index)
             if one.bridge.flood_rate:
                 continue
-            for address in (
-                MAPPED + bytes([10, 7, 0, number]),
-                bytes.fromhex("fd000007") + bytes(11) + bytes([number]),
+            for kind, address in (
+                (IPV4, MAPPED + bytes([10, 7, 0, number])),
+                (IPV6, bytes.fromhex("fd000007") + bytes(11) + bytes([number])),
             ):
-                sources[SOURCE.pack(index, each.mac, address)] = WAY.pack(way)
+                sources[SOURCE.pack(index, each.mac, kind, address)] = WAY.pack(way)
     return stations, sources
 
 
@@ -98,6 +98,25 @@ def test_what_is_about_to_come_is_here_and_what_came_has_its_ways() -> None:
     del held[7]
     made.note(7)
     assert not stations.elements and not sources.elements and not made.is_due
+
+
+def test_a_port_that_is_to_be_another_is_reached_by_the_bridge_until_it_is() -> None:
+    """And sends nothing past it with an address that is no longer its own."""
+    before = port(2)
+    held = {7: Held(replace(BRIDGE, ports={"a": before}), 10, 11, {"a": (before, 12)})}
+    made, stations, sources = opened(held)
+    made.note(7)
+    after = replace(before, addresses=("10.7.0.9/24",))
+    held[7].bridge = replace(BRIDGE, ports={"a": after})
+    made.note(7)
+    assert stations.elements[STATION.pack(11, before.mac)] == PORT.pack(0)
+    assert not sources.elements
+    held[7].ports["a"] = (after, 13)
+    made.note_port(7, "a")
+    assert stations.elements[STATION.pack(11, before.mac)] == PORT.pack(13)
+    (source,) = sources.elements
+    assert SOURCE.unpack(source) == (13, before.mac, IPV4, MAPPED + bytes([10, 7, 0, 9]))
+    assert made._wanted_at() == {11: 0, 13: 1}
 
 
 def test_a_network_of_this_host_alone_has_none() -> None:
@@ -137,6 +156,9 @@ def test_any_order_of_changes_and_failures_ends_in_what_should_be(seed: int) -> 
         elif what == 4 and one.ports:
             endpoint = chance.choice(sorted(one.ports))
             one.ports[endpoint] = (one.ports[endpoint][0], next(indexes))
+            made.note_port(vni, endpoint)
+            to = stations.elements.get(STATION.pack(one.vxlan, one.ports[endpoint][0].mac))
+            assert to in (None, PORT.pack(one.ports[endpoint][1]))
         else:
             new = port(chance.randrange(2, 9) + 16 * vni)
             one.bridge = replace(one.bridge, ports={**one.bridge.ports, new.endpoint: new})
@@ -144,6 +166,8 @@ def test_any_order_of_changes_and_failures_ends_in_what_should_be(seed: int) -> 
             if vni in held and any(STATION.pack(one.vxlan, ROUTER) == k for k in stations.elements):
                 assert STATION.pack(one.vxlan, new.mac) in stations.elements
             one.ports[new.endpoint] = (new, next(indexes))
+            if chance.random() < 0.5:
+                made.note_port(vni, new.endpoint)
         made.note(vni)
         right = wanted(held)
         for have, should in zip((stations.elements, sources.elements), right, strict=True):
@@ -178,7 +202,7 @@ def test_what_a_port_may_send_is_told_by_its_own_addresses() -> None:
     stations, sources = shortcuts.of_port(head, one, 12)
     assert stations == {STATION.pack(11, one.mac): PORT.pack(12)}
     assert set(sources) == {
-        SOURCE.pack(12, one.mac, MAPPED + bytes([10, 7, 0, 2])),
-        SOURCE.pack(12, one.mac, bytes.fromhex("fd000007") + bytes(11) + b"\2"),
+        SOURCE.pack(12, one.mac, IPV4, MAPPED + bytes([10, 7, 0, 2])),
+        SOURCE.pack(12, one.mac, IPV6, bytes.fromhex("fd000007") + bytes(11) + b"\2"),
     }
     assert shortcuts.of_port(head, port(2, mac=b""), 12) == ({}, {})
