@@ -38,6 +38,7 @@ from tests.netns.datapath_hosts import (
     ports_of,
     restart,
     run,
+    until,
 )
 from tests.netns.world import VXMESH, World, said, until_said
 
@@ -482,3 +483,74 @@ def test_an_agent_that_is_killed_leads_nothing_any_more(world: World) -> None:
         for process in (server, client):
             process.kill()
             process.wait()
+
+
+async def test_a_look_at_maps_and_programs_that_fails_is_told_and_tried_again(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing was to be attached in the same pass."""
+    a = fabric.a
+    looked: list[bool] = []
+
+    async def audit(shortcuts: Shortcuts) -> int:
+        looked.append(True)
+        raise OSError(errno.ENOMEM, "map stations: Cannot allocate memory")
+
+    monkeypatch.setattr(Shortcuts, "audit", audit)
+    await paired(fabric)
+    a.reconciler.audit()
+    await a.reconciler.settle()
+    assert looked
+    assert any("shortcuts" in str(error) for error in a.reconciler.failures())
+
+
+async def test_attempts_that_go_on_failing_come_later_each_time(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the look at the maps between them finds nothing wrong."""
+    await paired(fabric)
+    a = fabric.a
+    failures, failed = a.reconciler._failures, a.reconciler._failures.failed
+    times: list[int] = []
+
+    def refuse(shortcuts: Shortcuts, wanted: dict[int, int]) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def note(key: Any, error: Exception) -> None:
+        failed(key, error)
+        times.append(failures._failures[key].times)
+
+    monkeypatch.setattr(Shortcuts, "_attach", refuse)
+    monkeypatch.setattr(failures, "failed", note)
+    a.add_port(7, 9, Sandbox(fabric))
+    await until(lambda: len(times) >= 3, "three attempts")
+    assert times[:3] == [1, 2, 3]
+
+
+async def test_what_the_guard_forbids_already_goes_no_more_though_the_bridge_cannot_be_made_so(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, near, far = await paired(fabric)
+    a, b = fabric.hosts
+    applier = a.reconciler._applier
+    assert applier
+    ((endpoint, port),) = a.desired.networks[7].ports.items()
+    ((_, other),) = b.desired.networks[7].ports.items()
+
+    def syn(source: str) -> bytes:
+        packet = frames.ipv4(source, "10.7.0.3", frames.TCP, frames.tcp_syn(999, 4000))
+        return frames.ethernet(other.mac, port.mac, frames.IPV4, packet)
+
+    async def ensure(*arguments: Any) -> bool:
+        raise OSError(errno.EBUSY, "device vxb7: busy")
+
+    monkeypatch.setattr(applier.networks, "ensure", ensure)
+    changed = replace(port, addresses=("10.7.0.9/24",), gateways=())
+    a.desired.networks[7] = replace(a.desired.networks[7], mtu=1400, ports={endpoint: changed})
+    a.reconciler.touch_bridge(7)
+    await a.reconciler.settle()
+    assert a.reconciler.failures()
+    with frames.listening(far.path) as (ear,):
+        old, new = syn("10.7.0.2"), syn("10.7.0.9")
+        frames.send(near.path, "eth0", old, new)
+        assert ear.hears(new) and not ear.has(old)

@@ -206,3 +206,47 @@ def test_what_a_port_may_send_is_told_by_its_own_addresses() -> None:
         SOURCE.pack(12, one.mac, IPV6, bytes.fromhex("fd000007") + bytes(11) + b"\2"),
     }
     assert shortcuts.of_port(head, port(2, mac=b""), 12) == ({}, {})
+
+
+def test_who_comes_with_the_mac_of_one_that_goes_is_reached_by_the_bridge_until_it_is_there() -> (
+    None
+):
+    before, after = port(2), port(2, endpoint="b", device="vxpb")
+    held = {7: Held(replace(BRIDGE, ports={"a": before}), 10, 11, {"a": (before, 12)})}
+    made, stations, _ = opened(held)
+    made.note(7)
+    held[7].bridge = replace(BRIDGE, ports={"b": after})
+    made.note(7)
+    assert stations.elements[STATION.pack(11, before.mac)] == PORT.pack(0)
+
+
+def test_what_went_in_the_pass_in_which_another_came_is_gone_from_the_maps() -> None:
+    """As Applier.bridge does it: one is deleted, another one made, and only of that it is told."""
+    old, new = port(2), port(3)
+    held = {7: Held(replace(BRIDGE, ports={old.endpoint: old}), 10, 11, {old.endpoint: (old, 12)})}
+    made, stations, sources = opened(held)
+    made.note(7)
+    held[7].bridge = replace(BRIDGE, ports={new.endpoint: new})
+    made.note(7)
+    del held[7].ports[old.endpoint]
+    held[7].ports[new.endpoint] = (new, 13)
+    made.note_port(7, new.endpoint)
+    made.note(7)
+    assert (stations.elements, sources.elements) == wanted(held)
+    assert made._wanted_at() == {11: 0, 13: 1}
+
+
+def test_what_could_not_be_made_is_here_all_the_same_when_another_could() -> None:
+    """A frame for it from another host must not go to a device that has gone."""
+    one, other = port(2), port(3)
+    both = {one.endpoint: one, other.endpoint: other}
+    held = {7: Held(replace(BRIDGE, ports=both), 10, 11)}
+    held[7].ports.update({one.endpoint: (one, 12), other.endpoint: (other, 13)})
+    made, stations, sources = opened(held)
+    made.note(7)
+    del held[7].ports[one.endpoint]
+    made.note_port(7, one.endpoint)
+    held[7].ports[other.endpoint] = (other, 14)
+    made.note_port(7, other.endpoint)
+    made.note(7)
+    assert (stations.elements, sources.elements) == wanted(held)
