@@ -554,3 +554,22 @@ async def test_what_the_guard_forbids_already_goes_no_more_though_the_bridge_can
         old, new = syn("10.7.0.2"), syn("10.7.0.9")
         frames.send(near.path, "eth0", old, new)
         assert ear.hears(new) and not ear.has(old)
+
+
+async def test_a_port_that_goes_as_another_comes_leaves_nothing_in_the_maps(
+    fabric: Fabric,
+) -> None:
+    await paired(fabric)
+    a = fabric.a
+    gone = a.add_port(7, 9, Sandbox(fabric))
+    await fabric.settle()
+    ports = a.desired.networks[7].ports
+    a.set_ports(7, {e: each for e, each in ports.items() if e != gone.endpoint})
+    a.add_port(7, 10, Sandbox(fabric))
+    await fabric.settle()
+    a.reconciler.audit()
+    await fabric.settle()
+    for elements in ("stations", "sources"):
+        assert not [k for k in shortcuts(a)._maps[elements].read() if gone.mac in k], elements
+    here = {link["ifindex"] for link in a.links().values()}
+    assert shortcuts(a)._wanted_at().keys() <= here
