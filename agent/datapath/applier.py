@@ -188,7 +188,7 @@ class Applier:
         try:
             await self._bridge(vni, look)
         finally:
-            self.shortcuts.note(vni)
+            self.shortcuts.note(vni, self._desired.bridge(vni))
 
     async def _bridge(self, vni: int, look: Look | None) -> None:
         if vni in self.lans.held or vni in self.lans.asked or self._desired.lan(vni):
@@ -216,6 +216,7 @@ class Applier:
         resized = held is not None and held.bridge.mtu != bridge.mtu
         fresh = False
         before = dict(held.ports) if held else {}
+        self.shortcuts.note(vni, bridge)  # the guard forbids from here on
         if changed or look:
             self.stale_tables |= changed
             fresh = await self._ensure(bridge, look.links if look else None)

@@ -181,6 +181,8 @@ def note_again(key: Key, backlog: Backlog, failures: Failures) -> None:
         backlog.audits.add(vni)
     elif kind in ("uplink", "namespace", "sysctls", "strangers", "sockets", "shortcuts"):
         setattr(backlog, kind, True)
+    elif kind == "programs":
+        pass  # they are attached after each pass
     else:
         failures.succeeded(key)
         backlog.everything = True

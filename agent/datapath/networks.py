@@ -201,7 +201,6 @@ class Networks:
             link = await self._own.link(bridge.vxlan)
             if link is None:
                 raise OSError(errno.ENODEV, f"device {bridge.vxlan}: deleted while it was made")
-            await self._maker.place(link.index)
             self.fixed["bridge"] += 1
         wrong: dict[str, object] = {}
         if link.alias != mark:
@@ -218,6 +217,7 @@ class Networks:
             await self._own.set_port(link.index, flood)
             wrong["port"] = True
         if not link.up:
+            await self._maker.place(link.index)
             await self._up(bridge, link)
             wrong["state"] = "up"
         self.fixed["link"] += bool(wrong) and not fresh

@@ -251,7 +251,7 @@ class Reconciler:
             await self._rules(applier)
             self._note_applied(mark)
             self._end()
-            await applier.attempt(("shortcuts", 0, ""), applier.shortcuts.attach())
+            await applier.attempt(("programs", 0, ""), applier.shortcuts.attach())
             self._stack = stack.pop_all()
         applier.repairs.clear()  # until here it was not drift but the time without an agent
         works = self._work(applier), self._audit(applier), self._look_at_refusals(applier)
@@ -298,7 +298,7 @@ class Reconciler:
                 self._failures.failed(("everything", 0, ""), error)
             self._end()
             # Who asked for a port has it by now.
-            await applier.attempt(("shortcuts", 0, ""), applier.shortcuts.attach())
+            await applier.attempt(("programs", 0, ""), applier.shortcuts.attach())
 
     def _report(self, applier: Applier) -> None:
         """Tell what was put back: at once, but of who goes on and on only every now and then."""

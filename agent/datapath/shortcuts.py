@@ -85,9 +85,9 @@ class _InMaps:
     held: dict[str, tuple[Port, int]] = field(default_factory=dict)
     devices: dict[int, int] = field(default_factory=dict)  # index -> which program
 
-    def is_of(self, held: Held) -> bool:
+    def is_of(self, held: Held, bridge: Bridge) -> bool:
         """Whether it follows from just that."""
-        same = self.head == _head_of(held) and self.bridge is held.bridge
+        same = self.head == _head_of(held) and self.bridge is bridge
         return same and self.held == held.ports
 
 
@@ -171,20 +171,23 @@ class Shortcuts:
 
     # -- what is in the maps --
 
-    def note(self, vni: int) -> None:
-        """A network is as it is held now, or is no more.
+    def note(self, vni: int, wanted: Bridge | None = None) -> None:
+        """A network is as it is held now, and about to be as `wanted`; or it is no more.
 
         To be called before a port of it is made, so that no frame for that is taken to another
-        host, or changed; and afterwards.
+        host, and before the guard forbids a port what it may send; and afterwards.
         """
         held, old = self._held.get(vni), self._written.get(vni)
         if not self.is_on or (old is None and held is None):
             return
-        if old and held and old.is_of(held) and vni not in self._full:
+        bridge = wanted or (held.bridge if held else None)
+        if old and held and bridge and old.is_of(held, bridge) and vni not in self._full:
             return
         head = _head_of(held) if held else old.head if old else None
         assert head
-        new = _in_maps(head, held, old) if held and held.vxlan else _InMaps(head)
+        new = _InMaps(head)
+        if held and bridge and held.vxlan:
+            new = _in_maps(head, held, bridge, old)
         self._replace(vni, old or _InMaps(head), new)
 
     def note_port(self, vni: int, endpoint: str) -> None:
@@ -210,7 +213,7 @@ class Shortcuts:
             stations=old.stations | now.stations,
             sources=kept | now.sources,
             ports={**old.ports, endpoint: now},
-            held=dict(held.ports),
+            held={**old.held, endpoint: (port, device)},
             devices=devices,
         )
         self._replace(vni, old, new)
@@ -350,17 +353,18 @@ def _head_of(held: Held) -> _Head:
     return _Head(held.vxlan, bridge.router_mac, bridge.hands_on_unknown)
 
 
-def _in_maps(head: _Head, held: Held, before: _InMaps | None) -> _InMaps:
+def _in_maps(head: _Head, held: Held, bridge: Bridge, before: _InMaps | None) -> _InMaps:
     """How a network is to be in the maps; what did not change is as it was `before`."""
-    now = _InMaps(head, bridge=held.bridge, held=dict(held.ports), devices={head.vxlan: INWARDS})
+    now = _InMaps(head, bridge=bridge, held=dict(held.ports), devices={head.vxlan: INWARDS})
     # Those of ports that are about to be made, or to be others, too: frames for them stay on the
     # bridge.
-    macs = [head.router, *(port.mac for port in held.bridge.ports.values())]
+    macs = [head.router, *(port.mac for port in bridge.ports.values())]
+    macs += [port.mac for port, _ in held.ports.values()]  # and of those that go
     now.stations = {STATION.pack(head.vxlan, mac): PORT.pack(0) for mac in macs if mac}
     known = before.ports if before and before.head == head else {}
-    wanted = held.bridge.ports
+    wanted = bridge.ports
     for endpoint, (port, index) in held.ports.items():
-        other = wanted.get(endpoint, port)
+        other = wanted.get(endpoint)
         if other is not port and other != port:
             continue
         made = known.get(endpoint)

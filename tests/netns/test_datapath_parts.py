@@ -83,7 +83,7 @@ def made(netns: Path) -> Iterator[Callable[[bool], Networks]]:
         bulk = stack.enter_context(contextlib.closing(Bulk(netns)))
         maker = stack.enter_context(contextlib.closing(Maker(netns, netns)))
         deaf: Any = SimpleNamespace(muting=lambda *_: contextlib.nullcontext())
-        nobody: Any = SimpleNamespace(network=_refuse, port=maker.port)
+        nobody: Any = SimpleNamespace(network=_refuse, port=maker.port, place=maker.place)
         yield lambda whole: Networks(link, link, fd, maker if whole else nobody, bulk, deaf)
 
 

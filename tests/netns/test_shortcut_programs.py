@@ -63,7 +63,6 @@ INWARDS: dict[str, tuple[bytes, int]] = {
     "to nobody here": (frame(PACKET4, to=FAR_MAC), NEXT),
     "to all": (frame(PACKET4, to=frames.BROADCAST), NEXT),
     "ARP": (frame(bytes(46), to=NEAR_MAC, kind=frames.ARP), NEXT),
-    "with a VLAN's tag": (frame(b"\0\5\x08\0" + PACKET4, to=NEAR_MAC, kind=frames.VLAN), NEXT),
 }
 
 

@@ -16,7 +16,16 @@ from agent.datapath import filterpacking, shortcuts
 from agent.datapath.netlinkmessages import attribute
 from agent.datapath.networks import Held
 from agent.datapath.packing import HEADER
-from agent.datapath.shortcutprograms import IPV4, IPV6, PORT, SOURCE, STATION, WAY
+from agent.datapath.shortcutprograms import (
+    INWARDS,
+    IPV4,
+    IPV6,
+    OUTWARDS,
+    PORT,
+    SOURCE,
+    STATION,
+    WAY,
+)
 from agent.datapath.shortcuts import Shortcuts
 from agent.drivers.base import Bridge, Port
 
@@ -56,9 +65,10 @@ def port(number: int, **changes: object) -> Port:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def opened(held: dict[int, Held], failing: Collection[int] = ()) -> tuple[Shortcuts, Map, Map]:
+def opened(held: dict[int, Held], failing: set[int] | None = None) -> tuple[Shortcuts, Map, Map]:
     made = Shortcuts("/nowhere", held)
-    stations, sources = Map(set(failing)), Map(set(failing))
+    failing = set() if failing is None else failing
+    stations, sources = Map(failing), Map(failing)
     made._maps = {"stations": stations, "sources": sources}  # type: ignore[dict-item]
     made._programs = {0: -1}
     return made, stations, sources
@@ -162,6 +172,11 @@ def test_any_order_of_changes_and_failures_ends_in_what_should_be(seed: int) -> 
         else:
             new = port(chance.randrange(2, 9) + 16 * vni)
             one.bridge = replace(one.bridge, ports={**one.bridge.ports, new.endpoint: new})
+            leaves = chance.choice(sorted(one.ports)) if one.ports else ""
+            if leaves not in ("", new.endpoint) and chance.random() < 0.3:
+                ports = {e: p for e, p in one.bridge.ports.items() if e != leaves}
+                one.bridge = replace(one.bridge, ports=ports)
+                del one.ports[leaves]
             made.note(vni)
             if vni in held and any(STATION.pack(one.vxlan, ROUTER) == k for k in stations.elements):
                 assert STATION.pack(one.vxlan, new.mac) in stations.elements
@@ -177,12 +192,15 @@ def test_any_order_of_changes_and_failures_ends_in_what_should_be(seed: int) -> 
             if each.vxlan in ways:
                 here = {k: v for k, v in right[0].items() if STATION.unpack(k)[0] == each.vxlan}
                 assert here.items() <= stations.elements.items(), "who is here is known to be"
-    for vni in (7, 8):
-        made.note(vni)
-        failing.clear()
+    failing.clear()
     for vni in (7, 8):
         made.note(vni)
     assert (stations.elements, sources.elements) == wanted(held)
+    devices = {one.vxlan: INWARDS for one in held.values()}
+    for one in held.values():
+        floods = one.bridge.flood_rate
+        devices |= {} if floods else {index: OUTWARDS for _, index in one.ports.values()}
+    assert made._wanted_at() == devices
 
 
 def test_programs_at_a_device_as_messages(tmp_path: Path) -> None:
