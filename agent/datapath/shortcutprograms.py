@@ -44,6 +44,7 @@ PORT = struct.Struct("=I")  # the index of that one's port; 0: it is here, and r
 SOURCE = struct.Struct("=I6sH16s")
 WAY = struct.Struct("=I")  # the VXLAN device's index
 SLOT = struct.Struct("=I")  # which program
+PROGRAM = struct.Struct("=I")  # its descriptor
 
 MAPS = {
     "stations": MapSpec(HASH, STATION.size, PORT.size, 1 << 16),

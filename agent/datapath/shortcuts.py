@@ -36,6 +36,7 @@ from agent.datapath.shortcutprograms import (
     MAPS,
     OUTWARDS,
     PORT,
+    PROGRAM,
     SLOT,
     SOURCE,
     STATION,
@@ -167,7 +168,7 @@ class Shortcuts:
     def _lead(self) -> None:
         """Have what is at the devices lead to the programs. OSError."""
         for slot, program in self._programs.items():
-            self._maps["programs"].put(SLOT.pack(slot), program.to_bytes(4, "little"))
+            self._maps["programs"].put(SLOT.pack(slot), PROGRAM.pack(program))
 
     # -- what is in the maps --
 
@@ -284,7 +285,7 @@ class Shortcuts:
     def _attach(self, wanted: Mapping[int, int]) -> None:
         with self._lock:
             for index in self._attached.keys() - wanted.keys():
-                del self._attached[index]  # it went with its device
+                del self._attached[index]  # gone with its device, or it leads nobody on
             for index, slot in wanted.items():
                 if self.is_on and self._attached.get(index) != slot:
                     self._attach_to(index, slot)
